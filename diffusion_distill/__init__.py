@@ -1,0 +1,50 @@
+"""Distilling diffusion models in time, in JAX: BTD, TRACT, and what they need.
+
+    import diffusion_distill as dd
+
+    source = dd.data.digits()
+    network = dd.UNet(ch=32, emb_ch=64, out_ch=1, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), num_heads=1)
+    teacher = dd.train(dd.Model(network, image_shape=(8, 8, 1)), source, dd.Denoising(length="200K"))
+    students = dd.distill(teacher, source, dd.Tract((1024, 32, 1), length="200K"))
+    images = dd.sample(students[1], 16)
+
+Conventions: images are [batch, height, width, channels] float32 in [-1, 1]; a noise level is
+(alpha, sigma) with z = alpha·x + sigma·eps; for VP schedules time 1 is noise and 0 is clean.
+"""
+
+from diffusion_distill import data, metrics, report
+from diffusion_distill.diffusion.preconditioning import LogsnrInput
+from diffusion_distill.diffusion.schedules import SCHEDULES, Cosine
+from diffusion_distill.distillation import DISTILLERS, Denoising, Progressive, Tract
+from diffusion_distill.model import Model
+from diffusion_distill.networks import NETWORKS, UNet
+from diffusion_distill.runs import Settings, distill, evaluate, sample, train
+from diffusion_distill.solvers import SOLVERS
+from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.training.optimizers import OptimizerSettings
+from diffusion_distill.version import __version__
+
+__all__ = [
+    "DISTILLERS",
+    "NETWORKS",
+    "SCHEDULES",
+    "SOLVERS",
+    "Artefact",
+    "Cosine",
+    "Denoising",
+    "LogsnrInput",
+    "Model",
+    "OptimizerSettings",
+    "Progressive",
+    "Settings",
+    "Tract",
+    "UNet",
+    "__version__",
+    "data",
+    "distill",
+    "evaluate",
+    "metrics",
+    "report",
+    "sample",
+    "train",
+]

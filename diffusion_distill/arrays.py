@@ -1,0 +1,39 @@
+"""Helpers that let one formula serve the host (NumPy, float64) and the device (JAX, float32)."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = Any  # a NumPy array or a JAX array; formulas below floor 2 accept both
+
+
+def namespace(*values: Array) -> ModuleType:
+    """Returns jax.numpy if any value lives on the device or is traced, else numpy."""
+    return jnp if any(isinstance(v, jax.Array) for v in values) else np
+
+
+def expand(per_sample: Array, like: Array) -> Array:
+    """Appends axes to a scalar or [batch] array so that it broadcasts against `like` [batch, ...]."""
+    missing = np.ndim(like) - np.ndim(per_sample)
+    return per_sample.reshape(np.shape(per_sample) + (1,) * missing) if np.ndim(per_sample) else per_sample
+
+
+def image_mean(values: Array) -> Array:
+    """Mean over all axes but the first: [batch, ...] -> [batch]."""
+    return values.mean(axis=tuple(range(1, values.ndim)))
+
+
+def image_sum(values: Array) -> Array:
+    """Sum over all axes but the first: [batch, ...] -> [batch]."""
+    return values.sum(axis=tuple(range(1, values.ndim)))
+
+
+def log1mexp(x: Array) -> Array:
+    """log(1 - exp(-x)) for x > 0, accurate for small and for large x."""
+    xp = namespace(x)
+    return xp.where(x < 0.6931472, xp.log(-xp.expm1(-x)), xp.log1p(-xp.exp(-x)))

@@ -1,0 +1,104 @@
+"""The composition root: the one place that reads configs and turns them into objects.
+
+A config has these parts, each read by one function below:
+
+    model      network, schedule, prediction, time_input, image_shape        -> Model
+    data       name of a source and its arguments                             -> Source
+    method     name ('denoising', 'btd', 'tract') and its fields              -> Denoising, Progressive, Tract
+    run        batch_size, seed, cadences, optimizer                          -> Settings
+    teacher    folder of the artefact to distil
+    artefact   folder of the artefact to sample or evaluate
+    sample     count, steps, solver, solver_options, seed, clip, batch_size
+    reference  data to evaluate against, like `data`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffusion_distill.data import SOURCES, Source
+from diffusion_distill.distillation import DISTILLERS, Denoising
+from diffusion_distill.errors import choose
+from diffusion_distill.model import Model
+from diffusion_distill.runs import Settings
+from diffusion_distill.settings import from_mapping, to_mapping
+from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.training.optimizers import OptimizerSettings
+
+METHODS = {"denoising": Denoising, **DISTILLERS}
+
+
+def config_of(
+    model: Model | None,
+    method: Any,
+    settings: Settings,
+    data: Mapping[str, Any],
+    reference: Mapping[str, Any],
+    **sample: Any,
+) -> ConfigDict:
+    """A complete config from objects: every field is there, with its value, to be overridden.
+
+    Args:
+      model: of a teacher to train; None for a distillation, whose model is its teacher's.
+      data, reference: {"name": one of SOURCES, ...its arguments}.
+      sample: changes to the sampling defaults.
+    """
+    name = next(name for name, kind in METHODS.items() if kind is type(method))
+    sampling = {"count": 64, "steps": 0, "solver": "ddim", "solver_options": {}, "seed": 0, "clip": True,
+                "batch_size": 256}  # fmt: skip
+    return ConfigDict(
+        {
+            **({"model": model.to_dict()} if model else {}),
+            "method": {"name": name, **to_mapping(method)},
+            "run": {**to_mapping(settings), "optimizer": to_mapping(settings.optimizer)},
+            "data": dict(data),
+            "reference": dict(reference),
+            "sample": {**sampling, **sample},
+            "teacher": "",
+            "artefact": "",
+        }
+    )
+
+
+def model(config: ConfigDict) -> Model:
+    """The model described by config.model."""
+    if "model" not in config:
+        raise ValueError("This config describes no model to train. Use one with a part 'model'.")
+    return Model.from_dict(config.model.to_dict())
+
+
+def source(config: ConfigDict, part: str = "data") -> Source:
+    """The data set named in config.data, or in another part of the same form."""
+    arguments = dict(config[part])
+    return choose("data set", arguments.pop("name"), SOURCES)(**arguments)
+
+
+def method(config: ConfigDict) -> Any:
+    """The training method of config.method."""
+    values = dict(config.method)
+    name = values.pop("name")
+    return from_mapping(choose("method", name, METHODS), f"method {name!r}", values)
+
+
+def settings(config: ConfigDict) -> Settings:
+    """How a run is carried out, config.run."""
+    values = config.run.to_dict()
+    optimizer = from_mapping(OptimizerSettings, "run.optimizer", values.pop("optimizer", {}))
+    return from_mapping(Settings, "run", {**values, "optimizer": optimizer})
+
+
+def artefact(config: ConfigDict, part: str) -> Artefact:
+    """The artefact whose folder config.teacher or config.artefact names."""
+    folder = config[part]
+    if not folder:
+        raise ValueError(f"This mode needs an artefact: give its folder with --config.{part}=FOLDER.")
+    return Artefact.load(folder)
+
+
+def sampling(config: ConfigDict) -> Mapping[str, Any]:
+    """Keyword arguments of `runs.sample` from config.sample; steps 0 means the artefact's own."""
+    values = config.sample.to_dict()
+    return {**values, "steps": values["steps"] or None}

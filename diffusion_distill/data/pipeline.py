@@ -1,0 +1,108 @@
+"""Pipeline: the endless stream of training batches as a pure function of (seed, step).
+
+Epoch e visits the n images in the order of the permutation drawn from PCG64([seed, e]). Laid end to end the epochs
+are one endless sequence, and batch number `step` is its slice
+
+    step * batch_size, ..., (step + 1) * batch_size - 1,
+
+so no image is dropped at the border of two epochs. There is no iterator and no hidden state: the position IS the
+step, and a run that resumes at a step sees what the uninterrupted run would have seen. Process p of P takes the p-th
+of P equal slices of each global batch; together they see the same batch for every P.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_distill.data.sources import Source
+
+# Third word of the entropy of flips; it keeps their stream apart from the permutations' [seed, epoch].
+FLIP_STREAM = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Batches:
+    """Shuffled batches of a source, addressed by step.
+
+    Attributes:
+        source: where images come from.
+        batch_size: images per global batch, over all processes; it may exceed the size of the source.
+        seed: of the order of images and of the flips, at least 0.
+        flip: mirror each image left to right with probability 1/2.
+        process_index: which slice of the global batch this process takes, in 0..process_count - 1.
+        process_count: number of processes; divides `batch_size`.
+
+    Raises:
+        ValueError: a setting outside the above, or an empty source.
+    """
+
+    source: Source
+    batch_size: int
+    seed: int
+    flip: bool = False
+    process_index: int = 0
+    process_count: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size <= 0:
+            raise ValueError(f"batch_size is {self.batch_size}; need at least 1.")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; need an integer of at least 0.")
+        if not 0 <= self.process_index < self.process_count:
+            raise ValueError(
+                f"process_index is {self.process_index} of process_count {self.process_count}; "
+                "need 0 <= process_index < process_count."
+            )
+        if self.batch_size % self.process_count:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by the {self.process_count} processes. "
+                f"Use a multiple of {self.process_count}."
+            )
+        if not len(self.source):
+            raise ValueError("The source is empty. Give one with at least one image.")
+
+    def at(self, step: int) -> dict[str, np.ndarray]:
+        """This process's part of the batch at `step`, counted from 0.
+
+        Returns:
+            `image` float32 [batch_size / process_count, height, width, channels] in [-1, 1] and, if the source has
+            classes, `label` int32 [batch_size / process_count].
+        """
+        batch = self.source.gather(self.indices(step))
+        if self.flip:
+            mirrored = self._mirrored(step)[:, None, None, None]
+            batch["image"] = np.where(mirrored, batch["image"][:, :, ::-1], batch["image"])
+        return batch
+
+    def indices(self, step: int) -> NDArray[np.int64]:
+        """Which images of the source make up this process's part of the batch at `step`."""
+        step = int(step)
+        if step < 0:
+            raise ValueError(f"step is {step}; steps are counted from 0.")
+        size = len(self.source)
+        positions = step * self.batch_size + np.arange(self.batch_size)[self._own_slice()]
+        epochs, offsets = np.divmod(positions, size)
+        indices = np.empty_like(positions)
+        for epoch in np.unique(epochs):
+            rows = epochs == epoch
+            indices[rows] = epoch_order(size, self.seed, int(epoch))[offsets[rows]]
+        return indices
+
+    def _mirrored(self, step: int) -> NDArray[np.bool_]:
+        # Drawn for the global batch, then sliced: an image's flip does not depend on the number of processes.
+        generator = np.random.Generator(np.random.PCG64([self.seed, int(step), FLIP_STREAM]))
+        return (generator.random(self.batch_size) < 0.5)[self._own_slice()]
+
+    def _own_slice(self) -> slice:
+        share = self.batch_size // self.process_count
+        return slice(self.process_index * share, (self.process_index + 1) * share)
+
+
+@lru_cache(maxsize=4)
+def epoch_order(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order [size] in which an epoch visits the images; read-only, because it is cached."""
+    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(size)
+    order.flags.writeable = False
+    return order

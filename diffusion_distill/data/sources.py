@@ -1,0 +1,238 @@
+"""Sources: random access to a finite set of images.
+
+A source answers three questions: how many images, of which shape and classes, and which images stand at these
+indices. Nothing else of the package needs to know where images come from, so a folder, a zip or a prepared data
+set becomes a source by offering the four members of `Source`. Order, epochs and sharding belong to `pipeline`.
+
+Images leave a source as float32 [batch, height, width, channels] in [-1, 1]; a stored value x of the range
+[low, high] becomes
+
+    2 (x - low) / (high - low) - 1,      for 8-bit images x / 127.5 - 1.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_distill.errors import choose
+
+UNIT_RANGE = (-1.0, 1.0)
+BYTE_RANGE = (0.0, 255.0)
+
+
+class Source(Protocol):
+    """Random access to images; what `Batches` needs of a data set."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 for a set without labels."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of images."""
+        ...
+
+    def gather(self, indices: NDArray[np.integer]) -> dict[str, np.ndarray]:
+        """`image` float32 [batch, height, width, channels] in [-1, 1]; with classes, `label` int32 [batch]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """A source held in memory as NumPy arrays; they are checked once, here, and not copied.
+
+    Attributes:
+        images: uint8 or float32 [n, height, width, channels], values within `value_range`.
+        labels: int32 [n] in 0..num_classes - 1, or None for a set without labels.
+        num_classes: number of classes, 0 without labels.
+        value_range: (low, high), the stored values that become -1 and 1.
+
+    Raises:
+        ValueError: shapes, lengths, values or labels that break the above.
+        TypeError: images or labels of another dtype.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None = None
+    num_classes: int = 0
+    value_range: tuple[float, float] = UNIT_RANGE
+
+    def __post_init__(self) -> None:
+        _check_images(self.images, self.value_range)
+        _check_labels(self.labels, len(self.images), self.num_classes)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        _, height, width, channels = self.images.shape
+        return height, width, channels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def gather(self, indices: NDArray[np.integer]) -> dict[str, np.ndarray]:
+        """The images at `indices` [batch] (and their labels); see `Source.gather`."""
+        batch = {"image": _to_unit_range(self.images[indices], self.value_range)}
+        if self.labels is not None:
+            batch["label"] = self.labels[indices]
+        return batch
+
+
+def from_arrays(images: ArrayLike, labels: ArrayLike | None = None, num_classes: int | None = None) -> ArraySource:
+    """A source of the caller's arrays.
+
+    Args:
+        images: [n, height, width, channels]; uint8 in 0..255, or floating point in [-1, 1] (kept as float32).
+        labels: integers [n], or None.
+        num_classes: number of classes; None takes the largest label plus one.
+
+    Raises:
+        ValueError, TypeError: as `ArraySource`; each message says what was given and how to put it right.
+    """
+    images = np.asarray(images)
+    if np.issubdtype(images.dtype, np.floating):
+        images = images.astype(np.float32, copy=False)
+    if labels is not None:
+        labels = np.asarray(labels)
+        if num_classes is None:
+            num_classes = int(labels.max()) + 1 if labels.size and np.issubdtype(labels.dtype, np.integer) else 0
+        # A label that int32 cannot hold must reach the range check as it is, not wrapped around.
+        if np.issubdtype(labels.dtype, np.integer) and labels.size and abs(int(labels.max())) < 2**31:
+            labels = labels.astype(np.int32, copy=False)
+    value_range = BYTE_RANGE if images.dtype == np.uint8 else UNIT_RANGE
+    return ArraySource(images, labels, num_classes or 0, value_range)
+
+
+def digits(split: str = "train") -> ArraySource:
+    """The 1797 handwritten digits that come with scikit-learn: 8x8 grey images, values 0..16, ten classes.
+
+    The images are permuted once by `Generator(PCG64(100))`: the first 900 are `train`, the other 897 `heldout`,
+    and `all` is every image in scikit-learn's order.
+
+    Raises:
+        ValueError: an unknown split.
+        ImportError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        message = "The digits need scikit-learn. Install it with `pip install diffusion_distill[demo]`."
+        raise ImportError(message) from error
+
+    order = np.random.Generator(np.random.PCG64(100)).permutation(1797)
+    splits = {"train": order[:900], "heldout": order[900:], "all": np.arange(1797)}
+    rows = choose("split of digits", split, splits)
+    images, labels = load_digits(return_X_y=True)
+    images = images.reshape(-1, 8, 8, 1).astype(np.uint8)
+    return ArraySource(images[rows], labels[rows].astype(np.int32), num_classes=10, value_range=(0.0, 16.0))
+
+
+def npz(path: str | Path, num_classes: int | None = None) -> ArraySource:
+    """A source from an `.npz` file with the array `images` and, optionally, `labels` (pickles are refused).
+
+    Args:
+        path: file whose `images` are [n, height, width, channels] or, for grey images, [n, height, width]; values
+            and labels as `from_arrays` takes them.
+        num_classes: as `from_arrays`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError, TypeError: not an `.npz` file, no `images` in it, pickled objects, or as `from_arrays`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No file {path}. Give the path of an .npz file with an array `images`.")
+    arrays = _read_npz(path)
+    if "images" not in arrays:
+        raise ValueError(
+            f"{path} holds {sorted(arrays)}, but no array `images`. "
+            "Write it with `np.savez(path, images=..., labels=...)`."
+        )
+    images = arrays["images"]
+    if images.ndim == 3:
+        images = images[..., None]
+    return from_arrays(images, arrays.get("labels"), num_classes)
+
+
+SOURCES: Mapping[str, Callable[..., ArraySource]] = {"digits": digits, "npz": npz}
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays `images` and `labels` of an .npz file; of any others only the names, with empty arrays."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] if name in ("images", "labels") else np.empty(0) for name in archive.files}
+    except (ValueError, AttributeError, TypeError) as error:
+        message = f"{path} is not an .npz file of plain arrays ({error}). Write it with `np.savez(path, images=...)`."
+        raise ValueError(message) from error
+
+
+def _to_unit_range(images: np.ndarray, value_range: tuple[float, float]) -> NDArray[np.float32]:
+    images = images.astype(np.float32)
+    if value_range == UNIT_RANGE:
+        return images
+    low, high = value_range
+    return (images - np.float32(low)) / np.float32((high - low) / 2) - np.float32(1)
+
+
+def _check_images(images: np.ndarray, value_range: tuple[float, float]) -> None:
+    if images.dtype not in (np.uint8, np.float32):
+        raise TypeError(
+            f"Images have dtype {images.dtype}; allowed are uint8 (0..255) and float32 in [-1, 1]. "
+            "Convert them with `images.astype(np.uint8)` or by scaling."
+        )
+    if images.ndim != 4:
+        advice = "Add the channel axis with `images[..., None]`." if images.ndim == 3 else "Reshape them."
+        raise ValueError(f"Images have shape {images.shape}; need [n, height, width, channels]. {advice}")
+    if 0 in images.shape:
+        raise ValueError(f"Images have shape {images.shape}; need at least one image of at least one pixel.")
+    low, high = value_range
+    if not low < high:
+        raise ValueError(f"value_range is {value_range}; need (low, high) with low < high.")
+    least, most = float(images.min()), float(images.max())
+    if np.isnan(least):
+        bad = int(np.isnan(images).any(axis=(1, 2, 3)).sum())
+        raise ValueError(f"{bad} of {len(images)} images hold NaN. Remove or repair them.")
+    if least < low or most > high:
+        raise ValueError(
+            f"Image values run from {least:g} to {most:g}; need [{low:g}, {high:g}]. "
+            + _scaling_advice(least, most, value_range)
+        )
+
+
+def _scaling_advice(least: float, most: float, value_range: tuple[float, float]) -> str:
+    """How to bring float images of the observed range into [-1, 1]."""
+    if value_range != UNIT_RANGE or not np.isfinite(least) or not np.isfinite(most):
+        return "Clip or rescale them."
+    if least >= 0 and most <= 255:
+        return "Images in [0, 255]: pass `images.astype(np.uint8)` or `images / 127.5 - 1`."
+    return "Scale them with `2 * (images - low) / (high - low) - 1`."
+
+
+def _check_labels(labels: np.ndarray | None, count: int, num_classes: int) -> None:
+    if labels is None:
+        if num_classes:
+            raise ValueError(f"num_classes is {num_classes}, but there are no labels. Pass labels, or num_classes=0.")
+        return
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise TypeError(f"Labels have dtype {labels.dtype}; need integers. Convert them with `labels.astype(np.int32)`.")
+    if labels.ndim != 1:
+        raise ValueError(f"Labels have shape {labels.shape}; need [n]. One-hot labels: pass `labels.argmax(-1)`.")
+    if len(labels) != count:
+        raise ValueError(f"There are {len(labels)} labels for {count} images. Pass one label per image.")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"Labels run from {labels.min()} to {labels.max()}; need 0..{num_classes - 1} for "
+            f"num_classes={num_classes}. Renumber the labels or raise num_classes."
+        )
+    if labels.dtype != np.int32:
+        raise TypeError(f"Labels have dtype {labels.dtype}; need int32. Convert them with `labels.astype(np.int32)`.")

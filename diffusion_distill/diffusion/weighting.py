@@ -1,0 +1,49 @@
+"""Loss weightings: factors of the squared error of x_hat, arXiv:2202.00512 section 4.1.
+
+    constant      1                 the error of x
+    snr           SNR               the error of eps
+    snr_trunc     max(SNR, 1)       the larger of both ("truncated SNR")
+    snr_plus_one  SNR + 1           the error of v
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from diffusion_distill.arrays import Array, namespace
+from diffusion_distill.errors import choose
+from diffusion_distill.levels import Level
+
+
+def constant(level: Level) -> Array:
+    """1 at every level."""
+    return namespace(*level).ones_like(level.sigma)
+
+
+def snr(level: Level) -> Array:
+    """alpha² / sigma²."""
+    return level.snr
+
+
+def snr_trunc(level: Level) -> Array:
+    """max(SNR, 1)."""
+    return namespace(*level).maximum(level.snr, 1.0)
+
+
+def snr_plus_one(level: Level) -> Array:
+    """SNR + 1."""
+    return level.snr + 1
+
+
+WEIGHTINGS = {"constant": constant, "snr": snr, "snr_trunc": snr_trunc, "snr_plus_one": snr_plus_one}
+
+
+def check(weighting: str, prediction: str) -> None:
+    """Raises ValueError for an unknown weighting; warns about one that makes training diverge."""
+    choose("weighting", weighting, WEIGHTINGS)
+    if prediction == "eps" and weighting in ("snr_trunc", "constant", "snr_plus_one"):
+        warnings.warn(
+            f"An eps network trained with weighting {weighting!r} diverges: the error of x_hat = (z - sigma·eps)"
+            "/alpha grows without bound as alpha -> 0. Use weighting 'snr', or predict 'x', 'v' or 'both'.",
+            stacklevel=2,
+        )

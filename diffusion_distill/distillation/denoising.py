@@ -1,0 +1,92 @@
+"""Training a teacher: regress the clean image (or eps, v, both) from the noisy one.
+
+    z = alpha_u·x + sigma_u·eps,   u ~ U[0, 1), or (i + 1)/N with i uniform on 0 .. N-1
+    loss = weighting(level) · (x_hat(z) - x)²        arXiv:2202.00512 sections 2 and 4
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+
+from diffusion_distill.arrays import Array
+from diffusion_distill.diffusion import forward, weighting
+from diffusion_distill.distillation import regression
+from diffusion_distill.distillation.phases import Phase, momentum_for, samples
+from diffusion_distill.levels import Level
+from diffusion_distill.model import Model
+from diffusion_distill.typing import Batch, Image, Key, Labels, RawDenoise
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Settings of teacher training; defaults are those of BTD's CIFAR-10 teacher (released configuration).
+
+    Attributes:
+      length: training samples, see `phases.samples`.
+      steps: 0 trains in continuous time, N on the N times of a discrete grid.
+      momentum: of the averaged parameters.
+      residual: if not 0, sets the momentum from the length instead, see `phases.momentum_for`.
+    """
+
+    length: str | int = "64M"
+    steps: int = 0
+    weighting: str = "snr_trunc"
+    reduction: str = "mean"
+    learning_rate: float = 2e-4
+    warmup: int = 1000
+    anneal: bool = False
+    momentum: float = 0.9999
+    residual: float = 0.0
+
+    def __post_init__(self) -> None:
+        regression.check(self.weighting, self.reduction)
+        samples(self.length)
+        if self.steps < 0:
+            raise ValueError(f"steps must be 0 (continuous time) or a number of time steps, got {self.steps}.")
+
+    def phases(self, model: Model, batch_size: int) -> list[Phase]:
+        """The single phase of teacher training."""
+        weighting.check(self.weighting, model.prediction)
+        updates = max(1, samples(self.length) // batch_size)
+        momentum = momentum_for(self.residual, updates) if self.residual else self.momentum
+        return [
+            Phase(
+                name="teacher",
+                updates=updates,
+                learning_rate=self.learning_rate,
+                warmup=self.warmup,
+                anneal=self.anneal,
+                momentum=momentum,
+            )
+        ]
+
+    #: Momenta of averages kept during training besides the eval average.
+    averages: ClassVar[Mapping[str, float]] = {}
+
+    def losses(self, denoisers: Mapping[str, Any], inputs: Any, batch: Batch, key: Key) -> Array:
+        """Per-image losses [batch] of denoisers['student']."""
+        x = batch["image"]
+        times, noise = jax.random.split(key)
+        u = self.times(times, len(x))
+        student = denoisers["student"]
+        level = student.model.schedule.level(u)
+        return self.losses_at(student, level, x, jax.random.normal(noise, x.shape), batch.get("label"))
+
+    def losses_at(
+        self, student: RawDenoise, level: Level, x: Image, eps: Image, labels: Labels | None = None
+    ) -> Array:
+        """The same for given levels and noise."""
+        z = forward.diffuse(x, eps, level)
+        return regression.losses(
+            student, z, level, x, eps, labels, weight=self.weighting, reduction=self.reduction
+        )
+
+    def times(self, key: Key, count: int) -> Array:
+        """Random training times [count]."""
+        if self.steps:
+            return (jax.random.randint(key, (count,), 0, self.steps) + 1) / self.steps
+        return jax.random.uniform(key, (count,))

@@ -1,0 +1,122 @@
+"""Phases as values: what a training run does, computed once from its settings, printed, then followed.
+
+A run is a sequence of phases; each trains a student of `student_steps` against a teacher of
+`teacher_steps` for a number of updates. What the next phase inherits is written in the phase itself.
+Lengths are given in training samples, with K, M, G = 2^10, 2^20, 2^30 as in TRACT's code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
+
+
+@dataclass(frozen=True, eq=False)
+class Phase:
+    """One stretch of training.
+
+    Attributes:
+      name: for logs, for example 'tract 1024→32'.
+      updates: number of optimizer updates.
+      learning_rate: peak rate.
+      teacher_steps, student_steps: sampling steps of the teacher and the student; 0 where there is none.
+      warmup: updates over which the rate rises linearly from 0.
+      anneal: whether the rate then falls linearly to 0 at the end of the phase.
+      momentum: of the averaged student that is kept, handed on and evaluated ('eval_ema'); 0 keeps the
+        student itself.
+      inputs: arrays the loss gathers its rows from (a tree of NumPy arrays); same shapes in all phases.
+      restart: student, optimizer and averages start afresh from the teacher (the paper's rule), else they
+        continue (the published code's).
+      reset_average: when continuing, restart the bias correction of the eval average.
+    """
+
+    name: str
+    updates: int
+    learning_rate: float
+    teacher_steps: int = 0
+    student_steps: int = 0
+    warmup: int = 0
+    anneal: bool = False
+    momentum: float = 0.0
+    inputs: Any = ()
+    restart: bool = True
+    reset_average: bool = False
+
+    def rate(self, update: int) -> float:
+        """The learning rate of the phase's update number `update`, counted from 0."""
+        rising = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
+        return self.learning_rate * rising * (1 - update / self.updates if self.anneal else 1.0)
+
+
+def samples(length: str | int | float) -> int:
+    """Training samples of a length: 96, '96', '1.5K', '96M' (= 96·2^20), '3*2M', '2**10'.
+
+    Raises:
+      ValueError: not a product of non-negative numbers with an optional suffix K, M or G.
+    """
+    text = str(length).strip()
+    unit = text[-1:].upper() if text[-1:].upper() in "KMG" else ""
+    product = 1.0
+    try:
+        for factor in re.split(r"(?<!\*)\*(?!\*)", text[: len(text) - len(unit)]):
+            base, *exponent = map(float, factor.split("**"))
+            product *= base ** (exponent[0] if exponent else 1)
+        if len(text) == len(unit) or not (product >= 0 and np.isfinite(product)):
+            raise ValueError
+        return int(product * _UNITS[unit])
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"Cannot read {length!r} as a number of samples. Write for example 500000, '1.5K' or '96M' (= 96·2^20)."
+        ) from None
+
+
+def momentum_for(residual: float, updates: float) -> float:
+    """EMA momentum after which the weights of `updates` updates ago count for `residual` (TRACT A.7).
+
+    Raises:
+      ValueError: residual outside (0, 1) or updates not positive.
+    """
+    if not 0 < residual < 1 or updates <= 0:
+        raise ValueError(f"The residual must be in (0, 1) and updates positive, got {residual!r}, {updates!r}.")
+    return residual ** (1 / updates)
+
+
+def updates_per_phase(total_samples: int, batch_size: int, count: int) -> float:
+    """The updates of one of `count` equal phases, not rounded: what `momentum_for` is given (TRACT A.7)."""
+    return total_samples / (batch_size * count)
+
+
+def phase_at(progress: float, count: int) -> int:
+    """The phase of `count` equal ones at a progress in [0, 1]; a border still belongs to the phase before it."""
+    return int(progress * (1 - 1e-9) * count)
+
+
+def updates_for(total_samples: int, batch_size: int, count: int) -> list[int]:
+    """Splits a run into `count` phases of equal length in updates (they differ by at most one).
+
+    Raises:
+      ValueError: fewer than one update per phase.
+    """
+    total = total_samples // batch_size
+    if total < count:
+        raise ValueError(
+            f"{total_samples} samples in batches of {batch_size} are {total} updates, fewer than the {count} "
+            "phases. Train longer or use a smaller batch."
+        )
+    borders = [round(k * total / count) for k in range(count + 1)]
+    return [b - a for a, b in zip(borders, borders[1:], strict=False)]
+
+
+def describe(phases: Sequence[Phase]) -> str:
+    """The plan, one line per phase."""
+    return "\n".join(
+        f"phase {k + 1}/{len(phases)}: {p.name}, {p.updates} updates, learning rate {p.learning_rate:g}"
+        f"{' falling to 0' if p.anneal else ''}, average momentum {p.momentum:.6g}"
+        for k, p in enumerate(phases)
+    )

@@ -1,0 +1,134 @@
+"""BTD, binary time distillation: progressive distillation of Salimans & Ho, arXiv:2202.00512, Algorithm 2.
+
+Each phase halves the steps. The student of N steps learns, at its grid points t, to do in one step t -> s
+what the teacher of 2N steps does in two, t -> m -> s; both estimates are the teacher's and nothing is
+clipped. Then the student becomes the teacher. On the last step (s = 0) the target is the teacher's second
+estimate itself, as in the sampler, although the schedule keeps a little noise there.
+
+The learning rate falls linearly to 0 in every phase and the optimizer starts afresh; the last two
+phases (to 2 steps and to 1) are twice as long in the paper (Appendix; not in the released configurations).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_distill.arrays import Array, expand
+from diffusion_distill.diffusion.schedules import Schedule
+from diffusion_distill.distillation import closure, regression
+from diffusion_distill.distillation.phases import Phase, samples
+from diffusion_distill.errors import choose
+from diffusion_distill.levels import Level
+from diffusion_distill.model import Model
+from diffusion_distill.typing import Batch, Image, Key, Labels
+
+#: What the target is at zero noise for a network that predicts both x and eps.
+ZERO_NOISE_RULES = {
+    "reconciled": "the teacher's x_hat (Google's code)",
+    "x_head": "its raw x output (TRACT's BTD baseline)",
+}
+
+
+@dataclass(frozen=True)
+class Progressive:
+    """Settings of BTD; defaults are the released CIFAR-10 ones, with the paper's longer last phases.
+
+    Attributes:
+      start_steps, end_steps: from the teacher's steps to the last student's; their ratio is a power of 2.
+      phase_length: training samples of one halving, see `phases.samples` (6250K is 50,000 updates of 128).
+      last_two_longer: how many times longer the phases to 2 and to 1 steps are.
+      momentum: of the averaged student; 0 keeps the student itself.
+      zero_noise: one of `ZERO_NOISE_RULES`.
+    """
+
+    start_steps: int = 1024
+    end_steps: int = 1
+    phase_length: str | int = "6250K"
+    last_two_longer: float = 2.0
+    weighting: str = "snr_trunc"
+    reduction: str = "mean"
+    learning_rate: float = 5e-5
+    anneal: bool = True
+    momentum: float = 0.0
+    zero_noise: str = "reconciled"
+
+    def __post_init__(self) -> None:
+        regression.check(self.weighting, self.reduction)
+        choose("rule at zero noise", self.zero_noise, ZERO_NOISE_RULES)
+        samples(self.phase_length)
+        halvings(self.start_steps, self.end_steps)
+
+    def phases(self, model: Model, batch_size: int) -> list[Phase]:
+        """One phase per halving, most steps first."""
+        students = halvings(self.start_steps, self.end_steps)
+        tables = closure.pad([rows(model.schedule, n) for n in students])
+        updates = samples(self.phase_length) / batch_size
+        return [
+            Phase(
+                name=f"btd {2 * n}→{n}",
+                updates=max(1, round(updates * (self.last_two_longer if n <= 2 else 1))),
+                learning_rate=self.learning_rate,
+                teacher_steps=2 * n,
+                student_steps=n,
+                anneal=self.anneal,
+                momentum=self.momentum,
+                inputs=table,
+            )
+            for n, table in zip(students, tables, strict=True)
+        ]
+
+    #: Momenta of averages kept during training besides the eval average.
+    averages: ClassVar[Mapping[str, float]] = {}
+
+    def losses(self, denoisers: Mapping[str, Any], table: closure.Rows, batch: Batch, key: Key) -> Array:
+        """Per-image losses [batch] of denoisers['student'] against denoisers['teacher']."""
+        index, eps = closure.draw(table, batch, key)
+        return self.losses_at(denoisers, table.at(index), batch["image"], eps, batch.get("label"))
+
+    def losses_at(
+        self, denoisers: Mapping[str, Any], rows: closure.Rows, x: Image, eps: Image, labels: Labels | None
+    ) -> Array:
+        """The same for given rows, images and noise."""
+        teacher, second = denoisers["teacher"], self.second(denoisers["teacher"], rows)
+        return closure.losses_at(
+            rows, x, eps, denoisers["student"], teacher, second, labels,
+            weight=self.weighting, reduction=self.reduction,
+        )  # fmt: skip
+
+    def second(self, teacher: Any, rows: closure.Rows) -> Any:
+        """The estimator of the second step: the teacher, or its raw x head in rows that end at zero noise."""
+        if self.zero_noise == "reconciled":
+            return teacher
+
+        def x_head_at_zero_noise(z: Image, level: Level, labels: Labels | None) -> Image:
+            x_hat, x_head = teacher.x_head(z, level, labels)
+            return jnp.where(expand(rows.second == 1, z), x_head, x_hat)
+
+        return x_head_at_zero_noise
+
+
+def rows(schedule: Schedule, student_steps: int) -> closure.Rows:
+    """The triples of a student of N steps: t = 2i/2N, m = (2i-1)/2N, s = (2i-2)/2N for i = 1 .. N."""
+    t = np.arange(2, 2 * student_steps + 1, 2)
+    n = 2 * student_steps
+    return closure.make_rows(schedule, n, t, t - 1, t - 2, clean_end=True)
+
+
+def halvings(start_steps: int, end_steps: int) -> list[int]:
+    """The students' step counts from start_steps / 2 down to end_steps.
+
+    Raises:
+      ValueError: the counts are not positive or their ratio is not a power of two, at least 2.
+    """
+    ratio, rest = divmod(start_steps, end_steps) if end_steps > 0 else (0, 1)
+    if rest or ratio < 2 or ratio & (ratio - 1):
+        raise ValueError(
+            f"BTD halves the number of steps: start_steps / end_steps must be 2, 4, 8, ..., got {start_steps} / "
+            f"{end_steps}. Choose for example 1024 and 1."
+        )
+    return [start_steps // 2**k for k in range(1, ratio.bit_length())]

@@ -1,0 +1,39 @@
+"""The loss every method shares: the weighted squared error of the student's x_hat against a target.
+
+    loss = weighting(level) · reduce((x_hat - x)²) per image, reduce = mean or sum over H, W, C
+
+BTD averages over pixels, TRACT-VP sums; an optimizer without scale invariance and gradient clipping see
+the difference, so each method defaults to its published reduction.
+"""
+
+from __future__ import annotations
+
+from diffusion_distill.arrays import Array, image_mean, image_sum
+from diffusion_distill.diffusion import parameterization, weighting
+from diffusion_distill.errors import choose
+from diffusion_distill.levels import Level
+from diffusion_distill.typing import Image, Labels, RawDenoise
+
+REDUCTIONS = {"mean": image_mean, "sum": image_sum}
+
+
+def losses(
+    student: RawDenoise,
+    z: Image,
+    level: Level,
+    x: Image,
+    eps: Image,
+    labels: Labels | None = None,
+    *,
+    weight: str,
+    reduction: str,
+) -> Array:
+    """Per-image losses [batch] of the student at z = alpha·x + sigma·eps (x and eps are the targets)."""
+    error = parameterization.x_error(student.prediction, student.raw(z, level, labels), x, eps, level)
+    return weighting.WEIGHTINGS[weight](level) * REDUCTIONS[reduction](error**2)
+
+
+def check(weight: str, reduction: str) -> None:
+    """Raises ValueError for an unknown weighting or reduction."""
+    choose("weighting", weight, weighting.WEIGHTINGS)
+    choose("reduction", reduction, REDUCTIONS)

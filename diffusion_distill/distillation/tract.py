@@ -1,0 +1,149 @@
+"""TRACT, transitive closure time distillation: Berthelot et al., arXiv:2303.04248, Algorithm 1 (VP teachers).
+
+A phase distils S steps of the teacher into S' = S/k steps of the student. The grid falls into S' groups
+of k teacher steps. From any t in a group the teacher makes one step to m, and the self-teacher (a fast
+average of the student itself, momentum 0.5) jumps from m to the end s of the group; the student learns
+the jump t -> s at once. At the last point of a group (m = s) the target is the teacher's estimate alone.
+
+    target = w_1·clip(x_teacher(z_t)) + w_2·clip(x_self_teacher(z_m))        (distillation/closure.py)
+    loss   = max(SNR, 1)·sum over pixels of (x_student(z_t) - target)²
+
+A schedule such as 1024, 32, 1 needs two phases whatever the reduction, where BTD needs ten. The student
+evaluated and handed on is a slow average whose momentum leaves a weight of `residual` to the parameters of
+one phase ago (A.7). With groups of two and self-teacher = teacher this is BTD's target at a group's first
+point; with one group that ends at zero noise it is consistency distillation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from diffusion_distill.arrays import Array
+from diffusion_distill.diffusion.schedules import Schedule
+from diffusion_distill.distillation import closure, regression
+from diffusion_distill.distillation.phases import (
+    Phase,
+    momentum_for,
+    samples,
+    updates_for,
+    updates_per_phase,
+)
+from diffusion_distill.errors import choose
+from diffusion_distill.model import Clipped, Model
+from diffusion_distill.typing import Batch, Image, Key, Labels
+
+#: What a student begins a phase with.
+PHASE_STARTS = {
+    "teacher": "the teacher's parameters, fresh optimizer and averages (the paper)",
+    "continue": "its own parameters, optimizer and averages; only the teacher is replaced (the published code)",
+}
+
+
+@dataclass(frozen=True)
+class Tract:
+    """Settings of TRACT for VP teachers; defaults are the published ones.
+
+    Attributes:
+      schedule: step counts, first the teacher's; each must divide the one before it.
+      length: training samples of all phases together, see `phases.samples`.
+      self_momentum: momentum of the self-teacher.
+      residual: sets the momentum of the eval average, see `phases.momentum_for`.
+      clip: whether the two estimates in the target are clipped to [-1, 1].
+      phase_start: one of `PHASE_STARTS`.
+      reset_average: with phase_start 'continue', restart the eval average's bias correction in each phase.
+    """
+
+    schedule: Sequence[int] = (1024, 32, 1)
+    length: str | int = "96M"
+    self_momentum: float = 0.5
+    residual: float = 1e-3
+    weighting: str = "snr_trunc"
+    reduction: str = "sum"
+    learning_rate: float = 2e-4
+    warmup: int = 0
+    anneal: bool = False
+    clip: bool = True
+    phase_start: str = "teacher"
+    reset_average: bool = False
+
+    def __post_init__(self) -> None:
+        regression.check(self.weighting, self.reduction)
+        choose("phase_start", self.phase_start, PHASE_STARTS)
+        samples(self.length)
+        check_schedule(self.schedule)
+        if not 0 <= self.self_momentum < 1:
+            raise ValueError(f"self_momentum must be in [0, 1), got {self.self_momentum}.")
+
+    @property
+    def averages(self) -> dict[str, float]:
+        """Momenta of averages kept during training besides the eval average."""
+        return {"self_teacher": self.self_momentum}
+
+    def phases(self, model: Model, batch_size: int) -> list[Phase]:
+        """One phase per reduction of the schedule, all of equal length."""
+        reductions = list(pairwise(self.schedule))
+        tables = closure.pad([rows(model.schedule, *reduction) for reduction in reductions])
+        total = samples(self.length)
+        momentum = momentum_for(self.residual, updates_per_phase(total, batch_size, len(reductions)))
+        return [
+            Phase(
+                name=f"tract {start}→{end}",
+                updates=updates,
+                learning_rate=self.learning_rate,
+                teacher_steps=start,
+                student_steps=end,
+                warmup=self.warmup,
+                anneal=self.anneal,
+                momentum=momentum,
+                inputs=table,
+                restart=self.phase_start == "teacher",
+                reset_average=self.reset_average,
+            )
+            for (start, end), table, updates in zip(
+                reductions, tables, updates_for(total, batch_size, len(reductions)), strict=True
+            )
+        ]
+
+    def losses(self, denoisers: Mapping[str, Any], table: closure.Rows, batch: Batch, key: Key) -> Array:
+        """Per-image losses [batch] of denoisers['student'] against 'teacher' and 'self_teacher'."""
+        index, eps = closure.draw(table, batch, key)
+        return self.losses_at(denoisers, table.at(index), batch["image"], eps, batch.get("label"))
+
+    def losses_at(
+        self, denoisers: Mapping[str, Any], rows: closure.Rows, x: Image, eps: Image, labels: Labels | None
+    ) -> Array:
+        """The same for given rows, images and noise."""
+        first, second = self.estimators(denoisers)
+        return closure.losses_at(
+            rows, x, eps, denoisers["student"], first, second, labels, weight=self.weighting, reduction=self.reduction
+        )
+
+    def estimators(self, denoisers: Mapping[str, Any]) -> tuple[Any, Any]:
+        """The two estimators of the target, clipped if asked for."""
+        first, second = denoisers["teacher"], denoisers["self_teacher"]
+        return (Clipped(first), Clipped(second)) if self.clip else (first, second)
+
+
+def rows(schedule: Schedule, start: int, end: int) -> closure.Rows:
+    """The triples of a phase: t = i/start for i = 1 .. start, m one teacher step below, s the end of t's group."""
+    group = start // end
+    t = np.arange(1, start + 1)
+    s = (t - 1) // group * group
+    return closure.make_rows(schedule, start, t, t - 1, s, clean_end=False)
+
+
+def check_schedule(schedule: Sequence[int]) -> None:
+    """Raises ValueError unless the step counts are positive, fall, and each divides the one before."""
+    if len(schedule) < 2 or any(int(n) != n or n < 1 for n in schedule):
+        raise ValueError(f"A TRACT schedule is at least two positive step counts such as 1024, 32, 1; got {schedule}.")
+    for start, end in pairwise(schedule):
+        if start % end or start == end:
+            raise ValueError(
+                f"In the TRACT schedule {tuple(schedule)} the step {start}→{end} does not divide: {end} must be a "
+                f"proper divisor of {start}."
+            )

@@ -1,0 +1,34 @@
+"""Errors that say what was given, what is allowed and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the closest known names, or nothing."""
+    matches = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, matches))}?" if matches else ""
+
+
+def choose(kind: str, name: str, registry: Mapping[str, T]) -> T:
+    """Looks a name up in a registry.
+
+    Raises:
+      ValueError: the name is unknown; the message lists near matches and all known names.
+    """
+    if isinstance(name, str) and name in registry:
+        return registry[name]
+    known = ", ".join(sorted(registry))
+    raise ValueError(f"Unknown {kind} {name!r}.{near_matches(name, registry)} Known: {known}.")
+
+
+def positive_int(what: str, value: object) -> int:
+    """Returns value as an int if it is a whole number of at least 1; raises ValueError otherwise."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:  # type: ignore[call-overload]
+        raise ValueError(f"{what} must be a whole number of at least 1, got {value!r}.")
+    return int(value)  # type: ignore[call-overload]

@@ -1,0 +1,152 @@
+"""A model: a network, the noise schedule it was trained on, and what its output means.
+
+`Model` is a value (frozen, hashable, described by a plain dictionary); with parameters it becomes a
+`Denoiser`, a JAX tree that maps (z, level, labels) to x_hat and is what solvers and losses call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from diffusion_distill.arrays import Array
+from diffusion_distill.diffusion import parameterization
+from diffusion_distill.diffusion.preconditioning import LogsnrInput
+from diffusion_distill.diffusion.schedules import SCHEDULES, Cosine, Schedule
+from diffusion_distill.errors import choose
+from diffusion_distill.levels import Level
+from diffusion_distill.networks import NETWORKS
+from diffusion_distill.settings import from_mapping, to_mapping
+from diffusion_distill.typing import Denoise, Image, Key, Labels, Params
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything about a diffusion model but its parameters.
+
+    Attributes:
+      network: a Flax module called as network(x, time, labels, train=...).
+      image_shape: (height, width, channels) of one image.
+      schedule: maps times to levels.
+      prediction: 'x', 'eps', 'v' or 'both'.
+      time_input: maps a level to the scalar the network embeds.
+
+    Raises:
+      ValueError: unknown prediction, a network whose output channels do not fit it, or a bad image shape.
+    """
+
+    network: nn.Module
+    image_shape: tuple[int, int, int]
+    schedule: Schedule = field(default_factory=Cosine)
+    prediction: str = "x"
+    time_input: LogsnrInput = field(default_factory=LogsnrInput)
+
+    def __post_init__(self) -> None:
+        if len(self.image_shape) != 3 or any(n < 1 for n in self.image_shape):
+            raise ValueError(f"image_shape must be (height, width, channels), got {self.image_shape!r}.")
+        needed = parameterization.output_channels(self.prediction, self.image_shape[-1])
+        given = getattr(self.network, "out_ch", needed)
+        if given != needed:
+            raise ValueError(
+                f"Prediction {self.prediction!r} of {self.image_shape[-1]}-channel images needs a network with "
+                f"{needed} output channels, got out_ch={given}. Set out_ch={needed}."
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes the network is conditioned on; 1 means unconditional."""
+        return getattr(self.network, "num_classes", 1)
+
+    def init(self, key: Key) -> Params:
+        """Fresh float32 parameters."""
+        x = jnp.zeros((1, *self.image_shape))
+        labels = jnp.zeros((1,), jnp.int32) if self.num_classes > 1 else None
+        return jax.jit(partial(self.network.init, train=False))(key, x, jnp.zeros((1,)), labels)["params"]
+
+    def raw(self, params: Params, z: Image, level: Level, labels: Labels | None, dropout: Key | None) -> Array:
+        """The network's output for z [batch, h, w, c] at levels [batch]; dropout acts only with a key."""
+        rngs = None if dropout is None else {"dropout": dropout}
+        time = self.time_input.time(level)
+        labels = labels if self.num_classes > 1 else None
+        return self.network.apply({"params": params}, z, time, labels, train=dropout is not None, rngs=rngs)  # type: ignore[return-value]
+
+    def denoiser(self, params: Params, dropout: Key | None = None) -> Denoiser:
+        """Binds parameters; with a dropout key the network runs in training mode."""
+        return Denoiser(params=params, model=self, dropout=dropout)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description from which `from_dict` rebuilds the model."""
+        return {
+            "network": {"name": _name_of(type(self.network), NETWORKS), **to_mapping(self.network)},
+            "schedule": {"name": _name_of(type(self.schedule), SCHEDULES), **to_mapping(self.schedule)},
+            "prediction": self.prediction,
+            "time_input": to_mapping(self.time_input),
+            "image_shape": list(self.image_shape),
+        }
+
+    @classmethod
+    def from_dict(cls, description: Mapping[str, Any]) -> Model:
+        """Rebuilds a model from `to_dict`; unknown names and fields raise ValueError naming near matches."""
+        return cls(
+            network=_build("network", description["network"], NETWORKS),
+            schedule=_build("schedule", description["schedule"], SCHEDULES),
+            prediction=description["prediction"],
+            time_input=from_mapping(LogsnrInput, "time_input", description["time_input"]),
+            image_shape=tuple(description["image_shape"]),
+        )
+
+
+class Denoiser(struct.PyTreeNode):
+    """A model with its parameters: calls give x_hat."""
+
+    params: Params
+    model: Any = struct.field(pytree_node=False)  # a Model, or anything with `raw` and `prediction`
+    dropout: Key | None = None
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts."""
+        return self.model.prediction
+
+    def raw(self, z: Image, level: Level, labels: Labels | None = None) -> Array:
+        """The network's own output."""
+        return self.model.raw(self.params, z, level, labels, self.dropout)
+
+    def __call__(self, z: Image, level: Level, labels: Labels | None = None) -> Image:
+        """x_hat of the shape of z."""
+        return parameterization.to_x(self.prediction, self.raw(z, level, labels), z, level)
+
+    def x_head(self, z: Image, level: Level, labels: Labels | None = None) -> tuple[Image, Image]:
+        """(x_hat, the x head as it is) from one network call; they differ only for 'both'."""
+        raw = self.raw(z, level, labels)
+        return (
+            parameterization.to_x(self.prediction, raw, z, level),
+            parameterization.x_head(self.prediction, raw, z, level),
+        )
+
+
+class Clipped(struct.PyTreeNode):
+    """A denoiser whose x_hat is clipped to [-1, 1]."""
+
+    denoise: Denoise
+
+    def __call__(self, z: Image, level: Level, labels: Labels | None = None) -> Image:
+        """x_hat in [-1, 1]."""
+        return jnp.clip(self.denoise(z, level, labels), -1, 1)
+
+
+def _name_of(kind: type, registry: Mapping[str, type]) -> str:
+    return next(name for name, entry in registry.items() if entry is kind)
+
+
+def _build(kind: str, description: Mapping[str, Any], registry: Mapping[str, Any]) -> Any:
+    name = description["name"]
+    values = {k: v for k, v in description.items() if k != "name"}
+    return from_mapping(choose(kind, name, registry), f"{kind} {name!r}", values)

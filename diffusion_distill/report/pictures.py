@@ -1,0 +1,127 @@
+"""Pictures: labelled rows of images in one PNG.
+
+One row per sampler or student, drawn from the same noise, shows at a glance what numbers of small image sets cannot.
+Pixels are repeated, never interpolated, so that an 8x8 digit is seen as the network drew it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MARGIN = 16  # around the picture and between labels and images, in pixels of the PNG
+ROW_GAP = 8
+FONT_SIZE = 16
+TITLE_SIZE = 20
+LEAST_CELL = 48  # images are enlarged to at least this height unless a scale is given
+BACKGROUND = (255, 255, 255)
+INK = (30, 30, 30)
+
+
+def to_uint8(images: ArrayLike) -> NDArray[np.uint8]:
+    """8-bit images of images in [-1, 1]: round(127.5 (x + 1)), halves to even, clipped to 0..255.
+
+    Raises:
+        TypeError: neither floats nor uint8 (which pass unchanged).
+        ValueError: NaN, which is no grey level.
+    """
+    images = np.asarray(images)
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise TypeError(f"Images have dtype {images.dtype}; need floats in [-1, 1], or uint8.")
+    if np.isnan(images).any():
+        raise ValueError("Images hold NaN, so there is nothing to show. Find out which step made them.")
+    return np.clip(np.rint(127.5 * (images + 1)), 0, 255).astype(np.uint8)
+
+
+def image_grid(
+    rows: Mapping[str, ArrayLike],
+    path: str | Path,
+    columns: int = 16,
+    scale: int | None = None,
+    title: str = "",
+) -> Path:
+    """Writes a PNG with one row of images per entry and the entry's label at its left.
+
+    Args:
+        rows: label -> images [n, height, width, 1 or 3], floats in [-1, 1] or uint8, all of one height and width. A
+            label may have several lines, or be empty.
+        path: the PNG; its folder must exist.
+        columns: at most so many images of each entry, the first ones.
+        scale: how often each pixel is repeated along both axes; None enlarges small images.
+        title: a line above the rows.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no rows, an empty row, rows of different shapes, NaN, or sizes below 1.
+        TypeError: images that are neither floats nor uint8.
+        ImportError: Pillow is not installed.
+    """
+    if columns < 1 or (scale is not None and scale < 1):
+        raise ValueError(f"columns is {columns} and scale {scale}; both must be at least 1.")
+    images = {str(label): _as_rgb(str(label), row)[:columns] for label, row in rows.items()}
+    shapes = {label: row.shape[1:3] for label, row in images.items()}
+    if not shapes:
+        raise ValueError("There are no rows. Pass at least one entry {label: images}.")
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"Rows have different (height, width): {shapes}. Resize them, or write several pictures.")
+    height = next(iter(shapes.values()))[0]
+    scale = scale or -(-LEAST_CELL // height)
+    strips = {label: _strip(row, scale) for label, row in images.items()}
+    path = Path(path)
+    _compose(strips, title).save(path, format="PNG")
+    return path
+
+
+def _as_rgb(label: str, images: ArrayLike) -> NDArray[np.uint8]:
+    """uint8 [n, height, width, 3]."""
+    images = to_uint8(images)
+    if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
+        raise ValueError(f"Row {label!r} has shape {images.shape}; need [n, height, width, 1 or 3] with n >= 1.")
+    return np.broadcast_to(images, (*images.shape[:3], 3))
+
+
+def _strip(images: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    """Images [n, height, width, 3] enlarged and side by side, with a gap between them: [height', width', 3]."""
+    enlarged = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    gap = np.full((enlarged.shape[1], max(2, scale // 2), 3), BACKGROUND, np.uint8)
+    pieces = [piece for image in enlarged for piece in (image, gap)]
+    return np.concatenate(pieces[:-1], axis=1)
+
+
+def _compose(strips: Mapping[str, NDArray[np.uint8]], title: str) -> Image.Image:
+    """Places the title, the labels and the strips [height, width, 3] on one canvas."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, title_font = ImageFont.load_default(FONT_SIZE), ImageFont.load_default(TITLE_SIZE)
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    boxes = {label: ruler.multiline_textbbox((0, 0), label, font=font) for label in strips}
+    title_box = ruler.multiline_textbbox((0, 0), title, font=title_font)
+
+    label_width = int(max(box[2] for box in boxes.values()))
+    left = MARGIN + (label_width + MARGIN if label_width else 0)
+    top = MARGIN + (int(title_box[3]) + MARGIN if title else 0)
+    heights = [max(len(strip), int(boxes[label][3] - boxes[label][1])) for label, strip in strips.items()]
+    right = max(left + max(strip.shape[1] for strip in strips.values()), MARGIN + int(title_box[2]))
+    size = (right + MARGIN, top + sum(heights) + ROW_GAP * (len(strips) - 1) + MARGIN)
+
+    canvas = Image.new("RGB", size, BACKGROUND)
+    pen = ImageDraw.Draw(canvas)
+    pen.multiline_text((MARGIN, MARGIN), title, INK, title_font)
+    for (label, strip), height in zip(strips.items(), heights, strict=True):
+        _, text_top, text_right, text_bottom = boxes[label]
+        text_at = (MARGIN + label_width - text_right, top + (height - text_bottom - text_top) / 2)
+        pen.multiline_text(text_at, label, INK, font, align="right")
+        canvas.paste(Image.fromarray(strip), (left, top + (height - len(strip)) // 2))
+        top += height + ROW_GAP
+    return canvas

@@ -1,0 +1,9 @@
+"""Solvers as tables: pure functions grid -> table on the host; one engine (sampling.py) runs them all."""
+
+from diffusion_distill.solvers.ancestral import ancestral
+from diffusion_distill.solvers.ddim import ddim
+from diffusion_distill.solvers.table import Table
+
+SOLVERS = {"ddim": ddim, "ancestral": ancestral}
+
+__all__ = ["SOLVERS", "Table", "ancestral", "ddim"]

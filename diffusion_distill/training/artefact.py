@@ -1,0 +1,76 @@
+"""An artefact: a teacher or a student on disk, all that distilling, sampling and evaluating need.
+
+    FOLDER/params/            parameters (Orbax)
+    FOLDER/model.json         what builds it: network, schedule, prediction, image shape; and its step count
+    FOLDER/provenance.json    where it comes from: method, settings, updates, teacher, versions
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from diffusion_distill.model import Clipped, Denoiser, Model
+from diffusion_distill.training import checkpoint
+from diffusion_distill.typing import Params
+from diffusion_distill.version import __version__
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A model with parameters.
+
+    Attributes:
+      steps: the sampling steps a student was made for; 0 for a teacher, which takes any number.
+      provenance: JSON-ready facts about its making.
+    """
+
+    model: Model
+    params: Params
+    steps: int = 0
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def denoiser(self, clip: bool = True) -> Denoiser | Clipped:
+        """Its estimate of x, clipped to [-1, 1] by default."""
+        denoise = self.model.denoiser(self.params)
+        return Clipped(denoise) if clip else denoise
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the artefact's folder, replacing an artefact that is there."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.save_params(folder / "params", self.params)
+        versions = {"diffusion_distill": __version__, "jax": jax.__version__}
+        _write(folder / "provenance.json", {**self.provenance, "versions": versions})
+        _write(folder / "model.json", {"model": self.model.to_dict(), "steps": self.steps})
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Artefact:
+        """Reads an artefact's folder.
+
+        Raises:
+          FileNotFoundError: the folder is not an artefact.
+          ValueError: its parameters do not fit its model.
+        """
+        folder = Path(folder)
+        if not (folder / "model.json").is_file():
+            raise FileNotFoundError(
+                f"{folder} is not an artefact: it has no model.json. Give the folder that training or distilling "
+                "wrote, for example WORKDIR/teacher or WORKDIR/student_1."
+            )
+        description = json.loads((folder / "model.json").read_text())
+        model = Model.from_dict(description["model"])
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        params = checkpoint.load_params(folder / "params", shapes)
+        provenance = json.loads((folder / "provenance.json").read_text())
+        return cls(model, params, description["steps"], provenance)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,91 @@
+"""Telling people and machines how a run goes: a bar on a terminal, plain lines elsewhere, JSON lines on disk."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+
+class Progress:
+    """Reports on a task of known length.
+
+    On a terminal a tqdm bar; otherwise one line at most every `every` seconds with the same figures.
+    """
+
+    def __init__(self, name: str, total: int, unit_size: int = 1, every: float = 10.0, stream: TextIO | None = None):
+        """`unit_size` items (images) are handled per update; rates are given in items."""
+        self._stream = stream or sys.stderr
+        self._name, self._total, self._unit = name, total, unit_size
+        self._every, self._begun, self._last = every, time.monotonic(), time.monotonic()
+        self._first = self._done = 0
+        self._bar = None
+        if self._stream.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, desc=name, file=self._stream, dynamic_ncols=True, leave=True)
+
+    def start_at(self, done: int) -> None:
+        """Resumed work does not count towards the rate."""
+        self._first = self._done = done
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+
+    def rate(self) -> float:
+        """Items per second so far."""
+        return (self._done - self._first) * self._unit / max(time.monotonic() - self._begun, 1e-9)
+
+    def update(self, done: int, **figures: Any) -> None:
+        """Sets how many updates are done and the figures shown beside it."""
+        self._done = done
+        shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in figures.items()}
+        if self._bar is not None:
+            self._bar.set_postfix({**shown, "images/s": f"{self.rate():.0f}"}, refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._last >= self._every or done >= self._total:
+            self._last = now
+            left = (self._total - done) * self._unit / max(self.rate(), 1e-9)
+            text = " ".join(f"{k} {v}" for k, v in shown.items())
+            print(
+                f"{self._name}: {done}/{self._total} {text} {self.rate():.0f} images/s, {_clock(left)} left",
+                file=self._stream,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class JsonLines:
+    """Appends one JSON object per line to a file; does nothing without a path."""
+
+    def __init__(self, path: Path | None):
+        self._file = open(path, "a", buffering=1, encoding="utf-8") if path else None  # noqa: SIM115
+
+    def write(self, **record: Any) -> None:
+        """Writes a record."""
+        if self._file:
+            self._file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file:
+            self._file.close()
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON lines file."""
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

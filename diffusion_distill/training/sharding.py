@@ -1,0 +1,58 @@
+"""Devices: one mesh over all of them, batches split over it, everything else replicated.
+
+The same step runs on one CPU, one GPU or a pod; a mean over the batch is a mean over the global batch, so
+the loss does not depend on the number of devices beyond the order of summation.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from diffusion_distill.typing import Batch
+
+
+def use_cpu_devices(count: int) -> None:
+    """Splits the CPU into `count` devices: one per core is fastest, more simulate a larger machine.
+
+    Call it before JAX is first used. XLA's thread pool is made larger than the number of devices, because
+    the devices wait for each other inside it and a pool of one thread per core can lock up.
+
+    Raises:
+      RuntimeError: JAX has already started its devices.
+    """
+    os.environ["NPROC"] = str(max(4 * count, os.cpu_count() or 1))
+    jax.config.update("jax_num_cpu_devices", count)
+
+
+def data_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """A mesh with one axis, 'data', over the given devices (all by default)."""
+    devices = jax.devices() if devices is None else devices
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split(mesh: Mesh) -> NamedSharding:
+    """The first axis split over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Raises ValueError if a global batch cannot be split evenly over the devices."""
+    if batch_size < 1 or batch_size % mesh.size:
+        raise ValueError(
+            f"The batch size must be a positive multiple of the number of devices ({mesh.size}), got {batch_size}."
+        )
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
+    """This process's part of a batch [local, ...] as global arrays split over the mesh."""
+    return {k: jax.make_array_from_process_local_data(split(mesh), v) for k, v in batch.items()}

@@ -1,0 +1,70 @@
+"""The state of a run: all that a restart needs, a tree of arrays.
+
+Roles: `params` is the student being trained; `teacher` is frozen within a phase; `averages` holds 'eval'
+(the slow average that is evaluated and handed on as the next teacher) and what else a method averages,
+such as TRACT's 'self_teacher'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from diffusion_distill.arrays import Array
+from diffusion_distill.distillation.phases import Phase
+from diffusion_distill.training import ema
+from diffusion_distill.typing import Params
+
+
+class TrainState(struct.PyTreeNode):
+    """Attributes:
+    step: updates made so far, over all phases (int32 scalar).
+    params: the student.
+    opt_state: the optimizer's state.
+    averages: name -> `ema.Average`; always has 'eval'.
+    teacher: the frozen teacher's parameters; an empty tuple without one.
+    skipped: updates skipped because they were not finite (int32 scalar).
+    """
+
+    step: Array
+    params: Params
+    opt_state: Any
+    averages: dict[str, ema.Average]
+    teacher: Params
+    skipped: Array
+
+
+def create(
+    params: Params, optimizer: optax.GradientTransformation, averages: Iterable[str], teacher: Params = ()
+) -> TrainState:
+    """A state before the first update; the trees are copied, so that they may be donated."""
+    params = jax.tree.map(jnp.copy, params)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        averages={name: ema.init(params) for name in ("eval", *averages)},
+        teacher=jax.tree.map(jnp.copy, teacher),
+        skipped=jnp.zeros((), jnp.int32),
+    )
+
+
+def next_phase(state: TrainState, phase: Phase, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state with which a later phase begins: the eval average becomes the teacher.
+
+    With phase.restart everything else starts afresh from that teacher (the paper's rule); otherwise student,
+    optimizer and averages go on, and phase.reset_average restarts the eval average's bias correction.
+    """
+    teacher = state.averages["eval"].params
+    if phase.restart:
+        fresh = create(teacher, optimizer, [n for n in state.averages if n != "eval"], teacher)
+        return fresh.replace(step=state.step, skipped=state.skipped)
+    averages = dict(state.averages)
+    if phase.reset_average:
+        averages["eval"] = ema.reset(averages["eval"])
+    return state.replace(teacher=jax.tree.map(jnp.copy, teacher), averages=averages)

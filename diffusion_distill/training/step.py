@@ -1,0 +1,89 @@
+"""One training update: jitted once, the same for every method, phase and number of devices.
+
+The step receives the loss as a function of the roles' denoisers and knows no method. What changes between
+phases (rows of the loss, learning rate, momenta) comes in as arrays, so nothing recompiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from diffusion_distill.arrays import Array
+from diffusion_distill.model import Model
+from diffusion_distill.training import ema
+from diffusion_distill.training.sharding import replicated, split
+from diffusion_distill.training.state import TrainState
+from diffusion_distill.typing import Batch, Key
+
+
+class StepInputs(NamedTuple):
+    """What the step is told about the phase: the loss's arrays, the rate, and log-momenta by average."""
+
+    rows: Any
+    learning_rate: Array
+    log_momenta: Mapping[str, Array]
+
+
+class Losses(Protocol):
+    """A method's per-image losses [batch] from the roles' denoisers."""
+
+    def __call__(self, denoisers: Mapping[str, Any], rows: Any, batch: Batch, key: Key) -> Array: ...
+
+
+Step = Callable[[TrainState, Batch, StepInputs, Key], tuple[TrainState, dict[str, Array]]]
+
+
+def make_step(losses: Losses, model: Model, teacher: Model | None, optimizer: optax.GradientTransformation, mesh: Mesh) -> Step:
+    """Compiles (state, batch, inputs, seed key) -> (state, metrics).
+
+    Args:
+      losses: the method's.
+      model: the student's (and every average's) model.
+      teacher: the teacher's model, None without one.
+      mesh: devices; the batch is split over its 'data' axis, the state replicated.
+
+    The randomness of an update is addressed by the seed key and the state's step. A non-finite update
+    changes nothing but the step and the count of skipped ones. The state is donated.
+    """
+
+    def mean_loss(params, state: TrainState, batch: Batch, rows: Any, key: Key) -> Array:
+        noise_key, dropout_key = jax.random.split(key)
+        dropout = dropout_key if getattr(model.network, "dropout", 0) else None
+        denoisers = {name: model.denoiser(average.params) for name, average in state.averages.items()}
+        if teacher is not None:
+            denoisers["teacher"] = teacher.denoiser(state.teacher)
+        denoisers["student"] = model.denoiser(params, dropout)
+        return jnp.mean(losses(denoisers, rows, batch, noise_key))
+
+    def step(state: TrainState, batch: Batch, inputs: StepInputs, seed: Key):
+        key = jax.random.fold_in(seed, state.step)
+        loss, gradient = jax.value_and_grad(mean_loss)(state.params, state, batch, inputs.rows, key)
+        norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        moved = _update(state, gradient, inputs, optimizer)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
+        state = kept.replace(step=state.step + 1, skipped=state.skipped + ~finite)
+        return state, {"loss": loss, "grad_norm": norm, "skipped": state.skipped}
+
+    whole = replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(whole, split(mesh), whole, whole),
+        out_shardings=(whole, whole),
+        donate_argnums=0,
+    )
+
+
+def _update(state: TrainState, gradient: Any, inputs: StepInputs, optimizer: optax.GradientTransformation) -> TrainState:
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: p - inputs.learning_rate * u, state.params, updates)
+    averages = {
+        name: ema.update(average, params, inputs.log_momenta[name]) for name, average in state.averages.items()
+    }
+    return state.replace(params=params, opt_state=opt_state, averages=averages)

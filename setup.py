@@ -1,0 +1,73 @@
+"""What the package is and needs. The settings of the tools (ruff, pyright, pytest) are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+README = Path(__file__).parent / "README.md"
+
+RUNTIME = [
+    "absl-py>=2.3.1",
+    "chex>=0.1.92",
+    "flax>=0.12.8",
+    "grain>=0.2.18",
+    "importlib_resources",  # tensorflow-datasets 4.9.10 imports it and forgets to declare it
+    "jax>=0.10",
+    "matplotlib",
+    "ml-collections>=1.1",
+    "numpy>=2",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8,<1",
+    "pillow",
+    "tensorflow-datasets>=4.9.10",
+    "tqdm",
+]
+
+DEMO = ["scikit-learn"]
+TENSORBOARD = ["tensorboardX>=2.6.5"]
+EXPORT = ["safetensors>=0.8", "flatbuffers"]
+
+# Lint and types are part of `make test`: newer checkers must not change its verdict, so they are pinned.
+CHECKERS = ["ruff>=0.17.5,<0.18", "pyright[nodejs]==1.1.414"]  # the plain pyright wheel has no Node
+
+EXTRAS = {
+    "demo": DEMO,
+    "tensorboard": TENSORBOARD,
+    "wandb": ["wandb"],
+    "export": EXPORT,
+    "prepare": ["tensorflow-cpu"],  # only to prepare a TFDS data set, once
+    "bench": ["torch", "pytorch-fid", "diffusers"],
+    "dev": [*DEMO, *TENSORBOARD, *EXPORT, "pytest", "nbmake", "ipykernel", *CHECKERS],
+}
+
+setup(
+    name="diffusion_distill",
+    version="0.1.0",
+    description="Distils diffusion models in time, in JAX and Flax: BTD (progressive distillation) and TRACT",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    author="diffusion_distill contributors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["diffusion models", "distillation", "generative models", "few-step sampling", "JAX", "Flax"],
+    project_urls={
+        "BTD (arXiv:2202.00512)": "https://arxiv.org/abs/2202.00512",
+        "TRACT (arXiv:2303.04248)": "https://arxiv.org/abs/2303.04248",
+        "D-ODE (arXiv:2309.16421)": "https://arxiv.org/abs/2309.16421",
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    packages=find_packages(include=["diffusion_distill", "diffusion_distill.*"]),
+    python_requires=">=3.11",
+    install_requires=RUNTIME,
+    extras_require=EXTRAS,
+    zip_safe=False,
+)

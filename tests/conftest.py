@@ -1,0 +1,51 @@
+"""What every test gets: eight simulated CPU devices, no silent rank promotion, tiny notebooks, toy models.
+
+The devices must be set before JAX starts, hence at the import of this file. A test that needs fewer of them
+uses `data_mesh(jax.devices()[:n])`.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tests are for correctness; a GPU or TPU is asked for by name
+os.environ.setdefault("DIFFUSION_DISTILL_TINY", "1")  # read by the notebook
+
+import jax
+import pytest
+
+from diffusion_distill.training.sharding import use_cpu_devices
+
+use_cpu_devices(8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import toys
+
+from diffusion_distill.diffusion.schedules import Cosine
+from diffusion_distill.model import Denoiser, Model
+from diffusion_distill.networks import NETWORKS
+
+
+@pytest.fixture
+def toy_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the toy networks known by name, as artefacts and runs need."""
+    for name, network in toys.NETWORKS.items():
+        monkeypatch.setitem(NETWORKS, name, network)
+
+
+@pytest.fixture
+def gaussian() -> toys.Gaussian:
+    """Gaussian data whose optimal denoiser and flow are closed formulas."""
+    return toys.Gaussian(mean=0.2, std=0.3)
+
+
+@pytest.fixture
+def exact(gaussian: toys.Gaussian) -> Denoiser:
+    """The optimal denoiser of the Gaussian data."""
+    return Denoiser(params=(), model=gaussian)
+
+
+@pytest.fixture
+def tiny_model(toy_networks: None) -> Model:
+    """A small perceptron on 2x2 images that predicts v."""
+    return Model(toys.Perceptron(out_ch=1), (2, 2, 1), Cosine(), prediction="v")

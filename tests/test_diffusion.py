@@ -1,0 +1,371 @@
+"""The diffusion process against closed forms: schedules, grids, parameterisations, posterior, weightings."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_distill.diffusion import forward, grids, parameterization, weighting
+from diffusion_distill.diffusion.preconditioning import LOGSNR_INPUTS, LogsnrInput
+from diffusion_distill.diffusion.schedules import Cosine, Schedule, VarianceExploding
+from diffusion_distill.errors import choose
+from diffusion_distill.levels import Level, from_logsnr
+
+pytestmark = pytest.mark.fast
+
+COSINES = [Cosine(), Cosine(-10, 15), Cosine(-4.5, 9.25)]
+LEVELS = from_logsnr(np.array([-18.0, -6.0, -1.0, 0.0, 0.7, 5.0, 19.0]))
+
+
+def images(seed: int, channels: int = 2, count: int = len(LEVELS.alpha)) -> np.ndarray:
+    """Float64 noise [count, 3, 3, channels]."""
+    return np.random.default_rng(seed).standard_normal((count, 3, 3, channels))
+
+
+X, EPS = images(1), images(2)
+Z = forward.diffuse(X, EPS, LEVELS)
+
+
+# --- schedules
+
+
+@pytest.mark.parametrize("schedule", COSINES, ids=str)
+def test_cosine_is_its_closed_form(schedule: Cosine) -> None:
+    t = np.linspace(0, 1, 101)
+    level = schedule.level(t)
+    b = math.atan(math.exp(-schedule.logsnr_max / 2))
+    a = math.atan(math.exp(-schedule.logsnr_min / 2)) - b
+    np.testing.assert_allclose(level.logsnr, -2 * np.log(np.tan(a * t + b)), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(level.logsnr[[0, -1]], [schedule.logsnr_max, schedule.logsnr_min], rtol=1e-12)
+    np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, rtol=1e-14)
+    np.testing.assert_allclose(schedule.time(level), t, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(level.angle, a * t + b, rtol=1e-12)
+    assert (np.diff(level.logsnr) < 0).all()
+
+
+@pytest.mark.parametrize("schedule", COSINES, ids=str)
+def test_float32_levels_are_accurate_at_both_ends(schedule: Cosine) -> None:
+    near = np.logspace(-7, -1, 200)
+    t = np.unique(np.float32(np.concatenate([[0.0], near, np.linspace(0.1, 0.9, 100), 1 - near, [1.0]])))
+    exact, level = schedule.level(t.astype(np.float64)), schedule.level(jnp.asarray(t))
+    assert level.alpha.dtype == level.sigma.dtype == jnp.float32
+    np.testing.assert_allclose(level.logsnr, exact.logsnr, rtol=0, atol=2e-6 * np.maximum(1, abs(exact.logsnr)).max())
+    for name in ("alpha", "sigma"):
+        np.testing.assert_allclose(getattr(level, name), getattr(exact, name), rtol=5e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("schedule", [*COSINES, VarianceExploding()], ids=str)
+def test_cross_is_the_distance_of_two_levels(schedule: Schedule) -> None:
+    t, s = np.linspace(0.1, 1, 50), np.linspace(0, 0.9, 50)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.level(t), schedule.level(s)
+    np.testing.assert_allclose(schedule.cross(t, s), sigma_t * alpha_s - alpha_t * sigma_s, rtol=1e-9)
+    close = np.float32(np.linspace(1e-3, 1, 50)), np.float32(np.linspace(1e-3, 1, 50) - 1 / 8192)
+    exact = schedule.cross(*(a.astype(np.float64) for a in close))
+    np.testing.assert_allclose(schedule.cross(*map(jnp.asarray, close)), exact, rtol=5e-7)
+
+
+def test_variance_exploding_keeps_the_image() -> None:
+    sigma = np.array([80.0, 1.0, 0.0])
+    level = VarianceExploding().level(sigma)
+    np.testing.assert_array_equal(level.alpha, 1)
+    np.testing.assert_array_equal(VarianceExploding().time(level), sigma)
+
+
+def test_levels_from_logsnr() -> None:
+    logsnr = np.array([-60.0, -20.0, -1.0, 0.0, 3.0, 20.0, 60.0])
+    level = from_logsnr(logsnr)
+    np.testing.assert_allclose(level.alpha, 1 / np.sqrt(1 + np.exp(-logsnr)), rtol=1e-14)
+    np.testing.assert_allclose(level.sigma, 1 / np.sqrt(1 + np.exp(logsnr)), rtol=1e-14)
+    np.testing.assert_allclose(level.logsnr, logsnr, atol=1e-13)
+    np.testing.assert_allclose(level.snr, np.exp(logsnr), rtol=1e-12)
+    single = from_logsnr(jnp.asarray(logsnr, jnp.float32))
+    np.testing.assert_allclose(single.sigma, level.sigma, rtol=3e-6)  # exp(-30) amplifies the rounding of its argument
+    clean = Level(np.float64(1), np.float64(0))
+    assert clean.snr == clean.logsnr == np.inf and clean.angle == 0
+
+
+# --- grids
+
+
+@pytest.mark.parametrize("k", [2, 3, 5, 7, 12, 16, 31, 1024])
+@pytest.mark.parametrize("steps", [1, 3, 4, 10, 49, 128])
+def test_grids_nest_bit_for_bit(k: int, steps: int) -> None:
+    coarse, fine = (grids.uniform(Cosine(), n) for n in (steps, k * steps))
+    assert coarse.alpha.shape == (steps + 1,)
+    for some, all_ in zip(coarse, fine, strict=True):
+        np.testing.assert_array_equal(all_[::k], some)
+    np.testing.assert_array_equal(grids.uniform_times(k * steps)[::k], grids.uniform_times(steps))
+
+
+def test_a_grid_runs_from_noise_to_clean() -> None:
+    grid = grids.uniform(Cosine(), 8)
+    np.testing.assert_allclose(grid.logsnr[[0, -1]], [-20, 20], rtol=1e-12)
+    assert (np.diff(grid.logsnr) > 0).all()
+    clean = grids.clean_end(grid)
+    assert (clean.alpha[-1], clean.sigma[-1]) == (1.0, 0.0)
+    np.testing.assert_array_equal(clean.at(slice(None, -1)).sigma, grid.sigma[:-1])
+    assert grid.sigma[-1] > 0, "clean_end must copy"
+    grids.check(clean)
+
+
+# --- parameterisations
+
+TRUE = {"x": X, "eps": EPS, "v": parameterization.v_from_x_and_eps(X, EPS, LEVELS)}
+RAW = {**TRUE, "both": np.concatenate([X, EPS], axis=-1)}
+
+
+@pytest.mark.parametrize("prediction", parameterization.PREDICTIONS)
+def test_a_perfect_output_is_read_as_the_truth(prediction: str) -> None:
+    raw = RAW[prediction]
+    assert raw.shape[-1] == parameterization.output_channels(prediction, X.shape[-1])
+    found = parameterization.estimate(prediction, raw, Z, LEVELS)
+    for name, value in TRUE.items():
+        # z - alpha·x loses the digits of sigma·eps that alpha·x covers, hence 1e-16 / 7e-5
+        np.testing.assert_allclose(getattr(found, name), value, rtol=0, atol=1e-11, err_msg=name)
+    np.testing.assert_allclose(parameterization.to_x(prediction, raw, Z, LEVELS), X, rtol=0, atol=1e-11)
+
+
+CYCLES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "x -> eps -> x": (parameterization.eps_from_x, parameterization.x_from_eps),
+    "eps -> x -> eps": (parameterization.x_from_eps, parameterization.eps_from_x),
+    "v -> x -> v": (
+        parameterization.x_from_v,
+        lambda z, x, lv: parameterization.v_from_x_and_eps(x, parameterization.eps_from_x(z, x, lv), lv),
+    ),
+    "v -> eps -> v": (
+        parameterization.eps_from_v,
+        lambda z, eps, lv: parameterization.v_from_x_and_eps(parameterization.x_from_eps(z, eps, lv), eps, lv),
+    ),
+    "x head = eps head": (
+        lambda z, x, lv: parameterization.eps_from_x(z, x, lv),
+        lambda z, eps, lv: parameterization.x_from_both(z, parameterization.x_from_eps(z, eps, lv), eps, lv),
+    ),
+}
+
+
+@pytest.mark.parametrize(("there", "back"), CYCLES.values(), ids=CYCLES)
+def test_conversions_are_inverses(there: Callable[..., Any], back: Callable[..., Any]) -> None:
+    any_value = images(3)  # not what made z: the conversions are inverse for any network output
+    level, z = LEVELS.at(slice(1, -1)), Z[1:-1]
+    np.testing.assert_allclose(back(z, there(z, any_value[1:-1], level), level), any_value[1:-1], atol=1e-10)
+
+
+def test_log_variances_follow_the_scale_of_x_and_eps() -> None:
+    logvar = np.linspace(-3, 1, len(LEVELS.alpha))
+    converted = parameterization.x_logvar_from_eps_logvar(logvar, LEVELS)
+    np.testing.assert_allclose(np.exp(converted), np.exp(logvar) * LEVELS.sigma**2 / LEVELS.alpha**2, rtol=1e-12)
+    np.testing.assert_allclose(parameterization.eps_logvar_from_x_logvar(converted, LEVELS), logvar, atol=1e-12)
+
+
+def test_clipping_acts_on_x_and_reaches_eps_and_v() -> None:
+    level, z = Level(*(np.full(1, a) for a in (0.6, 0.8))), np.full((1, 1, 1, 1), 1.5)
+    for prediction in ("x", "eps", "v"):
+        big = parameterization.estimate("x", np.full_like(z, 3.0), z, level)
+        clipped = parameterization.estimate(prediction, getattr(big, prediction), z, level, clip=True)
+        np.testing.assert_allclose(np.ravel(clipped), [1, (1.5 - 0.6) / 0.8, 0.6 * (0.9 / 0.8) - 0.8], rtol=1e-12)
+
+
+def test_two_heads_weigh_by_the_noise() -> None:
+    raw = np.concatenate([X + 1, EPS], axis=-1)  # only the x head errs
+    wrong = parameterization.to_x("both", raw, Z, LEVELS) - X
+    np.testing.assert_allclose(wrong, np.broadcast_to(LEVELS.expand(X).sigma ** 2, X.shape), atol=1e-11)
+    np.testing.assert_array_equal(parameterization.x_head("both", raw, Z, LEVELS), X + 1)
+    np.testing.assert_array_equal(parameterization.x_head("v", TRUE["v"], Z, LEVELS),
+                                  parameterization.to_x("v", TRUE["v"], Z, LEVELS))  # fmt: skip
+
+
+@pytest.mark.parametrize("prediction", parameterization.PREDICTIONS)
+def test_x_error_is_x_hat_minus_x(prediction: str) -> None:
+    level, z, x, eps = LEVELS.at(slice(1, -1)), Z[1:-1], X[1:-1], EPS[1:-1]
+    raw = RAW[prediction][1:-1] + images(5, RAW[prediction].shape[-1])[1:-1]
+    expected = parameterization.to_x(prediction, raw, z, level) - x
+    np.testing.assert_allclose(
+        parameterization.x_error(prediction, raw, x, eps, level), expected, rtol=1e-9, atol=1e-11
+    )
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_x_error_does_not_cancel_near_zero_noise(prediction: str) -> None:
+    level = Cosine().level(np.float64([0.0, 1e-4, 1e-3]))
+    x, eps = images(1, count=3), images(2, count=3)
+    true = {"eps": eps, "v": parameterization.v_from_x_and_eps(x, eps, level)}[prediction]
+    raw = true + 0.01 * images(6, count=3)
+    arrays = [np.float32(a) for a in (raw, x, eps)]
+    exact = parameterization.x_error(prediction, *(a.astype(np.float64) for a in arrays), level)
+    level32 = Level(*map(np.float32, level))
+    careful = parameterization.x_error(prediction, *arrays, level32)
+    naive = parameterization.to_x(prediction, arrays[0], forward.diffuse(*arrays[1:], level32), level32) - arrays[1]
+
+    def error(found: np.ndarray) -> float:
+        return float(np.max(np.linalg.norm(found - exact, axis=(1, 2)) / np.linalg.norm(exact, axis=(1, 2))))
+
+    assert careful.dtype == np.float32
+    assert error(careful) < 3e-5 < 3e-2 < error(naive)
+
+
+# --- preconditioning
+
+
+def test_time_inputs() -> None:
+    t = np.linspace(0, 1, 11)
+    level = Cosine().level(t)
+    expected = {
+        "inv_cos": np.arctan(np.exp(-level.logsnr / 2)) / (np.pi / 2),
+        "sigmoid": 1 / (1 + np.exp(-level.logsnr)),
+        "linear": (level.logsnr + 10) / 20,
+    }
+    assert set(expected) == set(LOGSNR_INPUTS)
+    for kind, value in expected.items():
+        np.testing.assert_allclose(LogsnrInput(kind).fraction(level), value, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(LogsnrInput(kind).time(level), 1000 * value, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(LogsnrInput().fraction(level), t, atol=6e-5)
+    far = from_logsnr(np.array([-50.0, -20.0, 20.0, 50.0]))
+    noisy, _, _, clean = LogsnrInput().fraction(far)
+    np.testing.assert_allclose(LogsnrInput().fraction(far), [noisy, noisy, clean, clean], rtol=1e-14)
+    assert 0 < clean < 1e-4 and noisy == pytest.approx(1 - clean)
+
+
+# --- the forward process and its posterior
+
+
+def test_the_deterministic_step() -> None:
+    t, s = LEVELS.at(slice(None, -1)), LEVELS.at(slice(1, None))
+    x, eps = X[:-1], EPS[:-1]
+    moved = forward.ddim_step(forward.diffuse(x, eps, t), x, t, s)
+    np.testing.assert_allclose(moved, forward.diffuse(x, eps, s), atol=1e-11)
+    clean = Level(np.ones(len(x)), np.zeros(len(x)))
+    np.testing.assert_array_equal(forward.ddim_step(Z[:-1], x, t, clean), x)
+
+
+def test_the_marginal() -> None:
+    marginal = forward.marginal(X, LEVELS)
+    np.testing.assert_array_equal(marginal.mean, LEVELS.expand(X).alpha * X)
+    np.testing.assert_allclose(marginal.std, LEVELS.expand(X).sigma, rtol=1e-12)
+    np.testing.assert_allclose(marginal.var, LEVELS.expand(X).sigma ** 2, rtol=1e-12)
+
+
+PAIRS = [(1.0, 0.9), (0.7, 0.2), (0.51, 0.5), (0.1, 0.0)]
+
+
+def conditioned(t: Level, s: Level, x_var: float = 0.0) -> tuple[float, float, float]:
+    """z_s given z_t and x ~ N(x, x_var), by brute force: (factor of z_t, factor of x, variance).
+
+    z_t = ratio·z_s + noise for the x that is true; (z_s, z_t) are jointly Gaussian around alpha·x, and the
+    uncertainty of x is carried through the conditional mean.
+    """
+    ratio = t.alpha / s.alpha
+    joint = np.array([[s.sigma**2, ratio * s.sigma**2], [ratio * s.sigma**2, t.sigma**2]])
+    gain = joint[0, 1] / joint[1, 1]
+    from_x = s.alpha - gain * t.alpha
+    return gain, from_x, joint[0, 0] - gain * joint[0, 1] + from_x**2 * x_var
+
+
+@pytest.mark.parametrize("times", PAIRS)
+def test_the_posterior_is_gaussian_conditioning(times: tuple[float, float]) -> None:
+    t, s = (Cosine(-8, 8).level(np.float64(time)) for time in times)
+    gain, from_x, variance = conditioned(t, s)
+    found = forward.posterior(Z, X, t, s)
+    np.testing.assert_allclose(found.mean, gain * Z + from_x * X, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(found.var, variance, rtol=1e-9)
+    large = forward.posterior(Z, X, t, s, gamma=1.0)
+    half = forward.posterior(Z, X, t, s, gamma=0.5)
+    np.testing.assert_array_equal(large.mean, found.mean)
+    np.testing.assert_allclose(large.var, variance * t.sigma**2 / s.sigma**2, rtol=1e-9)
+    np.testing.assert_allclose(half.logvar, (large.logvar + found.logvar) / 2, rtol=1e-12)
+    # 'large' is the variance of z_t given z_s
+    np.testing.assert_allclose(large.var, t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2, rtol=1e-9)
+    uncertain = forward.posterior(Z, X, t, s, x_logvar=np.log(0.3))
+    np.testing.assert_allclose(uncertain.var, conditioned(t, s, x_var=0.3)[2], rtol=1e-9)
+
+
+def test_kl_of_gaussians() -> None:
+    rng = np.random.default_rng(0)
+    p, q = (forward.Gaussian(rng.normal(size=6), rng.normal(size=6)) for _ in range(2))
+    grid = np.linspace(-25, 25, 100_001)[:, None]
+
+    def log_density(g: forward.Gaussian) -> np.ndarray:
+        return -0.5 * ((grid - g.mean) ** 2 / g.var + g.logvar + math.log(2 * math.pi))
+
+    integral = np.trapezoid(np.exp(log_density(p)) * (log_density(p) - log_density(q)), grid, axis=0)
+    np.testing.assert_allclose(forward.gaussian_kl(p, q), integral, rtol=1e-6)
+    np.testing.assert_array_equal(forward.gaussian_kl(p, p), 0)
+    assert (np.asarray(forward.gaussian_kl(p, q)) > 0).all()
+
+
+def test_the_bound_in_bits() -> None:
+    t, s = (Cosine(-8, 8).level(np.full(len(X), time)) for time in (0.7, 0.4))
+    z = forward.diffuse(X, EPS, t)
+    np.testing.assert_array_equal(forward.posterior_kl_bits(z, X, X, t, s, gamma=0.0), 0)
+    x_hat = X + images(7)
+    _, from_x, variance = conditioned(t.at(0), s.at(0))
+    expected = from_x**2 * np.mean((x_hat - X) ** 2, axis=(1, 2, 3)) / (2 * variance * math.log(2))
+    np.testing.assert_allclose(forward.posterior_kl_bits(z, X, x_hat, t, s, gamma=0.0), expected, rtol=1e-9)
+    bits = forward.posterior_kl_bits(z, X, x_hat, t, s)
+    assert bits.shape == (len(X),) and (bits > 0).all()
+
+
+# --- weightings
+
+
+def test_weightings_are_errors_of_other_quantities() -> None:
+    level = LEVELS.at(slice(1, -1))
+    x_hat = X[1:-1] + images(8)[1:-1]
+    z = Z[1:-1]
+    wrong = parameterization.estimate("x", x_hat, z, level)
+    squared = {name: np.mean((getattr(wrong, name) - TRUE[name][1:-1]) ** 2, axis=(1, 2, 3)) for name in TRUE}
+    squared["larger"] = np.maximum(squared["x"], squared["eps"])
+    same = {"constant": "x", "snr": "eps", "snr_plus_one": "v", "snr_trunc": "larger"}
+    assert set(same) == set(weighting.WEIGHTINGS)
+    for name, quantity in same.items():
+        weighted = weighting.WEIGHTINGS[name](level) * squared["x"]
+        np.testing.assert_allclose(weighted, squared[quantity], rtol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("prediction", parameterization.PREDICTIONS)
+@pytest.mark.parametrize("name", weighting.WEIGHTINGS)
+def test_eps_networks_warn_about_weightings_that_diverge(prediction: str, name: str) -> None:
+    if prediction == "eps" and name != "snr":
+        with pytest.warns(UserWarning, match=f"{name}.*diverges.*Use weighting 'snr'"):
+            weighting.check(name, prediction)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weighting.check(name, prediction)
+
+
+# --- bad input
+
+SORTED = grids.uniform(Cosine(), 4)
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "an empty logsnr range": (lambda: Cosine(20, -20), r"logsnr_min must be below logsnr_max.*20"),
+    "an infinite logsnr": (lambda: Cosine(-20, math.inf), r"must be finite.*inf"),
+    "zero steps": (lambda: grids.uniform(Cosine(), 0), r"at least 1, got 0"),
+    "negative steps": (lambda: grids.uniform_times(-4), r"at least 1, got -4"),
+    "half a step": (lambda: grids.uniform_times(2.5), r"whole number.*got 2\.5"),  # type: ignore[arg-type]
+    "steps that are a bool": (lambda: grids.uniform_times(True), r"whole number.*got True"),
+    "a rising grid": (lambda: grids.check(SORTED.at(slice(None, None, -1))), r"decrease in noise.*rows 0 and 1.*Sort"),
+    "a repeated level": (lambda: grids.check(SORTED.at(np.array([0, 1, 1, 2]))), r"rows 1 and 2.*drop repeated"),
+    "a NaN level": (lambda: grids.check(Level(SORTED.alpha * np.nan, SORTED.sigma)), r"must be finite"),
+    "a single level": (lambda: grids.check(SORTED.at(slice(0, 1))), r"at least 2 levels, got \(1,\)"),
+    "two shapes": (lambda: grids.check(Level(SORTED.alpha, SORTED.sigma[1:])), r"got \(5,\), \(4,\)"),
+    "an unknown time input": (lambda: LogsnrInput("inv_cosine"), r"'inv_cosine'.*Did you mean 'inv_cos'"),
+    "an empty input range": (lambda: LogsnrInput("linear", 1.0, 1.0), r"must not be empty, got \[1.0, 1.0\]"),
+    "an unknown prediction": (
+        lambda: parameterization.to_x("epsilon", X, Z, LEVELS), r"prediction 'epsilon'.*Known: both, eps, v, x"),
+    "an unknown prediction's error": (
+        lambda: parameterization.x_error("noise", X, X, X, LEVELS), r"prediction 'noise'.*Known: both, eps, v, x"),
+    "an unknown weighting": (lambda: weighting.check("snr_trunk", "x"), r"'snr_trunk'.*Did you mean 'snr_trunc'"),
+    "a name that is no text": (lambda: choose("solver", 3, {"ddim": 1}), r"solver 3\. Known: ddim"),  # type: ignore[arg-type]
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "said"), BAD.values(), ids=BAD)
+def test_bad_input_is_told_what_it_is_and_what_is_allowed(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()

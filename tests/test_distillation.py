@@ -1,0 +1,468 @@
+"""Distillation: targets against exact arithmetic, phases as values, and students of Gaussian data.
+
+On Gaussian data the optimal denoiser is affine in z at every level, so a student with one free affine map per
+level has enough capacity: BTD and TRACT must bring it to the teacher's own map.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from diffusion_distill import runs, sampling
+from diffusion_distill.arrays import namespace
+from diffusion_distill.diffusion import forward, grids, parameterization
+from diffusion_distill.diffusion.schedules import Cosine, Schedule, VarianceExploding
+from diffusion_distill.distillation import DISTILLERS, Denoising, Progressive, Tract, closure, phases, progressive, tract
+from diffusion_distill.levels import Level
+from diffusion_distill.model import Clipped, Denoiser, Model
+from diffusion_distill.solvers import ddim
+from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.training.optimizers import OptimizerSettings
+
+SCHEDULES: list[Schedule] = [Cosine(), Cosine(-9, 9), VarianceExploding()]
+
+
+def bend(z: Any, level: Level, labels: Any = None) -> Any:
+    """A smooth estimate in [-1, 1] that depends on everything; NumPy in, NumPy out."""
+    return namespace(z).tanh(z + 0.3 * level.expand(z).sigma)
+
+
+def bend_otherwise(z: Any, level: Level, labels: Any = None) -> Any:
+    """Another one."""
+    return namespace(z).sin(2 * z) * level.expand(z).alpha
+
+
+def single(rows: closure.Rows) -> closure.Rows:
+    """The rows as the training step sees them: float32."""
+    return jax.tree.map(lambda a: jnp.asarray(a, jnp.int32 if np.asarray(a).dtype.kind == "i" else jnp.float32), rows)
+
+
+def inverted(rows: closure.Rows, s: Level, z: np.ndarray, first: Any, second: Any) -> np.ndarray:
+    """The published form of the target, in float64: make both steps, then invert the one step t -> s."""
+    t, m = rows.t, rows.m
+    z_m = forward.ddim_step(z, first(z, t), t, m)
+    z_s = forward.ddim_step(z_m, second(z_m, m), m, s)
+    r, d = forward.step_coefficients(t.expand(z), s.expand(z))
+    return (z_s - r * z) / d
+
+
+# --- weights and rows
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("n", [2, 3, 8])
+def test_a_chain_is_one_step_with_the_weighted_mean(schedule: Schedule, n: int) -> None:
+    times = np.sort(np.random.default_rng(n).uniform(0.05, 1, n + 1))[::-1]
+    weights = closure.chain_weights(schedule, times)
+    assert weights.sum() == pytest.approx(1, abs=1e-13)
+    estimates = np.random.default_rng(0).uniform(-1, 1, (n, 1, 4, 4, 1))
+    z = start = np.random.default_rng(1).standard_normal((1, 4, 4, 1))
+    levels = [schedule.level(np.array([t])) for t in times]
+    for (t, s), x_hat in zip(pairwise(levels), estimates, strict=True):
+        z = forward.ddim_step(z, x_hat, t, s)
+    mean = closure.weighted_mean(weights, estimates)
+    np.testing.assert_allclose(forward.ddim_step(start, mean, levels[0], levels[-1]), z, atol=1e-12)
+    # closing two steps at a time, from the end, is the same
+    folded = estimates[-1]
+    for k in range(n - 2, -1, -1):
+        pair = closure.chain_weights(schedule, times[[k, k + 1, n]])
+        folded = closure.weighted_mean(pair, (estimates[k], folded))
+    np.testing.assert_allclose(folded, mean, atol=1e-12)
+
+
+@pytest.mark.fast
+def test_a_solver_table_makes_the_step_of_its_chain() -> None:
+    times = grids.uniform_times(8)[:6]
+    levels = Cosine().level(times)
+    by_level = Denoiser(params=(), model=LevelOnly())
+    start = jax.random.normal(jax.random.key(0), (2, 3, 3, 1))
+    found = sampling.integrate(by_level, ddim(levels), start)
+    x_hat = closure.weighted_mean(closure.chain_weights(Cosine(), times), levels.sigma[:-1, None])
+    r, d = forward.step_coefficients(levels.at(0), levels.at(-1))
+    np.testing.assert_allclose(found, r * np.asarray(start) + d * x_hat, atol=1e-6)
+
+
+class LevelOnly:
+    """A model whose x_hat is sigma, whatever z is."""
+
+    prediction = "x"
+
+    def raw(self, params: Any, z: Any, level: Level, labels: Any, dropout: Any) -> Any:
+        """sigma in every pixel."""
+        return z * 0 + level.expand(z).sigma
+
+
+@pytest.mark.fast
+def test_steps_of_length_zero_and_to_zero_noise() -> None:
+    t, m, s = np.array([0.5, 0.5, 0.5]), np.array([0.25, 0.25, 0.0]), np.array([0.25, 0.0, 0.0])
+    at_rest, to_end, both = range(3)
+    published = closure.make_rows(Cosine(), t, m, s, clean_end=False)
+    assert (published.first[at_rest], published.second[at_rest]) == (1, 0)
+    assert (published.first[both], published.second[both]) == (1, 0)
+    assert 0 < published.first[to_end] < 1e-3
+    clean = closure.make_rows(Cosine(), t, m, s, clean_end=True)
+    assert (clean.first[to_end], clean.second[to_end]) == (0, 1)
+    assert (clean.first[both], clean.second[both]) == (1, 0), "an empty second step takes precedence"
+    for rows in (published, clean):
+        assert all(np.isfinite(a).all() for a in jax.tree.leaves(rows))
+        np.testing.assert_allclose(rows.first + rows.second, 1, rtol=1e-12)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("steps", [1, 3, 512])
+def test_rows_of_btd(steps: int) -> None:
+    rows, i = progressive.rows(Cosine(), steps), np.arange(1, steps + 1)
+    assert rows.count == steps
+    for found, time in ((rows.t, 2 * i / (2 * steps)), (rows.m, (2 * i - 1) / (2 * steps))):
+        np.testing.assert_allclose(Cosine().time(found), time, atol=1e-13)
+    # every t is on the student's own grid, bit for bit
+    np.testing.assert_array_equal(rows.t.sigma, grids.uniform(Cosine(), steps).sigma[:-1][::-1])
+    assert (rows.first[0], rows.second[0]) == (0, 1)
+    assert np.all(rows.second[1:] < 1)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("start", "end"), [(8, 2), (12, 4), (6, 1), (1024, 32)])
+def test_rows_of_tract(start: int, end: int) -> None:
+    rows, i = tract.rows(Cosine(), start, end), np.arange(1, start + 1)
+    assert rows.count == start
+    np.testing.assert_allclose(Cosine().time(rows.t), i / start, atol=1e-13)
+    np.testing.assert_allclose(Cosine().time(rows.m), (i - 1) / start, atol=1e-13)
+    last_of_group = (i - 1) % (start // end) == 0
+    np.testing.assert_array_equal(rows.second == 0, last_of_group)
+    np.testing.assert_array_equal(rows.first[last_of_group], 1)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("make", [lambda: progressive.rows(Cosine(), 4096), lambda: tract.rows(Cosine(), 8192, 4096),
+                                  lambda: tract.rows(Cosine(), 4096, 1), lambda: progressive.rows(Cosine(-9, 9), 4096)],
+                         ids=["btd", "tract 8192-4096", "tract 4096-1", "btd, logsnr in [-9, 9]"])  # fmt: skip
+def test_targets_are_exact_in_float32(make: Callable[[], closure.Rows]) -> None:
+    rows = make()
+    z = np.random.default_rng(0).standard_normal((len(rows.r), 2, 2, 1)).astype(np.float32)
+    exact_z_m = forward.ddim_step(z.astype(np.float64), bend(z.astype(np.float64), rows.t), rows.t, rows.m)
+    exact = closure.weighted_mean(
+        (rows.first, rows.second), (bend(z.astype(np.float64), rows.t), bend_otherwise(exact_z_m, rows.m))
+    )
+    found = jax.jit(lambda rows, z: closure.target(rows, z, bend, bend_otherwise))(single(rows), jnp.asarray(z))
+    assert found.dtype == jnp.float32
+    assert np.abs(found - exact).max() < 5e-7
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("steps", [2, 64, 1024])
+def test_targets_are_the_published_ones_inverted(steps: int) -> None:
+    z = np.random.default_rng(0).standard_normal((2 * steps, 2, 2, 1))
+    rows = tract.rows(Cosine(), 2 * steps, steps)
+    s = Cosine().level((np.arange(2 * steps) // 2) / steps)
+    with np.errstate(invalid="ignore"):
+        expected = inverted(rows, s, z, bend, bend_otherwise)
+    z_m = forward.ddim_step(z, bend(z, rows.t), rows.t, rows.m)
+    found = closure.weighted_mean((rows.first, rows.second), (bend(z, rows.t), bend_otherwise(z_m, rows.m)))
+    np.testing.assert_allclose(found, expected, atol=1e-8)
+
+
+# --- what the methods are, among each other
+
+
+def batch_for(rows: closure.Rows, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Clean images and noise, float32, one of each per row."""
+    rng = np.random.default_rng(seed)
+    shape = (len(rows.r), 2, 2, 1)
+    return np.float32(rng.uniform(-1, 1, shape)), np.float32(rng.standard_normal(shape))
+
+
+def students(model: Model) -> dict[str, Denoiser]:
+    """Three unrelated networks in the roles of teacher, student and self-teacher."""
+    roles = ("teacher", "student", "self_teacher")
+    return {role: model.denoiser(model.init(jax.random.key(k))) for k, role in enumerate(roles)}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("steps", [1, 4, 64])
+def test_tract_with_groups_of_two_is_btd(steps: int, tiny_model: Model) -> None:
+    roles = students(tiny_model)
+    roles["self_teacher"] = roles["teacher"]
+    pairs, halves = tract.rows(Cosine(), 2 * steps, steps), progressive.rows(Cosine(), steps)
+    firsts = jax.tree.map(lambda a: a[1::2] if np.ndim(a) else a, pairs)  # rows 2i of 1 .. 2N: where a group begins
+    # away from zero noise the tables are the same numbers; there BTD sets what TRACT computes
+    for ours, theirs in zip(jax.tree.leaves(firsts[:-1]), jax.tree.leaves(halves[:-1]), strict=True):
+        np.testing.assert_array_equal(ours[1:], theirs[1:])
+    same_rule = firsts._replace(first=halves.first, second=halves.second)
+    assert abs(firsts.second[0] - 1) < 0.1 / steps
+
+    x, eps = batch_for(halves)
+    by_btd = Progressive(2 * steps, steps, reduction="mean").losses_at(roles, single(halves), x, eps, None)
+    by_tract = Tract((2 * steps, steps), clip=False, reduction="mean").losses_at(
+        roles, single(same_rule), x, eps, None
+    )
+    np.testing.assert_array_equal(by_btd, by_tract)
+    assert float(by_btd.min()) > 0
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("schedule", [Cosine(), VarianceExploding()], ids=str)
+def test_one_group_that_ends_at_zero_noise_is_consistency_distillation(schedule: Schedule, tiny_model: Model) -> None:
+    steps = 16
+    if isinstance(schedule, VarianceExploding):  # its time 0 is zero noise: nothing has to be set
+        rows = tract.rows(schedule, steps, 1)
+    else:
+        i = np.arange(1, steps + 1)
+        rows = closure.make_rows(schedule, i / steps, (i - 1) / steps, 0.0 * i, clean_end=True)
+    roles = students(tiny_model)
+    z = jax.random.normal(jax.random.key(0), (steps, 2, 2, 1))
+    t = single(rows).t
+    z_m = forward.ddim_step(z, bend(z, t), t, single(rows).m)
+    found = closure.target(single(rows), z, bend, roles["self_teacher"])
+    consistency = roles["self_teacher"](z_m, single(rows).m)
+    np.testing.assert_allclose(found[1:], consistency[1:], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(found[0], bend(z, t)[0])  # the first step above zero noise is the teacher's alone
+
+
+@pytest.mark.fast
+def test_zero_noise_rules_of_btd_differ_for_two_heads_at_zero_noise_only(toy_networks: None) -> None:
+    model = Model(toys.Perceptron(out_ch=2), (2, 2, 1), prediction="both")
+    roles, rows = students(model), progressive.rows(Cosine(-6, 6), 4)
+    x, eps = batch_for(rows)
+    losses = {
+        rule: np.asarray(Progressive(8, 4, zero_noise=rule).losses_at(roles, single(rows), x, eps, None))
+        for rule in progressive.ZERO_NOISE_RULES
+    }
+    np.testing.assert_allclose(losses["x_head"][1:], losses["reconciled"][1:], rtol=1e-6)
+    assert abs(losses["x_head"][0] / losses["reconciled"][0] - 1) > 1e-3
+
+
+@pytest.mark.fast
+def test_tract_clips_both_estimates() -> None:
+    huge = Denoiser(params=(), model=toys.Gaussian(mean=5.0, std=0.0))
+    rows = single(tract.rows(Cosine(), 8, 2))
+    roles: dict[str, Any] = {"teacher": huge, "self_teacher": huge, "student": huge}
+    for clip, expected in ((True, 1.0), (False, 5.0)):
+        first, second = Tract((8, 2), clip=clip).estimators(roles)
+        found = closure.target(rows, jnp.zeros((8, 1, 1, 1)), first, second)
+        np.testing.assert_allclose(found, np.full_like(found, expected), rtol=1e-6)
+    assert isinstance(Tract((8, 2)).estimators(roles)[0], Clipped)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("prediction", parameterization.PREDICTIONS)
+@pytest.mark.parametrize("method", [Denoising(), Progressive(4, 2), Tract((4, 2))], ids=lambda m: type(m).__name__)
+def test_losses_are_the_weighted_squared_error(method: Any, prediction: str, toy_networks: None) -> None:
+    model = Model(toys.Perceptron(2 if prediction == "both" else 1), (2, 2, 1), Cosine(-6, 6), prediction)
+    roles = students(model)
+    rows = single(tract.rows(model.schedule, 4, 2))
+    x, eps = batch_for(rows)
+    z = forward.diffuse(x, eps, rows.t)
+    if isinstance(method, Denoising):
+        target, found = x, method.losses_at(roles["student"], rows.t, x, eps)
+    else:
+        found = method.losses_at(roles, rows, x, eps, None)
+        estimators = method.estimators(roles) if isinstance(method, Tract) else (roles["teacher"], roles["teacher"])
+        target = closure.target(rows, z, *estimators)
+    error = np.asarray(roles["student"](z, rows.t) - target, np.float64) ** 2
+    reduce = np.sum if method.reduction == "sum" else np.mean
+    expected = np.maximum(np.exp(rows.t.logsnr), 1) * reduce(error, axis=(1, 2, 3))
+    np.testing.assert_allclose(found, expected, rtol=2e-3)
+
+
+@pytest.mark.fast
+def test_no_gradient_flows_through_the_target(tiny_model: Model) -> None:
+    roles, rows = students(tiny_model), single(tract.rows(Cosine(), 4, 2))
+    x, eps = batch_for(rows)
+
+    def total(params: Any, role: str) -> Any:
+        denoisers = {**roles, role: tiny_model.denoiser(params)}
+        return Tract((4, 2)).losses_at(denoisers, rows, x, eps, None).sum()
+
+    size = {role: max(float(jnp.abs(g).max()) for g in jax.tree.leaves(jax.grad(total)(roles[role].params, role)))
+            for role in roles}  # fmt: skip
+    assert size["teacher"] == size["self_teacher"] == 0 < size["student"]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("count", [3, 8])
+def test_padding_rows_are_never_drawn(count: int) -> None:
+    table, longer = closure.pad([progressive.rows(Cosine(), count), progressive.rows(Cosine(), 32)])
+    assert table.r.shape == longer.r.shape == (32,) and (table.count, longer.count) == (count, 32)
+    index, eps = closure.draw(table, {"image": np.zeros((4000, 1, 1, 1), np.float32)}, jax.random.key(0))
+    assert np.bincount(index, minlength=count).min() > 4000 / count * 0.8
+    assert int(index.max()) == count - 1
+    assert abs(float(eps.mean())) < 0.07 and abs(float(eps.std()) - 1) < 0.05
+
+
+# --- training times of a teacher
+
+
+@pytest.mark.fast
+def test_training_times() -> None:
+    discrete = np.asarray(Denoising(steps=4).times(jax.random.key(0), 4000))
+    values, counts = np.unique(discrete, return_counts=True)
+    np.testing.assert_array_equal(values, [0.25, 0.5, 0.75, 1.0])
+    assert counts.min() > 850
+    continuous = np.asarray(Denoising().times(jax.random.key(0), 4000))
+    assert 0 <= continuous.min() < 0.01 and 0.99 < continuous.max() < 1
+    assert abs(continuous.mean() - 0.5) < 0.03
+
+
+# --- phases
+
+
+@pytest.mark.fast
+def test_phases_of_btd(tiny_model: Model) -> None:
+    method = Progressive(64, 1, phase_length="1K", learning_rate=3e-4)
+    plan = method.phases(tiny_model, batch_size=32)
+    assert [(p.teacher_steps, p.student_steps) for p in plan] == [(64, 32), (32, 16), (16, 8), (8, 4), (4, 2), (2, 1)]
+    assert [p.updates for p in plan] == [32, 32, 32, 32, 64, 64]
+    assert all(p.anneal and p.restart and p.learning_rate == 3e-4 and p.momentum == 0 for p in plan)
+    assert [int(p.inputs.count) for p in plan] == [32, 16, 8, 4, 2, 1]
+    assert {p.inputs.r.shape for p in plan} == {(32,)}
+    even = dataclasses.replace(method, last_two_longer=1.0)
+    assert {p.updates for p in even.phases(tiny_model, 32)} == {32}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("schedule", [(1024, 32, 1), (8, 4, 2, 1), (6, 1)])
+def test_phases_of_tract(schedule: tuple[int, ...], tiny_model: Model) -> None:
+    plan = Tract(schedule, length="10000", residual=1e-2).phases(tiny_model, batch_size=16)
+    count = len(schedule) - 1
+    assert [(p.teacher_steps, p.student_steps) for p in plan] == list(pairwise(schedule))
+    assert sum(p.updates for p in plan) == 10000 // 16
+    assert max(p.updates for p in plan) - min(p.updates for p in plan) <= 1
+    assert [int(p.inputs.count) for p in plan] == list(schedule[:-1])
+    for p in plan:
+        assert p.momentum ** (10000 / 16 / count) == pytest.approx(1e-2)
+        assert p.restart and not p.anneal
+    following = Tract(schedule, length="10000", phase_start="continue", reset_average=True)
+    assert all(p.reset_average and not p.restart for p in following.phases(tiny_model, 16))
+    assert Tract(self_momentum=0.3).averages == {"self_teacher": 0.3}
+
+
+@pytest.mark.fast
+def test_phase_of_a_teacher(tiny_model: Model) -> None:
+    [plan] = Denoising(length="1K", warmup=4, residual=1e-3).phases(tiny_model, 64)
+    assert (plan.updates, plan.warmup, plan.teacher_steps, plan.student_steps) == (16, 4, 0, 0)
+    assert plan.momentum**16 == pytest.approx(1e-3)
+    assert Denoising(momentum=0.9).phases(tiny_model, 64)[0].momentum == 0.9
+
+
+@pytest.mark.fast
+def test_learning_rates() -> None:
+    def rates(**fields: Any) -> list[float]:
+        phase = phases.Phase("p", updates=4, learning_rate=2.0, **fields)
+        return [phase.rate(k) for k in range(4)]
+
+    assert rates() == [2, 2, 2, 2]
+    assert rates(anneal=True) == [2, 1.5, 1, 0.5]
+    assert rates(warmup=2) == [1, 2, 2, 2]
+    assert rates(warmup=2, anneal=True) == [1, 1.5, 1, 0.5]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("length", "count"),
+    [(96, 96), ("96", 96), ("1.5K", 1536), ("96M", 96 * 2**20), ("2g", 2 * 2**30), ("3*2M", 6 * 2**20), ("2**10", 1024)],
+)
+def test_lengths(length: str | int, count: int) -> None:
+    assert phases.samples(length) == count
+
+
+@pytest.mark.fast
+def test_a_plan_can_be_read() -> None:
+    text = phases.describe([phases.Phase("one", 7, 1e-3, anneal=True, momentum=0.5), phases.Phase("two", 9, 2e-3)])
+    assert text.splitlines() == [
+        "phase 1/2: one, 7 updates, learning rate 0.001 falling to 0, average momentum 0.5",
+        "phase 2/2: two, 9 updates, learning rate 0.002, average momentum 0",
+    ]
+
+
+def plan(method: Any, batch_size: int = 16) -> Any:
+    """The method's phases for a tiny model."""
+    return method.phases(Model(toys.Perceptron(1), (2, 2, 1), prediction="v"), batch_size)
+
+
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "BTD from 10 to 4": (lambda: Progressive(10, 4), r"must be 2, 4, 8.*got 10 / 4"),
+    "BTD from 12 to 4": (lambda: Progressive(12, 4), r"must be 2, 4, 8.*got 12 / 4"),
+    "BTD to more steps": (lambda: Progressive(4, 8), r"got 4 / 8"),
+    "BTD to as many steps": (lambda: Progressive(8, 8), r"got 8 / 8"),
+    "BTD to zero steps": (lambda: Progressive(8, 0), r"got 8 / 0"),
+    "BTD from negative steps": (lambda: Progressive(-8, 1), r"got -8 / 1"),
+    "BTD to negative steps": (lambda: Progressive(-8, -1), r"got -8 / -1"),
+    "BTD from half a step": (lambda: Progressive(8.5, 1), r"got 8.5"),  # type: ignore[arg-type]
+    "BTD for no time": (lambda: Progressive(8, 1, phase_length=0), r"phase_length|length"),
+    "BTD with shrinking phases": (lambda: Progressive(8, 1, last_two_longer=-1), r"last_two_longer.*-1"),
+    "an unknown rule at zero noise": (lambda: Progressive(zero_noise="xhead"), r"'xhead'.*'x_head'"),
+    "TRACT that does not divide": (lambda: Tract((1024, 30, 1)), r"1024→30 does not divide.*proper divisor of 1024"),
+    "TRACT that rises": (lambda: Tract((4, 8)), r"4→8 does not divide"),
+    "TRACT that stays": (lambda: Tract((8, 8)), r"8→8 does not divide"),
+    "TRACT to zero steps": (lambda: Tract((8, 0)), r"positive step counts.*\(8, 0\)"),
+    "TRACT to negative steps": (lambda: Tract((8, -1)), r"positive step counts.*\(8, -1\)"),
+    "TRACT of one count": (lambda: Tract((8,)), r"at least two.*got \(8,\)"),
+    "TRACT with half steps": (lambda: Tract((8, 2.5)), r"positive step counts.*2\.5"),  # type: ignore[arg-type]
+    "TRACT's momentum": (lambda: Tract(self_momentum=1.0), r"self_momentum must be in \[0, 1\), got 1.0"),
+    "TRACT's phase start": (lambda: Tract(phase_start="paper"), r"phase_start 'paper'.*Known: continue, teacher"),
+    "TRACT's residual of 0": (lambda: plan(Tract((2, 1), residual=0.0, length=640)), r"residual.*\(0, 1\).*0\.0"),
+    "TRACT too short": (lambda: plan(Tract((4, 2, 1), length=16)), r"16 samples in batches of 16 are 1 updates.*2 phases"),
+    "an unknown weighting": (lambda: Tract(weighting="sn"), r"weighting 'sn'.*'snr'"),
+    "an unknown reduction": (lambda: Denoising(reduction="avg"), r"reduction 'avg'.*Known: mean, sum"),
+    "negative training steps": (lambda: Denoising(steps=-1), r"steps must be 0.*got -1"),
+    "an unreadable length": (lambda: Denoising(length="96 M samples"), r"Cannot read '96 M samples'.*'96M'"),
+    "a negative length": (lambda: Tract(length="-5K"), r"Cannot read '-5K'"),
+    "an empty length": (lambda: phases.samples(""), r"Cannot read ''"),
+    "a unit alone": (lambda: phases.samples("M"), r"Cannot read 'M'"),
+    "an infinite length": (lambda: phases.samples("1e999"), r"Cannot read '1e999'"),
+    "a residual of 1": (lambda: phases.momentum_for(1.0, 10), r"residual must be in \(0, 1\).*1\.0"),
+    "no updates": (lambda: phases.momentum_for(0.5, 0), r"updates positive.*0"),
+}  # fmt: skip
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("make", "said"), BAD.values(), ids=BAD)
+def test_bad_input_is_told_what_it_is_and_what_is_allowed(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+# --- a student with enough capacity reaches the teacher's map
+
+STEPS = 16
+LEARNED: dict[str, Any] = {
+    "btd": Progressive(STEPS, 1, phase_length=64 * 300, last_two_longer=1.0, learning_rate=0.03,
+                       weighting="snr_plus_one"),
+    "tract": Tract((STEPS, 4, 1), length=64 * 2400, learning_rate=0.03, anneal=True, clip=False,
+                   weighting="snr_plus_one", residual=1e-6),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_student_reaches_the_teachers_map(name: str, gaussian: toys.Gaussian, toy_networks: None) -> None:
+    """Few DDIM steps of the student lead where the teacher's many steps lead."""
+    assert set(LEARNED) == set(DISTILLERS)
+    teacher, source = toys.exact_teacher(gaussian, STEPS), toys.GaussianSource(gaussian)
+    settings = runs.Settings(batch_size=64, log_every=300, optimizer=OptimizerSettings(grad_clip=0.0, eps=1e-12))
+    students = runs.distill(teacher, source, LEARNED[name], settings)
+    start = jax.random.normal(jax.random.key(0), (256, 2, 2, 1))
+
+    def result(artefact: Artefact, steps: int) -> np.ndarray:
+        grid = grids.uniform(Cosine(), steps)
+        table = ddim(grids.clean_end(grid) if name == "btd" else grid)
+        return np.asarray(sampling.integrate(artefact.denoiser(clip=False), table, start))
+
+    truth = result(teacher, STEPS)
+    before = {steps: np.abs(result(teacher, steps) - truth).max() for steps in students}
+    after = {steps: np.abs(result(student, steps) - truth).max() for steps, student in students.items()}
+    print(before, after)
+    assert set(students) == {steps for _, steps in pairwise((16, 8, 4, 2, 1) if name == "btd" else (16, 4, 1))}
+    for steps, error in after.items():
+        assert error < 2e-3, (steps, error)
+        assert error < 0.05 * before[steps], "the teacher alone must be far from it, else nothing was learned"

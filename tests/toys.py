@@ -1,0 +1,118 @@
+"""Toys: data and networks so simple that the right answer is a closed formula.
+
+Gaussian data, x ~ N(mu, s²) in every pixel. With z = alpha·x + sigma·eps and var = alpha²·s² + sigma²:
+
+    optimal denoiser   E[x | z] = mu + (alpha·s² / var)·(z - alpha·mu)
+    flow               (z_t - alpha_t·mu) / sqrt(var_t) is the same at all levels t
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_distill.arrays import Array, namespace
+from diffusion_distill.diffusion.schedules import Cosine, Schedule
+from diffusion_distill.levels import Level
+from diffusion_distill.model import Model
+from diffusion_distill.training.artefact import Artefact
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Gaussian data and, as what a `Denoiser` takes for a model, their optimal denoiser; it has no parameters."""
+
+    mean: float
+    std: float
+    schedule: Schedule = field(default_factory=Cosine)
+    prediction: str = "x"
+
+    def variance(self, level: Level) -> Array:
+        """Variance of z."""
+        return level.alpha**2 * self.std**2 + level.sigma**2
+
+    def raw(self, params: Any, z: Array, level: Level, labels: Any, dropout: Any) -> Array:
+        """E[x | z]."""
+        level = level.expand(z)
+        return self.mean + level.alpha * self.std**2 / self.variance(level) * (z - level.alpha * self.mean)
+
+    def flow(self, z: Array, level_t: Level, level_s: Level) -> Array:
+        """Where the exact flow leads from z at level t to level s."""
+        scale = namespace(z).sqrt(self.variance(level_s) / self.variance(level_t))
+        return level_s.alpha * self.mean + scale * (z - level_t.alpha * self.mean)
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianSource:
+    """Endless-looking Gaussian images: number i is drawn from a generator seeded with i // block."""
+
+    data: Gaussian
+    image_shape: tuple[int, int, int] = (2, 2, 1)
+    size: int = 4096
+    num_classes: int = 0
+
+    def __post_init__(self) -> None:
+        noise = np.random.default_rng(0).standard_normal((self.size, *self.image_shape))
+        object.__setattr__(self, "images", np.float32(self.data.mean + self.data.std * noise))
+
+    def __len__(self) -> int:
+        return self.size
+
+    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The images at indices [batch]."""
+        return {"image": self.images[indices]}  # type: ignore[attr-defined]
+
+
+class AffinePerLevel(nn.Module):
+    """One free affine map v = a·z + b for each of `steps` times i / steps: all a student of Gaussian data needs.
+
+    The time it is given is 1000·angle/(pi/2), which is 1000·t for the cosine schedule cut far out.
+    """
+
+    steps: int
+
+    @nn.compact
+    def __call__(self, x: Array, time: Array, labels: Array | None = None, train: bool = False) -> Array:
+        slope = self.param("slope", nn.initializers.zeros, (self.steps + 1,))
+        shift = self.param("shift", nn.initializers.zeros, (self.steps + 1,))
+        row = jnp.round(time / 1000 * self.steps).astype(jnp.int32)
+        return slope[row][:, None, None, None] * x + shift[row][:, None, None, None]
+
+
+class Perceptron(nn.Module):
+    """A small network that mixes all pixels, the time and the label."""
+
+    out_ch: int
+    width: int = 16
+    dropout: float = 0.0
+    num_classes: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, time: Array, labels: Array | None = None, train: bool = False) -> Array:
+        time = time[:, None] / 1000
+        parts = [x.reshape(len(x), -1), jnp.cos(3 * time), jnp.sin(3 * time)]
+        if labels is not None:
+            parts.append(jax.nn.one_hot(labels, self.num_classes))
+        hidden = nn.swish(nn.Dense(self.width)(jnp.concatenate(parts, axis=1)))
+        hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
+        outputs = x.shape[1] * x.shape[2] * self.out_ch
+        return nn.Dense(outputs)(nn.swish(nn.Dense(self.width)(hidden))).reshape(*x.shape[:-1], self.out_ch)
+
+
+NETWORKS = {"affine_per_level": AffinePerLevel, "perceptron": Perceptron}
+
+
+def exact_teacher(data: Gaussian, steps: int, image_shape: tuple[int, int, int] = (2, 2, 1)) -> Artefact:
+    """An `AffinePerLevel` v-model that is the optimal denoiser at all times i / steps."""
+    level = data.schedule.level(np.arange(steps + 1) / steps)
+    # v = (alpha·z - x_hat) / sigma with x_hat = gain·z + rest
+    gain = level.alpha * data.std**2 / data.variance(level)
+    rest = data.mean * (1 - gain * level.alpha)
+    params = {"slope": (level.alpha - gain) / level.sigma, "shift": -rest / level.sigma}
+    params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
+    return Artefact(Model(AffinePerLevel(steps), image_shape, data.schedule, "v"), params)
