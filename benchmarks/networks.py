@@ -17,9 +17,7 @@ from typing import Any
 
 NETS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int]] = {  # settings, image, batch
     "demo": (
-        dict(
-            ch=32, emb_ch=128, out_ch=1, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), num_heads=1
-        ),
+        dict(ch=32, emb_ch=128, out_ch=1, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), num_heads=1),
         (8, 8, 1),
         128,
     ),

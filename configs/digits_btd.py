@@ -1,4 +1,5 @@
-"""BTD 1024→512→...→1 of the digits teacher (configs/digits_teacher.py), with as many images as digits_tract.py: 10 phases, the last two double, 12 x 21333.
+"""BTD 1024→512→...→1 of the digits teacher (configs/digits_teacher.py), with as many images as digits_tract.py:
+12 x 21333 in ten phases, the last two of which are double.
 
     python -m diffusion_distill.main --mode=distill --config=configs/digits_btd.py --workdir=runs/digits_btd \
         --config.teacher=runs/digits_teacher/teacher

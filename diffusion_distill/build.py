@@ -63,34 +63,34 @@ def config_of(
     )
 
 
-def model(config: ConfigDict) -> Model:
+def model(config: Any) -> Model:
     """The model described by config.model."""
     if "model" not in config:
         raise ValueError("This config describes no model to train. Use one with a part 'model'.")
     return Model.from_dict(config.model.to_dict())
 
 
-def source(config: ConfigDict, part: str = "data") -> Source:
+def source(config: Any, part: str = "data") -> Source:
     """The data set named in config.data, or in another part of the same form."""
     arguments = dict(config[part])
     return choose("data set", arguments.pop("name"), SOURCES)(**arguments)
 
 
-def method(config: ConfigDict) -> Any:
+def method(config: Any) -> Any:
     """The training method of config.method."""
     values = dict(config.method)
     name = values.pop("name")
     return from_mapping(choose("method", name, METHODS), f"method {name!r}", values)
 
 
-def settings(config: ConfigDict) -> Settings:
+def settings(config: Any) -> Settings:
     """How a run is carried out, config.run."""
     values = config.run.to_dict()
     optimizer = from_mapping(OptimizerSettings, "run.optimizer", values.pop("optimizer", {}))
     return from_mapping(Settings, "run", {**values, "optimizer": optimizer})
 
 
-def artefact(config: ConfigDict, part: str) -> Artefact:
+def artefact(config: Any, part: str) -> Artefact:
     """The artefact whose folder config.teacher or config.artefact names."""
     folder = config[part]
     if not folder:
@@ -98,7 +98,7 @@ def artefact(config: ConfigDict, part: str) -> Artefact:
     return Artefact.load(folder)
 
 
-def sampling(config: ConfigDict) -> Mapping[str, Any]:
+def sampling(config: Any) -> Mapping[str, Any]:
     """Keyword arguments of `runs.sample` from config.sample; steps 0 means the artefact's own."""
     values = config.sample.to_dict()
     return {**values, "steps": values["steps"] or None}

@@ -14,10 +14,11 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from diffusion_distill import build, runs
 from diffusion_distill.report.pictures import image_grid
@@ -27,20 +28,20 @@ _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_strin
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, artefacts, results.")
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
+def train(config: Any, workdir: Path) -> None:
     """Trains a teacher into WORKDIR/teacher."""
     runs.train(build.model(config), build.source(config), build.method(config), build.settings(config), workdir)
     print(f"The teacher is in {workdir / 'teacher'}")
 
 
-def distill(config: ConfigDict, workdir: Path) -> None:
+def distill(config: Any, workdir: Path) -> None:
     """Distils config.teacher into WORKDIR/student_<steps>."""
     teacher = build.artefact(config, "teacher")
     students = runs.distill(teacher, build.source(config), build.method(config), build.settings(config), workdir)
     print(f"The students of {', '.join(map(str, students))} steps are in {workdir}/student_<steps>")
 
 
-def sample(config: ConfigDict, workdir: Path) -> None:
+def sample(config: Any, workdir: Path) -> None:
     """Draws images of config.artefact into WORKDIR/samples.npz and samples.png."""
     workdir.mkdir(parents=True, exist_ok=True)
     artefact = build.artefact(config, "artefact")
@@ -50,7 +51,7 @@ def sample(config: ConfigDict, workdir: Path) -> None:
     print(f"{len(images)} images are in {workdir / 'samples.npz'}, the first of them in {workdir / 'samples.png'}")
 
 
-def evaluate(config: ConfigDict, workdir: Path) -> None:
+def evaluate(config: Any, workdir: Path) -> None:
     """Measures samples of config.artefact against config.reference into WORKDIR/results.json."""
     workdir.mkdir(parents=True, exist_ok=True)
     artefact, reference = build.artefact(config, "artefact"), build.source(config, "reference")
@@ -69,7 +70,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> None:
     print(format_table([{"steps": results["sample"]["steps"], **scores}], ["steps", *scores]))
 
 
-MODES: dict[str, Callable[[ConfigDict, Path], None]] = {
+MODES: dict[str, Callable[[Any, Path], None]] = {
     "train": train,
     "distill": distill,
     "sample": sample,
@@ -83,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
     try:
-        MODES[_MODE.value](_CONFIG.value, Path(_WORKDIR.value))
+        MODES[str(_MODE.value)](_CONFIG.value, Path(str(_WORKDIR.value)))
     except (ValueError, TypeError, FileNotFoundError) as error:
         if flags.FLAGS.only_check_args or flags.FLAGS.pdb:
             raise

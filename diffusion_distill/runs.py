@@ -1,9 +1,9 @@
 """Training, distilling, sampling and evaluating as plain functions: what the command line and notebooks call.
 
-    source = data.digits()
-    teacher = train(model, source, Denoising(length="200K"))
-    students = distill(teacher, source, Tract((1024, 32, 1), length="200K"))
-    images = sample(students[1], 16)
+source = data.digits()
+teacher = train(model, source, Denoising(length="200K"))
+students = distill(teacher, source, Tract((1024, 32, 1), length="200K"))
+images = sample(students[1], 16)
 """
 
 from __future__ import annotations
@@ -152,7 +152,10 @@ def sample(
     Raises:
       ValueError: counts not positive, unknown solver, labels missing, out of range or of the wrong shape.
     """
-    count, steps = positive_int("count", count), positive_int("steps", steps or artefact.steps or TEACHER_STEPS)
+    count, steps = (
+        positive_int("count", count),
+        positive_int("steps", steps or artefact.steps or TEACHER_STEPS),
+    )
     if artefact.steps and steps != artefact.steps:
         warnings.warn(f"A student made for {artefact.steps} steps is sampled with {steps}.", stacklevel=2)
     labels = _labels(artefact.model, count, labels, seed)

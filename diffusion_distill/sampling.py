@@ -119,7 +119,7 @@ def _scan_loop(denoise, table, registers, labels, row_noise, states):
         return registers, y if states else None
 
     registers, seen = jax.lax.scan(body, registers, jnp.arange(table.nfe))
-    return jnp.concatenate([seen, registers[0][None]]) if states else registers[0]
+    return jnp.concatenate([jnp.asarray(seen), registers[0][None]]) if states else registers[0]
 
 
 def _noise_of_row(row_noise, k):

@@ -1,6 +1,6 @@
 """Draws docs/architecture.svg: the floors and the two journeys through them.
 
-    python docs/draw_architecture.py
+python docs/draw_architecture.py
 """
 
 from pathlib import Path
@@ -9,8 +9,14 @@ FLOORS = [
     ("7  main", ["main.py: train · distill · sample · evaluate"]),
     ("6  build, report", ["build.py: config → objects", "report/: pictures · curves · tables"]),
     ("5  runs", ["runs.py: the same four as plain functions"]),
-    ("4  training", ["loop · step · state · ema", "optimizers · sharding", "checkpoint · artefact · progress"]),
-    ("3  methods, engine", ["distillation/: denoising · progressive · tract", "closure · phases", "sampling.py"]),
+    (
+        "4  training",
+        ["loop · step · state · ema", "optimizers · sharding", "checkpoint · artefact · progress"],
+    ),
+    (
+        "3  methods, engine",
+        ["distillation/: denoising · progressive · tract", "closure · phases", "sampling.py"],
+    ),
     ("2  tables, models", ["solvers/: ddim · ancestral · table", "model.py: network + schedule = denoiser"]),
     ("1  concepts", ["diffusion/: schedules · grids · forward …", "networks/ · data/ · metrics/"]),
     ("0  language", ["levels.py: (alpha, sigma)", "typing · arrays · settings · errors"]),
@@ -52,11 +58,11 @@ def main() -> None:
     parts += journey(
         620, BATCH,
         [(5, "train, distill: phases, state, mesh"), (4, "loop → jitted step → Adam → averages"),
-         (3, "rows → z → target → weighted error"), (2, "teacher, self-teacher, student"), (1, "images → batch; the network")],
+         (3, "rows → z → target → weighted error"), (2, "teacher, self-teacher, student"), (1, "images; the network")],
     )  # fmt: skip
     parts += journey(
         910, NOISE,
-        [(5, "sample: keys per image"), (3, "engine: row after row"), (2, "table × denoiser"), (1, "x_hat at zero noise")],
+        [(5, "sample: keys per image"), (3, "engine: row by row"), (2, "table × denoiser"), (1, "x_hat at the end")],
     )  # fmt: skip
     Path(__file__).with_name("architecture.svg").write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
 

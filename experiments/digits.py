@@ -109,7 +109,9 @@ def sample_all(made: dict[tuple[str, int], dd.Artefact], seed: int) -> dict[tupl
 def scores(drawn: dict[tuple[str, int], tuple[np.ndarray, float]]) -> list[dict[str, Any]]:
     """One line per sampler: speed, and distances from the training images; the first is real data, the floor."""
     train, heldout = (s.gather(np.arange(len(s)))["image"] for s in map(dd.data.digits, ("train", "heldout")))
-    rows: list[dict[str, Any]] = [{"method": "real, held out", "nfe": "", "samples/s": "", **dd.evaluate(heldout, train)}]
+    rows: list[dict[str, Any]] = [
+        {"method": "real, held out", "nfe": "", "samples/s": "", **dd.evaluate(heldout, train)}
+    ]
     for (method, steps), (images, speed) in drawn.items():
         rows.append({"method": method, "nfe": steps, "samples/s": round(speed), **dd.evaluate(images, train)})
     return rows
@@ -124,7 +126,10 @@ class Stages:
     def begin(self, name: str) -> None:
         """Says which part begins, and how long the demo has run."""
         self._done += 1
-        print(f"\n[{self._done}/{self._total}] {name} ({time.monotonic() - self.begun:.0f} s so far)", flush=True)
+        print(
+            f"\n[{self._done}/{self._total}] {name} ({time.monotonic() - self.begun:.0f} s so far)",
+            flush=True,
+        )
 
 
 def run_folder(out: Path) -> Path:
@@ -153,7 +158,8 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").resolve()))
     stage = Stages(7)
-    print(f"A teacher of digits and its students, on {jax.device_count()} {jax.default_backend()} device(s); into {folder}")
+    devices = f"{jax.device_count()} {jax.default_backend()} device(s)"
+    print(f"A teacher of digits and its students, on {devices}, into {folder}")
 
     made = train_all(arguments.scale, arguments.seed, folder, stage)
     stage.begin("sampling")
@@ -166,7 +172,13 @@ def main() -> None:
     dd.report.loss_plot(loss_curves(folder), folder / "loss.png", xlabel="training images")
 
     seconds, memory = time.monotonic() - stage.begun, peak_memory()
-    results = {"rows": rows, "seed": arguments.seed, "scale": arguments.scale, "seconds": seconds, "peak GB": memory}
+    results = {
+        "rows": rows,
+        "seed": arguments.seed,
+        "scale": arguments.scale,
+        "seconds": seconds,
+        "peak GB": memory,
+    }
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print("\n" + dd.report.format_table(rows, list(rows[0])))
     print(

@@ -4,6 +4,8 @@ The devices must be set before JAX starts, hence at the import of this file. A t
 uses `data_mesh(jax.devices()[:n])`.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import os

@@ -4,8 +4,8 @@
 
 DIR is a folder of recorded inputs and outputs, searched recursively. Every array of every data file in it is
 an input of a comparison, compared with what the package computes, or left out for a stated reason; anything
-else is NOT HANDLED, which counts as failed. The kind of a file, its sizes, schedules and networks are read from
-the file itself. One line per quantity:
+else is NOT HANDLED, which counts as failed. The kind of a file, its sizes, schedules and networks come from the
+file itself. One line per quantity:
 
     file  array  precision  error  tolerance  PASS | FAIL | NOT HANDLED
 
@@ -114,9 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tally = check(args.directory, args.data, args.only, show)
     if not tally.lines:
         print(f"{args.directory} has no data files{' with such a name' if args.only else ''}.")
-    for (file, reason), count in Counter(
-        (s.file, s.text) for s in tally.lines if s.verdict == "skipped"
-    ).items():
+    for (file, reason), count in Counter((s.file, s.text) for s in tally.lines if s.verdict == "skipped").items():
         print(f"{file}: {count} skipped, {reason}")
     print("arrays: " + ", ".join(f"{tally.arrays[what]} {what}" for what in ("input", "compared", "skipped")))
     print(f"not handled: {tally.count('NOT HANDLED')} (counted as failed)")

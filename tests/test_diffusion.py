@@ -66,8 +66,8 @@ def test_cross_is_the_distance_of_two_levels(schedule: Schedule) -> None:
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.level(t), schedule.level(s)
     np.testing.assert_allclose(schedule.cross(t, s), sigma_t * alpha_s - alpha_t * sigma_s, rtol=1e-9)
     close = np.float32(np.linspace(1e-3, 1, 50)), np.float32(np.linspace(1e-3, 1, 50) - 1 / 8192)
-    exact = schedule.cross(*(a.astype(np.float64) for a in close))
-    np.testing.assert_allclose(schedule.cross(*map(jnp.asarray, close)), exact, rtol=5e-7)
+    exact = schedule.cross(close[0].astype(np.float64), close[1].astype(np.float64))
+    np.testing.assert_allclose(schedule.cross(jnp.asarray(close[0]), jnp.asarray(close[1])), exact, rtol=5e-7)
 
 
 def test_variance_exploding_keeps_the_image() -> None:
@@ -192,15 +192,17 @@ def test_x_error_is_x_hat_minus_x(prediction: str) -> None:
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_x_error_does_not_cancel_near_zero_noise(prediction: str) -> None:
-    level = Cosine().level(np.float64([0.0, 1e-4, 1e-3]))
+    level = Cosine().level(np.array([0.0, 1e-4, 1e-3]))
     x, eps = images(1, count=3), images(2, count=3)
     true = {"eps": eps, "v": parameterization.v_from_x_and_eps(x, eps, level)}[prediction]
     raw = true + 0.01 * images(6, count=3)
-    arrays = [np.float32(a) for a in (raw, x, eps)]
-    exact = parameterization.x_error(prediction, *(a.astype(np.float64) for a in arrays), level)
-    level32 = Level(*map(np.float32, level))
-    careful = parameterization.x_error(prediction, *arrays, level32)
-    naive = parameterization.to_x(prediction, arrays[0], forward.diffuse(*arrays[1:], level32), level32) - arrays[1]
+    raw, x, eps = (a.astype(np.float32) for a in (raw, x, eps))
+    exact = parameterization.x_error(
+        prediction, raw.astype(np.float64), x.astype(np.float64), eps.astype(np.float64), level
+    )
+    level32 = Level(level.alpha.astype(np.float32), level.sigma.astype(np.float32))
+    careful = parameterization.x_error(prediction, raw, x, eps, level32)
+    naive = parameterization.to_x(prediction, raw, forward.diffuse(x, eps, level32), level32) - x
 
     def error(found: np.ndarray) -> float:
         return float(np.max(np.linalg.norm(found - exact, axis=(1, 2)) / np.linalg.norm(exact, axis=(1, 2))))

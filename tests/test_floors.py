@@ -29,10 +29,10 @@ FLOORS = [
     (3, ("distillation",)),
     (4, ("training",)),
     (5, ("runs",)),
-    (6, ("",)),  # the package's own __init__: what a notebook imports
     (6, ("build",)),
     (6, ("report",)),
     (7, ("main",)),
+    (7, ("",)),  # the package's own __init__: what a notebook imports
 ]
 CONFIG_FLOOR = 6
 #: Libraries that belong to one concept or to nobody.
@@ -95,20 +95,17 @@ def config_readers(source: str) -> list[int]:
         elif isinstance(node, ast.ImportFrom):
             libraries = {(node.module or "").split(".")[0]}
         if named or libraries & {"absl", "ml_collections"}:
-            lines.append(node.lineno)
+            lines.append(getattr(node, "lineno", 0))
     return lines
 
 
 def eager_libraries(source: str) -> set[str]:
-    """Top-level names of libraries that are imported when the module is."""
+    """Top-level names of libraries that are imported when the module is (not in functions or for types only)."""
     tree = ast.parse(source)
-    in_functions = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-        for inner in ast.walk(node)
-    }
-    outside = [node for node in ast.walk(tree) if id(node) not in in_functions]
+    for_types = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    functions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    later = {id(inner) for node in (*functions, *for_types) for inner in ast.walk(node)}
+    outside = [node for node in ast.walk(tree) if id(node) not in later]
     names = [alias.name for node in outside if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module or "" for node in outside if isinstance(node, ast.ImportFrom)]
     return {name.split(".")[0] for name in names}

@@ -50,9 +50,7 @@ def test_small_copy_is_unchanged() -> None:
     assert filecmp.cmpfiles(SMALL, FULL, COPIES, shallow=False) == (COPIES, [], [])
 
 
-def changed(
-    folder: Path, name: str, change: Callable[[dict[str, np.ndarray]], None], as_name: str = ""
-) -> Path:
+def changed(folder: Path, name: str, change: Callable[[dict[str, np.ndarray]], None], as_name: str = "") -> Path:
     """Writes a changed copy of a fixture into a folder."""
     with np.load(SMALL / name) as stored:
         arrays = {key: stored[key].copy() for key in stored.files}

@@ -153,9 +153,7 @@ def test_output_is_that_of_the_published_program(name: str, tolerance: float) ->
     for path, (mean, rms) in meta["intermediates"].items():
         if path in seen and not path.endswith("norm2/__call__"):  # norm2 here includes the FiLM
             value = np.asarray(seen[path][0], np.float64)
-            np.testing.assert_allclose(
-                [value.mean(), np.sqrt((value**2).mean())], [mean, rms], atol=tolerance
-            )
+            np.testing.assert_allclose([value.mean(), np.sqrt((value**2).mean())], [mean, rms], atol=tolerance)
     np.testing.assert_allclose(out, record["f64/out"], atol=tolerance, rtol=0)
 
 
@@ -227,9 +225,7 @@ def test_group_norm_gradient_is_that_of_the_plain_formula() -> None:
 def test_upsample_then_downsample_is_the_identity() -> None:
     x, _ = images(size=4)
     chex.assert_trees_all_equal(layers.downsample(layers.upsample(x)), x)
-    np.testing.assert_array_equal(
-        layers.upsample(x)[:, 2:4, 6:8], np.broadcast_to(x[:, 1:2, 3:4], (3, 2, 2, 2))
-    )
+    np.testing.assert_array_equal(layers.upsample(x)[:, 2:4, 6:8], np.broadcast_to(x[:, 1:2, 3:4], (3, 2, 2, 2)))
 
 
 def test_strided_convolution_pads_after_the_image() -> None:
@@ -288,9 +284,7 @@ def test_time_and_labels_matter_and_unconditional_networks_ignore_labels() -> No
     assert (changed[:2] == 0).all() and changed[2] > 1e-3
 
     net, params = UNet(**TINY), parameters(TINY)
-    chex.assert_trees_all_equal(
-        evaluate(net, params, x, time), evaluate(net, params, x, time, jnp.array([0, 1, 2]))
-    )
+    chex.assert_trees_all_equal(evaluate(net, params, x, time), evaluate(net, params, x, time, jnp.array([0, 1, 2])))
 
 
 def test_dropout_acts_only_in_training_and_follows_its_key() -> None:
@@ -329,9 +323,7 @@ def test_rectangular_images_and_more_levels() -> None:
 
 
 def test_a_network_is_a_value() -> None:
-    assert UNet(**with_changes(TINY, ch_mult=[1, 2])) == UNet(**TINY) and hash(UNet(**TINY)) == hash(
-        UNet(**TINY)
-    )
+    assert UNet(**with_changes(TINY, ch_mult=[1, 2])) == UNet(**TINY) and hash(UNet(**TINY)) == hash(UNet(**TINY))
     assert NETWORKS["unet"] is UNet
 
 

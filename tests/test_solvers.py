@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import chex
@@ -89,7 +90,7 @@ def test_nfe_is_the_number_of_network_calls_and_grids_do_not_recompile(
 @pytest.mark.fast
 @every_solver
 def test_a_sample_does_not_depend_on_its_batch(variant: str, tiny_model: Model) -> None:
-    denoise = tiny_model.denoiser(tiny_model.init(jax.random.key(1)))
+    denoise = tiny_model.denoiser(toys.parameters(tiny_model))
     table, key = table_of(variant, 4), jax.random.key(2)
     many = sampling.sample(key, denoise, table, (64, *SHAPE))
     for number in (0, 17, 63):
@@ -100,7 +101,7 @@ def test_a_sample_does_not_depend_on_its_batch(variant: str, tiny_model: Model) 
 
 @every_solver
 def test_a_sample_does_not_depend_on_the_devices(variant: str, tiny_model: Model) -> None:
-    params, table = tiny_model.init(jax.random.key(1)), table_of(variant, 4)
+    params, table = toys.parameters(tiny_model), table_of(variant, 4)
     keys = sampling.sample_keys(jax.random.key(3), np.arange(16))
     found = []
     for devices in (1, 8):
@@ -116,19 +117,20 @@ def test_a_sample_does_not_depend_on_the_devices(variant: str, tiny_model: Model
     np.testing.assert_allclose(found[0][1], found[1][1], rtol=0, atol=1e-5)
 
 
-@pytest.mark.fast
 @every_solver
 def test_states_are_what_the_network_saw(variant: str, loop: str, exact: Denoiser) -> None:
     table, key, steps = table_of(variant, 6), jax.random.key(4), 6
     seen = sampling.sample(key, exact, table, (3, *SHAPE), states=True)
     chex.assert_shape(seen, (steps + 1, 3, *SHAPE))
-    np.testing.assert_array_equal(seen[-1], sampling.sample(key, exact, table, (3, *SHAPE)))
-    np.testing.assert_array_equal(seen[0], sampling.noise(sampling.sample_keys(key, np.arange(3)), 0, SHAPE))
+    start = sampling.noise(sampling.sample_keys(key, np.arange(3)), 0, SHAPE)
+    # other programs of the compiler may round otherwise
+    close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
+    close(seen[-1], sampling.sample(key, exact, table, (3, *SHAPE)))
+    close(seen[0], start)
     short = jax.tree.map(lambda a: a[:4] if np.ndim(a) else a, table)
-    np.testing.assert_array_equal(seen[:4], sampling.sample(key, exact, short, (3, *SHAPE), states=True)[:4])
+    close(seen[:4], sampling.sample(key, exact, short, (3, *SHAPE), states=True)[:4])
 
 
-@pytest.mark.fast
 @every_solver
 def test_both_loops_agree(variant: str, exact: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
     table, found = table_of(variant, 7), []
@@ -138,7 +140,6 @@ def test_both_loops_agree(variant: str, exact: Denoiser, monkeypatch: pytest.Mon
     chex.assert_trees_all_close(*found, rtol=0, atol=2e-6)
 
 
-@pytest.mark.fast
 @every_solver
 def test_recorded_noise_replaces_drawn_noise(variant: str, loop: str, exact: Denoiser) -> None:
     table, keys = table_of(variant, 5), sampling.sample_keys(jax.random.key(6), np.arange(4))
@@ -152,18 +153,14 @@ def test_recorded_noise_replaces_drawn_noise(variant: str, loop: str, exact: Den
     assert bool(jnp.allclose(moved, from_keys)) == table.deterministic
 
 
-@pytest.mark.fast
 @every_solver
 def test_one_step_to_zero_noise_is_the_estimate(variant: str, exact: Denoiser) -> None:
     table, key = table_of(variant, 1), jax.random.key(7)
     start = sampling.noise(sampling.sample_keys(key, np.arange(2)), 0, SHAPE)
     level = Level(*(jnp.full(2, a, jnp.float32) for a in Cosine().level(np.float64(1.0))))
-    chex.assert_trees_all_close(
-        sampling.sample(key, exact, table, (2, *SHAPE)), exact(start, level), rtol=0, atol=1e-6
-    )
+    chex.assert_trees_all_close(sampling.sample(key, exact, table, (2, *SHAPE)), exact(start, level), rtol=0, atol=1e-6)
 
 
-@pytest.mark.fast
 def test_labels_reach_the_network(loop: str) -> None:
     class Label(struct.PyTreeNode):
         def __call__(self, z: Any, level: Level, labels: Any = None) -> Any:
@@ -275,7 +272,6 @@ def moments_of_ancestral(data: toys.Gaussian, grid: Level, gamma: float) -> tupl
 # --- tables
 
 
-@pytest.mark.fast
 def test_registers_remember(loop: str) -> None:
     """A table of two registers: y is always x_hat of the row before the last."""
 
@@ -298,7 +294,7 @@ def test_registers_remember(loop: str) -> None:
 GRID = grids.uniform(Cosine(), 4)
 TWO = GRID.at(slice(0, 2))
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
-    "an unknown register": (lambda: build(TWO, [{"y": {"y": 1}}, {"m": {"y": 1}}]), r"Row 1 sets 'm'.*registers: .*'y'"),
+    "an unknown register": (lambda: build(TWO, [{"y": {"y": 1}}, {"m": {"y": 1}}]), r"Row 1 sets 'm'.*registers:.*y"),
     "an unknown term": (lambda: build(TWO, [{"y": {"eps": 1}}] * 2), r"Row 0 .*\['eps'\].*x_hat"),
     "writing to x_hat": (lambda: build(TWO, [{"x_hat": {"y": 1}}] * 2), r"sets 'x_hat'"),
     "too few levels": (lambda: build(TWO, [{}] * 3), r"3 rows needs as many levels, got \(2,\)"),
@@ -310,7 +306,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         for name, solver in SOLVERS.items()
     },
     "no samples": (
-        lambda: sampling.sample(jax.random.key(0), lambda z, level, labels: z, ddim(GRID), (0, 2, 2, 1)),
+        lambda: sampling.sample(jax.random.key(0), lambda z, level, labels=None: z, ddim(GRID), (0, 2, 2, 1)),
         r"number of samples must be .*at least 1, got 0",
     ),
 }  # fmt: skip
@@ -323,8 +319,7 @@ def test_bad_input_is_told_what_it_is_and_what_is_allowed(make: Callable[[], Any
         make()
 
 
-@pytest.mark.fast
 def test_noise_of_the_wrong_number_of_rows_is_refused(loop: str, exact: Denoiser) -> None:
     start = jnp.zeros((2, *SHAPE))
-    with pytest.raises(ValueError, match="4.*3"):
+    with pytest.raises(ValueError, match=r"4.*3"):
         sampling.integrate(exact, table_of("ancestral", 4), start, row_noise=jnp.zeros((3, 2, *SHAPE)))

@@ -116,3 +116,10 @@ def exact_teacher(data: Gaussian, steps: int, image_shape: tuple[int, int, int] 
     params = {"slope": (level.alpha - gain) / level.sigma, "shift": -rest / level.sigma}
     params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
     return Artefact(Model(AffinePerLevel(steps), image_shape, data.schedule, "v"), params)
+
+
+def parameters(model: Model, seed: int = 0) -> Any:
+    """Random parameters of a model, none of them zero, without compiling anything."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.5 / a.shape[0] ** 0.5, a.shape), jnp.float32), shapes)

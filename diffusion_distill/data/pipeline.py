@@ -1,14 +1,16 @@
 """Pipeline: the endless stream of training batches as a pure function of (seed, step).
 
-Epoch e visits the n images in the order of the permutation drawn from PCG64([seed, e]). Laid end to end the epochs
-are one endless sequence, and batch number `step` is its slice
+Epoch e visits the n images in the order of the permutation drawn from PCG64([seed, e]). Laid end to end the
+epochs are one endless sequence, and batch number `step` is its slice
 
     step * batch_size, ..., (step + 1) * batch_size - 1,
 
-so no image is dropped at the border of two epochs. There is no iterator and no hidden state: the position IS the
-step, and a run that resumes at a step sees what the uninterrupted run would have seen. Process p of P takes the p-th
-of P equal slices of each global batch; together they see the same batch for every P.
+so no image is dropped at the border of two epochs. There is no iterator and no hidden state: the position IS
+the step, and a run that resumes at a step sees what the uninterrupted run would have seen. Process p of P
+takes the p-th of P equal slices of each global batch; together they see the same batch for every P.
 """
+
+from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -67,8 +69,8 @@ class Batches:
         """This process's part of the batch at `step`, counted from 0.
 
         Returns:
-            `image` float32 [batch_size / process_count, height, width, channels] in [-1, 1] and, if the source has
-            classes, `label` int32 [batch_size / process_count].
+            `image` float32 [batch_size / process_count, height, width, channels] in [-1, 1] and, if the source
+            has classes, `label` int32 [batch_size / process_count].
         """
         batch = self.source.gather(self.indices(step))
         if self.flip:

@@ -1,8 +1,9 @@
 """Sources: random access to a finite set of images.
 
-A source answers three questions: how many images, of which shape and classes, and which images stand at these
-indices. Nothing else of the package needs to know where images come from, so a folder, a zip or a prepared data
-set becomes a source by offering the four members of `Source`. Order, epochs and sharding belong to `pipeline`.
+A source answers three questions: how many images, of which shape and classes, and which images stand at
+these indices. Nothing else of the package needs to know where images come from, so a folder, a zip or a
+prepared data set becomes a source by offering the four members of `Source`. Order, epochs and sharding
+belong to `pipeline`.
 
 Images leave a source as float32 [batch, height, width, channels] in [-1, 1]; a stored value x of the range
 [low, high] becomes
@@ -10,6 +11,10 @@ Images leave a source as float32 [batch, height, width, channels] in [-1, 1]; a 
     2 (x - low) / (high - low) - 1,      for 8-bit images x / 127.5 - 1.
 """
 
+from __future__ import annotations
+
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +47,11 @@ class Source(Protocol):
         ...
 
     def gather(self, indices: NDArray[np.integer]) -> dict[str, np.ndarray]:
-        """`image` float32 [batch, height, width, channels] in [-1, 1]; with classes, `label` int32 [batch]."""
+        """Images by index [batch].
+
+        Returns:
+            `image` float32 [batch, height, width, channels] in [-1, 1] and, with classes, `label` int32 [batch].
+        """
         ...
 
 
@@ -52,13 +61,13 @@ class ArraySource:
 
     Attributes:
         images: uint8 or float32 [n, height, width, channels], values within `value_range`.
-        labels: int32 [n] in 0..num_classes - 1, or None for a set without labels.
+        labels: integers [n] in 0..num_classes - 1, or None for a set without labels.
         num_classes: number of classes, 0 without labels.
         value_range: (low, high), the stored values that become -1 and 1.
 
     Raises:
         ValueError: shapes, lengths, values or labels that break the above.
-        TypeError: images or labels of another dtype.
+        TypeError: images or labels of another kind.
     """
 
     images: np.ndarray
@@ -81,9 +90,9 @@ class ArraySource:
 
     def gather(self, indices: NDArray[np.integer]) -> dict[str, np.ndarray]:
         """The images at `indices` [batch] (and their labels); see `Source.gather`."""
-        batch = {"image": _to_unit_range(self.images[indices], self.value_range)}
+        batch: dict[str, np.ndarray] = {"image": _to_unit_range(self.images[indices], self.value_range)}
         if self.labels is not None:
-            batch["label"] = self.labels[indices]
+            batch["label"] = self.labels[indices].astype(np.int32)
         return batch
 
 
@@ -105,9 +114,6 @@ def from_arrays(images: ArrayLike, labels: ArrayLike | None = None, num_classes:
         labels = np.asarray(labels)
         if num_classes is None:
             num_classes = int(labels.max()) + 1 if labels.size and np.issubdtype(labels.dtype, np.integer) else 0
-        # A label that int32 cannot hold must reach the range check as it is, not wrapped around.
-        if np.issubdtype(labels.dtype, np.integer) and labels.size and abs(int(labels.max())) < 2**31:
-            labels = labels.astype(np.int32, copy=False)
     value_range = BYTE_RANGE if images.dtype == np.uint8 else UNIT_RANGE
     return ArraySource(images, labels, num_classes or 0, value_range)
 
@@ -115,8 +121,8 @@ def from_arrays(images: ArrayLike, labels: ArrayLike | None = None, num_classes:
 def digits(split: str = "train") -> ArraySource:
     """The 1797 handwritten digits that come with scikit-learn: 8x8 grey images, values 0..16, ten classes.
 
-    The images are permuted once by `Generator(PCG64(100))`: the first 900 are `train`, the other 897 `heldout`,
-    and `all` is every image in scikit-learn's order.
+    The images are permuted once by `Generator(PCG64(100))`: the first 900 are `train`, the other 897
+    `heldout`, and `all` is every image in scikit-learn's order.
 
     Raises:
         ValueError: an unknown split.
@@ -133,15 +139,15 @@ def digits(split: str = "train") -> ArraySource:
     rows = choose("split of digits", split, splits)
     images, labels = load_digits(return_X_y=True)
     images = images.reshape(-1, 8, 8, 1).astype(np.uint8)
-    return ArraySource(images[rows], labels[rows].astype(np.int32), num_classes=10, value_range=(0.0, 16.0))
+    return ArraySource(images[rows], labels[rows], num_classes=10, value_range=(0.0, 16.0))
 
 
 def npz(path: str | Path, num_classes: int | None = None) -> ArraySource:
     """A source from an `.npz` file with the array `images` and, optionally, `labels` (pickles are refused).
 
     Args:
-        path: file whose `images` are [n, height, width, channels] or, for grey images, [n, height, width]; values
-            and labels as `from_arrays` takes them.
+        path: file whose `images` are [n, height, width, channels] or, for grey images, [n, height, width];
+            values and labels as `from_arrays` takes them.
         num_classes: as `from_arrays`.
 
     Raises:
@@ -171,9 +177,10 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] if name in ("images", "labels") else np.empty(0) for name in archive.files}
-    except (ValueError, AttributeError, TypeError) as error:
-        message = f"{path} is not an .npz file of plain arrays ({error}). Write it with `np.savez(path, images=...)`."
-        raise ValueError(message) from error
+    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} is not an .npz file of plain arrays ({error}). Write it with `np.savez(path, images=...)`."
+        ) from error
 
 
 def _to_unit_range(images: np.ndarray, value_range: tuple[float, float]) -> NDArray[np.float32]:
@@ -224,7 +231,9 @@ def _check_labels(labels: np.ndarray | None, count: int, num_classes: int) -> No
             raise ValueError(f"num_classes is {num_classes}, but there are no labels. Pass labels, or num_classes=0.")
         return
     if not np.issubdtype(labels.dtype, np.integer):
-        raise TypeError(f"Labels have dtype {labels.dtype}; need integers. Convert them with `labels.astype(np.int32)`.")
+        raise TypeError(
+            f"Labels have dtype {labels.dtype}; need integers. Convert them with `labels.astype(np.int32)`."
+        )
     if labels.ndim != 1:
         raise ValueError(f"Labels have shape {labels.shape}; need [n]. One-hot labels: pass `labels.argmax(-1)`.")
     if len(labels) != count:
@@ -234,5 +243,3 @@ def _check_labels(labels: np.ndarray | None, count: int, num_classes: int) -> No
             f"Labels run from {labels.min()} to {labels.max()}; need 0..{num_classes - 1} for "
             f"num_classes={num_classes}. Renumber the labels or raise num_classes."
         )
-    if labels.dtype != np.int32:
-        raise TypeError(f"Labels have dtype {labels.dtype}; need int32. Convert them with `labels.astype(np.int32)`.")

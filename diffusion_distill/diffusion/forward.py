@@ -91,9 +91,7 @@ def gaussian_kl(p: Gaussian, q: Gaussian) -> Array:
     return 0.5 * (xp.exp(difference) - 1 - difference + (p.mean - q.mean) ** 2 * xp.exp(-q.logvar))
 
 
-def posterior_kl_bits(
-    z: Image, x: Image, x_hat: Image, level_t: Level, level_s: Level, gamma: float = 1.0
-) -> Array:
+def posterior_kl_bits(z: Image, x: Image, x_hat: Image, level_t: Level, level_s: Level, gamma: float = 1.0) -> Array:
     """KL(q(z_s | z_t, x) || p(z_s | z_t)) in bits per pixel value, [batch]: one term of the bound.
 
     The model p uses x_hat in place of x and the variance chosen by gamma.

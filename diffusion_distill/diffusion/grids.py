@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_distill.errors import positive_int
 from diffusion_distill.diffusion.schedules import Schedule
+from diffusion_distill.errors import positive_int
 from diffusion_distill.levels import Level
 
 
@@ -42,9 +42,7 @@ def check(grid: Level) -> Level:
     """Returns the grid if its levels are finite and its noise decreases; raises ValueError otherwise."""
     alpha, sigma = np.asarray(grid.alpha, np.float64), np.asarray(grid.sigma, np.float64)
     if alpha.ndim != 1 or alpha.shape != sigma.shape or alpha.size < 2:
-        raise ValueError(
-            f"A grid is two arrays [steps + 1] with at least 2 levels, got {alpha.shape}, {sigma.shape}."
-        )
+        raise ValueError(f"A grid is two arrays [steps + 1] with at least 2 levels, got {alpha.shape}, {sigma.shape}.")
     if not (np.isfinite(alpha).all() and np.isfinite(sigma).all() and (alpha > 0).all() and (sigma >= 0).all()):
         raise ValueError("A grid's levels must be finite with alpha > 0 and sigma >= 0.")
     ratio = sigma / alpha

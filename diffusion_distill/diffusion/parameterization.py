@@ -94,15 +94,14 @@ def x_head(prediction: str, raw: Array, z: Image, level: Level) -> Image:
 
 def to_x(prediction: str, raw: Array, z: Image, level: Level) -> Image:
     """The estimate x_hat of the clean image that a network output stands for."""
+    choose("prediction", prediction, PREDICTIONS)
     if prediction == "x":
         return raw
     if prediction == "eps":
         return x_from_eps(z, raw, level)
     if prediction == "v":
         return x_from_v(z, raw, level)
-    if prediction == "both":
-        return x_from_both(z, *heads(raw), level)
-    return choose("prediction", prediction, {})
+    return x_from_both(z, *heads(raw), level)
 
 
 def estimate(prediction: str, raw: Array, z: Image, level: Level, clip: bool = False) -> Estimate:
@@ -125,6 +124,7 @@ def x_error(prediction: str, raw: Array, x: Image, eps: Image, level: Level) -> 
     Forming x_hat first and subtracting would cancel: near zero noise x_hat - x is sigma times the error
     of a v or eps network, far below the rounding of x itself.
     """
+    choose("prediction", prediction, PREDICTIONS)
     alpha, sigma = level.expand(x)
     if prediction == "x":
         return raw - x
@@ -132,7 +132,5 @@ def x_error(prediction: str, raw: Array, x: Image, eps: Image, level: Level) -> 
         return (sigma / alpha) * (eps - raw)
     if prediction == "v":
         return sigma * (v_from_x_and_eps(x, eps, level) - raw)
-    if prediction == "both":
-        raw_x, raw_eps = heads(raw)
-        return sigma**2 * (raw_x - x) + alpha * sigma * (eps - raw_eps)
-    return choose("prediction", prediction, {})
+    raw_x, raw_eps = heads(raw)
+    return sigma**2 * (raw_x - x) + alpha * sigma * (eps - raw_eps)

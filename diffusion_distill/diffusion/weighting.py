@@ -1,9 +1,9 @@
 """Loss weightings: factors of the squared error of x_hat, arXiv:2202.00512 section 4.1.
 
-    constant      1                 the error of x
-    snr           SNR               the error of eps
-    snr_trunc     max(SNR, 1)       the larger of both ("truncated SNR")
-    snr_plus_one  SNR + 1           the error of v
+constant      1                 the error of x
+snr           SNR               the error of eps
+snr_trunc     max(SNR, 1)       the larger of both ("truncated SNR")
+snr_plus_one  SNR + 1           the error of v
 """
 
 from __future__ import annotations

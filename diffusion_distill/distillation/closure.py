@@ -74,9 +74,7 @@ def chain_weights(schedule: Schedule, times: np.ndarray, steps: int = 1) -> np.n
     return each / whole * from_start * to_end
 
 
-def make_rows(
-    schedule: Schedule, steps: int, t: np.ndarray, m: np.ndarray, s: np.ndarray, clean_end: bool
-) -> Rows:
+def make_rows(schedule: Schedule, steps: int, t: np.ndarray, m: np.ndarray, s: np.ndarray, clean_end: bool) -> Rows:
     """The table of triples of times t/steps > m/steps >= s/steps, whole numbers [rows] each.
 
     Args:

@@ -1,7 +1,7 @@
 """Training a teacher: regress the clean image (or eps, v, both) from the noisy one.
 
-    z = alpha_u·x + sigma_u·eps,   u ~ U[0, 1), or (i + 1)/N with i uniform on 0 .. N-1
-    loss = weighting(level) · (x_hat(z) - x)²        arXiv:2202.00512 sections 2 and 4
+z = alpha_u·x + sigma_u·eps,   u ~ U[0, 1), or (i + 1)/N with i uniform on 0 .. N-1
+loss = weighting(level) · (x_hat(z) - x)²        arXiv:2202.00512 sections 2 and 4
 """
 
 from __future__ import annotations
@@ -76,14 +76,10 @@ class Denoising:
         level = student.model.schedule.level(u)
         return self.losses_at(student, level, x, jax.random.normal(noise, x.shape), batch.get("label"))
 
-    def losses_at(
-        self, student: RawDenoise, level: Level, x: Image, eps: Image, labels: Labels | None = None
-    ) -> Array:
+    def losses_at(self, student: RawDenoise, level: Level, x: Image, eps: Image, labels: Labels | None = None) -> Array:
         """The same for given levels and noise."""
         z = forward.diffuse(x, eps, level)
-        return regression.losses(
-            student, z, level, x, eps, labels, weight=self.weighting, reduction=self.reduction
-        )
+        return regression.losses(student, z, level, x, eps, labels, weight=self.weighting, reduction=self.reduction)
 
     def times(self, key: Key, count: int) -> Array:
         """Random training times [count]."""

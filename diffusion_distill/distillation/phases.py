@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ def updates_for(total_samples: int, batch_size: int, count: int) -> list[int]:
             "phases. Train longer or use a smaller batch."
         )
     borders = [round(k * total / count) for k in range(count + 1)]
-    return [b - a for a, b in zip(borders, borders[1:], strict=False)]
+    return [b - a for a, b in pairwise(borders)]
 
 
 def describe(phases: Sequence[Phase]) -> str:

@@ -120,7 +120,15 @@ class Tract:
         """The same for given rows, images and noise."""
         first, second = self.estimators(denoisers)
         return closure.losses_at(
-            rows, x, eps, denoisers["student"], first, second, labels, weight=self.weighting, reduction=self.reduction
+            rows,
+            x,
+            eps,
+            denoisers["student"],
+            first,
+            second,
+            labels,
+            weight=self.weighting,
+            reduction=self.reduction,
         )
 
     def estimators(self, denoisers: Mapping[str, Any]) -> tuple[Any, Any]:

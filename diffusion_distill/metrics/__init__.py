@@ -1,4 +1,4 @@
-"""Metrics on feature arrays [n, width]: Frechet distance, precision and recall."""
+"""Metrics on feature arrays [n, width]: Fréchet distance, precision and recall."""
 
 from diffusion_distill.metrics.features import pixel_features
 from diffusion_distill.metrics.frechet import Moments, frechet_distance, merge, moments

@@ -1,5 +1,7 @@
 """Features: arrays [n, width], one row per image, on which every metric is computed."""
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -7,8 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 def pixel_features(images: ArrayLike) -> NDArray[np.float32]:
     """The pixels themselves as features.
 
-    Distances of pixels see no more than the picture's grey levels; they suit small images and the comparison of runs,
-    not comparison with published FIDs.
+    Distances of pixels see no more than grey levels; they suit small images and the comparison of runs, not
+    comparison with published FIDs.
 
     Args:
         images: floating point [n, height, width, channels] in [-1, 1]; values outside are clipped.
@@ -40,8 +42,8 @@ def checked_features(name: str, features: ArrayLike) -> NDArray[np.float64]:
     bad = int((~np.isfinite(features).all(axis=1)).sum())
     if bad:
         raise ValueError(
-            f"{bad} of {len(features)} rows of {name} hold NaN or infinity. A metric over the other rows would be "
-            "of other images: find out why they are not finite."
+            f"{bad} of {len(features)} rows of {name} hold NaN or infinity. A metric over the other rows "
+            "would be of other images: find out why they are not finite."
         )
     return features
 

@@ -1,21 +1,22 @@
-r"""Frechet distance between two sets of features, through their first two moments.
+"""Fréchet distance between two sets of features, through their first two moments.
 
     FD = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1^(1/2) S2 S1^(1/2))^(1/2)
 
-m, S: mean and covariance (divisor n - 1). On Inception features it is the FID of Heusel et al., arXiv:1706.08500,
-Eq. 6; on pixels it is the floor-checked distance used for small images.
+m, S: mean and covariance (divisor n - 1). On Inception features it is the FID of Heusel et al.,
+arXiv:1706.08500, Eq. 6; on pixels it compares runs on small images.
 
 With factors S = F F^T the last trace is the sum of singular values of F1^T F2, and F comes from a symmetric
-eigen-decomposition. That form squares nothing: a singular covariance (fewer images than features, dead features)
-keeps all its digits, where the square root of a product of covariances loses half of them.
+eigen-decomposition. That form squares nothing: a singular covariance (fewer images than features, dead
+features) keeps all its digits, where the square root of a product of covariances loses half of them.
 
-All of it is float64 on the host: in float32 the distance of a set to itself may read 3e-5, and singular cases are
-wrong in the second digit.
+All of it is float64 on the host: in float32 the distance of a set to itself may read 3e-5, and singular
+cases are wrong in the third digit.
 """
+
+from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,7 +49,7 @@ class Moments:
             raise ValueError(f"count is {self.count}; need at least 1.")
         if not (np.isfinite(self.mean).all() and np.isfinite(self.cov).all()):
             raise ValueError("mean or cov holds NaN or infinity. Compute the moments again from finite features.")
-        if not np.allclose(self.cov, np.transpose(self.cov), rtol=1e-6, atol=1e-8 * np.abs(self.cov).max()):
+        if np.abs(self.cov - self.cov.T).max() > 1e-6 * np.abs(self.cov).max():
             raise ValueError("cov is not symmetric, so it is no covariance. Check where it was read from.")
 
     @property
@@ -56,7 +57,7 @@ class Moments:
         """Number of features per image."""
         return len(self.mean)
 
-    def update(self, features: ArrayLike) -> Self:
+    def update(self, features: ArrayLike) -> Moments:
         """The moments of this set and further features [n, width]; for features that arrive in batches."""
         return merge(self, moments(features))
 
@@ -86,10 +87,10 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """Frechet distance of the Gaussians with these moments, in squared units of the features.
+    """Fréchet distance of the Gaussians with these moments, in squared units of the features.
 
-    Symmetric; of a set to itself it is 0 up to rounding (about 1e-13, possibly negative). It is biased upwards by a
-    term of order width^2 / n, so compare only distances of equal counts.
+    Symmetric; of a set to itself it is 0 up to rounding (about 1e-13, possibly negative). It is biased upwards
+    by a term of order width^2 / n, so compare only distances of equal counts.
 
     Raises:
         ValueError: different widths, or fewer than 2 images on a side.
@@ -103,7 +104,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         raise ValueError(f"A set has {fewest} image; a covariance needs at least 2. Use more images.")
     if fewest <= a.width:
         warnings.warn(
-            f"{fewest} images for {a.width} features: a covariance is singular, and the distance mostly its bias.",
+            f"{fewest} images for {a.width} features: a covariance is singular, the distance mostly bias.",
             stacklevel=2,
         )
     cross = np.linalg.svd(_factor(a.cov).T @ _factor(b.cov), compute_uv=False).sum()
@@ -113,7 +114,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def _factor(cov: NDArray[np.float64]) -> NDArray[np.float64]:
     """F [width, rank] with F F^T = cov.
 
-    Eigenvalues within rounding of 0, negative ones among them, are 0: kept, each would enter as its square root.
+    Eigenvalues within rounding of 0, negative ones among them, count as 0, since each would enter as its root.
     """
     values, vectors = np.linalg.eigh(cov)
     rounding = np.abs(values).max() * len(values) * np.finfo(np.float64).eps

@@ -1,14 +1,16 @@
-"""Precision and recall of samples, by k-nearest-neighbour manifolds (Kynkaanniemi et al., arXiv:1904.06991).
+"""Precision and recall of samples, by k-nearest-neighbour manifolds (Kynkäänniemi et al., arXiv:1904.06991).
 
-The manifold of a set is the union of balls around its points; the radius of a point is the distance to its k-th
-nearest neighbour in the set, itself not counted.
+The manifold of a set is the union of balls around its points; the radius of a point is the distance to its
+k-th nearest neighbour in the set, itself not counted.
 
     precision = share of samples in the reference's manifold      (are samples real?)
     recall    = share of reference points in the samples' manifold (is everything covered?)
 
-"In" is distance <= radius. Distances enter squared. Everything is float64: half precision, which some published
-programs use, moves single points across a border.
+"In" is distance <= radius. Distances enter squared. Everything is float64: half precision, which some
+published programs use, moves single points across a border.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -48,9 +50,7 @@ def precision_recall(reference: ArrayLike, samples: ArrayLike, k: int = 3) -> Pr
     return PrecisionRecall(float(sample_is_in.mean()), float(reference_is_in.mean()))
 
 
-def memberships(
-    reference: ArrayLike, samples: ArrayLike, k: int = 3
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def memberships(reference: ArrayLike, samples: ArrayLike, k: int = 3) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which samples lie in the reference's manifold, [m], and which reference points in the samples', [n].
 
     Arguments and errors as `precision_recall`.
@@ -69,7 +69,7 @@ def memberships(
 
 
 def squared_radii(points: NDArray[np.float64], k: int) -> NDArray[np.float64]:
-    """Squared distance [n] of each of the points [n, width] to its k-th nearest neighbour among the others."""
+    """Squared distance [n] of each of the points [n, width] to its k-th nearest among the others."""
     if k < 1:
         raise ValueError(f"k is {k}; need at least 1.")
     if len(points) <= k:
@@ -89,7 +89,7 @@ def _blocks(a: NDArray[np.float64], b: NDArray[np.float64]) -> Iterator[tuple[sl
 def squared_distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """|u - v|^2 for each u of a [n, width] and v of b [m, width]: [n, m], exactly 0 for equal points.
 
-    A matrix product gives all of them; the few that cancellation has spoilt are computed again by subtraction.
+    A matrix product gives all of them; those that cancellation has spoilt are computed again by subtraction.
     """
     scale = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1)
     distance2 = scale - 2 * (a @ b.T)

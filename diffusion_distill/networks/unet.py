@@ -131,9 +131,7 @@ class UNet(nn.Module):
         features = sinusoidal_features(time, self.ch)
         emb = nn.Dense(self.emb_ch, name="dense1")(nn.swish(nn.Dense(self.emb_ch, name="dense0")(features)))
         if self.num_classes > 1:
-            emb += nn.Dense(self.emb_ch, name="class_emb")(
-                jax.nn.one_hot(labels, self.num_classes, dtype=jnp.float32)
-            )
+            emb += nn.Dense(self.emb_ch, name="class_emb")(jax.nn.one_hot(labels, self.num_classes, dtype=jnp.float32))
         return emb
 
     def _residual(self, name: str, h: Array, emb: Array, train: bool, features: int) -> Array:
@@ -149,19 +147,13 @@ class UNet(nn.Module):
         given = {"num_heads": self.num_heads, "head_dim": self.head_dim}
         name, size = next((name, size) for name, size in given.items() if size is not None)
         if size < 1 or channels % size:
-            raise ValueError(
-                f"{name}={size} must divide the {channels} channels of each level with attention."
-            )
+            raise ValueError(f"{name}={size} must divide the {channels} channels of each level with attention.")
         return size if name == "num_heads" else channels // size
 
-    def _resample(
-        self, name: str, direction: Literal["down", "up"], h: Array, emb: Array, train: bool
-    ) -> Array:
+    def _resample(self, name: str, direction: Literal["down", "up"], h: Array, emb: Array, train: bool) -> Array:
         features = h.shape[-1]
         if self.resblock_resample:
-            block = ResidualBlock(
-                features, dropout=self.dropout, resample=direction, dtype=self.dtype, name=name
-            )
+            block = ResidualBlock(features, dropout=self.dropout, resample=direction, dtype=self.dtype, name=name)
             return block(h, emb, train)
         if direction == "down":
             return Conv(features, stride=2, dtype=self.dtype, name=name)(h)
@@ -182,9 +174,7 @@ def _check_settings(net: UNet) -> None:
             f"of {NORM_GROUPS}, the number of groups of the norm; choose ch accordingly."
         )
     if (net.num_heads is None) == (net.head_dim is None):
-        raise ValueError(
-            f"num_heads={net.num_heads} and head_dim={net.head_dim}; give exactly one of the two."
-        )
+        raise ValueError(f"num_heads={net.num_heads} and head_dim={net.head_dim}; give exactly one of the two.")
     net._heads(widths[-1])  # the middle always has attention; other levels are known once an image is
     if not 0 <= net.dropout < 1:
         raise ValueError(f"dropout is {net.dropout}; it must be in [0, 1).")
@@ -202,15 +192,11 @@ def _check_inputs(net: UNet, x: Array, time: Array, labels: Array | None) -> Non
             f"must be multiples of {factor}. Use fewer levels (ch_mult) or other images."
         )
     if time.shape != (batch,):
-        raise ValueError(
-            f"time has shape {time.shape}; it must be [batch] = ({batch},), one number per image."
-        )
+        raise ValueError(f"time has shape {time.shape}; it must be [batch] = ({batch},), one number per image.")
     if net.num_classes == 1:
         return
     if labels is None:
-        raise ValueError(
-            f"labels are missing; a network with num_classes={net.num_classes} needs int32 [batch]."
-        )
+        raise ValueError(f"labels are missing; a network with num_classes={net.num_classes} needs int32 [batch].")
     if labels.dtype != jnp.int32:
         raise TypeError(f"labels have dtype {labels.dtype}; they must be int32. Use labels.astype('int32').")
     if labels.shape != (batch,):

@@ -18,9 +18,10 @@ def loss_plot(
     phases: Mapping[str, float] | None = None,
     title: str = "",
 ) -> Path:
-    """Writes a plot of losses: for each history a faint line as recorded and a strong line of its moving mean.
+    """Writes a plot of losses: for each history a faint line as recorded, a strong line of its moving mean.
 
-    Losses that a logarithmic axis cannot show (not finite, or not above 0) are left out and counted in the legend.
+    Losses that a logarithmic axis cannot show (not finite, or not above 0) are left out and counted in the
+    legend.
 
     Args:
         histories: label -> (x, loss) pairs with x increasing, in images or steps.
@@ -33,11 +34,12 @@ def loss_plot(
         The path.
 
     Raises:
-        ValueError: no histories, one that is not a list of pairs or that has no loss to show, or x going back.
+        ValueError: no histories, one that is no list of pairs or has no loss to show, or x going back.
         ImportError: matplotlib is not installed.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     if not histories:
         raise ValueError("There are no histories. Pass at least one entry {label: [(x, loss), ...]}.")
@@ -50,22 +52,31 @@ def loss_plot(
     for index, (label, (x, loss, hidden)) in enumerate(curves.items()):
         colour = f"C{index}"
         axes.plot(x, loss, color=colour, alpha=0.25, linewidth=0.8)
-        legend = f"{label} ({hidden} values not shown)" if hidden else label
-        axes.plot(x, _smooth_between(x, loss, phases.values()), color=colour, linewidth=1.8, label=legend)
+        legend = f"{label} ({hidden} left out)" if hidden else label
+        axes.plot(
+            x, _smooth_between(x, loss, sorted(phases.values())), color=colour, linewidth=1.8, label=legend, zorder=3
+        )
     for label, start in phases.items():
         axes.axvline(start, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
         # x in data units, y in units of the axes: just inside the top, whatever the losses are.
-        place = {"xytext": (3, -4), "textcoords": "offset points", "rotation": 90, "fontsize": 8, "color": "0.35"}
+        place = {
+            "xytext": (3, -4),
+            "textcoords": "offset points",
+            "rotation": 90,
+            "fontsize": 8,
+            "color": "0.35",
+        }
         axes.annotate(label, (start, 1), xycoords=axes.get_xaxis_transform(), va="top", ha="left", **place)
 
     axes.set(xlabel=xlabel, ylabel="loss", yscale="log", title=title)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(True, which="major", alpha=0.3)
     axes.grid(True, which="minor", axis="y", alpha=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.01)
     if phases:  # room above the curves for the names of the phases
         low, high = axes.get_ylim()
-        axes.set_ylim(low, high * (high / low) ** 0.25)
+        axes.set_ylim(low, high * (high / low) ** 0.2)
     figure.legend(loc="outside lower center", ncols=min(4, len(curves)), frameon=False)
     path = Path(path)
     figure.savefig(path)
@@ -96,8 +107,8 @@ def _curve(label: str, history: Sequence[tuple[float, float]]) -> tuple[NDArray,
     return x[shown], loss[shown], int((~shown).sum())
 
 
-def _smooth_between(x: NDArray[np.float64], loss: NDArray[np.float64], starts: ArrayLike) -> NDArray[np.float64]:
-    """Moving means of the losses, separately between the starts of phases."""
+def _smooth_between(x: NDArray[np.float64], loss: NDArray[np.float64], starts: list[float]) -> NDArray[np.float64]:
+    """Moving means of the losses, separately between the sorted starts of phases."""
     window = max(1, len(loss) // SMOOTHED_PARTS)
-    borders = np.searchsorted(x, np.sort(np.asarray(list(starts), np.float64)))  # type: ignore[arg-type]
+    borders = np.searchsorted(x, starts)
     return np.concatenate([moving_mean(piece, window) for piece in np.split(loss, borders)])

@@ -1,25 +1,21 @@
 """Pictures: labelled rows of images in one PNG.
 
-One row per sampler or student, drawn from the same noise, shows at a glance what numbers of small image sets cannot.
-Pixels are repeated, never interpolated, so that an 8x8 digit is seen as the network drew it.
+One row per sampler or student, drawn from the same noise, shows at a glance what numbers of small image sets
+cannot. Pixels are repeated, never interpolated, so that an 8x8 digit is seen as the network drew it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 MARGIN = 16  # around the picture and between labels and images, in pixels of the PNG
 ROW_GAP = 8
-FONT_SIZE = 16
-TITLE_SIZE = 20
+FONT_SIZE = 15
+TITLE_SIZE = 18
 LEAST_CELL = 48  # images are enlarged to at least this height unless a scale is given
 BACKGROUND = (255, 255, 255)
 INK = (30, 30, 30)
@@ -52,8 +48,8 @@ def image_grid(
     """Writes a PNG with one row of images per entry and the entry's label at its left.
 
     Args:
-        rows: label -> images [n, height, width, 1 or 3], floats in [-1, 1] or uint8, all of one height and width. A
-            label may have several lines, or be empty.
+        rows: label -> images [n, height, width, 1 or 3], floats in [-1, 1] or uint8, all of one height and
+            width. A label may have several lines, or be empty.
         path: the PNG; its folder must exist.
         columns: at most so many images of each entry, the first ones.
         scale: how often each pixel is repeated along both axes; None enlarges small images.
@@ -65,7 +61,7 @@ def image_grid(
     Raises:
         ValueError: no rows, an empty row, rows of different shapes, NaN, or sizes below 1.
         TypeError: images that are neither floats nor uint8.
-        ImportError: Pillow is not installed.
+        ImportError: Pillow or matplotlib (for its font) is not installed.
     """
     if columns < 1 or (scale is not None and scale < 1):
         raise ValueError(f"columns is {columns} and scale {scale}; both must be at least 1.")
@@ -76,10 +72,10 @@ def image_grid(
     if len(set(shapes.values())) > 1:
         raise ValueError(f"Rows have different (height, width): {shapes}. Resize them, or write several pictures.")
     height = next(iter(shapes.values()))[0]
-    scale = scale or -(-LEAST_CELL // height)
-    strips = {label: _strip(row, scale) for label, row in images.items()}
+    repeats = scale or -(-LEAST_CELL // height)
+    strips = {label: _strip(row, repeats) for label, row in images.items()}
     path = Path(path)
-    _compose(strips, title).save(path, format="PNG")
+    _write(strips, title, path)
     return path
 
 
@@ -92,18 +88,21 @@ def _as_rgb(label: str, images: ArrayLike) -> NDArray[np.uint8]:
 
 
 def _strip(images: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
-    """Images [n, height, width, 3] enlarged and side by side, with a gap between them: [height', width', 3]."""
+    """Images [n, height, width, 3] enlarged, side by side with a gap between them: [height', width', 3]."""
     enlarged = images.repeat(scale, axis=1).repeat(scale, axis=2)
     gap = np.full((enlarged.shape[1], max(2, scale // 2), 3), BACKGROUND, np.uint8)
     pieces = [piece for image in enlarged for piece in (image, gap)]
     return np.concatenate(pieces[:-1], axis=1)
 
 
-def _compose(strips: Mapping[str, NDArray[np.uint8]], title: str) -> Image.Image:
-    """Places the title, the labels and the strips [height, width, 3] on one canvas."""
+def _write(strips: Mapping[str, NDArray[np.uint8]], title: str, path: Path) -> None:
+    """Writes the title, the labels and the strips [height, width, 3] on one canvas."""
+    import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
-    font, title_font = ImageFont.load_default(FONT_SIZE), ImageFont.load_default(TITLE_SIZE)
+    # Pillow's own font lacks the arrow of "1024→32→1"; matplotlib brings one that has it.
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    font, title_font = ImageFont.truetype(file, FONT_SIZE), ImageFont.truetype(file, TITLE_SIZE)
     ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     boxes = {label: ruler.multiline_textbbox((0, 0), label, font=font) for label in strips}
     title_box = ruler.multiline_textbbox((0, 0), title, font=title_font)
@@ -124,4 +123,4 @@ def _compose(strips: Mapping[str, NDArray[np.uint8]], title: str) -> Image.Image
         pen.multiline_text(text_at, label, INK, font, align="right")
         canvas.paste(Image.fromarray(strip), (left, top + (height - len(strip)) // 2))
         top += height + ROW_GAP
-    return canvas
+    canvas.save(path, format="PNG")

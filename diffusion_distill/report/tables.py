@@ -14,8 +14,8 @@ Row = Mapping[str, Any]
 def format_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
     """An aligned plain text table: a line of headings, a rule, one line per row.
 
-    Numbers stand at the right with 4 significant digits, whole numbers in full, everything else at the left; what a
-    row lacks or has as None is "-".
+    Numbers stand at the right with 4 significant digits, whole numbers in full, everything else at the left;
+    what a row lacks or has as None is "-".
 
     Args:
         rows: one mapping column -> value per line.

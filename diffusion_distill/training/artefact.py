@@ -1,8 +1,8 @@
 """An artefact: a teacher or a student on disk, all that distilling, sampling and evaluating need.
 
-    FOLDER/params/            parameters (Orbax)
-    FOLDER/model.json         what builds it: network, schedule, prediction, image shape; and its step count
-    FOLDER/provenance.json    where it comes from: method, settings, updates, teacher, versions
+FOLDER/params/            parameters (Orbax)
+FOLDER/model.json         what builds it: network, schedule, prediction, image shape; and its step count
+FOLDER/provenance.json    where it comes from: method, settings, updates, teacher, versions
 """
 
 from __future__ import annotations

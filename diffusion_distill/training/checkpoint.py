@@ -39,9 +39,7 @@ class Checkpoints:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _items(like))
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}  # type: ignore[call-arg]
         restored = self._manager.restore(self.latest, args=ocp.args.Composite(**items))
-        return like.replace(
-            **{name: restored[name] for name in items if name != "counters"}, **restored["counters"]
-        )
+        return like.replace(**{name: restored[name] for name in items if name != "counters"}, **restored["counters"])
 
     def close(self) -> None:
         """Waits for saves under way."""
@@ -51,7 +49,12 @@ class Checkpoints:
 
 def _items(state: TrainState) -> dict[str, Any]:
     """The state's non-empty parts by item name."""
-    parts = {"params": state.params, "opt_state": state.opt_state, "averages": state.averages, "teacher": state.teacher}
+    parts = {
+        "params": state.params,
+        "opt_state": state.opt_state,
+        "averages": state.averages,
+        "teacher": state.teacher,
+    }
     parts = {name: tree for name, tree in parts.items() if jax.tree.leaves(tree)}
     return {**parts, "counters": {"step": state.step, "skipped": state.skipped}}
 

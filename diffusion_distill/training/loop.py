@@ -71,8 +71,8 @@ def run(
                 figures = _averages(recent)
                 recent = []
                 progress.update(update + 1, loss=figures["loss"])
-                log.write(phase=phase.name, update=done, samples=done * batches.batch_size,
-                          learning_rate=float(rate), images_per_second=round(progress.rate(), 1), **figures)  # fmt: skip
+                speed = {"learning_rate": float(rate), "images_per_second": round(progress.rate(), 1)}
+                log.write(phase=phase.name, update=done, samples=done * batches.batch_size, **speed, **figures)
             if checkpoints and done % checkpoint_every == 0 and done != end:
                 checkpoints.save(done, state)
         progress.close()

@@ -39,7 +39,9 @@ class Losses(Protocol):
 Step = Callable[[TrainState, Batch, StepInputs, Key], tuple[TrainState, dict[str, Array]]]
 
 
-def make_step(losses: Losses, model: Model, teacher: Model | None, optimizer: optax.GradientTransformation, mesh: Mesh) -> Step:
+def make_step(
+    losses: Losses, model: Model, teacher: Model | None, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Step:
     """Compiles (state, batch, inputs, seed key) -> (state, metrics).
 
     Args:
@@ -80,10 +82,10 @@ def make_step(losses: Losses, model: Model, teacher: Model | None, optimizer: op
     )
 
 
-def _update(state: TrainState, gradient: Any, inputs: StepInputs, optimizer: optax.GradientTransformation) -> TrainState:
+def _update(
+    state: TrainState, gradient: Any, inputs: StepInputs, optimizer: optax.GradientTransformation
+) -> TrainState:
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p - inputs.learning_rate * u, state.params, updates)
-    averages = {
-        name: ema.update(average, params, inputs.log_momenta[name]) for name, average in state.averages.items()
-    }
+    averages = {name: ema.update(average, params, inputs.log_momenta[name]) for name, average in state.averages.items()}
     return state.replace(params=params, opt_state=opt_state, averages=averages)

@@ -56,9 +56,7 @@ def check_dpm(fixture: Fixture, mode: Mode) -> None:
     level = from_logsnr(given("logsnr"))
     # Coefficients of the reverse step are tables made on the host: float64 levels, images on the device.
     # (In float32 the levels themselves are too coarse for the variance of a step of 1e-3 in logsnr.)
-    level_t, level_s = (
-        from_logsnr(FLOAT64.array(fixture.input(f"in/{key}"))) for key in ("logsnr", "logsnr_s")
-    )
+    level_t, level_s = (from_logsnr(FLOAT64.array(fixture.input(f"in/{key}"))) for key in ("logsnr", "logsnr_s"))
     heads = namespace(x).concatenate([given("both_x"), given("both_eps")], axis=-1)
     raw = {"x": x, "eps": eps, "v": v, "both": heads}
 
@@ -79,9 +77,7 @@ def check_dpm(fixture: Fixture, mode: Mode) -> None:
         if mode is FLOAT32 and variance != "array" and part != "mean":
             continue  # a number of the host-side table alone, compared in float64
         choice = {"x_logvar": x_logvar} if variance == "array" else {"gamma": gamma_of(variance)}
-        results[f"reverse/{variance}/{part}"] = getattr(
-            forward.posterior(z, x, level_t, level_s, **choice), part
-        )
+        results[f"reverse/{variance}/{part}"] = getattr(forward.posterior(z, x, level_t, level_s, **choice), part)
     for kind, clip, what in (match.groups() for match in fixture.matches("f64/run/(.*)/(.*)/model_(.*)")):
         estimate = parameterization.estimate(kind, raw[kind], z, level, clip == "clip")
         results[f"run/{kind}/{clip}/model_{what}"] = getattr(estimate, what)
@@ -175,9 +171,7 @@ def check_unet(fixture: Fixture, mode: Mode) -> None:
     out, _ = outputs(net, stored_params(fixture, net, "params/", x), x, logsnr, labels)
     temb = sinusoidal_features(net.time_input.time(level), net.network.ch)
     fixture.compare("f64/out", out, mode, rule)
-    fixture.compare(
-        "f32/temb", temb, mode, rule._replace(text=" absolute (none in the README: the output's)")
-    )
+    fixture.compare("f32/temb", temb, mode, rule._replace(text=" absolute (none in the README: the output's)"))
 
 
 # ------------------------------------------------------------------------------------------------- parts
@@ -196,9 +190,7 @@ def tolerance(fixture: Fixture, mode: Mode, key: str) -> Rule:
     if deviation is None or f"f64/{key}" not in fixture:
         return DEFAULT_FLOAT32
     largest = np.max(np.abs(fixture.arrays[f"f64/{key}"]), initial=1.0)
-    return absolute(
-        5 * deviation + 1e-6 * float(largest), " absolute (5·f32_deviation + 1e-6·max(1, max|ref|))"
-    )
+    return absolute(5 * deviation + 1e-6 * float(largest), " absolute (5·f32_deviation + 1e-6·max(1, max|ref|))")
 
 
 def tags(fixture: Fixture, pattern: str) -> list[str]:

@@ -176,11 +176,7 @@ class Fixture:
         """Reports an error that was measured elsewhere."""
         text = f"{mode.name}  error {error:.2e}  tolerance {rule.bound:.2e}{rule.text}{note}"
         share = error / rule.bound if rule.bound else np.inf if error else 0.0
-        self.emit(
-            Line(
-                self.name, what, "PASS" if np.isfinite(error) and error <= rule.bound else "FAIL", text, share
-            )
-        )
+        self.emit(Line(self.name, what, "PASS" if np.isfinite(error) and error <= rule.bound else "FAIL", text, share))
 
     def fail(self, what: str, text: str) -> None:
         """Reports something that could not be measured."""

@@ -173,9 +173,7 @@ def check_sampler(fixture: Fixture, mode: Mode) -> None:
             level = mode.tree(level)
             raw.append(denoiser.raw(states[k], level, labels))
             if mode is FLOAT64:  # the engine runs in float32: here the same steps one by one
-                states.append(
-                    forward.ddim_step(states[k], Clipped(denoiser)(states[k], level, labels), level, level_s)
-                )
+                states.append(forward.ddim_step(states[k], Clipped(denoiser)(states[k], level, labels), level, level_s))
         compare = partial(compare_f64, fixture, mode)
         compare(f"n{steps}_cond", mode.tree(table.level).logsnr, OTHER)
         compare(f"n{steps}_net_out", jnp.stack(raw), OTHER)
@@ -246,9 +244,7 @@ def check_unet(fixture: Fixture, mode: Mode) -> None:
     x, logsnr, labels = fixture.input("x"), fixture.input("logsnr"), fixture.input("label")
     net = unet_of(fixture.meta["config"])
     out, temb = outputs(net, stored_params(fixture, net, "param:", x), x, logsnr, labels)
-    nearly_constant = (
-        x.reshape(len(x), -1).std(axis=1) < 1e-2
-    )  # group norm amplifies the rounding of such images
+    nearly_constant = x.reshape(len(x), -1).std(axis=1) < 1e-2  # group norm amplifies the rounding of such images
     scale = np.where(nearly_constant, 4, 1).reshape(-1, 1, 1, 1)
     rule = Rule(5e-4, " absolute, 4 times that for nearly constant images", lambda ref: scale)
     fixture.compare("out_eps1e6_f64", out, mode, rule)

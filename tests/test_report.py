@@ -1,0 +1,210 @@
+"""Pictures show the pixels they are given, plots every history, tables every value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from diffusion_distill.report import format_table, image_grid, loss_plot, markdown_table, to_uint8
+from diffusion_distill.report.curves import moving_mean
+
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "eval" / "quantise.npz"
+
+
+def read(path: Path) -> np.ndarray:
+    """The pixels of a picture, [height, width, 3]."""
+    from PIL import Image
+
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))
+
+
+def find(picture: np.ndarray, patch: np.ndarray) -> list[tuple[int, int]]:
+    """Upper left corners at which the patch stands in the picture, pixel for pixel."""
+    windows = np.lib.stride_tricks.sliding_window_view(picture, patch.shape)
+    return [(int(y), int(x)) for y, x, _ in np.argwhere((windows == patch).all(axis=(3, 4, 5)))]
+
+
+def grey(seed: int, count: int = 4, size: int = 5, channels: int = 1) -> np.ndarray:
+    """Random images [count, size, size, channels] uint8, none of them white."""
+    return np.random.default_rng(seed).integers(0, 200, (count, size, size, channels)).astype(np.uint8)
+
+
+# Quantisation
+
+
+def test_every_grey_level_comes_back() -> None:
+    levels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(to_uint8(levels / np.float32(127.5) - 1), levels)
+    np.testing.assert_array_equal(to_uint8(levels), levels)
+
+
+def test_quantisation_rounds_and_clips() -> None:
+    x = np.array([-7, -1, -1 + 0.6 / 127.5, 0.999, 1, 3], np.float32)
+    np.testing.assert_array_equal(to_uint8(x), [0, 0, 1, 255, 255, 255])
+
+
+def test_recorded_quantisation() -> None:
+    if not GOLDEN.is_file():
+        pytest.skip("needs quantise.npz in the optional sibling folder ../shared/golden/eval")
+    with np.load(GOLDEN) as recorded:
+        np.testing.assert_array_equal(to_uint8(recorded["x"]), recorded["round_127p5_x_plus_1"])
+
+
+# Pictures
+
+
+def test_images_stand_in_labelled_rows_enlarged_pixel_by_pixel(tmp_path: Path) -> None:
+    rows = {"teacher, 64 steps": grey(0), "TRACT 1024→32→1": grey(1), "two\nlines": grey(2, count=2)}
+    picture = read(image_grid(rows, tmp_path / "grid.png", columns=3, scale=4, title="Digits"))
+    corners = [
+        [find(picture, np.broadcast_to(image, (5, 5, 3)).repeat(4, 0).repeat(4, 1)) for image in images]
+        for images in rows.values()
+    ]
+    assert [[len(found) for found in row] for row in corners] == [[1, 1, 1, 0], [1, 1, 1, 0], [1, 1]]
+    places = np.array([[found[0] for found in row[:2]] for row in corners])
+    assert (places[:, 0, 0] == places[:, 1, 0]).all()  # one height within a row
+    assert (np.diff(places[:, 0, 0]) > 20).all()  # rows do not overlap
+    assert len({*places[:, 0, 1]}) == 1 and (places[:, 1, 1] - places[:, 0, 1] > 20).all()  # aligned columns
+    left = int(places[0, 0, 1])
+    for y in places[:, 0, 0]:
+        assert (picture[y : y + 20, :left] < 128).any()  # a label stands beside the row
+    assert (picture[:, left - 8 : left] == 255).all()  # and ends before the images begin
+
+
+def test_the_arrow_has_a_glyph_of_its_own(tmp_path: Path) -> None:
+    # A font without it would draw the same box for both.
+    arrow, missing = (read(image_grid({c: grey(0)}, tmp_path / "c.png")) for c in ("→", "\U0010fffd"))
+    assert arrow.shape != missing.shape or (arrow != missing).any()
+
+
+def test_colour_floats_and_rows_without_a_label(tmp_path: Path) -> None:
+    image = grey(3, count=1, size=64, channels=3)
+    picture = read(image_grid({"": image / np.float32(127.5) - 1}, tmp_path / "colour.png"))
+    [(y, x)] = find(picture, image[0])
+    assert picture.shape == (64 + 2 * y, 64 + 2 * x, 3)  # large images as they are, margins only
+
+
+def test_a_long_title_is_not_cut(tmp_path: Path) -> None:
+    picture = read(image_grid({"": grey(0, count=1)}, tmp_path / "title.png", title="a title wider than its picture"))
+    assert (picture < 128).any() and (picture[:, -8:] == 255).all()
+
+
+BAD_ROWS: dict[str, tuple[dict, dict, type[Exception], str]] = {
+    "no rows": ({}, {}, ValueError, "no rows"),
+    "empty row": ({"a": grey(0, count=0)}, {}, ValueError, r"Row 'a' has shape \(0, 5, 5, 1\)"),
+    "two channels": ({"a": grey(0, channels=2)}, {}, ValueError, "1 or 3"),
+    "no channels": ({"a": grey(0)[..., 0]}, {}, ValueError, r"\(4, 5, 5\)"),
+    "sizes": ({"a": grey(0), "b": grey(0, size=6)}, {}, ValueError, r"'a': \(5, 5\), 'b': \(6, 6\)"),
+    "NaN": ({"a": np.full((1, 2, 2, 1), np.nan)}, {}, ValueError, "NaN"),
+    "integers": ({"a": np.zeros((1, 2, 2, 1), int)}, {}, TypeError, "int64"),
+    "scale": ({"a": grey(0)}, {"scale": 0}, ValueError, "at least 1"),
+    "columns": ({"a": grey(0)}, {"columns": 0}, ValueError, "at least 1"),
+}
+
+
+@pytest.mark.parametrize(("rows", "options", "error", "said"), BAD_ROWS.values(), ids=BAD_ROWS)
+def test_rows_that_cannot_be_drawn_are_refused(
+    tmp_path: Path, rows: dict, options: dict, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        image_grid(rows, tmp_path / "grid.png", **options)
+    assert not list(tmp_path.iterdir())
+
+
+# Curves
+
+
+def test_moving_mean_is_numpys_inside_and_of_fewer_values_at_the_ends() -> None:
+    values = np.random.default_rng(0).uniform(size=20)
+    found = moving_mean(values, 5)
+    np.testing.assert_allclose(found[2:-2], np.convolve(values, np.ones(5) / 5, "valid"), rtol=1e-12)
+    np.testing.assert_allclose(found[[0, -1]], [values[:3].mean(), values[-3:].mean()], rtol=1e-12)
+    np.testing.assert_allclose(moving_mean(values, 1), values, rtol=1e-12)
+    np.testing.assert_allclose(moving_mean(np.ones(7), 4), np.ones(7), rtol=1e-12)
+
+
+def plotted(monkeypatch: pytest.MonkeyPatch, *args: object, **options: object):
+    """The axes and the legend texts of a loss plot."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, path: (figures.append(self), save(self, path)))
+    loss_plot(*args, **options)  # type: ignore[arg-type]
+    [figure] = figures
+    return figure.axes[0], [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_plot_shows_every_history_raw_and_smoothed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.arange(200)
+    jump = np.where(x < 100, 1.0, 0.01)
+    histories = {
+        "jump": list(zip(x, jump, strict=True)),
+        "broken": [(0, 0.5), (1, np.nan), (2, 0.0), (3, 0.4)],
+    }
+    path = tmp_path / "loss.png"
+    axes, legend = plotted(monkeypatch, histories, path, "steps", phases={"8→4": 0, "4→2": 100}, title="Losses")
+    assert read(path).shape[:2] == (600, 1080)
+    assert (axes.get_yscale(), axes.get_xlabel(), axes.get_title()) == ("log", "steps", "Losses")
+    assert legend == ["jump", "broken (2 left out)"]
+    raw, smooth = (line.get_ydata() for line in axes.lines[:2])
+    np.testing.assert_array_equal(raw, jump)
+    np.testing.assert_allclose(smooth, jump, rtol=1e-12)  # no mean reaches across the start of a phase
+    np.testing.assert_array_equal(axes.lines[2].get_xdata(), [0, 3])
+    assert [text.get_text() for text in axes.texts] == ["8→4", "4→2"]
+
+
+BAD_HISTORIES = {
+    "none": ({}, "no histories"),
+    "empty": ({"a": []}, "History 'a'"),
+    "no pairs": ({"a": [1.0, 2.0]}, "pairs"),
+    "back": ({"a": [(2, 1.0), (1, 1.0)]}, "go back"),
+    "nothing finite": ({"a": [(0, np.nan), (1, np.inf)]}, "no finite loss"),
+}
+
+
+@pytest.mark.parametrize(("histories", "said"), BAD_HISTORIES.values(), ids=BAD_HISTORIES)
+def test_histories_that_cannot_be_plotted_are_refused(tmp_path: Path, histories: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        loss_plot(histories, tmp_path / "loss.png")
+
+
+# Tables
+
+RESULTS = [
+    {"method": "TRACT", "steps": 1, "frechet": 3.14159265},
+    {"method": "a|b", "steps": 1024, "frechet": np.float32(0.5), "note": True},
+    {"method": "BTD", "steps": None, "frechet": float("nan")},
+]
+
+
+def test_plain_table() -> None:
+    assert format_table(RESULTS).splitlines() == [
+        "method  steps  frechet  note",
+        "------  -----  -------  ----",
+        "TRACT       1    3.142  -",
+        "a|b      1024      0.5  True",
+        "BTD         -      nan  -",
+    ]
+
+
+def test_markdown_table() -> None:
+    assert markdown_table(RESULTS, ["frechet", "method"]).splitlines() == [
+        "| frechet | method |",
+        "| ------: | ------ |",
+        "|   3.142 | TRACT  |",
+        "|     0.5 | a\\|b   |",
+        "|     nan | BTD    |",
+    ]
+
+
+@pytest.mark.parametrize("table", [format_table, markdown_table])
+def test_tables_that_cannot_be_made_are_refused(table: Callable) -> None:
+    with pytest.raises(ValueError, match=r"Unknown column 'stepz'\. Did you mean 'steps'"):
+        table(RESULTS, ["stepz"])
+    with pytest.raises(ValueError, match="no rows"):
+        table([])
