@@ -33,6 +33,16 @@ def image_sum(values: Array) -> Array:
     return values.sum(axis=tuple(range(1, values.ndim)))
 
 
+def stratified(key: jax.Array, count: int) -> Array:
+    """`count` uniform numbers of [0, 1), the i-th in [i, i + 1) / count.
+
+    Each is as uniform as an independent draw once its place in the batch is random, but a batch covers the
+    range evenly, which lowers the variance of a loss averaged over times (Kingma et al., arXiv:2107.00630, I.1).
+    """
+    below_one = 1 - 2.0**-24
+    return jnp.minimum((jnp.arange(count) + jax.random.uniform(key, (count,))) / count, below_one)
+
+
 def log1mexp(x: Array) -> Array:
     """log(1 - exp(-x)) for x > 0, accurate for small and for large x."""
     xp = namespace(x)

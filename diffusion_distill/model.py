@@ -143,7 +143,13 @@ class Clipped(struct.PyTreeNode):
 
 
 def _name_of(kind: type, registry: Mapping[str, type]) -> str:
-    return next(name for name, entry in registry.items() if entry is kind)
+    for name, entry in registry.items():
+        if entry is kind:
+            return name
+    raise ValueError(
+        f"{kind.__name__} cannot be written down: no registry knows it. Register it first, for example "
+        f"diffusion_distill.NETWORKS[{kind.__name__.lower()!r}] = {kind.__name__}; known: {', '.join(registry)}."
+    )
 
 
 def _build(kind: str, description: Mapping[str, Any], registry: Mapping[str, Any]) -> Any:

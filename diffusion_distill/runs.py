@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import warnings
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,7 +155,7 @@ def sample(
     """
     count, steps = (
         positive_int("count", count),
-        positive_int("steps", steps or artefact.steps or TEACHER_STEPS),
+        positive_int("steps", (artefact.steps or TEACHER_STEPS) if steps is None else steps),
     )
     if artefact.steps and steps != artefact.steps:
         warnings.warn(f"A student made for {artefact.steps} steps is sampled with {steps}.", stacklevel=2)
@@ -229,7 +230,12 @@ def _fit(
         "settings": dataclasses.asdict(settings),
         "teacher": None if teacher is None else dict(teacher.provenance),
     }
-    folder = _claim(workdir, {"model": model.to_dict(), **provenance})
+    folder = None
+    if workdir is not None:
+        teacher_is = None if teacher is None else _fingerprint(teacher.params)
+        data_are = {"images": len(source), "image_shape": source.image_shape, "classes": source.num_classes}
+        description = {"model": model.to_dict(), **provenance, "teacher_parameters": teacher_is, "data": data_are}
+        folder = _claim(Path(workdir), description)
     optimizer = make_optimizer(settings.optimizer)
     teacher_params = () if teacher is None else teacher.params
     state = jax.device_put(create(params, optimizer, method.averages, teacher_params), sharding.replicated(mesh))
@@ -247,24 +253,26 @@ def _fit(
             artefacts[phase.student_steps].save(folder / name_of(phase))
 
     log = JsonLines(folder / "metrics.jsonl" if folder else None)
-    loop.run(
-        state,
-        make_step(method.losses, model, None if teacher is None else teacher.model, optimizer, mesh),
-        phases,
-        Batches(source, settings.batch_size, settings.seed, flip=settings.flip),
-        optimizer,
-        jax.random.key(settings.seed),
-        mesh,
-        momenta=dict(method.averages),
-        checkpoints=checkpoints,
-        checkpoint_every=settings.checkpoint_every,
-        log=log,
-        log_every=settings.log_every,
-        phase_done=phase_done,
-    )
-    log.close()
-    if checkpoints:
-        checkpoints.close()
+    try:
+        loop.run(
+            state,
+            make_step(method.losses, model, None if teacher is None else teacher.model, optimizer, mesh),
+            phases,
+            Batches(source, settings.batch_size, settings.seed, flip=settings.flip),
+            optimizer,
+            jax.random.key(settings.seed),
+            mesh,
+            momenta=dict(method.averages),
+            checkpoints=checkpoints,
+            checkpoint_every=settings.checkpoint_every,
+            log=log,
+            log_every=settings.log_every,
+            phase_done=phase_done,
+        )
+    finally:  # also when interrupted: a checkpoint under way would be lost
+        log.close()
+        if checkpoints:
+            checkpoints.close()
     for phase in phases:  # phases finished before a restart
         if phase.student_steps not in artefacts and folder:
             artefacts[phase.student_steps] = Artefact.load(folder / name_of(phase))
@@ -283,15 +291,20 @@ def _check_source(model: Model, source: Source) -> None:
         )
 
 
-def _claim(workdir: str | Path | None, description: Mapping[str, Any]) -> Path | None:
+def _fingerprint(params: Params) -> str:
+    """A checksum of all parameters: two teachers of the same making need not be the same."""
+    crc = 0
+    for leaf in jax.tree.leaves(params):
+        crc = zlib.crc32(np.asarray(leaf).tobytes(), crc)
+    return f"crc32 {crc:08x}"
+
+
+def _claim(folder: Path, description: Mapping[str, Any]) -> Path:
     """Makes the workdir or checks that what is there is the same run.
 
     Raises:
       ValueError: it holds another run, whose differing fields are named, or cannot be written.
     """
-    if workdir is None:
-        return None
-    folder = Path(workdir)
     path = folder / "run.json"
     wanted = json.loads(json.dumps(description))
     try:

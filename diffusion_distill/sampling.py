@@ -82,6 +82,8 @@ def integrate(
       row_noise: per-sample keys [batch], or the noise itself [nfe, batch, h, w, c]; None for none.
     """
     table = jax.tree.map(lambda a: np.asarray(a, np.float32), table)
+    if row_noise is not None and not _are_keys(row_noise) and row_noise.shape != (table.nfe, *start.shape):
+        raise ValueError(f"Recorded noise must be {(table.nfe, *start.shape)}: one per row; got {row_noise.shape}.")
     registers = (table.init * start,) * table.weights.shape[1]
     loop = _host_loop if jax.default_backend() == "cpu" else _scan_loop
     return loop(denoise, table, registers, labels, row_noise, states)
@@ -91,7 +93,7 @@ def _row(denoise: Denoise, row: Table, registers: tuple, labels: Labels | None, 
     """One row: (registers after it, the state the network saw)."""
     y = registers[0]
     if fresh is not None:
-        drawn = noise(fresh, k + 1, y.shape[1:]) if jnp.issubdtype(fresh.dtype, jax.dtypes.prng_key) else fresh
+        drawn = noise(fresh, k + 1, y.shape[1:]) if _are_keys(fresh) else fresh
         y = y + row.noise * drawn
     level = Level(*(jnp.broadcast_to(a, y.shape[:1]) for a in row.level))
     operands = (y, *registers[1:], denoise(y, level, labels))
@@ -124,6 +126,8 @@ def _scan_loop(denoise, table, registers, labels, row_noise, states):
 
 def _noise_of_row(row_noise, k):
     """Keys serve every row; recorded noise [nfe, batch, ...] has one entry per row."""
-    if row_noise is None or jnp.issubdtype(row_noise.dtype, jax.dtypes.prng_key):
-        return row_noise
-    return row_noise[k]
+    return row_noise if row_noise is None or _are_keys(row_noise) else row_noise[k]
+
+
+def _are_keys(row_noise: Key | Image) -> bool:
+    return jnp.issubdtype(row_noise.dtype, jax.dtypes.prng_key)

@@ -46,7 +46,9 @@ def test_train_distill_sample_evaluate(tmp_path: Path) -> None:
     small = {"run.batch_size": 16, "run.log_every": 1}
     main.train(config_of("digits_teacher", **small, **{"method.length": "32"}), tmp_path / "teacher")
     teacher = str(tmp_path / "teacher" / "teacher")
-    distilled = config_of("digits_tract", **small, **{"method.length": "64", "teacher": teacher, "method.schedule": (4, 2, 1)})
+    distilled = config_of(
+        "digits_tract", **small, **{"method.length": "64", "teacher": teacher, "method.schedule": (4, 2, 1)}
+    )
     main.distill(distilled, tmp_path / "tract")
     student = str(tmp_path / "tract" / "student_1")
     used = config_of("digits_tract", **{"artefact": student, "sample.count": 16, "sample.batch_size": 16})

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.arrays import Array, expand
+from diffusion_distill.arrays import Array, expand, stratified
 from diffusion_distill.diffusion import forward, parameterization
 from diffusion_distill.diffusion.schedules import Schedule
 from diffusion_distill.distillation import regression
@@ -89,9 +89,12 @@ def make_rows(schedule: Schedule, steps: int, t: np.ndarray, m: np.ndarray, s: n
     return Rows(level_t, level_m, r, d, first, second, np.int32(len(t)))
 
 
-def pad(tables: Sequence[Rows]) -> list[Rows]:
-    """Repeats the last row of shorter tables until all have the same number of rows; counts stay."""
-    longest = max(len(table.r) for table in tables)
+def pad(tables: Sequence[Rows], unit: int = 1024) -> list[Rows]:
+    """Repeats the last row of each table until all have the same number of rows; counts stay.
+
+    That number is a multiple of `unit`, so that the phases of most runs share one compiled step.
+    """
+    longest = -(-max(len(table.r) for table in tables) // unit) * unit
 
     def lengthen(a: np.ndarray) -> np.ndarray:
         return a if np.ndim(a) == 0 else np.pad(a, (0, longest - len(a)), mode="edge")
@@ -135,8 +138,8 @@ def losses_at(
 
 
 def draw(table: Rows, batch: Batch, key: Key) -> tuple[Array, Image]:
-    """Random row indices [batch] and unit noise for a batch, from the streams 'times' and 'noise' of a key."""
+    """Row indices [batch], uniform and stratified, and unit noise for a batch, from two streams of a key."""
     x = batch["image"]
     times, noise = jax.random.split(key)
-    index = jax.random.randint(times, x.shape[:1], 0, jnp.asarray(table.count))
+    index = jnp.floor(stratified(times, x.shape[0]) * table.count).astype(jnp.int32)
     return index, jax.random.normal(noise, x.shape)

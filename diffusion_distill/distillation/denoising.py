@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 
-from diffusion_distill.arrays import Array
+from diffusion_distill.arrays import Array, stratified
 from diffusion_distill.diffusion import forward, weighting
 from diffusion_distill.distillation import regression
-from diffusion_distill.distillation.phases import Phase, momentum_for, samples
+from diffusion_distill.distillation.phases import Phase, momentum_for, samples, updates_for
 from diffusion_distill.levels import Level
 from diffusion_distill.model import Model
 from diffusion_distill.typing import Batch, Image, Key, Labels, RawDenoise
@@ -51,7 +52,7 @@ class Denoising:
     def phases(self, model: Model, batch_size: int) -> list[Phase]:
         """The single phase of teacher training."""
         weighting.check(self.weighting, model.prediction)
-        updates = max(1, samples(self.length) // batch_size)
+        [updates] = updates_for(samples(self.length), batch_size)
         momentum = momentum_for(self.residual, updates) if self.residual else self.momentum
         return [
             Phase(
@@ -82,7 +83,6 @@ class Denoising:
         return regression.losses(student, z, level, x, eps, labels, weight=self.weighting, reduction=self.reduction)
 
     def times(self, key: Key, count: int) -> Array:
-        """Random training times [count]."""
-        if self.steps:
-            return (jax.random.randint(key, (count,), 0, self.steps) + 1) / self.steps
-        return jax.random.uniform(key, (count,))
+        """Training times [count], uniform and stratified over the batch."""
+        u = stratified(key, count)
+        return (jnp.floor(u * self.steps) + 1) / self.steps if self.steps else u

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -88,8 +88,8 @@ def momentum_for(residual: float, updates: float) -> float:
     return residual ** (1 / updates)
 
 
-def updates_per_phase(total_samples: int, batch_size: int, count: int) -> float:
-    """The updates of one of `count` equal phases, not rounded: what `momentum_for` is given (TRACT A.7)."""
+def updates_per_phase(total_samples: int, batch_size: int, count: float) -> float:
+    """The updates of a phase that is 1/count of a run, not rounded: what `momentum_for` is given (TRACT A.7)."""
     return total_samples / (batch_size * count)
 
 
@@ -98,20 +98,23 @@ def phase_at(progress: float, count: int) -> int:
     return int(progress * (1 - 1e-9) * count)
 
 
-def updates_for(total_samples: int, batch_size: int, count: int) -> list[int]:
-    """Splits a run into `count` phases of equal length in updates (they differ by at most one).
+def updates_for(total_samples: int, batch_size: int, shares: Sequence[float] = (1,)) -> list[int]:
+    """Splits a run into phases whose lengths in updates are in proportion to `shares`, to within one update.
 
     Raises:
-      ValueError: fewer than one update per phase.
+      ValueError: a share that is not positive, or a phase without any update.
     """
+    if min(shares) <= 0:
+        raise ValueError(f"The shares of phases must be positive, got {tuple(shares)}.")
     total = total_samples // batch_size
-    if total < count:
+    borders = [round(total * done / sum(shares)) for done in accumulate(shares, initial=0)]
+    updates = [b - a for a, b in pairwise(borders)]
+    if min(updates) < 1:
         raise ValueError(
-            f"{total_samples} samples in batches of {batch_size} are {total} updates, fewer than the {count} "
-            "phases. Train longer or use a smaller batch."
+            f"{total_samples} samples in batches of {batch_size} are {total} updates, too few for {len(shares)} "
+            f"phase(s) with shares {tuple(shares)}. Train longer or use a smaller batch."
         )
-    borders = [round(k * total / count) for k in range(count + 1)]
-    return [b - a for a, b in pairwise(borders)]
+    return updates
 
 
 def describe(phases: Sequence[Phase]) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from diffusion_distill.arrays import Array, expand
 from diffusion_distill.diffusion.schedules import Schedule
 from diffusion_distill.distillation import closure, regression
-from diffusion_distill.distillation.phases import Phase, samples
+from diffusion_distill.distillation.phases import Phase, samples, updates_for
 from diffusion_distill.errors import choose
 from diffusion_distill.levels import Level
 from diffusion_distill.model import Model
@@ -62,12 +62,16 @@ class Progressive:
         choose("rule at zero noise", self.zero_noise, ZERO_NOISE_RULES)
         samples(self.phase_length)
         halvings(self.start_steps, self.end_steps)
+        if self.last_two_longer <= 0:
+            raise ValueError(
+                f"last_two_longer must be positive (1: phases of equal length), got {self.last_two_longer}."
+            )
 
     def phases(self, model: Model, batch_size: int) -> list[Phase]:
         """One phase per halving, most steps first."""
         students = halvings(self.start_steps, self.end_steps)
         tables = closure.pad([rows(model.schedule, n) for n in students])
-        updates = samples(self.phase_length) / batch_size
+        [updates] = updates_for(samples(self.phase_length), batch_size)
         return [
             Phase(
                 name=f"btd {2 * n}→{n}",

@@ -51,6 +51,7 @@ class Tract:
     Attributes:
       schedule: step counts, first the teacher's; each must divide the one before it.
       length: training samples of all phases together, see `phases.samples`.
+      shares: relative lengths of the phases; empty for equal ones (published).
       self_momentum: momentum of the self-teacher.
       residual: sets the momentum of the eval average, see `phases.momentum_for`.
       clip: whether the two estimates in the target are clipped to [-1, 1].
@@ -60,6 +61,7 @@ class Tract:
 
     schedule: Sequence[int] = (1024, 32, 1)
     length: str | int = "96M"
+    shares: Sequence[float] = ()
     self_momentum: float = 0.5
     residual: float = 1e-3
     weighting: str = "snr_trunc"
@@ -76,6 +78,8 @@ class Tract:
         choose("phase_start", self.phase_start, PHASE_STARTS)
         samples(self.length)
         check_schedule(self.schedule)
+        if self.shares and len(self.shares) != len(self.schedule) - 1:
+            raise ValueError(f"{len(self.schedule) - 1} phases need as many shares, got {tuple(self.shares)}.")
         if not 0 <= self.self_momentum < 1:
             raise ValueError(f"self_momentum must be in [0, 1), got {self.self_momentum}.")
 
@@ -85,29 +89,31 @@ class Tract:
         return {"self_teacher": self.self_momentum}
 
     def phases(self, model: Model, batch_size: int) -> list[Phase]:
-        """One phase per reduction of the schedule, all of equal length."""
+        """One phase per reduction of the schedule."""
         reductions = list(pairwise(self.schedule))
         tables = closure.pad([rows(model.schedule, *reduction) for reduction in reductions])
-        total = samples(self.length)
-        momentum = momentum_for(self.residual, updates_per_phase(total, batch_size, len(reductions)))
+        shares = self.shares or (1,) * len(reductions)
+        updates = updates_for(samples(self.length), batch_size, shares)
         return [
             Phase(
                 name=f"tract {start}→{end}",
-                updates=updates,
+                updates=updates[k],
                 learning_rate=self.learning_rate,
                 teacher_steps=start,
                 student_steps=end,
                 warmup=self.warmup,
                 anneal=self.anneal,
-                momentum=momentum,
-                inputs=table,
+                momentum=self.momentum(batch_size, sum(shares) / shares[k]),
+                inputs=tables[k],
                 restart=self.phase_start == "teacher",
                 reset_average=self.reset_average,
             )
-            for (start, end), table, updates in zip(
-                reductions, tables, updates_for(total, batch_size, len(reductions)), strict=True
-            )
+            for k, (start, end) in enumerate(reductions)
         ]
+
+    def momentum(self, batch_size: int, count: float) -> float:
+        """The eval average's momentum in a phase that is 1/count of the run."""
+        return momentum_for(self.residual, updates_per_phase(samples(self.length), batch_size, count))
 
     def losses(self, denoisers: Mapping[str, Any], table: closure.Rows, batch: Batch, key: Key) -> Array:
         """Per-image losses [batch] of denoisers['student'] against 'teacher' and 'self_teacher'."""

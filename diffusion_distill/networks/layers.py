@@ -46,7 +46,7 @@ def sinusoidal_features(time: Array, width: int, *, max_period: float = 10_000.0
     """
     half = width // 2
     # Rounded once from float64: angles reach 1000 rad, where a float32 exponential would cost 3e-4 rad.
-    frequencies = np.float32(max_period ** (-np.arange(half) / (half - shift)))
+    frequencies = (max_period ** (-np.arange(half) / (half - shift))).astype(np.float32)
     angles = time.astype(jnp.float32)[:, None] * frequencies[None]
     features = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     return jnp.pad(features, ((0, 0), (0, width % 2)))

@@ -58,4 +58,4 @@ def update(average: Average, value: Params, log_mu: Array) -> Average:
     """Adds one value to the average."""
     count = average.count + 1
     d = decay(log_mu, count)
-    return Average(jax.tree.map(lambda a, v: a + d * (v - a), average.params, value), count)
+    return Average(jax.tree.map(lambda a, v: jnp.where(d < 1, a + d * (v - a), v), average.params, value), count)

@@ -57,7 +57,7 @@ def run(
             continue
         if done == begin and k > 0:
             state = jax.device_put(next_phase(state, phase, optimizer), replicated(mesh))
-        inputs = jax.device_put(_inputs(phase, momenta), replicated(mesh))
+        inputs = jax.device_put(step_inputs(phase, momenta), replicated(mesh))
         progress = Progress(phase.name, phase.updates, batches.batch_size)
         progress.start_at(done - begin)
         recent: list[dict] = []
@@ -76,13 +76,14 @@ def run(
             if checkpoints and done % checkpoint_every == 0 and done != end:
                 checkpoints.save(done, state)
         progress.close()
+        # Before the checkpoint that says the phase is over: a run that dies in between does its end again.
+        phase_done(phase, state)
         if checkpoints:
             checkpoints.save(done, state)
-        phase_done(phase, state)
     return state
 
 
-def _inputs(phase: Phase, momenta: dict[str, float]) -> StepInputs:
+def step_inputs(phase: Phase, momenta: dict[str, float]) -> StepInputs:
     """The phase's arrays in float32, as the step takes them."""
     log_momenta = {name: ema.log_momentum(mu) for name, mu in {"eval": phase.momentum, **momenta}.items()}
     inputs = StepInputs(phase.inputs, 0.0, log_momenta)
@@ -92,5 +93,6 @@ def _inputs(phase: Phase, momenta: dict[str, float]) -> StepInputs:
 def _averages(recent: list[dict]) -> dict[str, float]:
     """Means of the metrics since the last record (the only host synchronisation of the loop)."""
     fetched = jax.device_get(recent)
-    means = {name: float(np.mean([m[name] for m in fetched])) for name in ("loss", "grad_norm")}
+    finite = [m for m in fetched if np.isfinite(m["loss"]) and np.isfinite(m["grad_norm"])] or fetched
+    means = {name: float(np.mean([m[name] for m in finite])) for name in ("loss", "grad_norm")}
     return {**means, "skipped": int(fetched[-1]["skipped"])}

@@ -6,7 +6,7 @@ phases (rows of the loss, learning rate, momenta) comes in as arrays, so nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -36,7 +36,7 @@ class Losses(Protocol):
     def __call__(self, denoisers: Mapping[str, Any], rows: Any, batch: Batch, key: Key) -> Array: ...
 
 
-Step = Callable[[TrainState, Batch, StepInputs, Key], tuple[TrainState, dict[str, Array]]]
+Step = jax.stages.Wrapped  # (state, batch, inputs, seed key) -> (state, metrics)
 
 
 def make_step(

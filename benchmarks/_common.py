@@ -1,0 +1,63 @@
+"""What the benchmarks share: the networks, timing, and the machine's matrix-product rate as a yardstick."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_distill.training.sharding import data_mesh, split
+
+NETS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int]] = {  # settings, image, batch
+    "demo": (
+        dict(ch=32, emb_ch=128, out_ch=1, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), num_heads=1),
+        (8, 8, 1),
+        128,
+    ),
+    "cifar64": (
+        dict(
+            ch=64,
+            emb_ch=256,
+            out_ch=3,
+            ch_mult=(1, 1, 1),
+            num_res_blocks=3,
+            attn_resolutions=(8, 16),
+            num_heads=1,
+            resblock_resample=True,
+        ),
+        (32, 32, 3),
+        8,
+    ),
+}
+
+
+def times_ms(function: Callable, *arguments: Any, seconds: float = 3.0) -> list[float]:
+    """Milliseconds of repeated calls, compilation excluded."""
+    jax.block_until_ready(function(*arguments))
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 5 or time.perf_counter() < end:
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(1000 * (time.perf_counter() - start))
+    return times
+
+
+def best_ms(function: Callable, *arguments: Any) -> float:
+    """Milliseconds of the fastest call."""
+    return min(times_ms(function, *arguments))
+
+
+def median_ms(function: Callable, *arguments: Any) -> float:
+    """Milliseconds of a usual call."""
+    return sorted(times := times_ms(function, *arguments))[len(times) // 2]
+
+
+def matmul_rate(size: int = 1024) -> float:
+    """GFLOP/s of one float32 matrix product of `size`, a copy of it on every device at once."""
+    sharded = split(data_mesh())
+    a = jax.device_put(jnp.ones((jax.device_count(), size, size)), sharded)
+    product = jax.jit(lambda a, b: jnp.einsum("nij,njk->nik", a, b), out_shardings=sharded)
+    return 2 * size**3 * jax.device_count() / best_ms(product, a, a) / 1e6
