@@ -49,9 +49,7 @@ def measure(name: str, matmul: float) -> None:
         ms = median_ms(advance)
         rate = flops / ms / 1e6
         speed = f"{ms:8.1f} ms {1000 * batch_size / ms:8.0f} images/s {rate:6.0f} GFLOP/s"
-        print(
-            f"{name:8} {type(method).__name__:10} batch {batch_size:4} {speed}, {rate / matmul:4.2f} of a matrix product"
-        )
+        print(f"{name:8} {type(method).__name__:10} batch {batch_size:4} {speed}, {rate / matmul:4.2f} of matmul")
 
 
 def main() -> None:

@@ -14,7 +14,15 @@ def get_config():
     """The config; the model is the teacher's."""
     return config_of(
         model=None,
-        method=Tract((1024, 32, 1), length="250K", learning_rate=1e-3),
+        method=Tract(
+            (1024, 32, 1),
+            length="70K",
+            shares=(1, 3),
+            weighting="snr_plus_one",
+            learning_rate=3e-3,
+            anneal=True,
+            clip=False,
+        ),
         settings=Settings(batch_size=64),
         data={"name": "digits", "split": "train"},
         reference={"name": "digits", "split": "train"},

@@ -34,7 +34,7 @@ from diffusion_distill.training.sharding import use_cpu_devices
 CORES = 2 ** min(3, (os.cpu_count() or 1).bit_length() - 1)  # a power of two, so that it divides the batch
 START = 1024
 BATCH = 64
-TEACHER_UPDATES = 1000
+TEACHER_UPDATES = 1200
 DISTILL_UPDATES = 1100  # TRACT's two phases together, and all of BTD's
 TO_TWO_OR_FOUR_UPDATES = 300
 SAMPLES = 897
@@ -62,19 +62,27 @@ def methods(scale: float) -> dict[str, Any]:
     def images(updates: float) -> int:
         return max(1, round(updates * scale)) * BATCH
 
+    # The network predicts v, so all are trained on the error of v: weighting SNR + 1. Most pixels are exactly -1:
+    # clipping x_hat in TRACT's target would rectify the teacher's errors there into a kink that no network fits.
     def tract(*schedule: int, updates: float, shares: tuple[int, ...] = ()) -> dd.Tract:
         length = max(images(updates), 4 * BATCH)
-        # Most pixels are exactly -1: clipping x_hat there rectifies the teacher's errors into a kink no network fits.
-        return dd.Tract(schedule, length, shares, learning_rate=3e-3, anneal=True, clip=False)
+        return dd.Tract(schedule, length, shares, weighting="snr_plus_one", learning_rate=3e-3, anneal=True, clip=False)
 
     halvings = START.bit_length() - 1
     phase = images(DISTILL_UPDATES / (halvings + 2))  # the last two phases are twice as long
     return {
-        "teacher": dd.Denoising(images(TEACHER_UPDATES), learning_rate=3e-3, warmup=100, anneal=True, residual=1e-3),
+        "teacher": dd.Denoising(
+            images(TEACHER_UPDATES),
+            weighting="snr_plus_one",
+            learning_rate=3e-3,
+            warmup=100,
+            anneal=True,
+            residual=1e-3,
+        ),
         f"TRACT {START}→32→1": tract(START, 32, 1, updates=DISTILL_UPDATES, shares=(1, 3)),
         "TRACT 32→2": tract(32, 2, updates=TO_TWO_OR_FOUR_UPDATES),
         "TRACT 32→4": tract(32, 4, updates=TO_TWO_OR_FOUR_UPDATES),
-        f"BTD {START}→1": dd.Progressive(START, 1, phase_length=phase, learning_rate=1e-3),
+        f"BTD {START}→1": dd.Progressive(START, 1, phase_length=phase, weighting="snr_plus_one", learning_rate=1e-3),
     }
 
 
