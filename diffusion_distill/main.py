@@ -23,8 +23,10 @@ from ml_collections import config_flags
 from diffusion_distill import build, runs
 from diffusion_distill.report.pictures import image_grid
 from diffusion_distill.report.tables import format_table
+from diffusion_distill.training.sharding import use_cpu_devices
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="A file with get_config().")
+_CPU_DEVICES = flags.DEFINE_integer("cpu_devices", 0, "Split the CPU into so many devices; one per core is fastest.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, artefacts, results.")
 
 
@@ -83,6 +85,8 @@ def main(argv: Sequence[str]) -> None:
     """Runs a mode; errors in what was asked for end the program with their message."""
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
+    if _CPU_DEVICES.value:
+        use_cpu_devices(_CPU_DEVICES.value)
     try:
         MODES[str(_MODE.value)](_CONFIG.value, Path(str(_WORKDIR.value)))
     except (ValueError, TypeError, FileNotFoundError) as error:

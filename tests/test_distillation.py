@@ -18,7 +18,7 @@ import pytest
 import toys
 
 from diffusion_distill import runs, sampling
-from diffusion_distill.arrays import namespace
+from diffusion_distill.arrays import namespace, stratified
 from diffusion_distill.diffusion import forward, grids, parameterization
 from diffusion_distill.diffusion.schedules import Cosine, Schedule, VarianceExploding
 from diffusion_distill.distillation import (
@@ -311,7 +311,7 @@ def test_no_gradient_flows_through_the_target(tiny_model: Model) -> None:
 @pytest.mark.fast
 @pytest.mark.parametrize("count", [3, 8])
 def test_padding_rows_are_never_drawn(count: int) -> None:
-    table, longer = closure.pad([progressive.rows(Cosine(), count), progressive.rows(Cosine(), 32)])
+    table, longer = closure.pad([progressive.rows(Cosine(), count), progressive.rows(Cosine(), 32)], unit=32)
     assert table.r.shape == longer.r.shape == (32,) and (table.count, longer.count) == (count, 32)
     index, eps = closure.draw(table, {"image": np.zeros((4000, 1, 1, 1), np.float32)}, jax.random.key(0))
     assert np.bincount(index, minlength=count).min() > 4000 / count * 0.8
@@ -333,7 +333,28 @@ def test_training_times() -> None:
     assert abs(continuous.mean() - 0.5) < 0.03
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_a_batch_covers_all_times_evenly(size: int) -> None:
+    """Any stretch of a quarter of the range holds a quarter of the batch, to within one draw at either end."""
+    for seed in range(20):
+        drawn = np.asarray(stratified(jax.random.key(seed), size))
+        assert drawn.min() >= 0 and drawn.max() < 1
+        for low in (0.0, 0.3, 0.75):
+            assert abs(np.sum((drawn >= low) & (drawn < low + 0.25)) - size / 4) <= 2
+    singles = [float(stratified(jax.random.key(seed), 1)[0]) for seed in range(500)]
+    assert abs(np.mean(singles) - 0.5) < 0.05 and abs(np.var(singles) - 1 / 12) < 0.01
+
+
 # --- phases
+
+
+@pytest.mark.fast
+def test_phases_may_have_unequal_shares(tiny_model: Model) -> None:
+    plan = Tract((16, 4, 1), length="4K", shares=(1, 3)).phases(tiny_model, 32)
+    assert [p.updates for p in plan] == [32, 96]
+    # each phase's average forgets its own beginning: momentum^updates is the residual
+    assert [p.momentum**p.updates for p in plan] == pytest.approx([1e-3, 1e-3])
 
 
 @pytest.mark.fast
@@ -344,7 +365,7 @@ def test_phases_of_btd(tiny_model: Model) -> None:
     assert [p.updates for p in plan] == [32, 32, 32, 32, 64, 64]
     assert all(p.anneal and p.restart and p.learning_rate == 3e-4 and p.momentum == 0 for p in plan)
     assert [int(p.inputs.count) for p in plan] == [32, 16, 8, 4, 2, 1]
-    assert {p.inputs.r.shape for p in plan} == {(32,)}
+    assert {p.inputs.r.shape for p in plan} == {(1024,)}  # padded, so that all runs share one compiled step
     even = dataclasses.replace(method, last_two_longer=1.0)
     assert {p.updates for p in even.phases(tiny_model, 32)} == {32}
 
@@ -438,7 +459,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "TRACT's momentum": (lambda: Tract(self_momentum=1.0), r"self_momentum must be in \[0, 1\), got 1.0"),
     "TRACT's phase start": (lambda: Tract(phase_start="paper"), r"phase_start 'paper'.*Known: continue, teacher"),
     "TRACT's residual of 0": (lambda: plan(Tract((2, 1), residual=0.0, length=640)), r"residual.*\(0, 1\).*0\.0"),
-    "TRACT too short": (lambda: plan(Tract((4, 2, 1), length=16)), r"16 samples in batches of 16.*2 phases"),
+    "TRACT shares": (lambda: Tract((4, 2, 1), shares=(1, 2, 3)), "2 phases need as many shares"),
+    "TRACT share of 0": (lambda: plan(Tract((4, 2, 1), shares=(1, 0))), "must be positive"),
+    "TRACT too short": (lambda: plan(Tract((4, 2, 1), length=16)), r"16 samples in batches of 16.*2 phase"),
     "a teacher for no time": (lambda: plan(Denoising(length=0)), r"0 samples in batches of 16 are 0 updates"),
     "BTD for no time": (lambda: plan(Progressive(8, 1, phase_length=0)), r"0 samples in batches of 16 are 0 updates"),
     "an unknown weighting": (lambda: Tract(weighting="sn"), r"weighting 'sn'.*'snr'"),
