@@ -13,9 +13,18 @@ from diffusion_distill.training.sharding import data_mesh, split
 
 NETS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int]] = {  # settings, image, batch
     "demo": (
-        dict(ch=32, emb_ch=128, out_ch=1, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), num_heads=1),
+        dict(
+            ch=32,
+            emb_ch=64,
+            out_ch=1,
+            ch_mult=(1, 1),
+            num_res_blocks=1,
+            attn_resolutions=(),
+            num_heads=1,
+            resblock_resample=True,
+        ),
         (8, 8, 1),
-        128,
+        64,
     ),
     "cifar64": (
         dict(
