@@ -252,7 +252,7 @@ def _fit(
         if folder:
             artefacts[phase.student_steps].save(folder / name_of(phase))
 
-    log = JsonLines(folder / "metrics.jsonl" if folder else None)
+    log = JsonLines(folder / "metrics.jsonl" if folder else None, keep=int(state.step))
     try:
         loop.run(
             state,
@@ -321,7 +321,9 @@ def _claim(folder: Path, description: Mapping[str, Any]) -> Path:
                 "Choose another workdir, or delete this one."
             )
     else:
-        path.write_text(json.dumps(wanted, indent=2) + "\n")
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(wanted, indent=2) + "\n")
+        unfinished.replace(path)  # whole or not at all
     return folder
 
 

@@ -65,7 +65,11 @@ class Progress:
 class JsonLines:
     """Appends one JSON object per line to a file; does nothing without a path."""
 
-    def __init__(self, path: Path | None):
+    def __init__(self, path: Path | None, keep: int = 0):
+        """A file that is there keeps its records up to update number `keep`, from which a run goes on."""
+        if path and path.exists():
+            kept = [record for record in read_json_lines(path) if record["update"] <= keep]
+            path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self._file = open(path, "a", buffering=1, encoding="utf-8") if path else None  # noqa: SIM115
 
     def write(self, **record: Any) -> None:
@@ -80,9 +84,9 @@ class JsonLines:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON lines file."""
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
+    """The records of a JSON lines file; a last line that was cut off while being written is left out."""
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")  # what follows the last line break is unfinished
+    return [json.loads(line) for line in lines if line]
 
 
 def _clock(seconds: float) -> str:
