@@ -1,6 +1,30 @@
-"""Data: image sets in memory and the deterministic stream of batches drawn from them."""
+"""Data: sources of images from many places, and the deterministic stream of batches drawn from them."""
 
+from collections.abc import Callable, Mapping
+
+from diffusion_distill.data.dataset import from_dataset
+from diffusion_distill.data.digits import digits
+from diffusion_distill.data.images import folder
+from diffusion_distill.data.lazy import LazySource
+from diffusion_distill.data.npz import npz
 from diffusion_distill.data.pipeline import Batches
-from diffusion_distill.data.sources import SOURCES, ArraySource, Source, digits, from_arrays, npz
+from diffusion_distill.data.prefetch import prefetch
+from diffusion_distill.data.sources import ArraySource, Source, from_arrays
+from diffusion_distill.data.tfds import tfds
 
-__all__ = ["SOURCES", "ArraySource", "Batches", "Source", "digits", "from_arrays", "npz"]
+SOURCES: Mapping[str, Callable[..., Source]] = {"digits": digits, "npz": npz, "folder": folder, "tfds": tfds}
+
+__all__ = [
+    "SOURCES",
+    "ArraySource",
+    "Batches",
+    "LazySource",
+    "Source",
+    "digits",
+    "folder",
+    "from_arrays",
+    "from_dataset",
+    "npz",
+    "prefetch",
+    "tfds",
+]

@@ -13,17 +13,11 @@ Images leave a source as float32 [batch, height, width, channels] in [-1, 1]; a 
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from diffusion_distill.errors import choose
 
 UNIT_RANGE = (-1.0, 1.0)
 BYTE_RANGE = (0.0, 255.0)
@@ -76,8 +70,8 @@ class ArraySource:
     value_range: tuple[float, float] = UNIT_RANGE
 
     def __post_init__(self) -> None:
-        _check_images(self.images, self.value_range)
-        _check_labels(self.labels, len(self.images), self.num_classes)
+        check_images(self.images, self.value_range)
+        check_labels(self.labels, len(self.images), self.num_classes)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -90,7 +84,7 @@ class ArraySource:
 
     def gather(self, indices: NDArray[np.integer]) -> dict[str, np.ndarray]:
         """The images at `indices` [batch] (and their labels); see `Source.gather`."""
-        batch: dict[str, np.ndarray] = {"image": _to_unit_range(self.images[indices], self.value_range)}
+        batch: dict[str, np.ndarray] = {"image": to_unit_range(self.images[indices], self.value_range)}
         if self.labels is not None:
             batch["label"] = self.labels[indices].astype(np.int32)
         return batch
@@ -114,84 +108,30 @@ def from_arrays(images: ArrayLike, labels: ArrayLike | None = None, num_classes:
         labels = np.asarray(labels)
         if num_classes is None:
             num_classes = int(labels.max()) + 1 if labels.size and np.issubdtype(labels.dtype, np.integer) else 0
-    value_range = BYTE_RANGE if images.dtype == np.uint8 else UNIT_RANGE
-    return ArraySource(images, labels, num_classes or 0, value_range)
+    return ArraySource(images, labels, num_classes or 0, range_of(images.dtype))
 
 
-def digits(split: str = "train") -> ArraySource:
-    """The 1797 handwritten digits that come with scikit-learn: 8x8 grey images, values 0..16, ten classes.
-
-    The images are permuted once by `Generator(PCG64(100))`: the first 900 are `train`, the other 897
-    `heldout`, and `all` is every image in scikit-learn's order.
-
-    Raises:
-        ValueError: an unknown split.
-        ImportError: scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        message = "The digits need scikit-learn. Install it with `pip install diffusion_distill[demo]`."
-        raise ImportError(message) from error
-
-    order = np.random.Generator(np.random.PCG64(100)).permutation(1797)
-    splits = {"train": order[:900], "heldout": order[900:], "all": np.arange(1797)}
-    rows = choose("split of digits", split, splits)
-    images, labels = load_digits(return_X_y=True)
-    images = images.reshape(-1, 8, 8, 1).astype(np.uint8)
-    return ArraySource(images[rows], labels[rows], num_classes=10, value_range=(0.0, 16.0))
+def range_of(dtype: np.dtype) -> tuple[float, float]:
+    """The stored values that mean -1 and 1: 0 and 255 of bytes, -1 and 1 of floats."""
+    return BYTE_RANGE if dtype == np.uint8 else UNIT_RANGE
 
 
-def npz(path: str | Path, num_classes: int | None = None) -> ArraySource:
-    """A source from an `.npz` file with the array `images` and, optionally, `labels` (pickles are refused).
-
-    Args:
-        path: file whose `images` are [n, height, width, channels] or, for grey images, [n, height, width];
-            values and labels as `from_arrays` takes them.
-        num_classes: as `from_arrays`.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError, TypeError: not an `.npz` file, no `images` in it, pickled objects, or as `from_arrays`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No file {path}. Give the path of an .npz file with an array `images`.")
-    arrays = _read_npz(path)
-    if "images" not in arrays:
-        raise ValueError(
-            f"{path} holds {sorted(arrays)}, but no array `images`. "
-            "Write it with `np.savez(path, images=..., labels=...)`."
-        )
-    images = arrays["images"]
-    if images.ndim == 3:
-        images = images[..., None]
-    return from_arrays(images, arrays.get("labels"), num_classes)
-
-
-SOURCES: Mapping[str, Callable[..., ArraySource]] = {"digits": digits, "npz": npz}
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays `images` and `labels` of an .npz file; of any others only the names, with empty arrays."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] if name in ("images", "labels") else np.empty(0) for name in archive.files}
-    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
-            f"{path} is not an .npz file of plain arrays ({error}). Write it with `np.savez(path, images=...)`."
-        ) from error
-
-
-def _to_unit_range(images: np.ndarray, value_range: tuple[float, float]) -> NDArray[np.float32]:
-    images = images.astype(np.float32)
+def to_unit_range(images: np.ndarray, value_range: tuple[float, float]) -> NDArray[np.float32]:
+    """Stored images as float32 in [-1, 1]; `images` must be the caller's own, float32 ones are overwritten."""
+    # In place: eight times as fast as three new arrays, and twice as fast as looking the 256 values up.
+    scaled = images.astype(np.float32, copy=False)
     if value_range == UNIT_RANGE:
-        return images
+        return scaled
     low, high = value_range
-    return (images - np.float32(low)) / np.float32((high - low) / 2) - np.float32(1)
+    if low:
+        scaled -= np.float32(low)
+    scaled /= np.float32((high - low) / 2)
+    scaled -= np.float32(1)
+    return scaled
 
 
-def _check_images(images: np.ndarray, value_range: tuple[float, float]) -> None:
+def check_images(images: np.ndarray, value_range: tuple[float, float]) -> None:
+    """Raises ValueError or TypeError unless images are [n, height, width, channels] with values in the range."""
     if images.dtype not in (np.uint8, np.float32):
         raise TypeError(
             f"Images have dtype {images.dtype}; allowed are uint8 (0..255) and float32 in [-1, 1]. "
@@ -216,16 +156,8 @@ def _check_images(images: np.ndarray, value_range: tuple[float, float]) -> None:
         )
 
 
-def _scaling_advice(least: float, most: float, value_range: tuple[float, float]) -> str:
-    """How to bring float images of the observed range into [-1, 1]."""
-    if value_range != UNIT_RANGE or not np.isfinite(least) or not np.isfinite(most):
-        return "Clip or rescale them."
-    if least >= 0 and most <= 255:
-        return "Images in [0, 255]: pass `images.astype(np.uint8)` or `images / 127.5 - 1`."
-    return "Scale them with `2 * (images - low) / (high - low) - 1`."
-
-
-def _check_labels(labels: np.ndarray | None, count: int, num_classes: int) -> None:
+def check_labels(labels: np.ndarray | None, count: int, num_classes: int) -> None:
+    """Raises ValueError or TypeError unless labels are `count` integers below num_classes, or None without classes."""
     if labels is None:
         if num_classes:
             raise ValueError(f"num_classes is {num_classes}, but there are no labels. Pass labels, or num_classes=0.")
@@ -243,3 +175,12 @@ def _check_labels(labels: np.ndarray | None, count: int, num_classes: int) -> No
             f"Labels run from {labels.min()} to {labels.max()}; need 0..{num_classes - 1} for "
             f"num_classes={num_classes}. Renumber the labels or raise num_classes."
         )
+
+
+def _scaling_advice(least: float, most: float, value_range: tuple[float, float]) -> str:
+    """How to bring float images of the observed range into [-1, 1]."""
+    if value_range != UNIT_RANGE or not np.isfinite(least) or not np.isfinite(most):
+        return "Clip or rescale them."
+    if least >= 0 and most <= 255:
+        return "Images in [0, 255]: pass `images.astype(np.uint8)` or `images / 127.5 - 1`."
+    return "Scale them with `2 * (images - low) / (high - low) - 1`."

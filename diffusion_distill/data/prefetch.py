@@ -1,0 +1,50 @@
+"""Prefetch: batches computed ahead of their use in background threads, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from diffusion_distill.data.pipeline import Batches
+from diffusion_distill.errors import positive_int
+
+
+def prefetch(
+    batches: Batches, start: int, stop: int, *, depth: int = 2, threads: int = 1
+) -> Generator[dict[str, np.ndarray], None, None]:
+    """`batches.at(step)` for every step of range(start, stop), computed up to `depth` batches ahead.
+
+    Because a batch depends on its step alone, the result is the same for every depth and number of threads, and
+    nothing has to be saved to resume. What `at` raises is raised when its step is asked for. Leaving the loop early
+    leaves batches under way: `with contextlib.closing(prefetch(...)) as stream:` waits for those that have begun,
+    drops the rest and ends the threads; so does the end of the last reference.
+
+    Args:
+        depth: batches that wait or are being computed, beside the one in use.
+        threads: that compute batches; more than one if a batch takes longer than a training step.
+
+    Raises:
+        ValueError: depth or threads below 1, or start > stop.
+    """
+    positive_int("depth", depth)
+    positive_int("threads", threads)
+    if not 0 <= start <= stop:
+        raise ValueError(f"start is {start} and stop {stop}; need 0 <= start <= stop.")
+    return _stream(batches, start, stop, depth, threads)
+
+
+def _stream(
+    batches: Batches, start: int, stop: int, depth: int, threads: int
+) -> Generator[dict[str, np.ndarray], None, None]:
+    pool = ThreadPoolExecutor(threads, "prefetch")  # starts no thread before the first submit
+    ahead: deque[Future[dict[str, np.ndarray]]] = deque()
+    try:
+        for step in range(start, stop):
+            while len(ahead) <= depth and step + len(ahead) < stop:
+                ahead.append(pool.submit(batches.at, step + len(ahead)))
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
