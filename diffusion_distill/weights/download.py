@@ -1,0 +1,245 @@
+"""Downloads of published files: over HTTPS, resumed where they stopped, checked, and pinned.
+
+    FOLDER/NAME             the file, there only when complete and checked
+    FOLDER/NAME.json        the pin: url, size, sha256; later downloads must give the same
+    FOLDER/NAME.part        what has arrived so far
+    FOLDER/NAME.part.json   which version of the file that is: url, total size, validator (ETag or date)
+
+Where nobody has published a hash, the first download decides: its hash is recorded in the pin.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import ssl
+import time
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.error import HTTPError, URLError
+from urllib.parse import unquote, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from diffusion_distill.weights.matching import WeightsError
+
+#: (bytes that are here, bytes in all or None if the server does not say)
+Report = Callable[[int, int | None], None]
+
+ATTEMPTS = 3
+PAUSE = 1.0  # seconds before the second attempt, twice that before the third
+TIMEOUT = 60.0  # seconds without a byte
+CHUNK = 2**20
+LOCAL = ("localhost", "127.0.0.1")
+BY_HAND = "Without a network, download it elsewhere and give the path of the file instead of its name."
+
+
+class Fetched(NamedTuple):
+    """A file that is here and checked."""
+
+    path: Path
+    sha256: str
+    size: int
+
+
+def fetch(
+    url: str,
+    folder: str | Path,
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
+    report: Report | None = None,
+    opener: Callable[..., Any] | None = None,
+) -> Fetched:
+    """Downloads a file, or finds it in the folder, and checks it.
+
+    Args:
+      url: https; http on this machine only.
+      size, sha256: of the file, if known; otherwise those of the pin, if there is one.
+      report: called as the bytes arrive.
+      opener: called as opener(request, timeout=seconds) in the place of urllib's.
+
+    Raises:
+      WeightsError: another kind of address, no connection, or a file that differs from what is known or pinned.
+      OSError: the folder cannot be written.
+    """
+    _check_address(url)
+    target = Path(folder) / _name(url)
+    beside = target.with_name(f"{target.name}.json")
+    pin = _read_json(beside)
+    if pin and pin.get("url") != url:
+        raise WeightsError(f"{beside} pins a file from {pin.get('url')}, not from {url}. Choose another folder.")
+    known = {"size": size, "sha256": sha256}
+    for what, value in known.items():
+        if value is not None and pin.get(what, value) != value:
+            raise WeightsError(f"{beside} pins {what} {pin[what]}, not {value}. Delete it if it is wrong.")
+        known[what] = pin.get(what, value)
+    if target.exists():
+        found = _checked(target, url, known, f"Delete {target} to download it again.")
+        if not pin:
+            _write_json(beside, {"url": url, "size": found.size, "sha256": found.sha256})
+        return found
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.part")
+    _download(url, part, known["size"], report or (lambda done, total: None), opener or _OPENER)
+    try:
+        found = _checked(part, url, known, f"If the change is meant, delete {beside} and fetch it again.")
+    except WeightsError:
+        _forget(part)
+        raise
+    _write_json(beside, {"url": url, "size": found.size, "sha256": found.sha256})
+    os.replace(part, target)
+    _record(part).unlink(missing_ok=True)
+    return found._replace(path=target)
+
+
+# ---------------------------------------------------------------- the transfer
+
+
+def _download(url: str, part: Path, size: int | None, report: Report, opener: Callable[..., Any]) -> None:
+    """Fills `part`, in a few attempts."""
+    reason: object = "the connection ended early"
+    for attempt in range(ATTEMPTS):
+        time.sleep(PAUSE * attempt)
+        try:
+            if _attempt(url, part, size, report, opener):
+                return
+        except HTTPError as error:
+            error.close()
+            reason = error
+            if error.code < 500:  # asking again does not help
+                break
+        except (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException) as error:
+            reason = error
+    kept = f"What has arrived is kept in {part}; the next call goes on from there. " if part.exists() else ""
+    raise WeightsError(f"Could not download {url}: {reason}. {kept}{BY_HAND}")
+
+
+def _attempt(url: str, part: Path, size: int | None, report: Report, opener: Callable[..., Any]) -> bool:
+    """One request for what is missing; returns whether all is here."""
+    known = _read_json(_record(part)) if part.exists() else {}
+    done = part.stat().st_size if known.get("url") == url else 0
+    if done and done == known.get("total"):
+        return True
+    validator = known.get("validator")
+    headers = {"Accept-Encoding": "identity", "User-Agent": "diffusion_distill"}
+    if done:
+        headers["Range"] = f"bytes={done}-"
+        if validator and not validator.startswith("W/"):
+            headers["If-Range"] = validator
+    try:
+        response = opener(Request(url, headers=headers), timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code != 416:
+            raise
+        error.close()
+        _forget(part)  # the server's file is shorter than what is here
+        return False
+    with response:
+        here = _version(url, response)
+        resumed = response.status == 206
+        if resumed and (_first_byte(response) != done or here != known):
+            _forget(part)  # another file by now, or another part of it: begin again
+            return False
+        if size is not None and here["total"] not in (None, size):
+            raise WeightsError(f"{url} has {here['total']} bytes, but {size} are expected. Was the file changed?")
+        done = done if resumed else 0
+        with open(part, "ab" if resumed else "wb") as file:
+            _write_json(_record(part), here)  # after the old content is gone
+            while chunk := response.read(CHUNK):
+                done += len(chunk)
+                if size is not None and done > size:
+                    raise WeightsError(f"{url} has more than the {size} bytes that are expected. Was the file changed?")
+                file.write(chunk)
+                report(done, here["total"])
+    return here["total"] in (None, done)
+
+
+def _version(url: str, response: Any) -> dict[str, Any]:
+    """Which version of the file an answer belongs to."""
+    headers = response.headers
+    of_part = headers.get("Content-Range", "").rpartition("/")[2]
+    whole = of_part if response.status == 206 else headers.get("Content-Length", "")
+    total = int(whole) if whole.isdecimal() else None
+    return {"url": url, "total": total, "validator": headers.get("ETag") or headers.get("Last-Modified")}
+
+
+def _first_byte(response: Any) -> int | None:
+    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return int(found[1]) if found else None
+
+
+class _SafeRedirects(HTTPRedirectHandler):
+    """Follows a redirection only to addresses that could have been asked for."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        try:
+            _check_address(newurl)
+        except WeightsError:
+            fp.close()
+            raise
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+_OPENER = build_opener(_SafeRedirects).open
+
+
+# ---------------------------------------------------------------- checks and files
+
+
+def _check_address(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOCAL):
+        raise WeightsError(f"{url} is not fetched: only https addresses are.")
+
+
+def _name(url: str) -> str:
+    """The last part of an address, as the name of a file."""
+    name = unquote(urlsplit(url).path.rpartition("/")[2])
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise WeightsError(f"{url} does not end with the name of a file.")
+    return name
+
+
+def _checked(path: Path, url: str, known: dict[str, Any], advice: str) -> Fetched:
+    """The file with its size and hash; an error if they differ from the known ones."""
+    with open(path, "rb") as file:
+        found = Fetched(path, hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
+    for what in ("size", "sha256"):
+        if known[what] not in (None, getattr(found, what)):
+            raise WeightsError(
+                f"{path}, from {url}, has {what} {getattr(found, what)}, but {known[what]} is expected: the file was "
+                f"changed or damaged. {advice}"
+            )
+    return found
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _record(part).unlink(missing_ok=True)
+
+
+def _record(part: Path) -> Path:
+    return part.with_name(f"{part.name}.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The content of a record; {} if there is none."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path} is damaged: {error}. Delete it.") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} is damaged: it holds no JSON object. Delete it.")
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)

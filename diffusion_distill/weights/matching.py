@@ -1,0 +1,154 @@
+"""Stored arrays against a model's parameters: every array is used once, every parameter filled once.
+
+Shared by all importers. A tree of parameters is nested dictionaries; flat, it is {path: array} with the names
+joined by "/" (they contain dots: `down_0.block_1/conv1/kernel`). Shapes must be equal. An importer may pass
+rules for documented differences of layout; whatever else differs is refused, even at equal size, because a
+transposed kernel loads silently and gives wrong images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_distill.errors import near_matches
+from diffusion_distill.model import Model
+
+Shape = tuple[int, ...]
+#: (path, stored shape, wanted shape) -> may the stored array be reshaped, in row-major order, to the wanted shape?
+Rule = Callable[[str, Shape, Shape], bool]
+
+SEPARATOR = "/"
+#: What parameters may be stored as; they are used as float32.
+FLOATS = tuple(np.dtype(kind) for kind in (np.float32, np.float16, jnp.bfloat16, np.float64))
+#: How many names of a kind an error lists.
+LISTED = 8
+
+
+class WeightsError(ValueError):
+    """A file of weights that is damaged, unknown, or made for another model."""
+
+
+def match(
+    stored: Mapping[str, Any], shapes: Mapping[str, Shape], what: str, rules: Sequence[Rule] = ()
+) -> dict[str, np.ndarray]:
+    """Gives each parameter its array.
+
+    Args:
+      stored: {path: NumPy array}.
+      shapes: {path: wanted shape}, see `shapes_of`.
+      what: how an error calls the stored arrays, for example "cifar_1, ema_params".
+      rules: differences of layout that are tolerated.
+
+    Returns:
+      {path: float32 array of the wanted shape}, in the order of `shapes`; float32 arrays are not copied.
+
+    Raises:
+      WeightsError: arrays missing, left over, of another shape, of another type than `FLOATS` or with values
+        that are not finite; one error names all of a kind, with both sides.
+    """
+    missing = [path for path in shapes if path not in stored]
+    unknown = [path for path in stored if path not in shapes]
+    both = [path for path in shapes if path in stored]
+    floats = [path for path in both if _is_floats(stored[path])]
+    differing = [path for path in floats if not _fits(path, np.shape(stored[path]), shapes[path], rules)]
+    complaints = [
+        *_listed(
+            "of another type than float32, float16, bfloat16, float64",
+            set(both) - set(floats),
+            lambda p: f"{p} ({_kind(stored[p])})",
+        ),
+        *_listed("of another shape", differing, lambda p: _difference(p, np.shape(stored[p]), shapes[p])),
+        *_listed("missing", missing, lambda p: p + near_matches(p, unknown)),
+        *_listed("unknown to the model", unknown, lambda p: p + near_matches(p, missing)),
+    ]
+    if complaints:
+        raise WeightsError(f"{what}: the arrays do not fit the model.\n  " + "\n  ".join(complaints))
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused below
+        filled = {path: np.asarray(stored[path], np.float32).reshape(shape) for path, shape in shapes.items()}
+    spoilt = [path for path, array in filled.items() if not np.isfinite(array).all()]
+    for complaint in _listed("with values that are not finite", spoilt):
+        raise WeightsError(f"{what}: {complaint}")
+    return filled
+
+
+def shapes_of(model: Model) -> dict[str, Shape]:
+    """{path: shape} of a model's parameters; none is allocated."""
+    return {path: leaf.shape for path, leaf in flatten(jax.eval_shape(model.init, jax.random.key(0))).items()}
+
+
+def digest(shapes: Mapping[str, Shape]) -> str:
+    """One number for a parameter tree: sha256 of the lines "<path> <d0>x<d1>...", sorted, joined by newlines."""
+    lines = (f"{path} {'x'.join(map(str, shapes[path]))}" for path in sorted(shapes))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """{path: leaf} of nested dictionaries.
+
+    Raises:
+      WeightsError: a name is empty, no text, or contains the separator.
+    """
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if not isinstance(name, str) or not name or SEPARATOR in name:
+            raise WeightsError(f"A parameter is called {name!r} (below {above!r}); names are text without '/'.")
+        if isinstance(value, Mapping):
+            flat |= flatten(value, above + name + SEPARATOR)
+        else:
+            flat[above + name] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`.
+
+    Raises:
+      WeightsError: a path is at once an array and a folder, or has an empty name.
+    """
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *folders, name = path.split(SEPARATOR)
+        inner = tree
+        for folder in folders:
+            inner = inner.setdefault(folder, {})
+            if not isinstance(inner, dict):
+                break
+        if not isinstance(inner, dict) or name in inner or "" in (*folders, name):
+            raise WeightsError(f"The path {path!r} does not go with the others: it is an array and a folder, or empty.")
+        inner[name] = value
+    return tree
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _fits(path: str, stored: Shape, wanted: Shape, rules: Sequence[Rule]) -> bool:
+    same_size = math.prod(stored) == math.prod(wanted)
+    return stored == wanted or (same_size and any(rule(path, stored, wanted) for rule in rules))
+
+
+def _difference(path: str, stored: Shape, wanted: Shape) -> str:
+    transposed = " (transposed?)" if sorted(stored) == sorted(wanted) else ""
+    return f"{path} is {stored}, the model has {wanted}{transposed}"
+
+
+def _is_floats(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype in FLOATS
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, np.ndarray) else type(value).__name__
+
+
+def _listed(what: str, paths: Iterable[str], describe: Callable[[str], str] = str) -> list[str]:
+    """[] or one sentence with how many there are and the first of them."""
+    found = sorted(paths)
+    more = f"; and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    return [f"{what} ({len(found)}): {'; '.join(map(describe, found[:LISTED]))}{more}."] if found else []

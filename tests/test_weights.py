@@ -1,0 +1,793 @@
+"""Weights: files that flax and safetensors wrote are read exactly; whatever else is refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import golden_check
+import jax.numpy as jnp
+import msgpack
+import numpy as np
+import pytest
+from flax import serialization
+
+from diffusion_distill.model import Model
+from diffusion_distill.networks import UNet
+from diffusion_distill.weights import (
+    PUBLISHED,
+    WeightsError,
+    digest,
+    download,
+    exchange,
+    fetch,
+    flax_file,
+    match,
+    matching,
+    progressive,
+    shapes_of,
+)
+
+BTD = Path(__file__).parent / "golden" / "btd"
+UNET = {"ch": 32, "emb_ch": 8, "out_ch": 1, "ch_mult": (1,), "num_res_blocks": 1, "attn_resolutions": ()}
+MODEL = Model(UNet(**UNET, num_heads=2), (4, 4, 1))
+SHAPES = shapes_of(MODEL)
+KERNEL = "mid.block_1/conv1/kernel"  # a 3x3 convolution, (3, 3, 32, 32)
+DENSE = "dense0/kernel"  # (32, 8)
+NORM = "norm_out/scale"  # (32,)
+Flat = dict[str, Any]
+
+
+def random_arrays(seed: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> Flat:
+    rng = np.random.default_rng(seed)
+    return {path: rng.standard_normal(shape, dtype=np.float32) for path, shape in shapes.items()}
+
+
+def content_of(params: Flat, **others: Any) -> dict[str, Any]:
+    """A checkpoint's content in the layout of the released files."""
+    content = {"step": np.asarray(7, np.int32), "num_sample_steps": 8, "optimizer": None}
+    return {**content, "ema_params": matching.unflatten(params), **others}
+
+
+def write(path: Path, content: Any) -> Path:
+    """Writes as the published program did."""
+    path.write_bytes(content if isinstance(content, bytes) else serialization.msgpack_serialize(content))
+    return path
+
+
+def assert_same(tree: Any, flat: Flat) -> None:
+    found = matching.flatten(tree)
+    assert found.keys() == flat.keys()
+    for path, array in flat.items():
+        assert found[path].dtype == np.float32
+        np.testing.assert_array_equal(found[path], array)
+
+
+# ---------------------------------------------------------------- good files
+
+
+@pytest.mark.fast
+def test_every_tree_of_a_checkpoint_is_read_as_written(tmp_path: Path) -> None:
+    ema, target, first, second = map(random_arrays, range(4))
+    moments = {f"{path}/grad_ema": array for path, array in first.items()}
+    moments |= {f"{path}/grad_sq_ema": array for path, array in second.items()}
+    state = {"step": np.asarray(7, np.int32), "param_states": matching.unflatten(moments)}
+    optimizer = {"target": matching.unflatten(target), "state": state}
+    path = write(tmp_path / "checkpoint", content_of(ema, optimizer=optimizer))
+    written = {"ema_params": ema, "optimizer_target": target, "grad_ema": first, "grad_sq_ema": second}
+    for which, arrays in written.items():
+        checkpoint = progressive.read(path, MODEL, which)
+        assert_same(checkpoint.params, arrays)
+        assert (checkpoint.steps, checkpoint.step) == (8, 7)
+
+
+@pytest.mark.fast
+def test_items_are_read_as_by_flax(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 100)  # instead of 1 GiB
+    content: dict[str, Any] = {name: np.arange(6).reshape(2, 3).astype(name) for name in flax_file.DTYPES}
+    content |= {
+        "in pieces": np.arange(60.0).reshape(3, 4, 5),
+        "empty": np.zeros((0, 2)),
+        "none": None,
+        "zero-d": np.array(3),
+    }
+    content |= {
+        "scalar": np.float32(1.5),
+        "text": "ünï",
+        "deep.er": {"a": {"b": np.ones(2)}},
+        "numbers": {"a": -1, "b": 2.5},
+    }
+    path = write(tmp_path / "file", content)
+    found, expected = flax_file.read(path), dict(serialization.msgpack_restore(path.read_bytes()))  # type: ignore[arg-type]
+    assert CHUNKED_MARK in path.read_bytes()
+    found, expected = matching.flatten(found), matching.flatten(expected)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert getattr(found[name], "dtype", None) == getattr(value, "dtype", None), name
+        np.testing.assert_array_equal(found[name], value)
+
+
+CHUNKED_MARK = flax_file.CHUNKED.encode()
+
+
+def old_layout(params: Flat) -> Flat:
+    """Group norms of old flax and flat heads, written down independently of the rules."""
+    old = dict(params)
+    for path, array in params.items():
+        module, name = path.split("/")[-2:]
+        if re.fullmatch("norm.*", module):
+            old[path] = array[None, None, None]
+        elif re.fullmatch("[qkv]", module):
+            old[path] = array.reshape(32, 32) if name == "kernel" else array.reshape(32)
+        elif module == "proj_out" and name == "kernel":
+            old[path] = array.reshape(32, 32)
+    return old
+
+
+@pytest.mark.fast
+def test_old_layouts_are_read(tmp_path: Path) -> None:
+    params = random_arrays(0)
+    old = old_layout(params)
+    assert params["mid.attn_1/q/kernel"].shape == (32, 2, 16)
+    assert sum(old[path].shape != params[path].shape for path in params) > 15
+    assert_same(progressive.read(write(tmp_path / "file", content_of(old)), MODEL).params, params)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("stored", "steps"),
+    [
+        (0, 0),
+        (np.asarray(4, np.int32), 4),
+        (np.full(8, 16, np.int32), 16),
+        (np.full(1, 2, np.uint32), 2),
+        ("left out", 0),
+    ],
+)
+def test_steps(tmp_path: Path, stored: Any, steps: int) -> None:
+    content = content_of(random_arrays(0), num_sample_steps=stored)
+    if isinstance(stored, str):
+        del content["num_sample_steps"]
+    assert progressive.read(write(tmp_path / "file", content), MODEL).steps == steps
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, jnp.bfloat16])
+def test_other_floats_become_float32(dtype: Any) -> None:
+    stored = {path: array.astype(dtype) for path, array in random_arrays(0).items()}
+    filled = match(stored, SHAPES, "file")
+    assert all(array.dtype == np.float32 for array in filled.values())
+    np.testing.assert_array_equal(filled[KERNEL], stored[KERNEL].astype(np.float32))
+
+
+@pytest.mark.fast
+def test_what_is_not_asked_for_takes_no_memory(tmp_path: Path) -> None:
+    mib = lambda: np.zeros(2**18, np.float32)  # noqa: E731
+    wanted = {f"w{k}": mib() for k in range(8)}
+    path = write(tmp_path / "file", {"optimizer": {f"o{k}": mib() for k in range(24)}, "ema_params": wanted})
+    tracemalloc.start()
+    found = flax_file.read(path, lambda location: location[0] == "ema_params")
+    peak = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    assert found.keys() == {"ema_params"}
+    assert peak < 8 + 8  # all that is kept and a few times the largest item, but not the 24 others
+
+
+# ---------------------------------------------------------------- files for another model
+
+
+def changed(**changes: Any) -> Callable[[Flat], None]:
+    return lambda params: params.update({name.replace("__", "/"): value for name, value in changes.items()})
+
+
+def set_value(path: str, value: Any) -> Callable[[Flat], None]:
+    return lambda params: params.update({path: value(params[path]) if callable(value) else value})
+
+
+def spoil(array: np.ndarray, value: float) -> np.ndarray:
+    array = array.copy()
+    array.flat[3] = value
+    return array
+
+
+UNFIT = {
+    "a transposed matrix": (set_value(DENSE, lambda a: a.T), [DENSE, "(8, 32)", "(32, 8)", "transposed"]),
+    "a kernel of PyTorch's order": (set_value("conv_in/kernel", lambda a: a.transpose(3, 2, 0, 1)), ["(32, 1, 3, 3)"]),
+    "the same size in another shape": (
+        set_value("conv_in/kernel", lambda a: a.reshape(9, 32)),
+        ["(9, 32)", "(3, 3, 1, 32)"],
+    ),
+    "another size": (set_value(KERNEL, lambda a: a[..., :31]), [KERNEL, "(3, 3, 32, 31)", "(3, 3, 32, 32)"]),
+    "a norm with two leading ones": (set_value(NORM, lambda a: a[None, None]), [NORM, "(1, 1, 32)"]),
+    "a norm as a column": (set_value(NORM, lambda a: a[:, None]), [NORM, "(32, 1)"]),
+    "leading ones elsewhere": (
+        set_value("conv_in/bias", lambda a: a[None, None, None]),
+        ["conv_in/bias", "(1, 1, 1, 32)"],
+    ),
+    "heads last": (
+        set_value("mid.attn_1/q/kernel", lambda a: a.swapaxes(1, 2)),
+        ["mid.attn_1/q/kernel", "(32, 16, 2)"],
+    ),
+    "flat proj_out the wrong way": (set_value("mid.attn_1/proj_out/kernel", lambda a: a.reshape(-1)), ["(1024,)"]),
+    "a missing array": (lambda params: params.pop(KERNEL), [f"missing (1): {KERNEL}"]),
+    "an array too much": (set_value("extra/kernel", np.zeros(3)), ["unknown to the model (1): extra/kernel"]),
+    "another name": (
+        lambda params: params.update({"norm_aut/scale": params.pop(NORM)}),
+        [f"{NORM} Did you mean 'norm_aut/scale'?", "unknown to the model (1): norm_aut/scale"],
+    ),
+    "not a number": (set_value(KERNEL, lambda a: spoil(a, np.nan)), ["not finite", KERNEL]),
+    "infinite": (set_value(NORM, lambda a: spoil(a, -np.inf)), ["not finite", NORM]),
+    "beyond float32": (set_value(NORM, lambda a: a.astype(np.float64) * 1e300), ["not finite", NORM]),
+    "whole numbers": (set_value(KERNEL, lambda a: a.astype(np.int32)), ["another type", f"{KERNEL} (int32)"]),
+    "no array": (set_value(KERNEL, 1.5), [f"{KERNEL} (float)"]),
+    "nothing": (set_value(KERNEL, None), [f"{KERNEL} (NoneType)"]),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", UNFIT)
+def test_arrays_that_do_not_fit_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    change, said = UNFIT[name]
+    params = random_arrays(0)
+    change(params)
+    path = write(tmp_path / "file", content_of(params))
+    with pytest.raises(WeightsError) as error:
+        progressive.read(path, MODEL)
+    assert not [part for part in (str(path), "ema_params", *said) if part not in str(error.value)]
+
+
+@pytest.mark.fast
+def test_one_error_names_everything_and_stays_short(tmp_path: Path) -> None:
+    other = Model(UNet(**{**UNET, "ch": 64, "num_res_blocks": 3}, num_heads=2), (4, 4, 1))
+    path = write(tmp_path / "file", content_of(random_arrays(0)))
+    with pytest.raises(WeightsError) as error:
+        progressive.read(path, other)
+    said = str(error.value)
+    assert re.search(r"of another shape \(\d\d\): .*; and \d+ more\.", said)
+    assert re.search(r"missing \(\d\d\): .*; and \d+ more\.", said)
+    assert len(said) < 3000
+
+
+WRONG_ENTRIES = {
+    "unequal steps": ({"num_sample_steps": np.asarray([8, 4])}, "num_sample_steps"),
+    "negative steps": ({"num_sample_steps": -1}, "num_sample_steps"),
+    "half a step": ({"num_sample_steps": 0.5}, "num_sample_steps"),
+    "a table of steps": ({"num_sample_steps": np.full((2, 2), 8)}, "num_sample_steps"),
+    "steps of no devices": ({"num_sample_steps": np.zeros(0, np.int32)}, "num_sample_steps"),
+    "no number of steps": ({"num_sample_steps": None}, "num_sample_steps"),
+    "an unknown entry": ({"num_sampling_steps": 8}, "num_sampling_steps"),
+    "no parameters": ({"ema_params": None}, "no parameters at ema_params"),
+    "an array for parameters": ({"ema_params": np.zeros(3)}, "no parameters at ema_params: there is ndarray"),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", WRONG_ENTRIES)
+def test_other_entries_are_checked(tmp_path: Path, name: str) -> None:
+    entries, said = WRONG_ENTRIES[name]
+    path = write(tmp_path / "file", content_of(random_arrays(0), **entries))
+    with pytest.raises(WeightsError, match=said):
+        progressive.read(path, MODEL)
+
+
+@pytest.mark.fast
+def test_a_student_has_no_optimizer_to_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "file", content_of(random_arrays(0)))
+    with pytest.raises(WeightsError, match="no parameters at optimizer"):
+        progressive.read(path, MODEL, "grad_ema")
+    with pytest.raises(ValueError, match="Did you mean 'ema_params'"):
+        progressive.read(path, MODEL, "ema_param")
+
+
+# ---------------------------------------------------------------- damaged and hostile files
+
+
+def array(shape: Any, dtype: Any, content: Any, code: int = 1) -> msgpack.ExtType:
+    return msgpack.ExtType(code, msgpack.packb((shape, dtype, content)))
+
+
+class Bomb:
+    """What a pickle would run."""
+
+    def __reduce__(self) -> Any:
+        return (pytest.fail, ("something was executed",))
+
+
+def nested(depth: int) -> bytes:
+    return b"\x81\xa1a" * depth + b"\xc0"
+
+
+TEXT_A = b"\x81\xa1a"  # a map of one entry called "a", up to its value
+DAMAGED = {
+    "empty": (b"", "ends"),
+    "random": (np.random.default_rng(1).bytes(3000), "flax checkpoint"),
+    "a pickle": (pickle.dumps(Bomb()), "bytes follow the end"),
+    "a list": (msgpack.packb([1, 2]), "a map was expected"),
+    "bytes after the end": (b"\x81\xa1a\x01" + b"\x00\x01", "2 bytes follow the end"),
+    "an array of objects": (msgpack.packb({"a": array((1,), "object", b"12345678")}), "a, at byte 3: an array of type"),
+    "an array of records": (msgpack.packb({"a": array((1,), "V8", b"12345678")}), "type 'V8'"),
+    "an array of text": (msgpack.packb({"a": array((1,), "<U2", b"12345678")}), "type '<U2'"),
+    "a type that is no text": (msgpack.packb({"a": array((2,), 5, b"12345678")}), "is not"),
+    "too few bytes": (msgpack.packb({"a": array((3,), "float32", b"12345678")}), "needs 12 bytes, not 8"),
+    "too many bytes": (msgpack.packb({"a": array((1,), "float32", b"12345678")}), "needs 4 bytes, not 8"),
+    "an absurd shape": (msgpack.packb({"a": array((2**40, 2**40), "float32", b"1234")}), "needs 48357032784585166988"),
+    "a negative shape": (msgpack.packb({"a": array((-1, -2), "float32", b"12345678")}), "an array of shape"),
+    "a broken shape": (msgpack.packb({"a": array((1.0, True), "float32", b"1234")}), "an array of shape"),
+    "many dimensions": (msgpack.packb({"a": array((1,) * 33, "float32", b"1234")}), "max_array_len"),
+    "an array of two parts": (msgpack.packb({"a": msgpack.ExtType(1, msgpack.packb(((1,), "int8")))}), "is not"),
+    "an array of nothing": (msgpack.packb({"a": msgpack.ExtType(1, b"")}), "a, at byte 3"),
+    "a complex number": (serialization.msgpack_serialize({"a": 1j}), "an extension of type 2"),
+    "an unknown extension": (msgpack.packb({"a": msgpack.ExtType(99, b"x")}), "an extension of type 99"),
+    "a list inside": (msgpack.packb({"a": [1, 2]}), "max_array_len"),
+    "a number as a name": (msgpack.packb({1: 2}), "a name that is no text"),
+    "a map as a name": (b"\x81\x81\xa1a\x01\x02", "a name that is no text"),
+    "a broken name": (b"\x81\xa1\xff\x01", "at byte"),
+    "a name twice": (b"\x82\xa1a\x01\xa1a\x02", "a, at byte 4: the name stands twice"),
+    "a reserved byte": (TEXT_A + b"\xc1", "a, at byte 3"),
+    "4 GiB of bytes": (TEXT_A + b"\xc6\xff\xff\xff\xff" + b"x" * 50, "ends in the middle"),
+    "4 GiB of an array": (TEXT_A + b"\xc9\xff\xff\xff\xff\x01" + b"x" * 50, "exceeds max_ext_len"),
+    "4 GiB of text": (TEXT_A + b"\xdb\xff\xff\xff\xff" + b"x" * 50, "ends in the middle"),
+    "4 billion entries": (b"\xdf\xff\xff\xff\xff\xa1a\x01", "ends"),
+    "maps in maps": (nested(100), "more than 32 maps"),
+    "very many maps in maps": (nested(10_000), "more than 32 maps"),
+    "an array with a list of 4 billion": (TEXT_A + b"\xc7\x05\x01\xdd\xff\xff\xff\xff", "max_array_len"),
+    "pieces without a shape": (msgpack.packb({"a": {flax_file.CHUNKED: True, "chunks": {}}}), "not numbered"),
+    "pieces of another size": (
+        msgpack.packb({"a": {flax_file.CHUNKED: True, "shape": {"0": 3}, "chunks": {"0": array((1,), "int8", b"1")}}}),
+        "do not make up the shape",
+    ),
+    "pieces that are no arrays": (
+        msgpack.packb({"a": {flax_file.CHUNKED: True, "shape": {"0": 1}, "chunks": {"0": 1}}}),
+        "not all one-dimensional",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_files_are_refused_saying_where(tmp_path: Path, name: str) -> None:
+    content, said = DAMAGED[name]
+    path = write(tmp_path / "file", content)
+    with pytest.raises(WeightsError) as error:
+        flax_file.read(path)
+    assert str(path) in str(error.value)
+    assert said in str(error.value)
+
+
+@pytest.mark.fast
+def test_a_file_that_is_not_there_is_no_damaged_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        progressive.read(tmp_path / "nothing", MODEL)
+    with pytest.raises(FileNotFoundError):
+        exchange.load(tmp_path / "nothing")
+
+
+def small_checkpoint() -> bytes:
+    """A good file of few bytes, so that changes hit its structure as well as its numbers."""
+    few = {"conv_in/kernel": (1, 1, 1, 2), "conv_in/bias": (2,), "mid.block_1/norm1/scale": (2,)}
+    params = random_arrays(0, few)
+    content = content_of(params, optimizer={"target": matching.unflatten(params), "state": {"step": np.asarray(1)}})
+    return serialization.msgpack_serialize(content)
+
+
+@pytest.mark.fast
+def test_cut_anywhere_a_file_is_refused(tmp_path: Path) -> None:
+    content = small_checkpoint()
+    path = write(tmp_path / "file", content)
+    assert flax_file.read(path).keys() == {"step", "num_sample_steps", "optimizer", "ema_params"}
+    for want in (lambda location: True, lambda location: location[0] == "ema_params"):
+        for length in range(len(content)):
+            with pytest.raises(WeightsError):
+                flax_file.read(write(path, content[:length]), want)
+
+
+@pytest.mark.fast
+def test_changed_anywhere_a_file_is_read_or_refused(tmp_path: Path) -> None:
+    content, rng, refused = small_checkpoint(), np.random.default_rng(0), 0
+    for _ in range(200):
+        bad = bytearray(content)
+        for _ in range(rng.integers(1, 4)):
+            at = rng.integers(len(bad))
+            kind = rng.integers(4)
+            bad[at : at + kind] = rng.bytes(int(rng.integers(1, 4)))  # replaces, inserts and removes bytes
+        path = write(tmp_path / "file", bytes(bad))
+        try:
+            progressive.read(path, MODEL)
+        except WeightsError:
+            refused += 1
+        try:
+            flax_file.read(path)
+        except WeightsError:
+            refused += 1
+    assert 200 < refused < 400  # what only changes a number is read
+
+
+# ---------------------------------------------------------------- names and published models
+
+
+@pytest.mark.fast
+def test_flatten_and_back() -> None:
+    tree = {"down_0.block_1": {"conv1": {"kernel": 1, "bias": 2}}, "scale": 3}
+    flat = {"down_0.block_1/conv1/kernel": 1, "down_0.block_1/conv1/bias": 2, "scale": 3}
+    assert matching.flatten(tree) == flat
+    assert matching.unflatten(flat) == tree
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("tree", [{"a/b": 1}, {"": 1}, {"a": {"b/c": 1}}, {1: 2}])
+def test_names_that_cannot_be_joined(tree: Any) -> None:
+    with pytest.raises(WeightsError, match="is called"):
+        matching.flatten(tree)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("flat", [{"a": 1, "a/b": 2}, {"a/b": 1, "a": 2}, {"a//b": 1}, {"": 1}, {"a": 1, "a/b/c": 2}])
+def test_paths_that_exclude_each_other(flat: Any) -> None:
+    with pytest.raises(WeightsError, match="does not go with"):
+        matching.unflatten(flat)
+
+
+def test_published_models_have_the_published_trees() -> None:
+    manifests = json.loads((BTD / "manifests.json").read_text())
+    keys = {"cifar": "cifar", "imagenet": "imagenet64", "bedroom": "bedroom128", "church": "church128"}
+    for family, key in keys.items():
+        manifest = manifests[f"{key}_base"]
+        model = PUBLISHED[f"{family}_original"].model
+        shapes = shapes_of(model)
+        assert digest(shapes) == manifest["digest"]
+        assert sum(np.prod(shape) for shape in shapes.values()) == manifest["num_params"]
+        assert (list(model.image_shape), model.num_classes) == (manifest["data_shape"], manifest["num_classes"])
+        listed = manifests[manifest.get("same_params_as", f"{key}_base")]["params"]
+        assert shapes == {path: tuple(shape) for path, shape in listed.items()}
+        students = [entry for entry in PUBLISHED.values() if entry.name.startswith(f"{family}_")]
+        assert [entry.model for entry in students] == [model] * 8
+        assert [entry.steps for entry in students] == [0, 64, 32, 16, 8, 4, 2, 1]
+
+
+@pytest.mark.fast
+def test_published_names_are_the_released_ones_and_describe_themselves() -> None:
+    released = json.loads((BTD / "released_checkpoints.json").read_text())
+    assert list(PUBLISHED) == released["names"]
+    for name, entry in PUBLISHED.items():
+        assert entry.name == name
+        assert entry.url == f"https://storage.googleapis.com/{released['bucket'].removeprefix('gs://')}{name}"
+        assert Model.from_dict(json.loads(json.dumps(entry.model.to_dict()))) == entry.model
+
+
+# ---------------------------------------------------------------- download
+
+
+@dataclass
+class Site:
+    """A server of one file, with what it does wrong."""
+
+    content: bytes
+    etag: str = '"one"'
+    ranges: bool = True  # answers Range requests
+    if_range: bool = True  # minds If-Range
+    cuts: list[int] = field(default_factory=list)  # bytes after which the next answers break off
+    status: int = 0  # answers with this error
+    location: str = ""  # redirects there
+    asked: list[str | None] = field(default_factory=list)  # the Range of each request
+    url: str = ""
+
+
+class Handler(BaseHTTPRequestHandler):
+    site: Site
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        site, asked, condition = self.site, self.headers["Range"], self.headers["If-Range"]
+        site.asked.append(asked)
+        if site.status or site.location:
+            self.send_response(site.status or 302)
+            self.send_header("Location", site.location)
+            self.end_headers()
+            return
+        partial = bool(asked and site.ranges and not (site.if_range and condition not in (None, site.etag)))
+        begin = int(asked[6:-1]) if asked and partial else 0
+        if begin >= len(site.content):
+            self.send_response(416)
+            self.end_headers()
+            return
+        body = site.content[begin:]
+        self.send_response(206 if partial else 200)
+        if partial:
+            self.send_header("Content-Range", f"bytes {begin}-{len(site.content) - 1}/{len(site.content)}")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", site.etag)
+        self.end_headers()
+        self.wfile.write(body[: site.cuts.pop(0)] if site.cuts else body)
+
+
+CONTENT = np.random.default_rng(0).bytes(100_000)
+OTHER = np.random.default_rng(1).bytes(90_000)
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setattr(download, "PAUSE", 0.0)
+    site = Site(CONTENT)
+    server = HTTPServer(("127.0.0.1", 0), type("OneSite", (Handler,), {"site": site}))
+    site.url = f"http://127.0.0.1:{server.server_port}/folder/cifar_1"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield site
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+DONE = ["cifar_1", "cifar_1.json"]
+
+
+@pytest.mark.fast
+def test_download_reports_pins_and_leaves_nothing_else(site: Site, tmp_path: Path) -> None:
+    reports: list[tuple[int, int | None]] = []
+    found = fetch(site.url, tmp_path / "new", report=lambda done, total: reports.append((done, total)))
+    assert found == (tmp_path / "new" / "cifar_1", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
+    assert found.path.read_bytes() == CONTENT
+    assert reports[-1] == (len(CONTENT), len(CONTENT))
+    assert files_in(tmp_path / "new") == DONE
+    pin = json.loads((tmp_path / "new" / "cifar_1.json").read_text())
+    assert pin == {"url": site.url, "size": len(CONTENT), "sha256": found.sha256}
+    assert fetch(site.url, tmp_path / "new", size=len(CONTENT), sha256=found.sha256) == found
+    assert len(site.asked) == 1  # found, not fetched again
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("ranges", [True, False])
+def test_an_interrupted_download_goes_on(site: Site, tmp_path: Path, ranges: bool) -> None:
+    site.ranges, site.cuts = ranges, [40_000, 20_000]
+    assert fetch(site.url, tmp_path).path.read_bytes() == CONTENT
+    second = 60_000 if ranges else 20_000  # without ranges each answer begins at the beginning
+    assert site.asked == [None, "bytes=40000-", f"bytes={second}-"]
+    assert files_in(tmp_path) == DONE
+
+
+@pytest.mark.fast
+def test_after_too_many_interruptions_the_next_call_goes_on(site: Site, tmp_path: Path) -> None:
+    site.cuts = [10_000] * download.ATTEMPTS
+    with pytest.raises(WeightsError, match="the next call goes on"):
+        fetch(site.url, tmp_path)
+    assert len(site.asked) == download.ATTEMPTS
+    assert fetch(site.url, tmp_path).path.read_bytes() == CONTENT
+    assert site.asked[-1] == "bytes=30000-"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("if_range", [True, False])
+@pytest.mark.parametrize("new", [OTHER, OTHER[:5000]])
+def test_two_versions_of_a_file_are_never_mixed(site: Site, tmp_path: Path, if_range: bool, new: bytes) -> None:
+    site.cuts = [10_000] * download.ATTEMPTS
+    with pytest.raises(WeightsError):
+        fetch(site.url, tmp_path)
+    site.content, site.etag, site.if_range = new, '"two"', if_range
+    assert fetch(site.url, tmp_path).path.read_bytes() == new
+    assert files_in(tmp_path) == DONE
+
+
+@pytest.mark.fast
+def test_a_complete_part_is_used(site: Site, tmp_path: Path) -> None:
+    found = fetch(site.url, tmp_path)
+    found.path.rename(tmp_path / "cifar_1.part")
+    (tmp_path / "cifar_1.json").unlink()
+    record = {"url": site.url, "total": len(CONTENT), "validator": site.etag}
+    (tmp_path / "cifar_1.part.json").write_text(json.dumps(record))
+    assert fetch(site.url, tmp_path) == found
+    assert len(site.asked) == 1
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("expected", [{"sha256": "0" * 64}, {"size": 99_999}, {"size": 100_001}])
+def test_another_file_than_expected_is_refused(site: Site, tmp_path: Path, expected: dict[str, Any]) -> None:
+    with pytest.raises(WeightsError, match="expected"):
+        fetch(site.url, tmp_path, **expected)
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.fast
+def test_a_pinned_file_must_stay_the_same(site: Site, tmp_path: Path) -> None:
+    found = fetch(site.url, tmp_path)
+    found.path.write_bytes(OTHER)
+    with pytest.raises(WeightsError, match=r"changed or damaged. Delete"):
+        fetch(site.url, tmp_path)
+    found.path.unlink()
+    site.content = CONTENT[:-1] + b"?"
+    with pytest.raises(WeightsError, match=r"sha256 .* is expected.*cifar_1\.json"):
+        fetch(site.url, tmp_path)
+    assert files_in(tmp_path) == ["cifar_1.json"]
+    site.content = CONTENT
+    assert fetch(site.url, tmp_path) == found
+    with pytest.raises(WeightsError, match="pins sha256"):
+        fetch(site.url, tmp_path, sha256="0" * 64)
+    with pytest.raises(WeightsError, match="pins a file from"):
+        fetch(site.url.replace("folder", "elsewhere"), tmp_path)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://example.com/file",
+        "ftp://example.com/file",
+        "file:///etc/passwd",
+        "https://example.com/",
+        "https://e.com/.x",
+    ],
+)
+def test_addresses_that_are_not_fetched(url: str, tmp_path: Path) -> None:
+    def never(*args: Any, **options: Any) -> None:
+        pytest.fail("a connection was opened")
+
+    with pytest.raises(WeightsError, match=r"not fetched|does not end"):
+        fetch(url, tmp_path, opener=never)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("location", ["http://example.com/cifar_1", "file:///etc/passwd"])
+def test_redirections_are_checked(site: Site, tmp_path: Path, location: str) -> None:
+    site.location = location
+    with pytest.raises(WeightsError, match=r"not fetched|Could not download"):
+        fetch(site.url, tmp_path)
+    assert len(site.asked) == 1
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("status", "calls"), [(404, 1), (403, 1), (503, 3)])
+def test_errors_of_the_server(site: Site, tmp_path: Path, status: int, calls: int) -> None:
+    site.status = status
+    with pytest.raises(WeightsError, match=f"{site.url}.*{status}.*path of the file"):
+        fetch(site.url, tmp_path)
+    assert len(site.asked) == calls
+
+
+@pytest.mark.fast
+def test_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(download, "PAUSE", 0.0)
+    calls = []
+
+    def offline(request: Any, timeout: float) -> None:
+        calls.append(request.full_url)
+        raise URLError("Name or service not known")
+
+    url = PUBLISHED["cifar_1"].url
+    with pytest.raises(WeightsError, match=f"{url}.*not known.*give the path of the file"):
+        fetch(url, tmp_path, opener=offline)
+    assert calls == [url] * download.ATTEMPTS
+
+
+# ---------------------------------------------------------------- exchange
+
+
+@pytest.mark.fast
+def test_export_and_back(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    params = random_arrays(0)
+    params |= {
+        "half.precision/kernel": params[DENSE].astype(jnp.bfloat16),
+        "transposed": params[DENSE].T,
+        "zero-d": jnp.ones(()),
+    }
+    description = {"model": MODEL.to_dict(), "steps": 8, "provenance": {"text": "ünï"}}
+    path = exchange.save(tmp_path / "new" / "model.safetensors", matching.unflatten(params), description)
+    assert files_in(path.parent) == ["model.safetensors"]
+    found, described = exchange.load(path)
+    assert described == json.loads(json.dumps(description))
+    assert Model.from_dict(described["model"]) == MODEL
+    for arrays in (matching.flatten(found), load_file(path)):  # also in plain Python
+        assert arrays.keys() == params.keys()
+        for name, value in params.items():
+            assert arrays[name].dtype == value.dtype
+            np.testing.assert_array_equal(arrays[name], value)
+
+
+@pytest.mark.fast
+def test_an_export_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = exchange.save(tmp_path / "model.safetensors", {"a": np.zeros(2)}, {})
+    for params, description in (
+        ({"a/b": np.zeros(2)}, {}),
+        ({"a": np.zeros(2)}, {"x": float("nan")}),
+        ({"a": np.array("x")}, {}),
+    ):
+        with pytest.raises(ValueError):
+            exchange.save(path, params, description)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.replace", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt))
+        exchange.save(path, {"a": np.ones(2)}, {})
+    assert files_in(tmp_path) == ["model.safetensors"]
+    np.testing.assert_array_equal(exchange.load(path)[0]["a"], np.zeros(2))
+
+
+@pytest.mark.fast
+def test_files_that_were_not_exported_are_refused(tmp_path: Path) -> None:
+    from safetensors.numpy import save
+
+    path = tmp_path / "file"
+    arrays = {"a": np.zeros(2, np.float32)}
+    good = exchange.save(path, arrays, {"x": 1}).read_bytes()
+    foreign = [save(arrays), save(arrays, {"format": "pt"}), save(arrays, {exchange.KEY: "{"})]
+    foreign += [save(arrays, {exchange.KEY: text}) for text in ("[1]", "[" * 100_000)]
+    clash = save({"a": arrays["a"], "a/b": arrays["a"]}, {exchange.KEY: "{}"})
+    garbage = [b"", b"12345678", np.random.default_rng(0).bytes(500), b"\xff" * 8 + b"{}", pickle.dumps(Bomb())]
+    for content in (*foreign, clash, *garbage, *(good[:length] for length in range(len(good))), good + b"x"):
+        with pytest.raises(WeightsError):
+            exchange.load(write(path, content))
+
+
+@pytest.mark.fast
+def test_changed_anywhere_an_export_is_read_or_refused(tmp_path: Path) -> None:
+    path, rng = tmp_path / "file", np.random.default_rng(0)
+    good = exchange.save(path, {"a": np.zeros(2, np.float32)}, {"x": 1}).read_bytes()
+    for _ in range(300):
+        bad = bytearray(good)
+        bad[rng.integers(len(bad))] = rng.integers(256)
+        try:
+            exchange.load(write(path, bytes(bad)))
+        except WeightsError:
+            continue
+
+
+# ---------------------------------------------------------------- the golden check of weights
+
+
+def variants(layout: str) -> Any:
+    """Published trees beside their hyper-parameters, in some layouts that a file of them may have."""
+    manifests = json.loads((BTD / "manifests.json").read_text())
+    tree = manifests["cifar_base"]
+    arguments = {"ch": 256, "emb_ch": 1024, "ch_mult": [1, 1, 1], "num_res_blocks": 3, "attn_resolutions": [8, 16]}
+    arguments |= {"num_heads": 1, "head_dim": None, "dropout": 0.2, "resblock_resample": True}
+    arguments |= {"logsnr_input_type": "linear", "logsnr_scale_range": [-10.0, 10.0]}
+    return {
+        "flat": {"one": tree | arguments},
+        "nested": {"one": tree | {"args": arguments}},
+        "list": {
+            "note": "words",
+            "variants": [tree | {"name": "one", "config": {"mean_type": "x", "args": arguments}}],
+        },
+        "another width": {"one": tree | {"args": arguments | {"ch": 128}}},
+    }[layout]
+
+
+@pytest.mark.parametrize("layout", ["flat", "nested", "list", "another width"])
+def test_golden_check_of_trees_with_hyper_parameters(tmp_path: Path, layout: str) -> None:
+    (tmp_path / "manifest_variants.json").write_text(json.dumps(variants(layout)))
+    tally = golden_check.check(tmp_path)
+    assert tally.count("NOT HANDLED") == 0
+    assert tally.count("PASS") >= 3
+    assert bool(tally.count("FAIL")) == (layout == "another width")
+
+
+def test_golden_check_of_checkpoints_can_fail(tmp_path: Path) -> None:
+    good, bad = BTD / "checkpoints" / "old_layout.msgpack", tmp_path / "garbage.msgpack"
+    (tmp_path / "expected.npz").write_bytes((BTD / "checkpoints" / "expected.npz").read_bytes())
+    write(bad, good.read_bytes())  # listed as one that must be refused
+    content = flax_file.read(good)
+    params = matching.flatten(content["ema_params"])
+    params["conv_out/bias"] = params["conv_out/bias"] + 1
+    write(tmp_path / "old_layout.msgpack", {**content, "ema_params": matching.unflatten(params)})
+    failed = {
+        (line.file, line.array)
+        for line in golden_check.check(tmp_path, only=["*.msgpack"]).lines
+        if line.verdict == "FAIL"
+    }
+    assert ("garbage.msgpack", "garbage: refused") in failed
+    assert ("old_layout.msgpack", "f64/out_ema") in failed
+    assert ("old_layout.msgpack", "params/conv_out/bias") in failed
