@@ -33,6 +33,11 @@ def image_sum(values: Array) -> Array:
     return values.sum(axis=tuple(range(1, values.ndim)))
 
 
+def to_byte_range(images: Array) -> Array:
+    """Grey levels 0..255 of images in [-1, 1], not rounded: 127.5 (x + 1), clipped."""
+    return namespace(images).clip(127.5 * (images + 1), 0, 255)
+
+
 def stratified(key: jax.Array, count: int) -> Array:
     """`count` uniform numbers of [0, 1), the i-th in [i, i + 1) / count.
 

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import warnings
 from collections.abc import Callable
+from decimal import Decimal, localcontext
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
 
-from diffusion_distill.diffusion import forward, grids, parameterization, weighting
+from diffusion_distill.diffusion import forward, grids, likelihood, parameterization, weighting
 from diffusion_distill.diffusion.preconditioning import LOGSNR_INPUTS, LogsnrInput
-from diffusion_distill.diffusion.schedules import Cosine, Schedule, VarianceExploding
+from diffusion_distill.diffusion.schedules import (
+    SCHEDULES,
+    Cosine,
+    LinearBeta,
+    LinearBetaDiscrete,
+    Schedule,
+    VarianceExploding,
+)
 from diffusion_distill.errors import choose
 from diffusion_distill.levels import Level, from_logsnr
+from diffusion_distill.model import Model
 
 pytestmark = pytest.mark.fast
 
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 COSINES = [Cosine(), Cosine(-10, 15), Cosine(-4.5, 9.25)]
+BETAS = [LinearBeta(), LinearBeta(0.5, 30.0, 1e-3), LinearBetaDiscrete(), LinearBetaDiscrete(50, 2e-3, 0.1, 12.0)]
+#: Their time 0 is zero noise.
+TO_ZERO = [LinearBeta(t_min=0.0), LinearBetaDiscrete(logsnr_max=math.inf), VarianceExploding()]
 LEVELS = from_logsnr(np.array([-18.0, -6.0, -1.0, 0.0, 0.7, 5.0, 19.0]))
 
 
@@ -43,31 +62,144 @@ def test_cosine_is_its_closed_form(schedule: Cosine) -> None:
     a = math.atan(math.exp(-schedule.logsnr_min / 2)) - b
     np.testing.assert_allclose(level.logsnr, -2 * np.log(np.tan(a * t + b)), rtol=0, atol=1e-9)
     np.testing.assert_allclose(level.logsnr[[0, -1]], [schedule.logsnr_max, schedule.logsnr_min], rtol=1e-12)
+    np.testing.assert_allclose(level.angle, a * t + b, rtol=1e-12)
+
+
+def decay(schedule: LinearBeta | LinearBetaDiscrete) -> Callable[[Decimal], Decimal]:
+    """-log alpha at a time, in as many digits as the context has."""
+    if isinstance(schedule, LinearBeta):
+        low, high, cut = map(Decimal, (schedule.beta_min, schedule.beta_max, schedule.t_min))
+
+        def integral(t: Decimal) -> Decimal:
+            tau = cut + (1 - cut) * t
+            return low * tau / 2 + (high - low) * tau**2 / 4
+
+        return integral
+    betas = map(Decimal, np.linspace(schedule.beta_start, schedule.beta_end, schedule.steps).tolist())
+    knots = [(1 + (-Decimal(schedule.logsnr_max)).exp()).ln() / 2]
+    product = Decimal(1)
+    for beta in betas:
+        product *= 1 - beta
+        knots.append(-product.ln() / 2)
+
+    def interpolated(t: Decimal) -> Decimal:
+        k = min(int(t * schedule.steps), schedule.steps - 1)
+        return knots[k] + (t * schedule.steps - k) * (knots[k + 1] - knots[k])
+
+    return interpolated
+
+
+@pytest.mark.parametrize("schedule", [*BETAS, *TO_ZERO[:2]], ids=str)
+def test_linear_betas_to_all_digits(schedule: LinearBeta | LinearBetaDiscrete) -> None:
+    """Levels, and their distances over one to many steps of coarse and fine grids."""
+    with localcontext(prec=40):
+        exact = decay(schedule)
+        for steps in (1, 32, 1000, 8192, 10**6):
+            t = np.unique(np.linspace(1, steps, 17).astype(int))
+            s = np.unique(np.concatenate([t - 1, t - 2, t // 2, 0 * t])).clip(0)
+            levels = {}
+            for i in {*t.tolist(), *s.tolist()}:
+                alpha = (-exact(Decimal(i) / steps)).exp()
+                levels[i] = Level(alpha, (1 - alpha**2).sqrt())
+                found = schedule.level(np.float64(i) / steps)
+                for name in ("alpha", "sigma"):
+                    true = float(getattr(levels[i], name))
+                    assert float(getattr(found, name)) == pytest.approx(true, rel=1e-14, abs=0), (i, steps, name)
+            for i, j in [(i, j) for i in t.tolist() for j in s.tolist() if j <= i]:
+                distance = float(levels[i].sigma * levels[j].alpha - levels[i].alpha * levels[j].sigma)
+                found = schedule.cross(np.float64(i), np.float64(j), steps)
+                assert float(found) == pytest.approx(distance, rel=1e-13, abs=0), (i, j, steps)
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the optional sibling folder ../shared/golden")
+def test_linear_betas_are_those_of_published_programs() -> None:
+    """DDPM's products and DPM-Solver's continuous-time view of them, below whose first knot it extrapolates."""
+    discrete = LinearBetaDiscrete(logsnr_max=math.inf)
+    by_name: dict[str, LinearBeta | LinearBetaDiscrete] = {"linear": LinearBeta(t_min=0.0), "discrete": discrete}
+    with np.load(GOLDEN / "ddpm" / "schedules.npz") as ddpm, np.load(GOLDEN / "solvers" / "schedules.npz") as solvers:
+        product = np.concatenate([[1.0], ddpm["linear1000/alphas_cumprod"]])
+        np.testing.assert_allclose(grids.uniform(discrete, 1000).alpha[::-1] ** 2, product, rtol=1e-12)
+        keys = ("t", "log_alpha_f64", "sigma_f64", "lambda_f64")
+        recorded: list[tuple[Any, list[np.ndarray]]] = [(discrete, [ddpm[f"linear1000/cont_{key}"] for key in keys])]
+        for name, schedule in by_name.items():
+            recorded.append((schedule, [solvers[f"{name}/{key.removesuffix('_f64')}"] for key in keys]))
+            times = schedule.time(from_logsnr(2 * solvers[f"{name}/lam_probe"]))
+            np.testing.assert_allclose(times, solvers[f"{name}/inverse_lambda"], rtol=1e-10)
+    for schedule, (t, *expected) in recorded:
+        inside = t >= (1e-3 if schedule is discrete else 0)
+        level = schedule.level(t[inside])
+        for found, values in zip((np.log(level.alpha), level.sigma, level.logsnr / 2), expected, strict=True):
+            np.testing.assert_allclose(found, values[inside], rtol=1e-10)
+
+
+def test_time_zero_of_linear_betas() -> None:
+    assert LinearBetaDiscrete().level(np.float64(0)).logsnr == pytest.approx(20, rel=1e-12)
+    assert LinearBetaDiscrete(steps=1).level(np.float64(1)).alpha ** 2 == pytest.approx(1 - 1e-4, rel=1e-14)
+    for t_min in (1e-5, 1e-3):
+        uncut = LinearBeta(t_min=0.0).level(np.float64(t_min))
+        np.testing.assert_allclose(LinearBeta(t_min=t_min).level(np.float64(0)), uncut, rtol=1e-14)
+    for schedule in TO_ZERO:
+        assert schedule.level(np.float64(0)) == (1, 0)
+        assert schedule.cross(np.float64(0), np.float64(0)) == 0
+
+
+@pytest.mark.parametrize("schedule", [*COSINES, *BETAS], ids=str)
+def test_levels_of_vp_schedules_lose_signal_with_time(schedule: Schedule) -> None:
+    t = np.linspace(0, 1, 101)
+    level = schedule.level(t)
     np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, rtol=1e-14)
     np.testing.assert_allclose(schedule.time(level), t, rtol=0, atol=1e-14)
-    np.testing.assert_allclose(level.angle, a * t + b, rtol=1e-12)
-    assert (np.diff(level.logsnr) < 0).all()
+    np.testing.assert_allclose(jax.jit(schedule.time)(Level(*map(jnp.float32, level))), t, rtol=0, atol=3e-7)
+    assert level.sigma[0] > 0 and (np.diff(level.logsnr) < 0).all()
 
 
-@pytest.mark.parametrize("schedule", COSINES, ids=str)
-def test_float32_levels_are_accurate_at_both_ends(schedule: Cosine) -> None:
+@pytest.mark.parametrize("schedule", [*COSINES, *BETAS], ids=str)
+def test_float32_levels_are_accurate_at_both_ends(schedule: Schedule) -> None:
     near = np.logspace(-7, -1, 200)
     t = np.unique(np.float32(np.concatenate([[0.0], near, np.linspace(0.1, 0.9, 100), 1 - near, [1.0]])))
-    exact, level = schedule.level(t.astype(np.float64)), schedule.level(jnp.asarray(t))
+    exact, level = schedule.level(t.astype(np.float64)), jax.jit(schedule.level)(jnp.asarray(t))
     assert level.alpha.dtype == level.sigma.dtype == jnp.float32
     np.testing.assert_allclose(level.logsnr, exact.logsnr, rtol=0, atol=2e-6 * np.maximum(1, abs(exact.logsnr)).max())
-    for name in ("alpha", "sigma"):
-        np.testing.assert_allclose(getattr(level, name), getattr(exact, name), rtol=5e-7, err_msg=name)
+    # exp turns the rounding of log alpha into a relative error of alpha
+    from_log = 0.0 if isinstance(schedule, Cosine) else 1.5e-7 * float(-np.log(exact.alpha[-1]))
+    np.testing.assert_allclose(level.alpha, exact.alpha, rtol=5e-7 + from_log)
+    np.testing.assert_allclose(level.sigma, exact.sigma, rtol=5e-7)
 
 
-@pytest.mark.parametrize("schedule", [*COSINES, VarianceExploding()], ids=str)
+@pytest.mark.parametrize("schedule", [*COSINES, *BETAS, *TO_ZERO], ids=str)
 def test_cross_is_the_distance_of_two_levels(schedule: Schedule) -> None:
     t, s = np.linspace(0.1, 1, 50), np.linspace(0, 0.9, 50)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.level(t), schedule.level(s)
     np.testing.assert_allclose(schedule.cross(t, s), sigma_t * alpha_s - alpha_t * sigma_s, rtol=1e-9)
     close = np.float32(np.linspace(1e-3, 1, 50)), np.float32(np.linspace(1e-3, 1, 50) - 1 / 8192)
     exact = schedule.cross(close[0].astype(np.float64), close[1].astype(np.float64))
-    np.testing.assert_allclose(schedule.cross(jnp.asarray(close[0]), jnp.asarray(close[1])), exact, rtol=5e-7)
+    found = jax.jit(schedule.cross)(jnp.asarray(close[0]), jnp.asarray(close[1]))
+    from_times = isinstance(schedule, (Cosine, VarianceExploding))
+    np.testing.assert_allclose(found, exact, rtol=5e-7 if from_times else 3e-6)  # which is alpha's
+
+
+@pytest.mark.parametrize("schedule", [COSINES[1], *BETAS, *TO_ZERO], ids=str)
+def test_schedules_can_be_written_down(schedule: Schedule, tiny_model: Model) -> None:
+    model = dataclasses.replace(tiny_model, schedule=schedule)
+    again = Model.from_dict(json.loads(json.dumps(model.to_dict())))
+    assert again == model and hash(again.schedule) == hash(schedule)
+    assert type(schedule) in SCHEDULES.values()
+
+
+@pytest.mark.parametrize("schedule", [Cosine(-9, 9), *BETAS, *TO_ZERO], ids=str)
+def test_ddim_goes_to_the_exact_flow(schedule: Schedule, gaussian: toys.Gaussian) -> None:
+    """Ten times the steps, a tenth of the error; the last step goes from a little noise to where time 0 is."""
+    z = np.random.default_rng(0).standard_normal((1, 2, 2, 1))
+    errors = []
+    for steps in (200, 2000):
+        grid = grids.check(grids.uniform(schedule, steps))
+        levels = [Level(*(np.full(1, a) for a in grid.at(k))) for k in range(steps + 1)]
+        end = z
+        for t, s in pairwise(levels):
+            end = forward.ddim_step(end, gaussian.raw(None, end, t, None, None), t, s)
+        errors.append(np.abs(end - gaussian.flow(z, levels[0], levels[-1])).max())
+    assert errors[1] < 2e-3
+    assert errors[1] / errors[0] == pytest.approx(0.1, rel=0.35)
 
 
 def test_variance_exploding_keeps_the_image() -> None:
@@ -96,10 +228,11 @@ def test_levels_from_logsnr() -> None:
 @pytest.mark.parametrize("k", [2, 3, 5, 7, 12, 16, 31, 1024])
 @pytest.mark.parametrize("steps", [1, 3, 4, 10, 49, 128])
 def test_grids_nest_bit_for_bit(k: int, steps: int) -> None:
-    coarse, fine = (grids.uniform(Cosine(), n) for n in (steps, k * steps))
-    assert coarse.alpha.shape == (steps + 1,)
-    for some, all_ in zip(coarse, fine, strict=True):
-        np.testing.assert_array_equal(all_[::k], some)
+    for schedule in (Cosine(), LinearBeta(), LinearBetaDiscrete()):
+        coarse, fine = (grids.uniform(schedule, n) for n in (steps, k * steps))
+        assert coarse.alpha.shape == (steps + 1,)
+        for some, all_ in zip(coarse, fine, strict=True):
+            np.testing.assert_array_equal(all_[::k], some)
     np.testing.assert_array_equal(grids.uniform_times(k * steps)[::k], grids.uniform_times(steps))
 
 
@@ -286,6 +419,9 @@ def test_the_posterior_is_gaussian_conditioning(times: tuple[float, float]) -> N
     np.testing.assert_allclose(uncertain.var, conditioned(t, s, x_var=0.3)[2], rtol=1e-9)
 
 
+# --- likelihood
+
+
 def test_kl_of_gaussians() -> None:
     rng = np.random.default_rng(0)
     p, q = (forward.Gaussian(rng.normal(size=6), rng.normal(size=6)) for _ in range(2))
@@ -295,21 +431,53 @@ def test_kl_of_gaussians() -> None:
         return -0.5 * ((grid - g.mean) ** 2 / g.var + g.logvar + math.log(2 * math.pi))
 
     integral = np.trapezoid(np.exp(log_density(p)) * (log_density(p) - log_density(q)), grid, axis=0)
-    np.testing.assert_allclose(forward.gaussian_kl(p, q), integral, rtol=1e-6)
-    np.testing.assert_array_equal(forward.gaussian_kl(p, p), 0)
-    assert (np.asarray(forward.gaussian_kl(p, q)) > 0).all()
+    np.testing.assert_allclose(likelihood.gaussian_kl(p, q), integral, rtol=1e-6)
+    np.testing.assert_array_equal(likelihood.gaussian_kl(p, p), 0)
+    assert (np.asarray(likelihood.gaussian_kl(p, q)) > 0).all()
 
 
 def test_the_bound_in_bits() -> None:
     t, s = (Cosine(-8, 8).level(np.full(len(X), time)) for time in (0.7, 0.4))
     z = forward.diffuse(X, EPS, t)
-    np.testing.assert_array_equal(forward.posterior_kl_bits(z, X, X, t, s, gamma=0.0), 0)
+    np.testing.assert_array_equal(likelihood.posterior_kl_bits(z, X, X, t, s, gamma=0.0), 0)
     x_hat = X + images(7)
     _, from_x, variance = conditioned(t.at(0), s.at(0))
     expected = from_x**2 * np.mean((x_hat - X) ** 2, axis=(1, 2, 3)) / (2 * variance * math.log(2))
-    np.testing.assert_allclose(forward.posterior_kl_bits(z, X, x_hat, t, s, gamma=0.0), expected, rtol=1e-9)
-    bits = forward.posterior_kl_bits(z, X, x_hat, t, s)
+    np.testing.assert_allclose(likelihood.posterior_kl_bits(z, X, x_hat, t, s, gamma=0.0), expected, rtol=1e-9)
+    bits = likelihood.posterior_kl_bits(z, X, x_hat, t, s)
     assert bits.shape == (len(X),) and (bits > 0).all()
+
+
+def bin_probability(x: Any, mean: Any, scale: Any) -> np.ndarray:
+    """P(x | mean, scale), as a difference of the upper tails that erfc keeps all digits of; float64."""
+    tail = np.vectorize(lambda distance: math.erfc(distance / math.sqrt(2)) / 2)
+    off, half = np.abs(x - mean) / scale, 1 / 255 / scale
+    opens = tail(np.where(x > 0, x - mean - 1 / 255, mean - x - 1 / 255) / scale)
+    return np.where(np.isin(x, (-1, 1)), opens, tail(off - half) - tail(off + half))
+
+
+def test_likelihood_of_8_bit_images() -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.integers(0, 256, 4000) / 127.5 - 1).astype(np.float32)
+    x[:200], x[200:400] = -1, 1
+    mean, log_scale = (np.float32(rng.uniform(*of, len(x))) for of in ((-1.2, 1.2), (-6.0, 0.0)))
+    wide_x, wide_mean, wide_log_scale = (a.astype(np.float64) for a in (x, mean, log_scale))
+    exact = bin_probability(wide_x, wide_mean, np.exp(wide_log_scale))
+    assert (exact > 1e-12).mean() > 0.3 and (exact < 1e-12).mean() > 0.1
+    found = jax.jit(likelihood.discretized_gaussian_log_likelihood)(*map(jnp.asarray, (x, mean, log_scale)))
+    np.testing.assert_allclose(found, np.log(np.maximum(exact, 1e-12)), rtol=2e-5, atol=2e-5)
+    # far in the tails too, where float32 has no probability left
+    unbounded = likelihood.discretized_gaussian_log_likelihood(*map(jnp.asarray, (x, mean, log_scale)), least=0.0)
+    tiny = (exact > 1e-300) & (exact < 1e-45)
+    assert tiny.sum() > 50 and np.isfinite(unbounded).all()
+    np.testing.assert_allclose(unbounded[tiny], np.log(exact[tiny]), rtol=2e-5)
+
+
+@pytest.mark.parametrize(("mean", "log_scale"), [(0.3, -2.0), (-0.9, 0.0), (1.5, -3.0), (0.2, -9.0)])
+def test_probabilities_of_all_grey_levels_sum_to_one(mean: float, log_scale: float) -> None:
+    x = jnp.asarray(np.arange(256) / 127.5 - 1, jnp.float32)
+    log_p = likelihood.discretized_gaussian_log_likelihood(x, jnp.float32(mean), jnp.float32(log_scale), least=0.0)
+    assert float(jnp.exp(log_p).sum()) == pytest.approx(1, abs=2e-5)
 
 
 # --- weightings
@@ -347,6 +515,17 @@ SORTED = grids.uniform(Cosine(), 4)
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an empty logsnr range": (lambda: Cosine(20, -20), r"logsnr_min must be below logsnr_max.*20"),
     "an infinite logsnr": (lambda: Cosine(-20, math.inf), r"must be finite.*inf"),
+    "beta_min of 0": (lambda: LinearBeta(0.0), r"0 < beta_min <= beta_max.*beta_min=0\.0"),
+    "falling betas": (lambda: LinearBeta(20.0, 0.1), r"beta_min <= beta_max.*beta_max=0\.1"),
+    "an infinite beta": (lambda: LinearBeta(0.1, math.inf), r"both finite.*inf"),
+    "a beta that is no number": (lambda: LinearBeta(math.nan), r"both finite.*nan"),
+    "a cut at 1": (lambda: LinearBeta(t_min=1.0), r"t_min must be in \[0, 1\).*t_min=1\.0"),
+    "a negative cut": (lambda: LinearBeta(t_min=-1e-3), r"t_min must be in \[0, 1\).*-0\.001"),
+    "no betas": (lambda: LinearBetaDiscrete(0), r"number of betas must be .*at least 1, got 0"),
+    "a discrete beta of 1": (lambda: LinearBetaDiscrete(beta_end=1.0), r"beta_end < 1, got .*beta_end=1\.0"),
+    "falling discrete betas": (lambda: LinearBetaDiscrete(10, 0.1, 0.01), r"beta_start <= beta_end.*beta_end=0\.01"),
+    "more noise at time 0": (lambda: LinearBetaDiscrete(logsnr_max=9.0), r"above the logsnr 9\.21.*logsnr_max=9\.0"),
+    "no number at time 0": (lambda: LinearBetaDiscrete(logsnr_max=math.nan), r"above the logsnr.*nan"),
     "zero steps": (lambda: grids.uniform(Cosine(), 0), r"at least 1, got 0"),
     "negative steps": (lambda: grids.uniform_times(-4), r"at least 1, got -4"),
     "half a step": (lambda: grids.uniform_times(2.5), r"whole number.*got 2\.5"),  # type: ignore[arg-type]

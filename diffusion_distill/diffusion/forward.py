@@ -1,4 +1,4 @@
-"""The Gaussian process itself: noising, the deterministic step, the posterior and its bound.
+"""The Gaussian process itself: noising, the deterministic step, the posterior.
 
     q(z | x)         = N(alpha·x, sigma²)
     DDIM step t -> s: z_s = r·z_t + d·x_hat,   r = sigma_s / sigma_t,   d = alpha_s - alpha_t·r
@@ -11,10 +11,9 @@ of sigma_s² (gamma = 1) on a log scale, arXiv:2202.00512 section 3.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
-from diffusion_distill.arrays import Array, image_mean, log1mexp, namespace
+from diffusion_distill.arrays import Array, log1mexp, namespace
 from diffusion_distill.levels import Level
 from diffusion_distill.typing import Image
 
@@ -82,19 +81,3 @@ def posterior(
     if x_logvar is not None:
         logvar = xp.logaddexp(logvar, 2 * xp.log(from_x) + x_logvar)
     return Gaussian(from_z * z + from_x * x, logvar)
-
-
-def gaussian_kl(p: Gaussian, q: Gaussian) -> Array:
-    """KL(p || q) of diagonal Gaussians, elementwise, in nats."""
-    xp = namespace(p.mean, q.mean)
-    difference = p.logvar - q.logvar
-    return 0.5 * (xp.exp(difference) - 1 - difference + (p.mean - q.mean) ** 2 * xp.exp(-q.logvar))
-
-
-def posterior_kl_bits(z: Image, x: Image, x_hat: Image, level_t: Level, level_s: Level, gamma: float = 1.0) -> Array:
-    """KL(q(z_s | z_t, x) || p(z_s | z_t)) in bits per pixel value, [batch]: one term of the bound.
-
-    The model p uses x_hat in place of x and the variance chosen by gamma.
-    """
-    true, model = posterior(z, x, level_t, level_s), posterior(z, x_hat, level_t, level_s, gamma)
-    return image_mean(gaussian_kl(true, model)) / math.log(2)

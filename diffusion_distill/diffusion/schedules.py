@@ -10,15 +10,36 @@ A schedule maps a time to a level (alpha, sigma); t = 1 is noise and t = 0 is cl
 so that logsnr runs from logsnr_max at t = 0 to logsnr_min at t = 1. alpha is evaluated as the sine of
 the complementary angle a·(1 - t) + atan(exp(logsnr_min / 2)), which keeps its relative precision in
 float32 where the cosine loses it (near t = 1 the usual form errs by 1e-3 in logsnr, this one by 1e-6).
+
+The linear-beta schedules are given by their decay B(t) = -log alpha(t), which grows with t:
+
+    sigma = sqrt(-expm1(-2B))
+    cross(t, s) = (alpha_s² - alpha_t²) / (sigma_t·alpha_s + alpha_t·sigma_s),
+    alpha_s² - alpha_t² = -alpha_s²·expm1(-2(B_t - B_s)),     B_t - B_s formed from the difference of the times
+
+`LinearBeta`, arXiv:2011.13456 appendix C (the VP SDE): beta grows linearly in tau,
+
+    B = tau²·(beta_max - beta_min)/4 + tau·beta_min/2,    tau = t_min + (1 - t_min)·t
+
+`LinearBetaDiscrete`, arXiv:2006.11239 section 4: N betas in equal steps, alpha² = prod (1 - beta_j) over the
+first i of them at t = i/N. Between two such knots B is linear in t (as in DPM-Solver, arXiv:2206.00927).
+
+At zero noise the SNR is infinite, and so are the weightings and network inputs made of it. So time 0 of a VP
+schedule is a little above zero noise: at logsnr_max for `Cosine` and `LinearBetaDiscrete` (its knot 0, whose
+alpha is 1 in float32), at t_min for `LinearBeta`. `grids.clean_end` takes a sampler's last step to zero noise itself.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import numpy as np
 
 from diffusion_distill.arrays import Array, namespace
+from diffusion_distill.errors import positive_int
 from diffusion_distill.levels import Level
 
 
@@ -82,6 +103,162 @@ class Cosine:
         return namespace(t, s).sin(self._slope * ((t - s) / steps))
 
 
+class _Decaying:
+    """A VP schedule given by its decay -log alpha."""
+
+    def _decay(self, t: Array) -> Array:
+        raise NotImplementedError
+
+    def _time(self, decay: Array) -> Array:
+        """The inverse of `_decay`."""
+        raise NotImplementedError
+
+    def _growth(self, t: Array, s: Array, steps: int) -> Array:
+        """The decay at t/steps less that at s/steps, without its cancellation as t -> s."""
+        raise NotImplementedError
+
+    def level(self, t: Array) -> Level:
+        """The level at time t in [0, 1]."""
+        xp, decay = namespace(t), self._decay(t)
+        return Level(xp.exp(-decay), xp.sqrt(-xp.expm1(-2 * decay)))
+
+    def time(self, level: Level) -> Array:
+        """The time at which the schedule has this level's logsnr."""
+        return self._time(0.5 * namespace(*level).log1p((level.sigma / level.alpha) ** 2))
+
+    def cross(self, t: Array, s: Array, steps: int = 1) -> Array:
+        """(alpha_s² - alpha_t²) / (sigma_t·alpha_s + alpha_t·sigma_s); zero for equal times."""
+        xp, growth = namespace(t, s), self._growth(t, s, steps)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.level(t / steps), self.level(s / steps)
+        whole = xp.where(growth == 0, 1.0, sigma_t * alpha_s + alpha_t * sigma_s)  # 0 where both have no noise
+        return -(alpha_s**2) * xp.expm1(-2 * growth) / whole
+
+
+@dataclass(frozen=True)
+class LinearBeta(_Decaying):
+    """The VP SDE of Song et al. with linear beta, cut to the SDE's times [t_min, 1].
+
+    Attributes:
+      t_min: the SDE's time at t = 0; the paper trains with 1e-5 and samples with 1e-3. With 0, time 0 is zero noise,
+        where weightings that contain the SNR are infinite: for comparisons and for sampling only.
+
+    Raises:
+      ValueError: not 0 < beta_min <= beta_max < inf, or t_min outside [0, 1).
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
+            raise ValueError(f"A linear beta needs 0 < beta_min <= beta_max, both finite, got {self}.")
+        if not 0 <= self.t_min < 1:
+            raise ValueError(f"t_min must be in [0, 1), got {self}.")
+
+    @property
+    def _slope(self) -> float:
+        return (self.beta_max - self.beta_min) / 4
+
+    def _tau(self, t: Array) -> Array:
+        return self.t_min + (1 - self.t_min) * t
+
+    def _decay(self, t: Array) -> Array:
+        tau = self._tau(t)
+        return tau * (self._slope * tau + self.beta_min / 2)
+
+    def _time(self, decay: Array) -> Array:
+        half = self.beta_min / 2
+        tau = 2 * decay / (half + namespace(decay).sqrt(half**2 + 4 * self._slope * decay))
+        return (tau - self.t_min) / (1 - self.t_min)
+
+    def _growth(self, t: Array, s: Array, steps: int) -> Array:
+        mean_rate = self._slope * (self._tau(t / steps) + self._tau(s / steps)) + self.beta_min / 2
+        return (1 - self.t_min) * ((t - s) / steps) * mean_rate
+
+
+@dataclass(frozen=True)
+class LinearBetaDiscrete(_Decaying):
+    """The schedule of Ho et al.: N = `steps` betas from beta_start to beta_end, knots at the times i/N.
+
+    Networks made for it know the times 1/N, 2/N, ... 1 only: train with `Denoising(steps=N)`.
+
+    Attributes:
+      logsnr_max: of the knot at time 0. With inf, time 0 is zero noise, where weightings that contain the SNR are
+        infinite: for comparisons and for sampling only.
+
+    Raises:
+      ValueError: steps below 1, not 0 < beta_start <= beta_end < 1, or more noise at time 0 than at 1/N.
+    """
+
+    steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    logsnr_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        positive_int("The number of betas", self.steps)
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(f"A linear beta needs 0 < beta_start <= beta_end < 1, got {self}.")
+        first = math.log((1 - self.beta_start) / self.beta_start)
+        if not self.logsnr_max > first:
+            raise ValueError(f"logsnr_max must be above the logsnr {first:.6g} of the first step, got {self}.")
+
+    def _decay(self, t: Array) -> Array:
+        knots, (k, since) = _knots(self), self._place(t)
+        return _take(knots.decay, k, since) + since * _take(knots.rate, k, since)
+
+    def _time(self, decay: Array) -> Array:
+        knots, dtype = _knots(self), decay.dtype
+        return namespace(decay).interp(decay, knots.decay.astype(dtype), knots.time.astype(dtype))
+
+    def _growth(self, t: Array, s: Array, steps: int) -> Array:
+        """The gap times the rate at s, and what the higher rates after the knots in between add."""
+        xp, knots = namespace(t, s), _knots(self)
+        (k_t, since_t), (k_s, since_s) = self._place(t / steps), self._place(s / steps)
+        rate_t, rate_s = _take(knots.rate, k_t, since_t), _take(knots.rate, k_s, since_s)
+        apart = k_t - k_s
+        between = _difference(knots.decay, k_t, k_s, since_t) - apart * rate_s
+        between = xp.where((apart == 0) | (apart == 1), 0.0, between)  # exactly
+        return (t - s) * self.steps / steps * rate_s + between + since_t * (rate_t - rate_s)
+
+    def _place(self, t: Array) -> tuple[Array, Array]:
+        """(the knot at or before time t, how far t is from it in units of 1/N)."""
+        xp = namespace(t)
+        at = xp.multiply(t, self.steps)
+        k = xp.clip(xp.floor(at), 0, self.steps - 1)
+        return k.astype(np.int32), at - k
+
+
+class _Knots(NamedTuple):
+    """Tables of the host, float64."""
+
+    time: np.ndarray  # i/N for i = 0 .. N
+    decay: np.ndarray
+    rate: np.ndarray  # growth of the decay from knot i to i + 1
+
+
+@lru_cache(maxsize=16)
+def _knots(schedule: LinearBetaDiscrete) -> _Knots:
+    betas = np.linspace(schedule.beta_start, schedule.beta_end, schedule.steps)
+    at_zero = 0.5 * math.log1p(math.exp(-schedule.logsnr_max))
+    rate = -0.5 * np.log1p(-betas)
+    rate[0] -= at_zero
+    decay = np.cumsum([at_zero, *rate])
+    return _Knots(np.arange(len(decay)) / schedule.steps, decay, rate)
+
+
+def _take(table: np.ndarray, index: Array, like: Array) -> Array:
+    """The table's entries, where and as precise as `like` is."""
+    return namespace(like).asarray(table, like.dtype)[index]
+
+
+def _difference(table: np.ndarray, i: Array, j: Array, like: Array) -> Array:
+    """table[i] - table[j]; entries rounded to float32 would cancel, so what rounding takes away is a second table."""
+    rounded = table.astype(np.float32)
+    return sum(_take(part, i, like) - _take(part, j, like) for part in (rounded, table - rounded))
+
+
 @dataclass(frozen=True)
 class VarianceExploding:
     """alpha = 1; time is the noise level sigma itself (Karras et al., arXiv:2206.00364)."""
@@ -99,4 +276,4 @@ class VarianceExploding:
         return (t - s) / steps
 
 
-SCHEDULES = {"cosine": Cosine, "ve": VarianceExploding}
+SCHEDULES = {"cosine": Cosine, "linear": LinearBeta, "linear_discrete": LinearBetaDiscrete, "ve": VarianceExploding}

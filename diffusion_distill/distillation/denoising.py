@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from diffusion_distill.arrays import Array, stratified
 from diffusion_distill.diffusion import forward, weighting
 from diffusion_distill.distillation import regression
-from diffusion_distill.distillation.phases import Phase, momentum_for, samples, updates_for
+from diffusion_distill.distillation.phases import Phase, check_averaging, momentum_for, samples, updates_for
 from diffusion_distill.levels import Level
 from diffusion_distill.model import Model
 from diffusion_distill.typing import Batch, Image, Key, Labels, RawDenoise
@@ -30,6 +30,7 @@ class Denoising:
       length: training samples, see `phases.samples`.
       steps: 0 trains in continuous time, N on the N times of a discrete grid.
       momentum: of the averaged parameters.
+      averaging: the rule of that average, see `training.ema`; BTD's program has 'plain'.
       residual: if not 0, sets the momentum from the length instead, see `phases.momentum_for`.
     """
 
@@ -41,10 +42,12 @@ class Denoising:
     warmup: int = 1000
     anneal: bool = False
     momentum: float = 0.9999
+    averaging: str = "corrected"
     residual: float = 0.0
 
     def __post_init__(self) -> None:
         regression.check(self.weighting, self.reduction)
+        check_averaging(self.averaging)
         samples(self.length)
         if self.steps < 0:
             raise ValueError(f"steps must be 0 (continuous time) or a number of time steps, got {self.steps}.")
@@ -62,6 +65,7 @@ class Denoising:
                 warmup=self.warmup,
                 anneal=self.anneal,
                 momentum=momentum,
+                averaging=self.averaging,
             )
         ]
 

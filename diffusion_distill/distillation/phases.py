@@ -15,6 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_distill.errors import choose
+
+#: How the eval average may be taken, see `training.ema`.
+AVERAGING = ("corrected", "plain", "window")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -31,6 +35,7 @@ class Phase:
       anneal: whether the rate then falls linearly to 0 at the end of the phase.
       momentum: of the averaged student that is kept, handed on and evaluated ('eval_ema'); 0 keeps the
         student itself.
+      averaging: one of `AVERAGING`, the rule of that average.
       inputs: arrays the loss gathers its rows from (a tree of NumPy arrays); same shapes in all phases.
       restart: student, optimizer and averages start afresh from the teacher (the paper's rule), else they
         continue (the published code's).
@@ -45,6 +50,7 @@ class Phase:
     warmup: int = 0
     anneal: bool = False
     momentum: float = 0.0
+    averaging: str = "corrected"
     inputs: Any = ()
     restart: bool = True
     reset_average: bool = False
@@ -75,6 +81,11 @@ def samples(length: str | int | float) -> int:
         raise ValueError(
             f"Cannot read {length!r} as a number of samples. Write for example 500000, '1.5K' or '96M' (= 96·2^20)."
         ) from None
+
+
+def check_averaging(name: str) -> None:
+    """Raises ValueError for a rule that is not one of `AVERAGING`."""
+    choose("averaging", name, dict.fromkeys(AVERAGING))
 
 
 def momentum_for(residual: float, updates: float) -> float:

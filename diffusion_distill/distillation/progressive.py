@@ -21,7 +21,7 @@ import numpy as np
 from diffusion_distill.arrays import Array, expand
 from diffusion_distill.diffusion.schedules import Schedule
 from diffusion_distill.distillation import closure, regression
-from diffusion_distill.distillation.phases import Phase, samples, updates_for
+from diffusion_distill.distillation.phases import Phase, check_averaging, samples, updates_for
 from diffusion_distill.errors import choose
 from diffusion_distill.levels import Level
 from diffusion_distill.model import Model
@@ -43,6 +43,7 @@ class Progressive:
       phase_length: training samples of one halving, see `phases.samples` (6250K is 50,000 updates of 128).
       last_two_longer: how many times longer the phases to 2 and to 1 steps are.
       momentum: of the averaged student; 0 keeps the student itself.
+      averaging: the rule of that average, see `training.ema`.
       zero_noise: one of `ZERO_NOISE_RULES`.
     """
 
@@ -55,11 +56,13 @@ class Progressive:
     learning_rate: float = 5e-5
     anneal: bool = True
     momentum: float = 0.0
+    averaging: str = "corrected"
     zero_noise: str = "reconciled"
 
     def __post_init__(self) -> None:
         regression.check(self.weighting, self.reduction)
         choose("rule at zero noise", self.zero_noise, ZERO_NOISE_RULES)
+        check_averaging(self.averaging)
         samples(self.phase_length)
         halvings(self.start_steps, self.end_steps)
         if self.last_two_longer <= 0:
@@ -81,6 +84,7 @@ class Progressive:
                 student_steps=n,
                 anneal=self.anneal,
                 momentum=self.momentum,
+                averaging=self.averaging,
                 inputs=table,
             )
             for n, table in zip(students, tables, strict=True)

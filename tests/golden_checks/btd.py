@@ -13,7 +13,7 @@ import numpy as np
 
 from diffusion_distill import sampling
 from diffusion_distill.arrays import log1mexp, namespace
-from diffusion_distill.diffusion import forward, grids, parameterization
+from diffusion_distill.diffusion import forward, grids, likelihood, parameterization
 from diffusion_distill.distillation import Denoising, Progressive, closure, progressive
 from diffusion_distill.levels import Level, from_logsnr
 from diffusion_distill.model import Clipped, Denoiser
@@ -83,7 +83,7 @@ def check_dpm(fixture: Fixture, mode: Mode) -> None:
         results[f"run/{kind}/{clip}/model_{what}"] = getattr(estimate, what)
     for kind, variance in (match.groups() for match in fixture.matches("f64/vb_bits/(.*)/(.*)")):
         x_hat = parameterization.to_x(kind, raw[kind], z, level)
-        bits = forward.posterior_kl_bits(z, x, x_hat, level_t, level_s, gamma_of(variance))
+        bits = likelihood.posterior_kl_bits(z, x, x_hat, level_t, level_s, gamma_of(variance))
         results[f"vb_bits/{kind}/{variance}"] = bits
     for key, got in results.items():
         compare(fixture, mode, key, got)

@@ -1,0 +1,97 @@
+"""Knowledge distillation: the teacher's estimates in another network, arXiv:2303.04248 A.9.
+
+A phase that keeps the number of steps and changes the network, usually to a smaller one. It stands before or after
+the phases in time, at a step count of their schedule. TRACT's target for a group of one teacher step, m = s, has
+weights (1, 0): at the student's times t = i/N, i = 1 .. N, the student learns the teacher's estimate itself.
+
+    target = clip(x_teacher(z_t))
+    loss   = max(SNR, 1)·sum over pixels of (x_student(z_t) - target)²
+
+The paper's example is the BTD network for CIFAR-10 with 128 instead of 256 channels, 19.4 instead of 60.0 million
+parameters, in 96M samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+
+from diffusion_distill.arrays import Array
+from diffusion_distill.distillation import closure, regression, tract
+from diffusion_distill.distillation.phases import Phase, momentum_for, samples, updates_for, updates_per_phase
+from diffusion_distill.errors import positive_int
+from diffusion_distill.levels import Level
+from diffusion_distill.model import Clipped, Model
+from diffusion_distill.typing import Batch, Image, Key, Labels
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """Settings of knowledge distillation; defaults are TRACT's for VP teachers (A.9 names no others).
+
+    Attributes:
+      steps: of the teacher and of the student.
+      length: training samples, see `phases.samples`.
+      residual: sets the momentum of the eval average, see `phases.momentum_for`.
+      clip: whether the target is clipped to [-1, 1].
+    """
+
+    steps: int = 32
+    length: str | int = "96M"
+    residual: float = 1e-3
+    weighting: str = "snr_trunc"
+    reduction: str = "sum"
+    learning_rate: float = 2e-4
+    warmup: int = 0
+    anneal: bool = False
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        regression.check(self.weighting, self.reduction)
+        samples(self.length)
+        positive_int("The number of steps", self.steps)
+
+    #: Momenta of averages kept during training besides the eval average.
+    averages: ClassVar[Mapping[str, float]] = {}
+
+    def phases(self, model: Model, batch_size: int) -> list[Phase]:
+        """The single phase."""
+        total = samples(self.length)
+        [updates] = updates_for(total, batch_size)
+        [table] = closure.pad([tract.rows(model.schedule, self.steps, self.steps)])
+        return [
+            Phase(
+                name=f"knowledge {self.steps}",
+                updates=updates,
+                learning_rate=self.learning_rate,
+                teacher_steps=self.steps,
+                student_steps=self.steps,
+                warmup=self.warmup,
+                anneal=self.anneal,
+                momentum=momentum_for(self.residual, updates_per_phase(total, batch_size, 1)),
+                inputs=table,
+            )
+        ]
+
+    def losses(self, denoisers: Mapping[str, Any], table: closure.Rows, batch: Batch, key: Key) -> Array:
+        """Per-image losses [batch] of denoisers['student'] against denoisers['teacher']."""
+        index, eps = closure.draw(table, batch, key)
+        return self.losses_at(denoisers, table.at(index), batch["image"], eps, batch.get("label"))
+
+    def losses_at(
+        self, denoisers: Mapping[str, Any], rows: closure.Rows, x: Image, eps: Image, labels: Labels | None
+    ) -> Array:
+        """The same for given rows (m = s), images and noise."""
+        teacher = denoisers["teacher"]
+        return closure.losses_at(
+            rows, x, eps, denoisers["student"], Clipped(teacher) if self.clip else teacher, nobody, labels,
+            weight=self.weighting, reduction=self.reduction,
+        )  # fmt: skip
+
+
+def nobody(z: Image, level: Level, labels: Labels | None = None) -> Image:
+    """The estimator of an empty second step, whose weight is zero."""
+    return jnp.zeros_like(z)
