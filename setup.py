@@ -10,7 +10,6 @@ RUNTIME = [
     "absl-py>=2.3.1",
     "chex>=0.1.92",
     "flax>=0.12.8",
-    "grain>=0.2.18",
     "importlib_resources",  # tensorflow-datasets 4.9.10 imports it and forgets to declare it
     "jax>=0.10",
     "matplotlib",

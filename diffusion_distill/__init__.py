@@ -12,13 +12,13 @@ Conventions: images are [batch, height, width, channels] float32 in [-1, 1]; a n
 (alpha, sigma) with z = alpha·x + sigma·eps; for VP schedules time 1 is noise and 0 is clean.
 """
 
-from diffusion_distill import data, metrics, report
+from diffusion_distill import data, metrics, report, weights
 from diffusion_distill.diffusion.preconditioning import LogsnrInput
-from diffusion_distill.diffusion.schedules import SCHEDULES, Cosine
-from diffusion_distill.distillation import DISTILLERS, Denoising, Progressive, Tract
+from diffusion_distill.diffusion.schedules import SCHEDULES, Cosine, LinearBeta, LinearBetaDiscrete
+from diffusion_distill.distillation import DISTILLERS, Denoising, Knowledge, Progressive, Tract
 from diffusion_distill.model import Model
 from diffusion_distill.networks import NETWORKS, UNet
-from diffusion_distill.runs import Settings, distill, evaluate, sample, train
+from diffusion_distill.runs import Settings, distill, evaluate, export_weights, import_weights, sample, train
 from diffusion_distill.solvers import SOLVERS
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.optimizers import OptimizerSettings
@@ -32,6 +32,9 @@ __all__ = [
     "Artefact",
     "Cosine",
     "Denoising",
+    "Knowledge",
+    "LinearBeta",
+    "LinearBetaDiscrete",
     "LogsnrInput",
     "Model",
     "OptimizerSettings",
@@ -43,8 +46,11 @@ __all__ = [
     "data",
     "distill",
     "evaluate",
+    "export_weights",
+    "import_weights",
     "metrics",
     "report",
     "sample",
     "train",
+    "weights",
 ]

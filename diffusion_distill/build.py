@@ -4,7 +4,8 @@ A config has these parts, each read by one function below:
 
     model      network, schedule, prediction, time_input, image_shape        -> Model
     data       name of a source and its arguments                             -> Source
-    method     name ('denoising', 'btd', 'tract') and its fields              -> Denoising, Progressive, Tract
+    student    as model: of a student with another network than its teacher's     -> Model
+    method     name ('denoising', 'btd', 'tract', 'knowledge') and its fields -> Denoising, Progressive, ...
     run        batch_size, seed, cadences, optimizer                          -> Settings
     teacher    folder of the artefact to distil
     artefact   folder of the artefact to sample or evaluate
@@ -37,6 +38,7 @@ def config_of(
     settings: Settings,
     data: Mapping[str, Any],
     reference: Mapping[str, Any],
+    student: Model | None = None,
     **sample: Any,
 ) -> ConfigDict:
     """A complete config from objects: every field is there, with its value, to be overridden.
@@ -44,6 +46,7 @@ def config_of(
     Args:
       model: of a teacher to train; None for a distillation, whose model is its teacher's.
       data, reference: {"name": one of SOURCES, ...its arguments}.
+      student: of a distillation to another network.
       sample: changes to the sampling defaults.
     """
     name = next(name for name, kind in METHODS.items() if kind is type(method))
@@ -52,6 +55,7 @@ def config_of(
     return ConfigDict(
         {
             **({"model": model.to_dict()} if model else {}),
+            **({"student": student.to_dict()} if student else {}),
             "method": {"name": name, **to_mapping(method)},
             "run": {**to_mapping(settings), "optimizer": to_mapping(settings.optimizer)},
             "data": dict(data),
@@ -63,11 +67,31 @@ def config_of(
     )
 
 
+def images(dataset: str, path: str = "", split: str = "train", **arguments: Any) -> dict[str, Any]:
+    """The part `data` of a config: the images at `path` (a folder, a zip, an .npz), or else the prepared TFDS set.
+
+    Args:
+      dataset: its name in TensorFlow Datasets; the folder of prepared sets is the config's field data_dir.
+      split: of the set, and the sub-folder of the folder or zip.
+      arguments: size, resample, ... of both.
+    """
+    if path.endswith(".npz"):
+        return {"name": "npz", "path": path, **arguments}
+    if path:
+        return {"name": "folder", "path": path, "split": split, **arguments}
+    return {"name": "tfds", "dataset": dataset, "data_dir": "", "split": split, **arguments}
+
+
 def model(config: Any) -> Model:
     """The model described by config.model."""
     if "model" not in config:
         raise ValueError("This config describes no model to train. Use one with a part 'model'.")
     return Model.from_dict(config.model.to_dict())
+
+
+def student(config: Any) -> Model | None:
+    """The model described by config.student; None if the student has its teacher's."""
+    return Model.from_dict(config.student.to_dict()) if "student" in config else None
 
 
 def source(config: Any, part: str = "data") -> Source:

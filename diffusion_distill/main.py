@@ -4,8 +4,11 @@
     python -m diffusion_distill.main --mode=distill  --config=configs/digits_tract.py   --workdir=runs/tract
     python -m diffusion_distill.main --mode=sample   --config=configs/digits_tract.py   --workdir=runs/tract
     python -m diffusion_distill.main --mode=evaluate --config=configs/digits_tract.py   --workdir=runs/tract
+    python -m diffusion_distill.main --mode=import   --model=cifar_original             --workdir=runs/cifar_original
+    python -m diffusion_distill.main --mode=export   --model=runs/tract/student_1       --workdir=runs/exports
 
 Every field of a config can be overridden: --config.run.batch_size=64 --config.method.schedule='(1024,8,1)'.
+SIGTERM and Ctrl-C save what a run has and end the program; the same command goes on with it.
 """
 
 from __future__ import annotations
@@ -16,17 +19,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-from diffusion_distill import build, runs
+from diffusion_distill import build, interrupts, runs
 from diffusion_distill.report.pictures import image_grid
 from diffusion_distill.report.tables import format_table
+from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.sharding import use_cpu_devices
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="A file with get_config().")
 _CPU_DEVICES = flags.DEFINE_integer("cpu_devices", 0, "Split the CPU into so many devices; one per core is fastest.")
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a TPU pod or cluster first.")
+_MODEL = flags.DEFINE_string("model", "", "import: a published name or a file. export: an artefact's folder.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, artefacts, results.")
 
 
@@ -38,8 +45,9 @@ def train(config: Any, workdir: Path) -> None:
 
 def distill(config: Any, workdir: Path) -> None:
     """Distils config.teacher into WORKDIR/student_<steps>."""
-    teacher = build.artefact(config, "teacher")
-    students = runs.distill(teacher, build.source(config), build.method(config), build.settings(config), workdir)
+    teacher, student = build.artefact(config, "teacher"), build.student(config)
+    source, method, settings = build.source(config), build.method(config), build.settings(config)
+    students = runs.distill(teacher, source, method, settings, workdir, student)
     print(f"The students of {', '.join(map(str, students))} steps are in {workdir}/student_<steps>")
 
 
@@ -72,12 +80,42 @@ def evaluate(config: Any, workdir: Path) -> None:
     print(format_table([{"steps": results["sample"]["steps"], **scores}], ["steps", *scores]))
 
 
+def import_weights(config: Any, workdir: Path) -> None:
+    """Turns the published weights or the file --model into the artefact WORKDIR."""
+    model = build.model(config) if config is not None else None
+    artefact = runs.import_weights(_asked_model("a published name or a file"), workdir, model)
+    print(f"The artefact is in {workdir}: {_in_words(artefact)}")
+
+
+def export_weights(config: Any, workdir: Path) -> None:
+    """Writes the artefact in the folder --model as WORKDIR/<its name>.safetensors."""
+    folder = Path(_asked_model("an artefact's folder"))
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = runs.export_weights(Artefact.load(folder), workdir / f"{folder.name}.safetensors")
+    print(f"The export is {path}")
+
+
+def _asked_model(what: str) -> str:
+    if not _MODEL.value:
+        raise ValueError(f"This mode needs --model: {what}.")
+    return _MODEL.value
+
+
+def _in_words(artefact: Artefact) -> str:
+    count = sum(leaf.size for leaf in jax.tree.leaves(artefact.params))
+    return f"{count:,} parameters, {f'a student of {artefact.steps} steps' if artefact.steps else 'a teacher'}"
+
+
 MODES: dict[str, Callable[[Any, Path], None]] = {
     "train": train,
     "distill": distill,
     "sample": sample,
     "evaluate": evaluate,
+    "import": import_weights,
+    "export": export_weights,
 }
+#: Modes that are told all they need without a config.
+WITHOUT_CONFIG = ("import", "export")
 _MODE = flags.DEFINE_enum("mode", None, list(MODES), "What to do.")
 
 
@@ -85,16 +123,28 @@ def main(argv: Sequence[str]) -> None:
     """Runs a mode; errors in what was asked for end the program with their message."""
     if len(argv) > 1:
         raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
+    mode = str(_MODE.value)
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax reports every file it opens; --verbosity=0 shows that
+    if _CONFIG.value is None and mode not in WITHOUT_CONFIG:
+        raise app.UsageError(f"The mode {mode} needs --config=FILE.")
     if _CPU_DEVICES.value:
         use_cpu_devices(_CPU_DEVICES.value)
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()  # from here on JAX itself listens for preemption
+    else:
+        interrupts.listen()
     try:
-        MODES[str(_MODE.value)](_CONFIG.value, Path(str(_WORKDIR.value)))
-    except (ValueError, TypeError, FileNotFoundError) as error:
+        MODES[mode](_CONFIG.value, Path(str(_WORKDIR.value)))
+    except interrupts.Interrupted as request:
+        print(f"Stopped by {request}; what was done is saved. The same command goes on from here.", file=sys.stderr)
+        sys.exit(interrupts.EXIT_STATUS)
+    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
         if flags.FLAGS.only_check_args or flags.FLAGS.pdb:
             raise
         sys.exit(f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir", "mode"])
+    flags.mark_flags_as_required(["workdir", "mode"])
     app.run(main)

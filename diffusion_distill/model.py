@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -63,6 +64,10 @@ class Model:
     def num_classes(self) -> int:
         """Number of classes the network is conditioned on; 1 means unconditional."""
         return getattr(self.network, "num_classes", 1)
+
+    def with_network(self, **changes: Any) -> Model:
+        """The same model with other settings of its network, such as dropout=0.1."""
+        return dataclasses.replace(self, network=self.network.clone(**changes))
 
     def init(self, key: Key) -> Params:
         """Fresh float32 parameters."""

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_distill import interrupts
 from diffusion_distill.arrays import Array
 from diffusion_distill.errors import positive_int
 from diffusion_distill.levels import Level
@@ -110,6 +111,7 @@ def _host_loop(denoise, table, registers, labels, row_noise, states):
         row = jax.tree.map(lambda a: a[k] if a.ndim else a, table)
         registers, y = _jitted_row(denoise, row, registers, labels, _noise_of_row(row_noise, k), np.int32(k))
         seen.append(y)
+        interrupts.check()
     return jnp.stack([*seen, registers[0]]) if states else registers[0]
 
 

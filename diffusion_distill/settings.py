@@ -24,10 +24,10 @@ def from_mapping(kind: type[T], what: str, values: Mapping[str, Any]) -> T:
     fields = {f.name: f for f in dataclasses.fields(kind) if f.name not in ("parent", "name")}  # type: ignore[arg-type]
     settings = {}
     for name, value in values.items():
-        default = choose(f"field of {what}:", name, fields).default
+        field = choose(f"field of {what}:", name, fields)
         value = tuple(value) if isinstance(value, list) else value
-        if default is not dataclasses.MISSING and default is not None and value is not None:
-            value = _cast(f"{what}, field {name!r}", value, default)
+        if field.default is not dataclasses.MISSING and field.default is not None and value is not None:
+            value = _cast(f"{what}, field {name!r}", value, field)
         settings[name] = value
     try:
         return kind(**settings)
@@ -41,12 +41,12 @@ def to_mapping(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names}
 
 
-def _cast(where: str, value: Any, default: Any) -> Any:
-    """The value in the type of the default: whole numbers serve as float, and str | int lengths pass as they are."""
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+def _cast(where: str, value: Any, field: dataclasses.Field) -> Any:
+    """The value in the type of the field's default: whole numbers serve as float, and lengths are str | int."""
+    default, number = field.default, isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(default, float) and number:
         return float(value)
-    both_lengths = isinstance(value, (str, int)) and isinstance(default, (str, int))
-    lengths = both_lengths and "length" in where and not isinstance(value, bool)
-    if type(value) is not type(default) and not lengths and dataclasses.is_dataclass(default) is False:
+    length = "str | int" in str(field.type) and (number or isinstance(value, str))
+    if type(value) is not type(default) and not length and not dataclasses.is_dataclass(default):
         raise TypeError(f"{where} must be {type(default).__name__} like {default!r}, got {value!r}.")
     return value

@@ -6,19 +6,19 @@ python docs/draw_architecture.py
 from pathlib import Path
 
 FLOORS = [
-    ("7  main", ["main.py: train · distill · sample · evaluate"]),
-    ("6  build, report", ["build.py: config → objects", "report/: pictures · curves · tables"]),
-    ("5  runs", ["runs.py: the same four as plain functions"]),
+    ("7  main", ["main.py: train · distill · sample · evaluate", "import · export"]),
+    ("6  build", ["build.py: config → objects"]),
+    ("5  runs", ["runs/: the same as plain functions"]),
     (
         "4  training",
-        ["loop · step · state · ema", "optimizers · sharding", "checkpoint · artefact · progress"],
+        ["loop · step · gradients · state · ema", "optimizers · sharding · logs", "checkpoint · workdir · artefact"],
     ),
     (
         "3  methods, engine",
-        ["distillation/: denoising · progressive · tract", "closure · phases", "sampling.py"],
+        ["distillation/: progressive · tract · knowledge", "closure · phases · denoising", "sampling.py · weights/"],
     ),
     ("2  tables, models", ["solvers/: ddim · ancestral · table", "model.py: network + schedule = denoiser"]),
-    ("1  concepts", ["diffusion/: schedules · grids · forward …", "networks/ · data/ · metrics/"]),
+    ("1  concepts", ["diffusion/: schedules · grids · forward …", "networks/ · data/ · metrics/ · report/"]),
     ("0  language", ["levels.py: (alpha, sigma)", "typing · arrays · settings · errors"]),
 ]
 WIDTH, ROW, TOP, LEFT = 1000, 62, 54, 190

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 import diffusion_distill as dd
-from diffusion_distill.training.progress import read_json_lines
+from diffusion_distill.training.logs import read_json_lines
 from diffusion_distill.training.sharding import use_cpu_devices
 
 CORES = 2 ** min(3, (os.cpu_count() or 1).bit_length() - 1)  # a power of two, so that it divides the batch

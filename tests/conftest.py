@@ -26,6 +26,7 @@ import toys
 from diffusion_distill.diffusion.schedules import Cosine
 from diffusion_distill.model import Denoiser, Model
 from diffusion_distill.networks import NETWORKS
+from diffusion_distill.training.artefact import Artefact
 
 
 @pytest.fixture
@@ -51,3 +52,9 @@ def exact(gaussian: toys.Gaussian) -> Denoiser:
 def tiny_model(toy_networks: None) -> Model:
     """A small perceptron on 2x2 images that predicts v."""
     return Model(toys.Perceptron(out_ch=1), (2, 2, 1), Cosine(), prediction="v")
+
+
+@pytest.fixture
+def teacher(tiny_model: Model) -> Artefact:
+    """An untrained teacher."""
+    return Artefact(tiny_model, toys.parameters(tiny_model), provenance={"method": "none"})

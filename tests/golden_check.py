@@ -31,6 +31,8 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]  # runs from anywhere, installed or
 import golden_checks  # noqa: E402
 from golden_checks.common import Fixture, Kind, Line, run  # noqa: E402
 
+from diffusion_distill.training.sharding import use_cpu_devices  # noqa: E402
+
 #: Data packs: an optional folder beside the checkout.
 DEFAULT_DATA = HERE.parent.parent / "shared" / "data"
 DOCUMENTS = (".md",)  # READMEs and fact sheets are no data
@@ -123,4 +125,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    use_cpu_devices(8)  # recorded steps were made on several
     sys.exit(main())

@@ -18,26 +18,27 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 #: (floor, the modules or folders of one concept)
 FLOORS = [
-    (0, ("version", "errors", "arrays", "levels", "settings", "typing")),
+    (0, ("version", "errors", "interrupts", "arrays", "levels", "settings", "typing")),
     (1, ("diffusion",)),
     (1, ("networks",)),
     (1, ("data",)),
     (1, ("metrics",)),
+    (1, ("report",)),
     (2, ("solvers",)),
     (2, ("model",)),
     (3, ("sampling",)),
     (3, ("distillation",)),
+    (3, ("weights",)),
     (4, ("training",)),
     (5, ("runs",)),
     (6, ("build",)),
-    (6, ("report",)),
     (7, ("main",)),
     (7, ("",)),  # the package's own __init__: what a notebook imports
 ]
 CONFIG_FLOOR = 6
 #: Libraries that belong to one concept or to nobody.
 FORBIDDEN = {"torch", "tensorflow"}
-LAZY = {"tensorflow_datasets", "grain", "tensorboardX", "wandb", "PIL", "matplotlib", "sklearn", "tqdm"}
+LAZY = {"tensorflow_datasets", "grain", "tensorboardX", "wandb", "PIL", "matplotlib", "sklearn", "tqdm", "safetensors"}
 
 
 def concept(module: str) -> tuple[int, tuple[str, ...]]:

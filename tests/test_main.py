@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import toys
+from absl import flags
+from absl.testing import flagsaver
+from ml_collections import ConfigDict
+from toys import equal
 
-from diffusion_distill import build, main
+from diffusion_distill import build, interrupts, main
+from diffusion_distill.model import Model
+from diffusion_distill.networks import UNet
+from diffusion_distill.training.artefact import Artefact
 
 ROOT = Path(__file__).resolve().parent.parent
+flags.FLAGS.mark_as_parsed()
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
@@ -31,14 +43,21 @@ def config_of(name: str, **changes):
 
 @pytest.mark.fast
 @pytest.mark.parametrize("name", CONFIGS)
-def test_configs_describe_a_run(name: str) -> None:
+def test_configs_describe_a_run(name: str, tmp_path: Path) -> None:
     config = config_of(name)
-    build.settings(config)
-    build.source(config)
-    build.method(config)
-    if "model" in config:
-        described = build.model(config).to_dict()
-        assert json.loads(json.dumps(described)) == json.loads(json.dumps(config.model.to_dict()))
+    method, settings = build.method(config), build.settings(config)
+    if config.data.name == "tfds":
+        config.data.data_dir = str(tmp_path)
+        with pytest.raises(FileNotFoundError, match=rf"(?s)not prepared in .*tfds build {config.data.dataset} "):
+            build.source(config)
+    else:
+        assert len(build.source(config)) > 0
+    plain = lambda description: json.loads(json.dumps(description))  # noqa: E731
+    for part, made in (("model", build.model), ("student", build.student)):
+        if part in config:
+            assert plain(made(config).to_dict()) == plain(config[part].to_dict())  # type: ignore[union-attr]
+    phases = method.phases(toys.Gaussian(0.0, 1.0), settings.batch_size)  # type: ignore[arg-type]
+    assert all(phase.updates > 50 for phase in phases)
 
 
 def test_train_distill_sample_evaluate(tmp_path: Path) -> None:
@@ -86,6 +105,63 @@ def test_modes_that_need_an_artefact_say_so(mode: str, tmp_path: Path) -> None:
     part = "teacher" if mode == "distill" else "artefact"
     with pytest.raises(ValueError, match=f"--config.{part}=FOLDER"):
         main.MODES[mode](config_of("digits_tract"), tmp_path)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    """Killed twice, once while it evaluates, and then the same students as an uninterrupted run."""
+    command = [sys.executable, "-m", "diffusion_distill.main", "--mode=train", "--cpu_devices=1"]
+    command += [f"--config={ROOT / 'configs' / 'digits_teacher.py'}", "--config.run.batch_size=8"]
+    command += ["--config.method.length=240", "--config.run.evaluate_every=120", "--config.run.log_every=1"]
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    place = {"cwd": ROOT, "env": {**os.environ, **cache}, "text": True}
+    for workdir, stops in ((tmp_path / "whole", []), (tmp_path / "killed", [4, 15])):
+        for update in stops:
+            process = subprocess.Popen([*command, f"--workdir={workdir}"], stderr=subprocess.PIPE, **place)
+            _wait_for(workdir / "metrics.jsonl", update, process)
+            process.send_signal(signal.SIGTERM)
+            _, said = process.communicate(timeout=120)
+            assert process.returncode == interrupts.EXIT_STATUS == 143, said
+            assert "The same command goes on" in said and "Traceback" not in said
+            assert any((workdir / "checkpoints").iterdir())
+        last = [*command, f"--workdir={workdir}"]
+        ended = subprocess.run(last, capture_output=True, timeout=240, **place)
+        assert ended.returncode == 0, ended.stderr
+    whole, killed = (Artefact.load(tmp_path / name / "teacher") for name in ("whole", "killed"))
+    assert equal(whole.params, killed.params)
+    pictures = [sorted(p.name for p in (tmp_path / name / "samples").iterdir()) for name in ("whole", "killed")]
+    assert pictures[0] == pictures[1] == ["00000015.png", "00000030.png"]
+
+
+def _wait_for(metrics: Path, update: int, process: subprocess.Popen) -> None:
+    """Until a run has made an update."""
+    for _ in range(1200):
+        if metrics.exists() and f'"update": {update},' in metrics.read_text():
+            return
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    raise AssertionError(f"No update {update} in two minutes.")
+
+
+def test_import_and_export(tmp_path: Path) -> None:
+    """A file in the published layout to an artefact, to safetensors, and back."""
+    network = UNet(ch=32, emb_ch=8, out_ch=1, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_heads=1,
+                   resblock_resample=True)  # fmt: skip
+    config = ConfigDict({"model": Model(network, (4, 4, 1)).to_dict()})
+    file = ROOT / "tests" / "golden" / "btd" / "checkpoints" / "old_layout.msgpack"
+    with flagsaver.flagsaver(model=str(file)):
+        main.import_weights(config, tmp_path / "imported")
+    artefact = Artefact.load(tmp_path / "imported")
+    assert artefact.steps == 0 and artefact.provenance["imported_from"]["file"] == file.name
+    with flagsaver.flagsaver(model=str(tmp_path / "imported")):
+        main.export_weights(None, tmp_path / "out")
+    with flagsaver.flagsaver(model=str(tmp_path / "out" / "imported.safetensors")):
+        main.import_weights(None, tmp_path / "again")
+    again = Artefact.load(tmp_path / "again")
+    assert equal(again.params, artefact.params) and (again.model, again.steps) == (artefact.model, 0)
+    with flagsaver.flagsaver(model="cifar_orginal"), pytest.raises(FileNotFoundError, match="mean 'cifar_original'"):
+        main.import_weights(None, tmp_path / "nothing")
+    with flagsaver.flagsaver(model=str(file)), pytest.raises(ValueError, match=r"Which network does .* hold"):
+        main.import_weights(None, tmp_path / "nothing")
 
 
 def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Training: averages, the step on any number of devices, what is skipped, and runs that stop and go on."""
+"""Training: averages, the step on any number of devices and in parts, what is skipped, checkpoints, artefacts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 import toys
+from toys import equal
 
 from diffusion_distill import runs
 from diffusion_distill.diffusion.schedules import Cosine
@@ -22,20 +23,14 @@ from diffusion_distill.distillation import Denoising, Progressive, Tract
 from diffusion_distill.distillation.phases import Phase
 from diffusion_distill.model import Model
 from diffusion_distill.networks import UNet
-from diffusion_distill.training import ema, sharding
+from diffusion_distill.training import checksum, ema, sharding
 from diffusion_distill.training.artefact import Artefact
-from diffusion_distill.training.optimizers import OptimizerSettings, make_optimizer
-from diffusion_distill.training.progress import read_json_lines
+from diffusion_distill.training.checkpoint import Checkpoints
+from diffusion_distill.training.optimizers import OptimizerSettings, make_clip, make_optimizer
 from diffusion_distill.training.state import TrainState, create, next_phase
 from diffusion_distill.training.step import StepInputs, make_step
 
 DATA = toys.Gaussian(mean=0.1, std=0.4)
-
-
-def equal(a: Any, b: Any) -> bool:
-    """Whether two trees are the same, bit for bit."""
-    same = jax.tree.map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b)
-    return all(jax.tree.leaves(same))
 
 
 # --- averages
@@ -45,11 +40,11 @@ def equal(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.99, 0.9999, 0.999993])
 def test_an_average_is_its_closed_form(momentum: float) -> None:
     values = np.random.default_rng(0).normal(3.0, 1.0, (60, 5)).astype(np.float32)
-    log_mu = jnp.float32(ema.log_momentum(momentum))
+    rule = ema.rule("corrected", momentum)
     update = jax.jit(ema.update)
     average = ema.init({"w": jnp.full(5, 1e6)})  # where it starts from must never count
     for k, value in enumerate(values, start=1):
-        average = update(average, {"w": value}, log_mu)
+        average = update(average, {"w": value}, rule)
         ages = np.arange(k - 1, -1, -1)
         weights = momentum**ages
         expected = (weights[:, None] * values[:k].astype(np.float64)).sum(0) / weights.sum()
@@ -61,11 +56,9 @@ def test_an_average_is_its_closed_form(momentum: float) -> None:
 @pytest.mark.parametrize("momentum", [0.0, 0.9999])
 def test_the_first_value_and_momentum_0_are_copied_bit_for_bit(momentum: float) -> None:
     values = np.random.default_rng(0).normal(0, 1, (3, 1000)).astype(np.float32)
-    average = ema.update(
-        ema.init(jnp.asarray(values[0])), jnp.asarray(values[1]), jnp.float32(ema.log_momentum(momentum))
-    )
+    average = ema.update(ema.init(jnp.asarray(values[0])), jnp.asarray(values[1]), ema.rule("corrected", momentum))
     np.testing.assert_array_equal(average.params, values[1])
-    again = ema.update(average, jnp.asarray(values[2]), jnp.float32(ema.log_momentum(momentum)))
+    again = ema.update(average, jnp.asarray(values[2]), ema.rule("corrected", momentum))
     assert bool((again.params == values[2]).all()) == (momentum == 0)
 
 
@@ -73,18 +66,34 @@ def test_the_first_value_and_momentum_0_are_copied_bit_for_bit(momentum: float) 
 def test_decays_are_accurate_in_float32() -> None:
     counts = np.unique(np.int64(np.logspace(0, 6, 60)))
     for momentum in (0.5, 0.99, 0.9999, 0.999993, 0.9999999):
-        log_mu = ema.log_momentum(momentum)
-        exact = np.expm1(log_mu) / np.expm1(counts * log_mu)
-        found = jax.jit(ema.decay)(jnp.float32(log_mu), jnp.asarray(counts, jnp.int32))
+        rule = ema.rule("corrected", momentum)
+        exact = np.expm1(rule.log_mu) / np.expm1(counts * rule.log_mu)
+        found = jax.jit(ema.weight)(rule, jnp.asarray(counts, jnp.int32))
         np.testing.assert_allclose(found, exact, rtol=1e-6)
 
 
 @pytest.mark.fast
+def test_published_rules_of_averages() -> None:
+    """BTD's: plain from the second value on; the mean since a window of n = 1/(1 - mu) began."""
+    values = np.random.default_rng(0).normal(0, 1, (11, 3))
+    plain, window = ema.init(jnp.full(3, 1e6)), ema.init(jnp.full(3, 1e6))
+    expected = values[0]
+    for k, value in enumerate(values):
+        plain, window = (
+            ema.update(average, jnp.float32(value), ema.rule(kind, 0.75))
+            for average, kind in ((plain, "plain"), (window, "window"))
+        )
+        expected = 0.75 * expected + 0.25 * value
+        np.testing.assert_allclose(plain.params, expected, atol=1e-6)
+        np.testing.assert_allclose(window.params, values[k // 4 * 4 : k + 1].mean(0), atol=1e-6)
+
+
+@pytest.mark.fast
 def test_reset_forgets_at_the_next_value() -> None:
-    average = ema.update(ema.init(jnp.zeros(2)), jnp.ones(2), jnp.float32(-0.1))
+    average = ema.update(ema.init(jnp.zeros(2)), jnp.ones(2), ema.rule("corrected", 0.9))
     emptied = ema.reset(average)
     np.testing.assert_array_equal(emptied.params, average.params)
-    np.testing.assert_array_equal(ema.update(emptied, jnp.full(2, 5.0), jnp.float32(-0.1)).params, 5.0)
+    np.testing.assert_array_equal(ema.update(emptied, jnp.full(2, 5.0), ema.rule("corrected", 0.9)).params, 5.0)
 
 
 # --- the optimizer
@@ -128,16 +137,19 @@ BATCH = 16
 class Run:
     """A model, a method and its compiled step on a number of devices."""
 
-    def __init__(self, model: Model, method: Any, devices: int = 1, **optimizer: Any):
+    def __init__(self, model: Model, method: Any, devices: int = 1, parts: int = 1, **optimizer: Any):
         self.mesh = sharding.data_mesh(jax.devices()[:devices])
         self.optimizer = make_optimizer(OptimizerSettings(**optimizer))
         distils = not isinstance(method, Denoising)
-        self.step = make_step(method.losses, model, model if distils else None, self.optimizer, self.mesh)
+        settings = OptimizerSettings(**optimizer)
+        clip = make_clip(settings) if settings.clip_scope == "shard" else None
+        teacher = model if distils else None
+        self.step = make_step(method.losses, model, teacher, self.optimizer, self.mesh, parts=parts, shard_clip=clip)
         phase = method.phases(model, BATCH)[0]
         momenta = {"eval": phase.momentum, **method.averages}
-        log_momenta = {name: np.float32(ema.log_momentum(mu)) for name, mu in momenta.items()}
+        averaging = {name: ema.rule("corrected", mu) for name, mu in momenta.items()}
         single = lambda a: np.asarray(a, np.int32 if np.asarray(a).dtype.kind == "i" else np.float32)  # noqa: E731
-        self.inputs = StepInputs(jax.tree.map(single, phase.inputs), np.float32(1e-2), log_momenta)
+        self.inputs = StepInputs(jax.tree.map(single, phase.inputs), np.float32(1e-2), averaging)
         teacher = toys.parameters(model, 1) if distils else ()
         state = create(toys.parameters(model), self.optimizer, method.averages, teacher)
         self.state = jax.device_put(state, sharding.replicated(self.mesh))
@@ -216,6 +228,110 @@ def test_a_step_moves_by_the_rate_and_averages_follow(tiny_model: Model) -> None
     np.testing.assert_allclose(fast, old / 3 + new * 2 / 3, rtol=0, atol=1e-6)  # weights 0.5 and 1 over 1.5
 
 
+@dataclasses.dataclass(frozen=True)
+class Recorded(Denoising):
+    """Teacher training with times and noise of the batch's own, so that nothing is drawn."""
+
+    def losses(self, denoisers: Any, inputs: Any, batch: Any, key: Any) -> Any:
+        """Per-image losses [batch]."""
+        student = denoisers["student"]
+        return self.losses_at(student, student.model.schedule.level(batch["u"]), batch["image"], batch["eps"])
+
+
+def recorded(model: Model) -> dict[str, np.ndarray]:
+    """A batch for `Recorded`; the first half is much noisier than the second."""
+    rng = np.random.default_rng(5)
+    eps = rng.normal(0, 1, (BATCH, *model.image_shape)).astype(np.float32)
+    return {"eps": eps, "u": np.linspace(0.9, 0.2, BATCH, dtype=np.float32)}
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_gradients_are_those_of_the_whole_batch(parts: int, devices: int, tiny_model: Model) -> None:
+    whole = Run(tiny_model, Recorded(length="1K"))
+    in_parts = Run(tiny_model, Recorded(length="1K"), devices, parts)
+    first, second = (run(batch(tiny_model), **recorded(tiny_model)) for run in (whole, in_parts))
+    assert second["loss"] == pytest.approx(first["loss"], rel=1e-6)
+    assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-5)
+
+
+def test_each_shard_is_clipped_on_its_own(tiny_model: Model) -> None:
+    """BTD's program: with one device as ever; with two the mean of two clipped gradients."""
+    limit, images, extra = 0.05, batch(tiny_model), recorded(tiny_model)
+    method, rule = Recorded(length="1K"), {"rule": "momentum", "b1": 0.0}  # an update is its clipped gradient
+    halves = [slice(0, BATCH // 2), slice(BATCH // 2, None)]
+    alone = [Run(tiny_model, method, grad_clip=limit, **rule) for _ in halves]
+    norms = [
+        run(images[half], **{k: v[half] for k, v in extra.items()})["grad_norm"]
+        for run, half in zip(alone, halves, strict=True)
+    ]
+    assert min(norms) > 2 * limit and abs(norms[0] / norms[1] - 1) > 0.1
+    shards = Run(tiny_model, method, 2, clip_scope="shard", grad_clip=limit, **rule)
+    joint = Run(tiny_model, method, 2, clip_scope="global", grad_clip=limit, **rule)
+    assert shards(images, **extra)["grad_norm"] == pytest.approx(np.mean(norms), rel=1e-5)
+    joint(images, **extra)
+    start = toys.parameters(tiny_model)
+    moved = lambda run: jax.tree.leaves(jax.tree.map(lambda a, b: np.asarray(a - b), run.state.params, start))  # noqa: E731
+    for ours, first, second, other in zip(*map(moved, (shards, *alone, joint)), strict=True):
+        np.testing.assert_allclose(ours, (first + second) / 2, rtol=0, atol=2e-7)
+        assert np.abs(other - ours).max() > 1e-6, "another algorithm"
+
+
+# --- checkpoints
+
+
+@pytest.mark.fast
+def test_a_checksum_sees_every_bit_and_not_the_devices() -> None:
+    tree = {"a": np.random.default_rng(0).normal(size=(8, 50)).astype(np.float32), "b": np.arange(5, dtype=np.int32)}
+    before = np.asarray(checksum.checksums(tree))
+    spread = jax.device_put(tree["a"], sharding.split(sharding.data_mesh()))
+    np.testing.assert_array_equal(checksum.checksums({"a": spread, "b": tree["b"]}), before)
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        bits = tree["a"].copy().view(np.uint32)
+        bits[rng.integers(8), rng.integers(50)] ^= np.uint32(1 << rng.integers(32))
+        changed = np.asarray(checksum.checksums({"a": bits.view(np.float32), "b": tree["b"]}))
+        assert changed[0] != before[0] and changed[1] == before[1]
+    assert checksum.checksums({"a": tree["a"][::-1], "b": tree["b"]})[0] != before[0]
+    assert checksum.fingerprint(tree) != checksum.fingerprint({"a": tree["a"], "b": tree["b"][::-1]})
+
+
+def spoil(folder: Path, how: str) -> None:
+    """Damages the largest array file of a checkpoint."""
+    file = max(folder.glob("params/**/d/*"), key=lambda f: f.stat().st_size)
+    content = bytearray(file.read_bytes())
+    if how == "flip":
+        content[len(content) // 2] ^= 255
+    file.write_bytes(content[: len(content) // 2] if how == "truncate" else content)
+
+
+@pytest.mark.parametrize("how", ["truncate", "flip"])
+def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(how: str, tiny_model: Model, tmp_path: Path) -> None:
+    state = trained_state(tiny_model, make_optimizer(OptimizerSettings()))
+    states = {step: state.replace(step=jnp.int32(step), params=toys.parameters(tiny_model, step)) for step in (3, 6, 9)}
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3, about={"method": "by hand"})
+    for step, at in states.items():
+        checkpoints.save(step, at, phase="first")
+    checkpoints.close()
+    about = json.loads((tmp_path / "checkpoints" / "9" / "about" / "metadata").read_text())
+    assert about == {"update": 9, "phase": "first", "method": "by hand"}
+    spoil(tmp_path / "checkpoints" / "9", how)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    with pytest.warns(UserWarning, match=r"Checkpoint 9 is damaged .*damaged_checkpoints/9"):
+        found = checkpoints.restore(state)
+    assert equal(found, states[6])
+    assert (tmp_path / "damaged_checkpoints" / "9" / "params").is_dir(), "nothing is thrown away"
+    checkpoints.save(8, states[9].replace(step=jnp.int32(8)))  # older than the damaged one, and yet saved
+    assert checkpoints.latest == 8
+    checkpoints.close()
+    for step in (3, 6, 8):
+        spoil(tmp_path / "checkpoints" / str(step), how)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    with pytest.raises(ValueError, match=r"None of the checkpoints .* can be read.*Delete the folder"):
+        checkpoints.restore(state)
+    checkpoints.close()
+
+
 # --- phases follow one another
 
 
@@ -251,182 +367,6 @@ def test_the_next_phase_goes_on_with_another_teacher(reset: bool, tiny_model: Mo
     assert equal(new.averages["self_teacher"], old.averages["self_teacher"])
     assert equal(new.averages["eval"].params, old.averages["eval"].params)
     assert int(new.averages["eval"].count) == (0 if reset else 9)
-
-
-# --- runs
-
-SETTINGS = runs.Settings(batch_size=8, log_every=1, checkpoint_every=1)
-TRACT = Tract((4, 2, 1), length=4 * 8, warmup=2)  # two phases of two updates
-
-
-class Stopped(Exception):
-    """The power goes out."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Failing:
-    """A source that fails at the batch of a given update."""
-
-    inner: toys.GaussianSource
-    at: int
-    seen: list[int] = dataclasses.field(default_factory=list)
-    num_classes: int = 0
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """As the source's."""
-        return self.inner.image_shape
-
-    def __len__(self) -> int:
-        return len(self.inner)
-
-    def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """As the source's, `at` times."""
-        if len(self.seen) == self.at:
-            raise Stopped
-        self.seen.append(1)
-        return self.inner.gather(indices)
-
-
-@pytest.fixture(scope="module")
-def source() -> toys.GaussianSource:
-    """A few Gaussian images."""
-    return toys.GaussianSource(DATA, size=20)
-
-
-@pytest.fixture
-def teacher(tiny_model: Model) -> Artefact:
-    """An untrained teacher."""
-    return Artefact(tiny_model, toys.parameters(tiny_model), provenance={"method": "none"})
-
-
-def test_a_run_that_stops_and_goes_on_is_the_same_run(
-    teacher: Artefact, source: toys.GaussianSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    whole = runs.distill(teacher, source, TRACT, SETTINGS, tmp_path / "whole")
-    for stop in (2, 3):  # at the border of the phases, inside the second
-        folder = tmp_path / f"stopped_{stop}"
-        with pytest.raises(Stopped):
-            runs.distill(teacher, Failing(source, stop), TRACT, SETTINGS, folder)
-        rest = Failing(source, 99)
-        resumed = runs.distill(teacher, rest, TRACT, SETTINGS, folder)
-        assert len(rest.seen) == 4 - stop, "only what was missing is trained"
-        assert set(resumed) == {2, 1}
-        for steps in (2, 1):
-            assert equal(resumed[steps].params, whole[steps].params), (stop, steps)
-        assert not equal(resumed[1].params, resumed[2].params)
-        updates = [record["update"] for record in read_json_lines(folder / "metrics.jsonl")]
-        assert updates == [1, 2, 3, 4], "each update is logged once"
-
-
-def test_a_finished_run_is_not_trained_again(teacher: Artefact, source: toys.GaussianSource, tmp_path: Path) -> None:
-    first = runs.distill(teacher, source, TRACT, SETTINGS, tmp_path)
-    again = runs.distill(teacher, Failing(source, 0), TRACT, SETTINGS, tmp_path)
-    assert set(again) == {2, 1}
-    assert all(equal(again[n].params, first[n].params) and again[n].steps == n for n in again)
-
-
-def test_a_run_that_dies_while_it_saves_a_student_has_it_after_the_restart(
-    teacher: Artefact, source: toys.GaussianSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def dies(self: Artefact, folder: Path) -> Path:
-        raise Stopped
-
-    with monkeypatch.context() as broken:
-        broken.setattr(Artefact, "save", dies)
-        with pytest.raises(Stopped):
-            runs.distill(teacher, source, TRACT, SETTINGS, tmp_path)
-    assert set(runs.distill(teacher, source, TRACT, SETTINGS, tmp_path)) == {2, 1}
-    assert Artefact.load(tmp_path / "student_2").steps == 2
-
-
-def test_a_run_leaves_its_metrics_and_artefacts(tiny_model: Model, source: toys.GaussianSource, tmp_path: Path) -> None:
-    method = Denoising(length=6 * 8, learning_rate=4e-3, warmup=2, anneal=True, momentum=0.9)
-    settings = dataclasses.replace(SETTINGS, log_every=2, checkpoint_every=100)
-    made = runs.train(tiny_model, source, method, settings, tmp_path)
-    records = read_json_lines(tmp_path / "metrics.jsonl")
-    assert [record["update"] for record in records] == [2, 4, 6]
-    assert [record["samples"] for record in records] == [16, 32, 48]
-    np.testing.assert_allclose(
-        [record["learning_rate"] for record in records], [4e-3 * r / 6 for r in (5, 3, 1)], rtol=1e-6
-    )
-    for record in records:
-        assert record["phase"] == "teacher" and record["skipped"] == 0
-        assert record["loss"] > 0 and record["grad_norm"] > 0 and record["images_per_second"] > 0
-    found = Artefact.load(tmp_path / "teacher")
-    assert equal(found.params, made.params) and found.model == tiny_model and found.steps == 0
-    facts = found.provenance
-    assert (facts["method"], facts["updates"], facts["skipped"]) == ("Denoising", 6, 0)
-    assert facts["method_settings"]["learning_rate"] == 4e-3 and facts["settings"]["batch_size"] == 8
-    assert {"jax", "diffusion_distill"} <= set(facts["versions"])
-
-
-def test_a_skipped_update_does_not_hide_the_others_in_the_metrics(
-    tiny_model: Model, source: toys.GaussianSource, tmp_path: Path
-) -> None:
-    class Spoilt(Failing):
-        def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-            self.seen.append(1)
-            return {"image": self.inner.gather(indices)["image"] * (np.nan if len(self.seen) == self.at else 1)}
-
-    settings = dataclasses.replace(SETTINGS, log_every=3)
-    runs.train(tiny_model, Spoilt(source, 2), Denoising(length=3 * 8, warmup=0), settings, tmp_path)
-    [record] = read_json_lines(tmp_path / "metrics.jsonl")
-    assert record["skipped"] == 1
-    assert np.isfinite(record["loss"]) and np.isfinite(record["grad_norm"])
-
-
-def test_a_workdir_that_cannot_serve_is_refused_before_training(
-    teacher: Artefact, source: toys.GaussianSource, tmp_path: Path
-) -> None:
-    nothing = Failing(source, 0)  # raises Stopped as soon as a batch is asked for
-    with pytest.raises(Stopped):
-        runs.distill(teacher, nothing, TRACT, SETTINGS, tmp_path / "run")
-    other = dataclasses.replace(TRACT, learning_rate=1e-3)
-    with pytest.raises(
-        ValueError, match=r"another run.*method_settings\.learning_rate.*0\.0002.*0\.001.*Choose another"
-    ):
-        runs.distill(teacher, nothing, other, SETTINGS, tmp_path / "run")
-    with pytest.raises(ValueError, match=r"another run.*settings\.batch_size.*8.*16"):
-        runs.distill(teacher, nothing, TRACT, dataclasses.replace(SETTINGS, batch_size=16), tmp_path / "run")
-    (tmp_path / "file").write_text("in the way")
-    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ValueError, match=r"Cannot write to the workdir.*Choose another folder"):
-            runs.distill(teacher, nothing, TRACT, SETTINGS, folder)
-
-
-def test_another_teacher_is_another_run(teacher: Artefact, source: toys.GaussianSource, tmp_path: Path) -> None:
-    """Two teachers of one model and one provenance that differ in their parameters alone."""
-    with pytest.raises(Stopped):
-        runs.distill(teacher, Failing(source, 1), TRACT, SETTINGS, tmp_path)
-    other = dataclasses.replace(teacher, params=toys.parameters(teacher.model, 7))
-    with pytest.raises(ValueError, match=r"another run.*teacher"):
-        runs.distill(other, Failing(source, 0), TRACT, SETTINGS, tmp_path)
-
-
-@pytest.mark.fast
-def test_what_does_not_fit_is_refused_before_training(teacher: Artefact, source: toys.GaussianSource) -> None:
-    nothing = Failing(source, 0)
-    with pytest.raises(ValueError, match=r"multiple of the number of devices \(8\), got 12"):
-        runs.distill(teacher, nothing, TRACT, dataclasses.replace(SETTINGS, batch_size=12))
-    with pytest.raises(ValueError, match=r"student of 8 steps, but the method starts from 4"):
-        runs.distill(dataclasses.replace(teacher, steps=8), nothing, TRACT, SETTINGS)
-    wide = dataclasses.replace(teacher.model, image_shape=(2, 4, 1))
-    with pytest.raises(ValueError, match=r"shape \(2, 2, 1\).*takes \(2, 4, 1\)"):
-        runs.train(wide, nothing, METHODS["teacher"], SETTINGS)
-    labelled = dataclasses.replace(teacher.model, network=toys.Perceptron(1, num_classes=3))
-    with pytest.raises(ValueError, match=r"conditioned on 3 classes, but the data have 0"):
-        runs.train(labelled, nothing, METHODS["teacher"], SETTINGS)
-    for steps in (0, -1):
-        with pytest.raises(ValueError, match=f"steps must be .*at least 1, got {steps}"):
-            runs.sample(teacher, 4, steps=steps)
-
-
-def test_a_network_of_the_callers_own_can_be_trained(source: toys.GaussianSource) -> None:
-    """One that no registry knows: in memory at least."""
-    model = Model(toys.Perceptron(1), (2, 2, 1), prediction="v")
-    made = runs.train(model, source, Denoising(length=8), SETTINGS)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(made.params))
 
 
 # --- artefacts
@@ -476,9 +416,9 @@ def test_a_damaged_artefact_says_what_is_wrong(
 
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
-    "a momentum of 1": (lambda: ema.log_momentum(1.0), r"momentum must be in \[0, 1\), got 1\.0"),
-    "a negative momentum": (lambda: ema.log_momentum(-0.1), r"got -0\.1"),
-    "a momentum that is no number": (lambda: ema.log_momentum(float("nan")), r"got nan"),
+    "a momentum of 1": (lambda: ema.rule("corrected", 1.0), r"momentum must be in \[0, 1\), got 1\.0"),
+    "a negative momentum": (lambda: ema.rule("corrected", -0.1), r"got -0\.1"),
+    "a momentum that is no number": (lambda: ema.rule("corrected", float("nan")), r"got nan"),
     "a negative clip": (lambda: OptimizerSettings(grad_clip=-1.0), r"must not be negative.*grad_clip=-1\.0"),
     "b2 of 1": (lambda: OptimizerSettings(b2=1.0), r"b1 and b2 below 1.*b2=1\.0"),
     "a batch of zero": (lambda: runs.Settings(batch_size=0), r"batch_size must be .*at least 1, got 0"),
@@ -487,6 +427,11 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "a batch that does not split": (lambda: sharding.check_batch(12, sharding.data_mesh()), r"devices \(8\), got 12"),
     "too many output channels": (lambda: Model(toys.Perceptron(2), (2, 2, 1)), r"network with 1 .*out_ch=2.*Set"),
     "images without channels": (lambda: Model(toys.Perceptron(1), (2, 2)), r"width, channels\), got \(2, 2\)"),  # type: ignore[arg-type]
+    "an unknown optimizer": (lambda: OptimizerSettings(rule="adamw"), r"'adamw'.*Did you mean 'adam'"),
+    "an unknown scope": (lambda: OptimizerSettings(clip_scope="device"), r"'device'.*global, shard"),
+    "an unknown average": (lambda: Denoising(averaging="simple"), r"'simple'.*corrected, plain, window"),
+    "parts that do not divide": (lambda: sharding.check_batch(16, sharding.data_mesh(), 4), r"parts of a batch \(4\)"),
+    "an unreadable cadence": (lambda: runs.Settings(evaluate_every="often"), r"'often' as a number of samples"),
     "an unknown prediction": (lambda: Model(toys.Perceptron(1), (2, 2, 1), prediction="epsilon"), r"'epsilon'"),
 }  # fmt: skip
 

@@ -123,3 +123,9 @@ def parameters(model: Model, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.5 / a.shape[0] ** 0.5, a.shape), jnp.float32), shapes)
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two trees are the same, bit for bit."""
+    same = jax.tree.map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b)
+    return all(jax.tree.leaves(same))

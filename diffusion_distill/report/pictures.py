@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_distill.arrays import to_byte_range
+
 MARGIN = 16  # around the picture and between labels and images, in pixels of the PNG
 ROW_GAP = 8
 FONT_SIZE = 15
@@ -22,7 +24,7 @@ INK = (30, 30, 30)
 
 
 def to_uint8(images: ArrayLike) -> NDArray[np.uint8]:
-    """8-bit images of images in [-1, 1]: round(127.5 (x + 1)), halves to even, clipped to 0..255.
+    """8-bit images of images in [-1, 1]: 127.5 (x + 1) clipped to 0..255 and rounded, halves to even.
 
     Raises:
         TypeError: neither floats nor uint8 (which pass unchanged).
@@ -35,7 +37,7 @@ def to_uint8(images: ArrayLike) -> NDArray[np.uint8]:
         raise TypeError(f"Images have dtype {images.dtype}; need floats in [-1, 1], or uint8.")
     if np.isnan(images).any():
         raise ValueError("Images hold NaN, so there is nothing to show. Find out which step made them.")
-    return np.clip(np.rint(127.5 * (images + 1)), 0, 255).astype(np.uint8)
+    return np.rint(to_byte_range(images)).astype(np.uint8)
 
 
 def image_grid(
@@ -77,6 +79,16 @@ def image_grid(
     path = Path(path)
     _write(strips, title, path)
     return path
+
+
+def tile(images: ArrayLike, columns: int = 8) -> NDArray[np.uint8]:
+    """Images [n, height, width, 1 or 3] in rows of `columns` as one picture, uint8 [height', width', 3]."""
+    images = _as_rgb("", images)
+    missing = -len(images) % columns
+    images = np.pad(images, ((0, missing), (1, 1), (1, 1), (0, 0)), constant_values=BACKGROUND[0])
+    _, height, width, _ = images.shape
+    rows = images.reshape(-1, columns, height, width, 3).swapaxes(1, 2)
+    return rows.reshape(-1, columns * width, 3)
 
 
 def _as_rgb(label: str, images: ArrayLike) -> NDArray[np.uint8]:

@@ -1,7 +1,7 @@
 """An artefact: a teacher or a student on disk, all that distilling, sampling and evaluating need.
 
 FOLDER/params/            parameters (Orbax)
-FOLDER/model.json         what builds it: network, schedule, prediction, image shape; and its step count
+FOLDER/model.json         what builds it: network, schedule, prediction, image shape; its step count; a checksum
 FOLDER/provenance.json    where it comes from: method, settings, updates, teacher, versions
 """
 
@@ -17,6 +17,7 @@ import jax
 
 from diffusion_distill.model import Clipped, Denoiser, Model
 from diffusion_distill.training import checkpoint
+from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.typing import Params
 from diffusion_distill.version import __version__
 
@@ -45,9 +46,10 @@ class Artefact:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save_params(folder / "params", self.params)
+        facts = {"steps": self.steps, "fingerprint": fingerprint(self.params)}
         versions = {"diffusion_distill": __version__, "jax": jax.__version__}
         _write(folder / "provenance.json", {**self.provenance, "versions": versions})
-        _write(folder / "model.json", {"model": self.model.to_dict(), "steps": self.steps})
+        _write(folder / "model.json", {"model": self.model.to_dict(), **facts})
         return folder
 
     @classmethod
@@ -56,7 +58,7 @@ class Artefact:
 
         Raises:
           FileNotFoundError: the folder is not an artefact.
-          ValueError: its parameters do not fit its model.
+          ValueError: its parameters do not fit its model, or have changed since they were written.
         """
         folder = Path(folder)
         if not (folder / "model.json").is_file():
@@ -68,6 +70,10 @@ class Artefact:
         model = Model.from_dict(description["model"])
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         params = checkpoint.load_params(folder / "params", shapes)
+        if description.get("fingerprint") not in (None, fingerprint(params)):
+            raise ValueError(
+                f"The parameters in {folder} have changed since they were written: the disk or a copy failed."
+            )
         provenance = json.loads((folder / "provenance.json").read_text())
         return cls(model, params, description["steps"], provenance)
 

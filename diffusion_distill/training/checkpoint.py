@@ -1,7 +1,17 @@
-"""Checkpoints of the whole state with Orbax: one item per role, so that one can be read without the others."""
+"""Checkpoints of the whole state with Orbax: one item per role, so that one can be read without the others.
+
+CHECKPOINTS/<update>/params, opt_state, averages, teacher, counters   arrays
+CHECKPOINTS/<update>/checksums                                        of each item, see `training.checksum`
+CHECKPOINTS/<update>/about                                            phase, data position, configuration (JSON)
+
+Saving happens in the background and is atomic. A checkpoint that cannot be read, or whose checksums differ, is
+moved aside and the one before it is taken.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,42 +19,89 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
+from diffusion_distill.training.checksum import checksums
 from diffusion_distill.training.state import TrainState
+
+DAMAGED = "damaged_checkpoints"
 
 
 class Checkpoints:
-    """The checkpoints of a run, newest last, under a folder; saving is atomic and in the background."""
+    """The checkpoints of a run, newest last, under a folder."""
 
-    def __init__(self, folder: Path, keep: int = 2):
-        """Keeps the newest `keep` checkpoints."""
+    def __init__(self, folder: Path, keep: int = 2, about: Mapping[str, Any] | None = None):
+        """Keeps the newest `keep` checkpoints; `about` is written into each."""
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+        self._folder, self._about = folder.resolve(), dict(about or {})
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     @property
     def latest(self) -> int | None:
         """The update number of the newest checkpoint, None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState) -> None:
-        """Saves the state under its update number, if it is newer than what is there."""
+    def save(self, step: int, state: TrainState, **about: Any) -> None:
+        """Saves the state and facts about it under its update number, if it is newer than what is there."""
         if self.latest is not None and step <= self.latest:
             return
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}  # type: ignore[call-arg]
-        if not self._manager.save(step, args=ocp.args.Composite(**items)):
+        items = _items(state)
+        items["checksums"] = {name: checksums(tree) for name, tree in items.items()}
+        arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}  # type: ignore[call-arg]
+        facts = ocp.args.JsonSave({"update": step, **about, **self._about})  # type: ignore[call-arg]
+        if not self._manager.save(step, args=ocp.args.Composite(**arguments, about=facts)):
             raise RuntimeError(f"Orbax did not save the checkpoint of update {step}.")
 
     def restore(self, like: TrainState) -> TrainState:
-        """The newest checkpoint, with the shapes, types and shardings of `like`."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _items(like))
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}  # type: ignore[call-arg]
-        restored = self._manager.restore(self.latest, args=ocp.args.Composite(**items))
-        return like.replace(**{name: restored[name] for name in items if name != "counters"}, **restored["counters"])
+        """The newest checkpoint that is whole, with the shapes, types and shardings of `like`.
+
+        Raises:
+          ValueError: none can be read.
+        """
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state = self._read(step, like)
+            except Exception as error:  # Orbax raises a dozen kinds for damaged files
+                damaged[step] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                continue
+            self._move_aside(damaged)
+            return state
+        raise ValueError(
+            f"None of the checkpoints in {self._folder} can be read: {damaged}. Delete the folder to begin again."
+        )
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the machines are about to be taken away; known only where several processes run together."""
+        return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
     def close(self) -> None:
         """Waits for saves under way."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+    def _read(self, step: int, like: TrainState) -> TrainState:
+        items = _items(like)
+        sums = {name: jax.ShapeDtypeStruct((len(jax.tree.leaves(tree)),), np.uint32) for name, tree in items.items()}
+        shapes = {**jax.tree.map(ocp.utils.to_shape_dtype_struct, items), "checksums": sums}
+        arguments = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}  # type: ignore[call-arg]
+        found = self._manager.restore(step, args=ocp.args.Composite(**arguments))
+        for name in items:
+            if not np.array_equal(checksums(found[name]), found["checksums"][name]):
+                raise ValueError(f"the content of {name} has changed since it was written")
+        return like.replace(**{name: found[name] for name in items if name != "counters"}, **found["counters"])
+
+    def _move_aside(self, damaged: Mapping[int, str]) -> None:
+        for step, reason in damaged.items():
+            place = self._folder.parent / DAMAGED / str(step)
+            warnings.warn(f"Checkpoint {step} is damaged ({reason}); moved to {place}.", stacklevel=3)
+            if jax.process_index() == 0:
+                place.parent.mkdir(exist_ok=True)
+                (self._folder / str(step)).replace(place)
+        if damaged:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("damaged checkpoints")
+            self._manager.reload()
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -62,7 +119,7 @@ def _items(state: TrainState) -> dict[str, Any]:
 def save_params(folder: Path, params: Any) -> None:
     """Writes parameters alone, as an artefact's."""
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.resolve(), jax.tree.map(np.asarray, params), force=True)
+        checkpointer.save(folder.resolve(), jax.tree.map(jnp.asarray, params), force=True)
 
 
 def load_params(folder: Path, like: Any) -> Any:
@@ -71,7 +128,7 @@ def load_params(folder: Path, like: Any) -> Any:
     Raises:
       ValueError: names, shapes or types differ from `like`.
     """
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), like)
     with ocp.StandardCheckpointer() as checkpointer:
         return jax.tree.map(jnp.asarray, checkpointer.restore(folder.resolve(), abstract))

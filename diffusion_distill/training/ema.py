@@ -1,23 +1,29 @@
-"""Bias-corrected exponential moving averages of parameters (arXiv:2303.04248, A.7).
+"""Moving averages of parameters: how much the new value weighs, d_k, at update number k = 1, 2, ...
 
-Update number k = 1, 2, ... moves the average by
+    average += d_k·(value - average)
 
-    average += d_k·(value - average),   d_k = (1 - mu) / (1 - mu^k)
+corrected   d_k = (1 - mu) / (1 - mu^k)            bias-corrected (arXiv:2303.04248, A.7)
+plain       d_1 = 1, then d_k = 1 - mu             BTD's program
+window      d_k = 1 / (1 + (k - 1) mod n)          BTD's 'aa': the mean since the last start of a window of n
 
-so that average_k = (1 - mu)/(1 - mu^k)·sum_j mu^(k-j)·value_j: the first update copies the value and the
+Corrected, average_k = (1 - mu)/(1 - mu^k)·sum_j mu^(k-j)·value_j: the first update copies the value and the
 initial parameters never count. d_k is evaluated as expm1(log mu) / expm1(k·log mu) with log mu from float64;
-1 - mu^k in float32 would err by up to 1e-3 for the momenta in use. Momentum 0 is a plain copy.
+1 - mu^k in float32 would err by up to 1e-3 for the momenta in use. Momentum 0 is a plain copy. A window is
+as long as the memory of its momentum, n = 1 / (1 - mu).
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from diffusion_distill.arrays import Array
+from diffusion_distill.distillation.phases import AVERAGING
 from diffusion_distill.typing import Params
 
 
@@ -26,6 +32,26 @@ class Average(struct.PyTreeNode):
 
     params: Params
     count: Array  # int32 scalar
+
+
+class Rule(NamedTuple):
+    """How an average moves, as scalars: phases with other rules and momenta share one compiled step."""
+
+    kind: Array  # int32: place in AVERAGING
+    log_mu: Array  # log momentum, -inf for momentum 0
+    window: Array  # int32: values in a window
+
+
+def rule(kind: str, momentum: float) -> Rule:
+    """A rule by name, with log mu from float64.
+
+    Raises:
+      ValueError: momentum outside [0, 1), or a kind that is not one of `AVERAGING`.
+    """
+    if not 0 <= momentum < 1:
+        raise ValueError(f"An EMA momentum must be in [0, 1), got {momentum!r}.")
+    log_mu = math.log(momentum) if momentum else -math.inf
+    return Rule(np.int32(AVERAGING.index(kind)), np.float64(log_mu), np.int32(round(1 / (1 - momentum))))
 
 
 def init(params: Params) -> Average:
@@ -38,24 +64,16 @@ def reset(average: Average) -> Average:
     return average.replace(count=jnp.zeros((), jnp.int32))
 
 
-def log_momentum(momentum: float) -> float:
-    """log mu in float64; -inf for momentum 0.
-
-    Raises:
-      ValueError: momentum outside [0, 1).
-    """
-    if not 0 <= momentum < 1:
-        raise ValueError(f"An EMA momentum must be in [0, 1), got {momentum!r}.")
-    return math.log(momentum) if momentum else -math.inf
+def weight(rule: Rule, count: Array) -> Array:
+    """d_k of value number k = count >= 1."""
+    corrected = jnp.expm1(rule.log_mu) / jnp.expm1(count * rule.log_mu)
+    plain = jnp.where(count == 1, 1.0, -jnp.expm1(rule.log_mu))
+    window = 1 / (1 + (count - 1) % rule.window).astype(plain.dtype)
+    return jnp.select([rule.kind == k for k in range(len(AVERAGING))], [corrected, plain, window])
 
 
-def decay(log_mu: Array, count: Array) -> Array:
-    """d_k for update number k = count >= 1 of an average with log-momentum log_mu < 0."""
-    return jnp.expm1(log_mu) / jnp.expm1(count * log_mu)
-
-
-def update(average: Average, value: Params, log_mu: Array) -> Average:
+def update(average: Average, value: Params, rule: Rule) -> Average:
     """Adds one value to the average."""
     count = average.count + 1
-    d = decay(log_mu, count)
+    d = weight(rule, count)
     return Average(jax.tree.map(lambda a, v: jnp.where(d < 1, a + d * (v - a), v), average.params, value), count)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from itertools import accumulate
 
 import jax
@@ -10,15 +12,36 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from diffusion_distill import interrupts
 from diffusion_distill.data.pipeline import Batches
+from diffusion_distill.data.prefetch import prefetch
 from diffusion_distill.distillation.phases import Phase
 from diffusion_distill.training import ema
 from diffusion_distill.training.checkpoint import Checkpoints
-from diffusion_distill.training.progress import JsonLines, Progress
+from diffusion_distill.training.logs import Log, Logs
+from diffusion_distill.training.progress import Progress
 from diffusion_distill.training.sharding import put_batch, replicated
 from diffusion_distill.training.state import TrainState, next_phase
 from diffusion_distill.training.step import Step, StepInputs
 from diffusion_distill.typing import Key
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens between updates.
+
+    Attributes:
+      log_every, checkpoint_every: in updates; a checkpoint is also saved at the end of each phase.
+      evaluate_every: in training images; 0 for never.
+      evaluate: called with (update, phase, state) at that cadence and at the end of each phase.
+      phase_done: called with (phase, state) at the end of each phase, before its checkpoint.
+    """
+
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    evaluate_every: int = 0
+    evaluate: Callable[[int, Phase, TrainState], None] = lambda update, phase, state: None
+    phase_done: Callable[[Phase, TrainState], None] = lambda phase, state: None
 
 
 def run(
@@ -30,12 +53,10 @@ def run(
     seed: Key,
     mesh: Mesh,
     *,
-    momenta: dict[str, float],
+    momenta: Mapping[str, float],
+    plan: Plan | None = None,
     checkpoints: Checkpoints | None = None,
-    checkpoint_every: int = 1000,
-    log: JsonLines | None = None,
-    log_every: int = 50,
-    phase_done: Callable[[Phase, TrainState], None] = lambda phase, state: None,
+    log: Log | None = None,
 ) -> TrainState:
     """Trains from the state's step to the end of the last phase.
 
@@ -43,51 +64,112 @@ def run(
       state: a fresh or restored state.
       step: the compiled update.
       momenta: of the method's own averages; the eval average's is the phase's.
-      checkpoints: where the state is saved, every `checkpoint_every` updates and at the end of a phase.
-      log: gets a record every `log_every` updates: loss and gradient norm averaged since the last one.
-      phase_done: called with the state at the end of each phase.
+      checkpoints: where the state is saved.
+      log: gets the figures: loss and gradient norm averaged since the last record.
+
+    Raises:
+      Interrupted: the program was asked to stop; the state is in `checkpoints`.
     """
-    log = log or JsonLines(None)
-    # Several CPU devices meet in one thread pool; updates in flight at once can starve each other in it.
-    lockstep = mesh.size > 1 and jax.default_backend() == "cpu"
+    plan, log = plan or Plan(), log or Logs()
     done = int(state.step)
-    for k, (phase, end) in enumerate(zip(phases, accumulate(p.updates for p in phases), strict=True)):
+    for k, (phase, end) in enumerate(zip(phases, ends(phases), strict=True)):
         begin = end - phase.updates
         if done >= end:
             continue
         if done == begin and k > 0:
             state = jax.device_put(next_phase(state, phase, optimizer), replicated(mesh))
         inputs = jax.device_put(step_inputs(phase, momenta), replicated(mesh))
-        progress = Progress(phase.name, phase.updates, batches.batch_size)
-        progress.start_at(done - begin)
-        recent: list[dict] = []
-        for update in range(done - begin, phase.updates):
-            batch = put_batch(batches.at(begin + update), mesh)
-            rate = np.float32(phase.rate(update))
-            state, metrics = step(state, batch, inputs._replace(learning_rate=rate), seed)
-            recent.append(jax.block_until_ready(metrics) if lockstep else metrics)
-            done = begin + update + 1
-            if done % log_every == 0 or done == end:
-                figures = _averages(recent)
-                recent = []
-                progress.update(update + 1, loss=figures["loss"])
-                speed = {"learning_rate": float(rate), "images_per_second": round(progress.rate(), 1)}
-                log.write(phase=phase.name, update=done, samples=done * batches.batch_size, **speed, **figures)
-            if checkpoints and done % checkpoint_every == 0 and done != end:
+        recorder = _Recorder(phase, begin, done, batches.batch_size, log)
+        updates = _updates(state, step, phase, begin, batches, inputs, seed, mesh)
+        try:
+            for state, metrics in updates:
+                done += 1
+                recorder.add(done, metrics, now=done % plan.log_every == 0 or done == end)
+                if done == end:
+                    plan.phase_done(phase, state)  # before the checkpoint: a run that dies in between does it again
+                if checkpoints and (done == end or done % plan.checkpoint_every == 0):
+                    checkpoints.save(done, state)
+                if evaluation_due(done, phases, batches.batch_size, plan.evaluate_every):
+                    plan.evaluate(done, phase, state)
+                if checkpoints and checkpoints.reached_preemption(done):
+                    interrupts.request("preemption")
+                interrupts.check()
+        except interrupts.Interrupted:
+            if checkpoints:
                 checkpoints.save(done, state)
-        progress.close()
-        # Before the checkpoint that says the phase is over: a run that dies in between does its end again.
-        phase_done(phase, state)
-        if checkpoints:
-            checkpoints.save(done, state)
+            raise
+        finally:
+            updates.close()
+            recorder.close()
     return state
 
 
-def step_inputs(phase: Phase, momenta: dict[str, float]) -> StepInputs:
+def ends(phases: Sequence[Phase]) -> list[int]:
+    """The number of updates made at the end of each phase."""
+    return list(accumulate(phase.updates for phase in phases))
+
+
+def evaluation_due(done: int, phases: Sequence[Phase], batch_size: int, every: int) -> bool:
+    """Whether update number `done` passed a multiple of `every` images or ended a phase; never if `every` is 0."""
+    passed = every and done * batch_size // every > (done - 1) * batch_size // every
+    return bool(every and done and (passed or done in ends(phases)))
+
+
+def step_inputs(phase: Phase, momenta: Mapping[str, float]) -> StepInputs:
     """The phase's arrays in float32, as the step takes them."""
-    log_momenta = {name: ema.log_momentum(mu) for name, mu in {"eval": phase.momentum, **momenta}.items()}
-    inputs = StepInputs(phase.inputs, 0.0, log_momenta)
+    rules = {name: ema.rule("corrected", momentum) for name, momentum in momenta.items()}
+    inputs = StepInputs(phase.inputs, 0.0, {"eval": ema.rule(phase.averaging, phase.momentum), **rules})
     return jax.tree.map(lambda a: np.asarray(a, np.int32 if np.asarray(a).dtype.kind == "i" else np.float32), inputs)
+
+
+def _updates(
+    state: TrainState,
+    step: Step,
+    phase: Phase,
+    begin: int,
+    batches: Batches,
+    inputs: StepInputs,
+    seed: Key,
+    mesh: Mesh,
+) -> Generator[tuple[TrainState, dict], None, None]:
+    """The phase's updates from the state's step on: (state, metrics) after each."""
+    # Several CPU devices meet in one thread pool; updates in flight at once can starve each other in it.
+    lockstep = mesh.size > 1 and jax.default_backend() == "cpu"
+    first = int(state.step)
+    with closing(prefetch(batches, first, begin + phase.updates)) as stream:
+        for update, batch in enumerate(stream, start=first - begin):
+            rate = np.float32(phase.rate(update))
+            state, metrics = step(state, put_batch(batch, mesh), inputs._replace(learning_rate=rate), seed)
+            yield state, jax.block_until_ready(metrics) if lockstep else metrics
+
+
+class _Recorder:
+    """Shows and logs the figures of a phase."""
+
+    def __init__(self, phase: Phase, begin: int, done: int, batch_size: int, log: Log):
+        self._phase, self._begin, self._batch_size, self._log = phase, begin, batch_size, log
+        self._progress = Progress(phase.name, phase.updates, batch_size)
+        self._progress.start_at(done - begin)
+        self._recent: list[dict] = []
+
+    def add(self, done: int, metrics: dict, now: bool) -> None:
+        """Keeps the metrics of update number `done`; with `now`, writes a record of all kept ones."""
+        self._recent.append(metrics)
+        if not now:
+            return
+        figures = _averages(self._recent)
+        self._recent = []
+        self._progress.update(done - self._begin, loss=figures["loss"])
+        speed = {
+            "learning_rate": float(self._phase.rate(done - self._begin - 1)),
+            "images_per_second": round(self._progress.rate(), 1),
+        }
+        where = {"phase": self._phase.name, "samples": done * self._batch_size}
+        self._log.scalars(done, {**where, **speed, **figures})
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._progress.close()
 
 
 def _averages(recent: list[dict]) -> dict[str, float]:

@@ -1,11 +1,9 @@
-"""Telling people and machines how a run goes: a bar on a terminal, plain lines elsewhere, JSON lines on disk."""
+"""Telling people how a run goes: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from pathlib import Path
 from typing import Any, TextIO
 
 
@@ -15,10 +13,18 @@ class Progress:
     On a terminal a tqdm bar; otherwise one line at most every `every` seconds with the same figures.
     """
 
-    def __init__(self, name: str, total: int, unit_size: int = 1, every: float = 10.0, stream: TextIO | None = None):
-        """`unit_size` items (images) are handled per update; rates are given in items."""
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        unit_size: int = 1,
+        unit: str = "images",
+        every: float = 10.0,
+        stream: TextIO | None = None,
+    ):
+        """`unit_size` items, called `unit`, are handled per update; rates are given in items."""
         self._stream = stream or sys.stderr
-        self._name, self._total, self._unit = name, total, unit_size
+        self._name, self._total, self._size, self._unit = name, total, unit_size, unit
         self._every, self._begun, self._last = every, time.monotonic(), time.monotonic()
         self._first = self._done = 0
         self._bar = None
@@ -33,25 +39,31 @@ class Progress:
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
 
+    def expect(self, total: int) -> None:
+        """Sets how many updates there are, where that becomes known on the way."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.total = total
+
     def rate(self) -> float:
         """Items per second so far."""
-        return (self._done - self._first) * self._unit / max(time.monotonic() - self._begun, 1e-9)
+        return (self._done - self._first) * self._size / max(time.monotonic() - self._begun, 1e-9)
 
     def update(self, done: int, **figures: Any) -> None:
         """Sets how many updates are done and the figures shown beside it."""
         self._done = done
         shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in figures.items()}
         if self._bar is not None:
-            self._bar.set_postfix({**shown, "images/s": f"{self.rate():.0f}"}, refresh=False)
+            self._bar.set_postfix({**shown, f"{self._unit}/s": f"{self.rate():.0f}"}, refresh=False)
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
         if now - self._last >= self._every or done >= self._total:
             self._last = now
-            left = (self._total - done) * self._unit / max(self.rate(), 1e-9)
+            left = (self._total - done) * self._size / max(self.rate(), 1e-9)
             text = " ".join(f"{k} {v}" for k, v in shown.items())
             print(
-                f"{self._name}: {done}/{self._total} {text} {self.rate():.0f} images/s, {_clock(left)} left",
+                f"{self._name}: {done}/{self._total} {text} {self.rate():.0f} {self._unit}/s, {_clock(left)} left",
                 file=self._stream,
                 flush=True,
             )
@@ -60,33 +72,6 @@ class Progress:
         """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
-
-
-class JsonLines:
-    """Appends one JSON object per line to a file; does nothing without a path."""
-
-    def __init__(self, path: Path | None, keep: int = 0):
-        """A file that is there keeps its records up to update number `keep`, from which a run goes on."""
-        if path and path.exists():
-            kept = [record for record in read_json_lines(path) if record["update"] <= keep]
-            path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        self._file = open(path, "a", buffering=1, encoding="utf-8") if path else None  # noqa: SIM115
-
-    def write(self, **record: Any) -> None:
-        """Writes a record."""
-        if self._file:
-            self._file.write(json.dumps(record) + "\n")
-
-    def close(self) -> None:
-        """Closes the file."""
-        if self._file:
-            self._file.close()
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON lines file; a last line that was cut off while being written is left out."""
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")  # what follows the last line break is unfinished
-    return [json.loads(line) for line in lines if line]
 
 
 def _clock(seconds: float) -> str:

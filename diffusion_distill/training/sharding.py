@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffusion_distill.typing import Batch
@@ -47,14 +48,23 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError if a global batch cannot be split evenly over the devices."""
-    if batch_size < 1 or batch_size % mesh.size:
+def check_batch(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """Raises ValueError if a global batch cannot be split evenly over the devices and into parts."""
+    if batch_size < 1 or batch_size % (mesh.size * parts):
+        times = f" times the parts of a batch ({parts})" if parts > 1 else ""
         raise ValueError(
-            f"The batch size must be a positive multiple of the number of devices ({mesh.size}), got {batch_size}."
+            f"The batch size must be a positive multiple of the number of devices ({mesh.size}){times}, "
+            f"got {batch_size}."
         )
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
     """This process's part of a batch [local, ...] as global arrays split over the mesh."""
     return {k: jax.make_array_from_process_local_data(split(mesh), v) for k, v in batch.items()}
+
+
+def fetch(array: jax.Array) -> np.ndarray:
+    """A global array on the host, in every process."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return np.asarray(multihost_utils.process_allgather(array, tiled=True))

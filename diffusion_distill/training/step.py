@@ -17,17 +17,18 @@ from jax.sharding import Mesh
 from diffusion_distill.arrays import Array
 from diffusion_distill.model import Model
 from diffusion_distill.training import ema
+from diffusion_distill.training.gradients import gradient_of
 from diffusion_distill.training.sharding import replicated, split
 from diffusion_distill.training.state import TrainState
 from diffusion_distill.typing import Batch, Key
 
 
 class StepInputs(NamedTuple):
-    """What the step is told about the phase: the loss's arrays, the rate, and log-momenta by average."""
+    """What the step is told about the phase: the loss's arrays, the rate, and each average's rule."""
 
     rows: Any
     learning_rate: Array
-    log_momenta: Mapping[str, Array]
+    averaging: Mapping[str, ema.Rule]
 
 
 class Losses(Protocol):
@@ -40,7 +41,14 @@ Step = jax.stages.Wrapped  # (state, batch, inputs, seed key) -> (state, metrics
 
 
 def make_step(
-    losses: Losses, model: Model, teacher: Model | None, optimizer: optax.GradientTransformation, mesh: Mesh
+    losses: Losses,
+    model: Model,
+    teacher: Model | None,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    parts: int = 1,
+    shard_clip: optax.GradientTransformation | None = None,
 ) -> Step:
     """Compiles (state, batch, inputs, seed key) -> (state, metrics).
 
@@ -49,6 +57,7 @@ def make_step(
       model: the student's (and every average's) model.
       teacher: the teacher's model, None without one.
       mesh: devices; the batch is split over its 'data' axis, the state replicated.
+      parts, shard_clip: see `gradients.gradient_of`.
 
     The randomness of an update is addressed by the seed key and the state's step. A non-finite update
     changes nothing but the step and the count of skipped ones. The state is donated.
@@ -63,10 +72,11 @@ def make_step(
         denoisers["student"] = model.denoiser(params, dropout)
         return jnp.mean(losses(denoisers, rows, batch, noise_key))
 
+    gradient_at = gradient_of(mean_loss, parts, mesh, shard_clip)
+
     def step(state: TrainState, batch: Batch, inputs: StepInputs, seed: Key):
         key = jax.random.fold_in(seed, state.step)
-        loss, gradient = jax.value_and_grad(mean_loss)(state.params, state, batch, inputs.rows, key)
-        norm = optax.tree.norm(gradient)
+        loss, gradient, norm = gradient_at(state.params, state, batch, inputs.rows, key)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         moved = _update(state, gradient, inputs, optimizer)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
@@ -87,5 +97,5 @@ def _update(
 ) -> TrainState:
     updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p - inputs.learning_rate * u, state.params, updates)
-    averages = {name: ema.update(average, params, inputs.log_momenta[name]) for name, average in state.averages.items()}
+    averages = {name: ema.update(average, params, inputs.averaging[name]) for name, average in state.averages.items()}
     return state.replace(params=params, opt_state=opt_state, averages=averages)

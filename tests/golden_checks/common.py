@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill.diffusion.schedules import SCHEDULES, Schedule
+from diffusion_distill.model import Denoiser
 
 Check = Callable[["Fixture", "Mode"], None]
 
@@ -132,7 +133,10 @@ class Line(NamedTuple):
 
 @dataclass
 class Fixture:
-    """One data file, and what has become of each of its arrays."""
+    """One data file, and what has become of each of its arrays.
+
+    The arrays of a JSON file are its values, called by their paths ("cifar/params/conv_in/bias"); `meta` is all of it.
+    """
 
     path: Path
     name: str  # relative to the checked folder
@@ -143,6 +147,10 @@ class Fixture:
     accounted: dict[str, str] = field(default_factory=dict)  # array -> input, compared, skipped
 
     def __post_init__(self) -> None:
+        if self.path.suffix == ".json":
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            self.meta = content if isinstance(content, dict) else {"": content}
+            self.arrays = dict(_leaves(self.meta))
         if self.path.suffix != ".npz":
             return
         with np.load(self.path) as stored:
@@ -172,6 +180,15 @@ class Fixture:
             return
         self.report(key, measure(got.astype(np.float64), reference.astype(np.float64), rule), mode, rule)
 
+    def equal(self, key: str, got: Any) -> None:
+        """Reports whether something, such as words or whole numbers, is the same as an array; else as `compare`."""
+        if key not in self.arrays:
+            return
+        self.accounted[key] = "compared"
+        same = np.array_equal(np.asarray(got), self.arrays[key])
+        text = "equal" if same else f"{str(got)[:100]} instead of {str(self.arrays[key])[:100]}"
+        self.emit(Line(self.name, key, "PASS" if same else "FAIL", text, 0.0 if same else np.inf))
+
     def report(self, what: str, error: float, mode: Mode, rule: Rule, note: str = "") -> None:
         """Reports an error that was measured elsewhere."""
         text = f"{mode.name}  error {error:.2e}  tolerance {rule.bound:.2e}{rule.text}{note}"
@@ -193,6 +210,17 @@ class Fixture:
         for key in self.arrays:
             if key not in self.accounted:
                 self.emit(Line(self.name, key, "NOT HANDLED"))
+
+
+def _leaves(content: Any, path: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """What a JSON file holds, by path: values, and lists of values as arrays."""
+    if isinstance(content, list) and any(isinstance(value, dict | list) for value in content):
+        content = dict(enumerate(content))
+    if not isinstance(content, dict):
+        yield path, np.asarray(content)
+        return
+    for name, value in content.items():
+        yield from _leaves(value, f"{path}/{name}" if path else str(name))
 
 
 @dataclass(frozen=True)
@@ -240,10 +268,15 @@ class Formula:
 
     function: Callable[..., Any]
     prediction: str
+    network: Any = None  # there is none, and so no dropout
 
     def raw(self, params: Any, z: Any, level: Any, labels: Any, dropout: Any) -> Any:
         """The network's output."""
         return self.function(self.prediction, params, z, level, labels)
+
+    def denoiser(self, params: Any, dropout: Any = None) -> Denoiser:
+        """As `Model.denoiser`."""
+        return Denoiser(params=params, model=self)
 
 
 @jax.jit

@@ -1,0 +1,79 @@
+"""How a batch's gradient is taken: at once, in parts, or clipped on each device's share.
+
+    global       gradient of the mean over the global batch; clipping is the optimizer's
+    in parts     the mean of the gradients of `parts` equal parts of the batch, one after another, in the memory of one
+    per shard    each device clips the gradient of its own share, then they are averaged: BTD's program. The
+                 result depends on the number of devices; with one it is clipping to the global norm.
+
+A gradient function maps (params, state, batch, rows, key) to (loss, gradient, norm), the norm before clipping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, PartitionSpec
+
+from diffusion_distill.arrays import Array
+from diffusion_distill.typing import Batch, Key, Params
+
+Gradient = Callable[[Params, Any, Batch, Any, Key], tuple[Array, Params, Array]]
+
+
+def gradient_of(
+    mean_loss: Callable[..., Array], parts: int, mesh: Mesh, shard_clip: optax.GradientTransformation | None
+) -> Gradient:
+    """The gradient function of mean_loss(params, state, batch, rows, key).
+
+    Args:
+      parts: how many parts a batch is worked through in; divides each device's share.
+      shard_clip: acts on each device's gradient before averaging; None for one gradient of the global batch.
+    """
+    gradient = _in_parts(jax.value_and_grad(mean_loss), parts)
+
+    def measured(*arguments: Any) -> tuple[Array, Params, Array]:
+        loss, grad = gradient(*arguments)
+        return loss, grad, optax.tree.norm(grad)
+
+    return measured if shard_clip is None else _per_shard(measured, mesh, shard_clip)
+
+
+def _in_parts(gradient: Callable[..., tuple[Array, Params]], parts: int) -> Callable[..., tuple[Array, Params]]:
+    """The mean of the gradients of parts of the batch, each with its own key."""
+    if parts == 1:
+        return gradient
+
+    def accumulated(params: Params, state: Any, batch: Batch, rows: Any, key: Key) -> tuple[Array, Params]:
+        # Every parts-th image: a part is spread over the devices as the batch is, so nothing moves.
+        split = jax.tree.map(lambda a: a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1), batch)
+
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            number, images = part
+            found = gradient(params, state, images, rows, jax.random.fold_in(key, number))
+            return jax.tree.map(lambda sum_, new: sum_ + new / parts, total, found), None
+
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        # XLA's loops on CPU run gradients of convolutions many times more slowly than straight code.
+        straight = jax.default_backend() == "cpu"
+        return jax.lax.scan(add, zero, (jnp.arange(parts), split), unroll=parts if straight else 1)[0]
+
+    return accumulated
+
+
+def _per_shard(measured: Gradient, mesh: Mesh, clip: optax.GradientTransformation) -> Gradient:
+    """Clips the gradient of each device's share of the batch, then averages; so are loss and norm."""
+
+    def of_share(params: Params, state: Any, batch: Batch, rows: Any, key: Key) -> tuple[Array, Params, Array]:
+        key = jax.random.fold_in(key, jax.lax.axis_index("data"))
+        loss, grad, norm = measured(params, state, batch, rows, key)
+        return jax.lax.pmean((loss, clip.update(grad, clip.init(params))[0], norm), "data")
+
+    whole, share = PartitionSpec(), PartitionSpec("data")
+    # Without varying-axes checks a gradient is that of the share alone; with them it would be summed already.
+    return jax.shard_map(
+        of_share, mesh=mesh, in_specs=(whole, whole, share, whole, whole), out_specs=whole, check_vma=False
+    )

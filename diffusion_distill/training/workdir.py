@@ -1,0 +1,92 @@
+"""The folder of a run: which run it holds, and that only one process works in it.
+
+WORKDIR/run.json               what the run is: model, method, settings, teacher, data
+WORKDIR/lock                   held by the process at work; the operating system frees it when that one ends
+WORKDIR/checkpoints/           see `training.checkpoint`
+WORKDIR/metrics.jsonl          figures, one record per line
+WORKDIR/samples/               pictures drawn on the way
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+class Workdir:
+    """A claimed folder, until closed."""
+
+    def __init__(self, folder: str | Path, description: Mapping[str, Any]):
+        """Makes the folder, or checks that what is there is the same run and that nobody else is at it.
+
+        Raises:
+          ValueError: it holds another run, whose differing fields are named; another process works in it; it
+            cannot be written.
+        """
+        self.path = Path(folder)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"Cannot write to the workdir {folder}: {error}. Choose another folder.") from error
+        if not os.access(self.path, os.W_OK):
+            raise ValueError(f"Cannot write to the workdir {folder}. Choose another folder or change its permissions.")
+        self._lock = _lock(self.path / "lock") if jax.process_index() == 0 else None
+        try:
+            _claim(self.path, json.loads(json.dumps(description)))
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Lets others work in the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _lock(path: Path) -> int | None:
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks; two processes there are the user's matter
+        return None
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 100).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise ValueError(
+            f"Another process ({holder or 'unknown'}) works in {path.parent}. Wait until it ends, stop it, or choose "
+            "another workdir."
+        ) from error
+    os.truncate(descriptor, 0)
+    os.write(descriptor, f"pid {os.getpid()} on {os.uname().nodename}\n".encode())
+    return descriptor
+
+
+def _claim(folder: Path, wanted: Mapping[str, Any]) -> None:
+    path = folder / "run.json"
+    if path.exists():
+        found = json.loads(path.read_text())
+        if found != wanted:
+            raise ValueError(
+                f"The workdir {folder} holds another run; it differs in {', '.join(differences(found, wanted))}. "
+                "Choose another workdir, or delete this one."
+            )
+    elif jax.process_index() == 0:
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(wanted, indent=2) + "\n")
+        unfinished.replace(path)  # whole or not at all
+
+
+def differences(found: Any, wanted: Any, name: str = "") -> list[str]:
+    """Dotted names of fields that differ, with both values."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = sorted({*found, *wanted})
+        return [d for key in keys for d in differences(found.get(key), wanted.get(key), f"{name}.{key}".strip("."))]
+    return [] if found == wanted else [f"{name} (there {found!r}, asked {wanted!r})"]

@@ -1,0 +1,229 @@
+"""Fixtures of whole updates in a row: BTD's train_step (btd), TRACT's trajectories (tract).
+
+Both run the package's compiled step, its averages and its change of phase; the recorded noise, times and rows come
+in with the batch in place of drawn ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict
+
+from diffusion_distill import weights
+from diffusion_distill.data import from_arrays
+from diffusion_distill.diffusion.schedules import Cosine
+from diffusion_distill.distillation import Denoising, Progressive, Tract, phases, progressive, tract
+from diffusion_distill.model import Model
+from diffusion_distill.training import ema, sharding
+from diffusion_distill.training.optimizers import OptimizerSettings, make_clip, make_optimizer
+from diffusion_distill.training.state import TrainState, create, next_phase
+from diffusion_distill.training.step import StepInputs, make_step
+from diffusion_distill.typing import Batch
+from golden_checks.btd import WEIGHTINGS
+from golden_checks.common import (
+    FLOAT32,
+    FLOAT64,
+    Fixture,
+    Formula,
+    Kind,
+    Mode,
+    absolute,
+    exact,
+    keys_like,
+    losses_at,
+    of_each,
+    relative,
+    schedule_of,
+)
+from golden_checks.networks import unet_of
+from golden_checks.tract import FORMS, GRADIENT, compare_f64, published
+
+# ------------------------------------------------------------------------------------- BTD's whole training step
+
+
+def check_train_step(fixture: Fixture, mode: Mode) -> None:
+    meta = fixture.meta
+    net, params = checkpoint_beside(fixture.path)
+    mesh = sharding.data_mesh(jax.devices()[: meta["shards"]])
+    optimizer = OptimizerSettings(
+        rule=meta["optimizer"], grad_clip=meta["grad_clip"], clip_scope="shard", weight_decay=meta["weight_decay"]
+    )
+    averaging = {"eval": ema.rule("plain", meta["ema_decay"])}
+    for name, settings in meta["modes"].items():
+        model = Model(net.network, net.image_shape, Cosine(), settings["mean_type"], net.time_input)
+        teacher, rows, losses = published_losses(model, settings)
+        transformation = make_optimizer(optimizer)
+        step = make_step(losses, model, teacher, transformation, mesh, shard_clip=make_clip(optimizer))
+        state = jax.device_put(create(params, transformation, (), params if teacher else ()), sharding.replicated(mesh))
+        inputs = jax.tree.map(np.float32, StepInputs((), meta["learning_rate"], averaging))._replace(rows=rows)
+        inputs = inputs._replace(averaging=averaging)
+        for k in range(meta["steps"]):
+            state, metrics = step(state, recorded_batch(fixture, k, mesh), inputs, jax.random.key(0))
+            compare_step(fixture, mode, name, k, state, metrics)
+
+
+def checkpoint_beside(path: Path) -> tuple[Model, Any]:
+    """The model and the averaged parameters of a good file of the folder checkpoints beside a fixture."""
+    folder = path.parent / "checkpoints"
+    with np.load(folder / "expected.npz") as expected:
+        meta = json.loads(str(expected["meta"]))
+    net = unet_of(meta["config"])
+    model = Model(net.network, tuple(meta["image"]), time_input=net.time_input, prediction="x")
+    good = [
+        name for name, did in meta["original_loader"].items() if did["loads"] and (folder / f"{name}.msgpack").exists()
+    ]
+    return model, jax.tree.map(jnp.asarray, weights.progressive.read(folder / f"{good[0]}.msgpack", model).params)
+
+
+def published_losses(model: Model, settings: Mapping[str, Any]) -> tuple[Model | None, Any, Any]:
+    """(teacher, table, per-image losses of a batch with recorded noise and times) of one of the file's modes."""
+    weighting = WEIGHTINGS[settings["mean_loss_weight_type"]]
+    steps = settings["student_num_steps"]
+    if not steps:
+        base = Denoising(weighting=weighting)
+
+        def of_base(denoisers: Any, rows: Any, batch: Any, key: Any) -> Any:
+            level = model.schedule.level(batch["u"])
+            return base.losses_at(denoisers["student"], level, batch["image"], batch["eps"], batch.get("label"))
+
+        return None, (), of_base
+    method = Progressive(2 * steps, steps, weighting=weighting)
+
+    def of_student(denoisers: Any, rows: Any, batch: Any, key: Any) -> Any:
+        return method.losses_at(denoisers, rows.at(batch["i"]), batch["image"], batch["eps"], batch.get("label"))
+
+    return model, FLOAT32.tree(progressive.rows(model.schedule, steps)), of_student
+
+
+def recorded_batch(fixture: Fixture, k: int, mesh: Any) -> Batch:
+    """Update k's images, noise, times and labels, the shards one after another."""
+    shards_joined = lambda key: fixture.input(key)[k].reshape(-1, *fixture.arrays[key].shape[3:])  # noqa: E731
+    images = shards_joined("in/images")
+    spoilt = np.isnan(images)
+    source = from_arrays(np.where(spoilt, 0, images).astype(np.uint8))
+    clean = source.gather(np.arange(len(source)))["image"]
+    batch = {"image": np.where(spoilt, np.float32(np.nan), clean), "eps": np.float32(shards_joined("in/eps"))}
+    batch |= {"u": np.float32(shards_joined("in/u")), "i": np.int32(shards_joined("in/i"))}
+    if "in/labels" in fixture:
+        batch["label"] = np.int32(shards_joined("in/labels"))
+    return sharding.put_batch(batch, mesh)
+
+
+def compare_step(fixture: Fixture, mode: Mode, name: str, k: int, state: TrainState, metrics: Any) -> None:
+    """Compares an update with its record."""
+    rate, first, distils = fixture.meta["learning_rate"], k == 0, name == "distill"
+    moved = absolute((0.02 if distils else 0.01 if first else 0.5) * rate, f" absolute ({name}, README)")
+    figure = relative(1e-4 if distils else 1e-3 if first else 1e-2)
+    fixture.compare(f"f32/{name}/train/loss/step{k}", metrics["loss"], mode, figure)
+    fixture.compare(f"f32/{name}/train/gnorm/step{k}", metrics["grad_norm"], mode, figure)
+    for role, params in (("target", state.params), ("ema", state.averages["eval"].params)):
+        leaves = flatten_dict(params, sep="/")
+        for match in fixture.matches(f"f32/{name}/step{k}/{role}/(.*)"):
+            fixture.compare(match[0], leaves[match[1]], mode, moved)
+        fixture.compare(f"f32/{name}/step{k}/{role}_norm", optax.tree.norm(params), mode, relative(1e-4))
+    counters = {"step_counter": state.step, "optimizer_step": optax.tree.get(state.opt_state, "count")}
+    for counter, value in counters.items():
+        fixture.compare(f"f32/{name}/step{k}/{counter}", value, mode, exact())
+
+
+# --------------------------------------------------------------------------------------- TRACT's trajectories
+
+#: README, 'trajectories'. Gradients of losses of size 1e3 have no absolute tolerance in float32: those of one step.
+COEFFICIENTS = (absolute(1e-10), absolute(2e-5))
+LOSS = (of_each(1e-10), relative(1e-4))
+GRADIENTS = (of_each(1e-10), GRADIENT[1])
+EXACT, COUNTERS = (exact(), exact()), ("eval_step", "phase_buffer")
+
+
+def check_trajectory(fixture: Fixture, mode: Mode) -> None:
+    """Updates across phases by the published rule: all goes on but the teacher."""
+    meta = fixture.meta
+    schedule, steps = schedule_of(meta), tuple(meta["time_schedule"])
+    method = Tract(steps, phase_start="continue", reset_average=meta["reset"] == "phase", self_momentum=meta["sema"])
+    model = Formula(FORMS["student"], meta.get("prediction", "x"))
+    optimizer = make_optimizer(OptimizerSettings(grad_clip=meta["grad_clip"], clip_eps=1e-6))
+    mesh = sharding.data_mesh(jax.devices()[:1])
+    count = len(steps) - 1
+    plan = [
+        phases.Phase(
+            f"{k}", 1, meta["adam_lr"], momentum=meta["ema"], restart=False, reset_average=method.reset_average
+        )
+        for k in range(count)
+    ]
+    tables = [mode.tree(tract.rows(schedule, *steps[k : k + 2])) for k in range(count)]
+
+    def losses(denoisers: Any, rows: Any, batch: Any, key: Any) -> Any:
+        return method.losses_at(denoisers, rows.at(batch["row"]), batch["image"], batch["eps"], None)
+
+    step = make_step(losses, model, model, optimizer, mesh)  # type: ignore[arg-type]
+    start = mode.array(fixture.input("coef_init"))
+    state = create(start, optimizer, method.averages, start)
+    history: list[dict[str, Any]] = []
+    at = 0
+    for k, progress in enumerate(fixture.input("progress")):
+        if phases.phase_at(float(progress), count) != at:
+            at += 1
+            state = next_phase(state, plan[at], optimizer)
+        t = fixture.input("index")[k] - fixture.input("semi_index")[k]
+        batch = {"image": mode.array(fixture.input("x")[k]), "eps": mode.array(fixture.input("noise")[k])}
+        batch["row"] = t // (meta["timesteps"] // steps[at]) - 1
+        inputs = mode.tree(loop_inputs(plan[at], method)._replace(rows=tables[at]))
+        gradient = gradient_of(method, model, state, tables[at].at(batch["row"]), batch)
+        state, metrics = step(state, batch, inputs, jax.random.key(0))
+        history.append({**summary(state), "grad": gradient, "loss": metrics["loss"], "phase_buffer": at})
+    for key in history[0]:
+        rules = {"loss": LOSS, "grad": GRADIENTS}.get(key, EXACT if key in COUNTERS else COEFFICIENTS)
+        compare_f64(fixture, mode, key, np.stack([np.asarray(record[key]) for record in history]), rules)
+    fixture.compare("phase", [record["phase_buffer"] for record in history], mode, exact())
+
+
+def loop_inputs(phase: phases.Phase, method: Tract) -> StepInputs:
+    """What the loop tells the step, with the learning rate."""
+    rules = {name: ema.rule("corrected", momentum) for name, momentum in method.averages.items()}
+    return StepInputs((), phase.learning_rate, {"eval": ema.rule(phase.averaging, phase.momentum), **rules})
+
+
+def gradient_of(method: Tract, model: Any, state: TrainState, rows: Any, batch: Mapping[str, Any]) -> Any:
+    """The gradient before clipping."""
+    denoisers = {name: model.denoiser(average.params) for name, average in state.averages.items()}
+    denoisers["teacher"] = model.denoiser(state.teacher)
+
+    def mean_loss(coefficients: Any) -> Any:
+        changed = denoisers | {"student": model.denoiser(coefficients)}
+        return losses_at(method, changed, rows, batch["image"], batch["eps"], None).mean()
+
+    return jax.grad(mean_loss)(state.params)
+
+
+def summary(state: TrainState) -> dict[str, Any]:
+    """The coefficients of every role; copied, because the next update donates them."""
+    averages = state.averages
+    found = {"student": state.params, "self_teacher": averages["self_teacher"].params, "eval": averages["eval"].params}
+    return jax.tree.map(np.array, {**found, "teacher": state.teacher, "eval_step": averages["eval"].count})
+
+
+# -------------------------------------------------------------------------------------------- what there is
+
+
+def _is_train_step(fixture: Fixture) -> bool:
+    return "shards" in fixture.meta and bool(keys_like(fixture, "f32/*/step0/target/*"))
+
+
+KINDS = [
+    Kind("btd train_step", _is_train_step, check_train_step, modes=(FLOAT32,)),
+    Kind(
+        "tract trajectory",
+        lambda fixture: fixture.meta.get("kind") == "trajectory_vp",
+        check_trajectory,
+        published,
+        modes=(FLOAT64, FLOAT32),
+    ),
+]
