@@ -13,6 +13,7 @@ RUNTIME = [
     "importlib_resources",  # tensorflow-datasets 4.9.10 imports it and forgets to declare it
     "jax>=0.10",
     "matplotlib",
+    "msgpack>=1",  # flax has it too
     "ml-collections>=1.1",
     "numpy>=2",
     "optax>=0.2.8",
