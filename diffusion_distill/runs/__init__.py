@@ -1,0 +1,25 @@
+"""Training, distilling, sampling and evaluating as plain functions: what the command line and notebooks call.
+
+source = data.digits()
+teacher = train(model, source, Denoising(length="200K"))
+students = distill(teacher, source, Tract((1024, 32, 1), length="200K"))
+images = sample(students[1], 16)
+"""
+
+from diffusion_distill.runs.evaluation import evaluate
+from diffusion_distill.runs.exchange import export_weights, import_weights
+from diffusion_distill.runs.sampling import TEACHER_STEPS, sample, table_for
+from diffusion_distill.runs.settings import Settings
+from diffusion_distill.runs.training import distill, train
+
+__all__ = [
+    "TEACHER_STEPS",
+    "Settings",
+    "distill",
+    "evaluate",
+    "export_weights",
+    "import_weights",
+    "sample",
+    "table_for",
+    "train",
+]

@@ -1,0 +1,96 @@
+"""Weights from elsewhere to artefacts, and artefacts to a format that other programs read."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffusion_distill import weights
+from diffusion_distill.errors import near_matches
+from diffusion_distill.model import Model
+from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.training.progress import Progress
+from diffusion_distill.typing import Params
+
+SAFETENSORS = ".safetensors"
+
+
+def import_weights(name: str | Path, folder: str | Path, model: Model | None = None) -> Artefact:
+    """Turns published or exported weights into an artefact.
+
+    Args:
+      name: one of `weights.PUBLISHED`, which is downloaded; or a file: one of those published (by its name, or
+        with `model`), or a '.safetensors' made by `export_weights`.
+      folder: becomes the artefact's folder; downloads are kept in FOLDER/download, so that they can be taken up.
+      model: of a file that is not named like a published one.
+
+    Raises:
+      FileNotFoundError: name is neither published nor a file.
+      WeightsError: the file is not what it should be.
+    """
+    path = Path(name)
+    if path.suffix == SAFETENSORS and path.is_file():
+        params, about = weights.exchange.load(path)
+        artefact = Artefact(Model.from_dict(about["model"]), _to_device(params), about["steps"], about["provenance"])
+    else:
+        artefact = _progressive(str(name), Path(folder), model)
+    artefact.save(folder)
+    return artefact
+
+
+def export_weights(artefact: Artefact, path: str | Path) -> Path:
+    """Writes an artefact as one safetensors file with its description in the metadata."""
+    path = Path(path)
+    if path.suffix != SAFETENSORS:
+        raise ValueError(f"Exports are {SAFETENSORS} files, got {path}.")
+    about = {"model": artefact.model.to_dict(), "steps": artefact.steps, "provenance": dict(artefact.provenance)}
+    return weights.exchange.save(path, artefact.params, about)
+
+
+def _progressive(name: str, folder: Path, model: Model | None) -> Artefact:
+    """A checkpoint of Google's progressive distillation, by its published name or from a file."""
+    path, facts = Path(name), {}
+    published = weights.PUBLISHED.get(path.stem if path.is_file() else name)
+    if path.is_file():
+        with path.open("rb") as file:
+            facts = {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    elif published is not None:
+        path, facts = _download(published, folder / "download")
+    else:
+        raise FileNotFoundError(
+            f"{name} is neither a file nor a published model.{near_matches(name, weights.PUBLISHED)} "
+            f"Published: {', '.join(weights.PUBLISHED)}."
+        )
+    model = model or (published.model if published else None)
+    if model is None:
+        raise weights.WeightsError(
+            f"Which network does {path} hold? Name the file as it was published (for example cifar_original), or give "
+            "a config that describes the model."
+        )
+    found = weights.READERS[published.format if published else "progressive"](path, model)
+    provenance = {"imported_from": {"program": "progressive distillation (Google)", **facts}, "updates": found.step}
+    return Artefact(model, _to_device(found.params), found.steps, provenance)
+
+
+def _to_device(params: Params) -> Params:
+    """JAX arrays of a tree of NumPy arrays, which is emptied on the way: there is never a second copy of it all."""
+    moved = {}
+    for name in list(params):
+        value = params.pop(name)
+        moved[name] = _to_device(value) if isinstance(value, dict) else jnp.asarray(value)
+    return moved
+
+
+def _download(published: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
+    progress = Progress(f"downloading {published.name}", 0, unit="MiB")
+
+    def report(done: int, total: int | None) -> None:
+        progress.expect((total or 0) >> 20)
+        progress.update(done >> 20)
+
+    fetched = weights.fetch(published.url, folder, size=published.size, sha256=published.sha256, report=report)
+    progress.close()
+    return fetched.path, {"name": published.name, "url": published.url, "sha256": fetched.sha256, "bytes": fetched.size}

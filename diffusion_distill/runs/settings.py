@@ -1,0 +1,50 @@
+"""How a training run is carried out, whatever it trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from diffusion_distill.distillation.phases import samples
+from diffusion_distill.errors import positive_int
+from diffusion_distill.training.optimizers import OptimizerSettings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Batches, cadences, logs and the optimizer.
+
+    Attributes:
+      batch_size: global, over all devices.
+      parts: each batch is worked through in so many parts (gradient accumulation), in the memory of one.
+      seed: of initialisation, data order, times and noise.
+      log_every, checkpoint_every: in updates.
+      keep_checkpoints: how many of the newest stay.
+      evaluate_every: in training images, see `phases.samples` ('1M'); 0 for never.
+      evaluate_count: images measured against the data at each evaluation; 0 draws a picture only.
+      flip: random horizontal flips of the training images.
+      tensorboard: also write event files.
+      wandb: Weights & Biases project to report to; empty for none.
+
+    Raises:
+      ValueError: a count that is not positive, a length that cannot be read.
+    """
+
+    batch_size: int = 128
+    parts: int = 1
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    evaluate_every: str | int = 0
+    evaluate_count: int = 0
+    flip: bool = False
+    tensorboard: bool = False
+    wandb: str = ""
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "parts", "log_every", "checkpoint_every", "keep_checkpoints"):
+            positive_int(name, getattr(self, name))
+        samples(self.evaluate_every)
+        if self.evaluate_count < 0:
+            raise ValueError(f"evaluate_count must not be negative, got {self.evaluate_count}.")
