@@ -7,6 +7,7 @@ records of later updates, written before it died, are dropped or overwritten.
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -92,7 +93,7 @@ class WeightsAndBiases:
         except ImportError as error:
             raise ImportError("Weights & Biases needs `pip install diffusion_distill[wandb]`.") from error
         self._library, remembered = wandb, folder / "wandb_id"
-        number = remembered.read_text() if remembered.exists() else wandb.util.generate_id()
+        number = remembered.read_text() if remembered.exists() else secrets.token_hex(6)
         remembered.write_text(number)
         self._run = wandb.init(project=project, id=number, resume="allow", config=dict(settings), dir=str(folder))
 
