@@ -21,7 +21,7 @@ def get_config():
             weighting="snr_plus_one",
             learning_rate=3e-3,
             anneal=True,
-            clip=False,
+            clip="none",
         ),
         settings=Settings(batch_size=64),
         data={"name": "digits", "split": "train"},

@@ -13,12 +13,12 @@ Conventions: images are [batch, height, width, channels] float32 in [-1, 1]; a n
 """
 
 from diffusion_distill import data, metrics, report, weights
-from diffusion_distill.diffusion.preconditioning import LogsnrInput
-from diffusion_distill.diffusion.schedules import SCHEDULES, Cosine, LinearBeta, LinearBetaDiscrete
+from diffusion_distill.diffusion.preconditioning import EDMInput, LogsnrInput
+from diffusion_distill.diffusion.schedules import SCHEDULES, Cosine, Karras, LinearBeta, LinearBetaDiscrete
 from diffusion_distill.distillation import DISTILLERS, Denoising, Knowledge, Progressive, Tract
 from diffusion_distill.model import Model
 from diffusion_distill.networks import NETWORKS, UNet
-from diffusion_distill.runs import Settings, distill, evaluate, export_weights, import_weights, sample, train
+from diffusion_distill.runs import Settings, distill, evaluate, export_weights, import_weights, sample, table_for, train
 from diffusion_distill.solvers import SOLVERS
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.optimizers import OptimizerSettings
@@ -32,6 +32,8 @@ __all__ = [
     "Artefact",
     "Cosine",
     "Denoising",
+    "EDMInput",
+    "Karras",
     "Knowledge",
     "LinearBeta",
     "LinearBetaDiscrete",
@@ -51,6 +53,7 @@ __all__ = [
     "metrics",
     "report",
     "sample",
+    "table_for",
     "train",
     "weights",
 ]

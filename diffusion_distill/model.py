@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from diffusion_distill.arrays import Array
+from diffusion_distill.arrays import Array, expand
 from diffusion_distill.diffusion import parameterization
-from diffusion_distill.diffusion.preconditioning import LogsnrInput
-from diffusion_distill.diffusion.schedules import SCHEDULES, Cosine, Schedule
+from diffusion_distill.diffusion.preconditioning import TIME_INPUTS, LogsnrInput, TimeInput
+from diffusion_distill.diffusion.schedules import SCHEDULES, Cosine, Schedule, on_grid
 from diffusion_distill.errors import choose
 from diffusion_distill.levels import Level
 from diffusion_distill.networks import NETWORKS
@@ -36,8 +36,8 @@ class Model:
       network: a Flax module called as network(x, time, labels, train=...).
       image_shape: (height, width, channels) of one image.
       schedule: maps times to levels.
-      prediction: 'x', 'eps', 'v' or 'both'.
-      time_input: maps a level to the scalar the network embeds.
+      prediction: one of `parameterization.PREDICTIONS`.
+      time_input: maps a level to the scalar the network embeds, and scales its input.
 
     Raises:
       ValueError: unknown prediction, a network whose output channels do not fit it, or a bad image shape.
@@ -47,7 +47,7 @@ class Model:
     image_shape: tuple[int, int, int]
     schedule: Schedule = field(default_factory=Cosine)
     prediction: str = "x"
-    time_input: LogsnrInput = field(default_factory=LogsnrInput)
+    time_input: TimeInput = field(default_factory=LogsnrInput)
 
     def __post_init__(self) -> None:
         if len(self.image_shape) != 3 or any(n < 1 for n in self.image_shape):
@@ -65,9 +65,18 @@ class Model:
         """Number of classes the network is conditioned on; 1 means unconditional."""
         return getattr(self.network, "num_classes", 1)
 
+    @property
+    def sigma_data(self) -> float:
+        """Standard deviation of the data, which EDM's preconditioning is told."""
+        return getattr(self.time_input, "sigma_data", parameterization.SIGMA_DATA)
+
     def with_network(self, **changes: Any) -> Model:
         """The same model with other settings of its network, such as dropout=0.1."""
         return dataclasses.replace(self, network=self.network.clone(**changes))
+
+    def on_grid(self, steps: int) -> Model:
+        """The same model with the levels of a grid of `steps` steps, where its schedule depends on them."""
+        return dataclasses.replace(self, schedule=on_grid(self.schedule, steps))
 
     def init(self, key: Key) -> Params:
         """Fresh float32 parameters."""
@@ -78,7 +87,8 @@ class Model:
     def raw(self, params: Params, z: Image, level: Level, labels: Labels | None, dropout: Key | None) -> Array:
         """The network's output for z [batch, h, w, c] at levels [batch]; dropout acts only with a key."""
         rngs = None if dropout is None else {"dropout": dropout}
-        time = self.time_input.time(level)
+        time, scale = self.time_input.time(level), self.time_input.scale(level)
+        z = z if scale is None else expand(scale, z) * z
         labels = labels if self.num_classes > 1 else None
         return self.network.apply({"params": params}, z, time, labels, train=dropout is not None, rngs=rngs)  # type: ignore[return-value]
 
@@ -92,7 +102,7 @@ class Model:
             "network": {"name": _name_of(type(self.network), NETWORKS), **to_mapping(self.network)},
             "schedule": {"name": _name_of(type(self.schedule), SCHEDULES), **to_mapping(self.schedule)},
             "prediction": self.prediction,
-            "time_input": to_mapping(self.time_input),
+            "time_input": {"name": _name_of(type(self.time_input), TIME_INPUTS), **to_mapping(self.time_input)},
             "image_shape": list(self.image_shape),
         }
 
@@ -103,7 +113,7 @@ class Model:
             network=_build("network", description["network"], NETWORKS),
             schedule=_build("schedule", description["schedule"], SCHEDULES),
             prediction=description["prediction"],
-            time_input=from_mapping(LogsnrInput, "time_input", description["time_input"]),
+            time_input=_build("time_input", description["time_input"], TIME_INPUTS),
             image_shape=tuple(description["image_shape"]),
         )
 
@@ -120,19 +130,24 @@ class Denoiser(struct.PyTreeNode):
         """What the network predicts."""
         return self.model.prediction
 
+    @property
+    def sigma_data(self) -> float:
+        """Standard deviation of the data."""
+        return getattr(self.model, "sigma_data", parameterization.SIGMA_DATA)
+
     def raw(self, z: Image, level: Level, labels: Labels | None = None) -> Array:
         """The network's own output."""
         return self.model.raw(self.params, z, level, labels, self.dropout)
 
     def __call__(self, z: Image, level: Level, labels: Labels | None = None) -> Image:
         """x_hat of the shape of z."""
-        return parameterization.to_x(self.prediction, self.raw(z, level, labels), z, level)
+        return parameterization.to_x(self.prediction, self.raw(z, level, labels), z, level, self.sigma_data)
 
     def x_head(self, z: Image, level: Level, labels: Labels | None = None) -> tuple[Image, Image]:
         """(x_hat, the x head as it is) from one network call; they differ only for 'both'."""
         raw = self.raw(z, level, labels)
         return (
-            parameterization.to_x(self.prediction, raw, z, level),
+            parameterization.to_x(self.prediction, raw, z, level, self.sigma_data),
             parameterization.x_head(self.prediction, raw, z, level),
         )
 

@@ -29,6 +29,7 @@ class RawDenoise(Denoise, Protocol):
     """A denoiser whose network output, before it is turned into x_hat, can be seen: what a loss trains."""
 
     prediction: Any
+    sigma_data: Any
 
     def raw(self, z: Image, level: Level, labels: Labels | None = None) -> Array:
         """The network's own output: x, eps, v, or [x, eps] on the channel axis."""

@@ -1,11 +1,13 @@
 """The demo: a teacher of 8x8 digits, distilled to 4, 2 and 1 steps by TRACT and by BTD, on any machine.
 
-    python experiments/digits.py [--out=runs/digits] [--seed=0] [--scale=1.0]
+    python experiments/digits.py [--teacher=vp|edm] [--out=runs/digits] [--seed=0] [--scale=1.0]
 
-scikit-learn's 1,797 digits, 900 to train on and 897 held out. From one teacher:
+scikit-learn's 1,797 digits, 900 to train on and 897 held out. From one VP teacher, sampled with DDIM:
 
 - TRACT 1024→32→1, and its last phase also to 2 and to 4 steps from the same 32-step student;
 - BTD 1024→512→...→1 with as many training images as TRACT 1024→32→1; its 4- and 2-step students are on the way.
+
+From one EDM teacher, sampled with Heun's method: TRACT 32→1, 32→2 and 32→4 in one phase each, and BTD 32→16→...→1.
 
 All are sampled from the same noise. The run folder gets picture.png, loss.png, results.json and the artefacts; an
 interrupted demo goes on where it was. Distances are between pixels, in which a Gaussian scores well without
@@ -20,6 +22,8 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -32,99 +36,174 @@ from diffusion_distill.training.logs import read_json_lines
 from diffusion_distill.training.sharding import use_cpu_devices
 
 CORES = 2 ** min(3, (os.cpu_count() or 1).bit_length() - 1)  # a power of two, so that it divides the batch
-START = 1024
 BATCH = 64
 TEACHER_UPDATES = 1200
-DISTILL_UPDATES = 1100  # TRACT's two phases together, and all of BTD's
+DISTILL_UPDATES = 1100  # TRACT's phases to one step together, and all of BTD's
 TO_TWO_OR_FOUR_UPDATES = 300
 SAMPLES = 897
-LOSS_NOTE = "TRACT's loss is a sum over the 64 pixels, the others' a mean"
+LOSS_NOTE = "losses are means over the 64 pixels, but for TRACT's with a VP teacher: a sum"
 COLUMNS = 16
 
-MODEL = dd.Model(
-    dd.UNet(
-        ch=32,
-        emb_ch=64,
-        out_ch=1,
-        ch_mult=(1, 1),
-        num_res_blocks=1,
-        attn_resolutions=(),
-        num_heads=1,
-        resblock_resample=True,
-    ),
-    image_shape=(8, 8, 1),
-    prediction="v",
+NETWORK = dd.UNet(
+    ch=32,
+    emb_ch=64,
+    out_ch=1,
+    ch_mult=(1, 1),
+    num_res_blocks=1,
+    attn_resolutions=(),
+    num_heads=1,
+    resblock_resample=True,
 )
 
 
-def methods(scale: float) -> dict[str, Any]:
-    """The teacher's training and the distillations; `scale` shortens all of them."""
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained, and what the teacher is sampled with.
 
-    def images(updates: float) -> int:
-        return max(1, round(updates * scale)) * BATCH
+    Attributes:
+      tract: distillations in the order in which they run, by their steps; the first is from the teacher, the others
+        from its student `between`, or from the teacher too if that is 0.
+      solver: of the teacher; `shown` are its steps.
+    """
 
-    # The network predicts v, so all are trained on the error of v: weighting SNR + 1. Most pixels are exactly -1:
-    # clipping x_hat in TRACT's target would rectify the teacher's errors there into a kink that no network fits.
+    model: dd.Model
+    teacher: dd.Denoising
+    tract: Mapping[int, dd.Tract]
+    between: int
+    btd: dd.Progressive
+    solver: str
+    shown: Sequence[int]
+
+
+def images(updates: float, scale: float) -> int:
+    """Training images of a number of updates, shortened by `scale`."""
+    return max(4, round(updates * scale)) * BATCH
+
+
+def halving(start: int, scale: float) -> int:
+    """Training images of one of BTD's phases; the last two are twice as long."""
+    return images(DISTILL_UPDATES / (start.bit_length() + 1), scale)
+
+
+def vp(scale: float) -> Recipe:
+    """A VP teacher that predicts v: all are trained on the error of v, weighting SNR + 1."""
+    v: dict[str, Any] = {"weighting": "snr_plus_one"}
+
+    # Most pixels are exactly -1: clipping x_hat in TRACT's target would rectify the teacher's errors there into a
+    # kink that no network fits.
     def tract(*schedule: int, updates: float, shares: tuple[int, ...] = ()) -> dd.Tract:
-        length = max(images(updates), 4 * BATCH)
-        return dd.Tract(schedule, length, shares, weighting="snr_plus_one", learning_rate=3e-3, anneal=True, clip=False)
+        rule = {"learning_rate": 3e-3, "anneal": True, "clip": "none", **v}
+        return dd.Tract(schedule, images(updates, scale), shares, **rule)
 
-    halvings = START.bit_length() - 1
-    phase = images(DISTILL_UPDATES / (halvings + 2))  # the last two phases are twice as long
-    return {
-        "teacher": dd.Denoising(
-            images(TEACHER_UPDATES),
-            weighting="snr_plus_one",
+    return Recipe(
+        model=dd.Model(NETWORK, image_shape=(8, 8, 1), prediction="v"),
+        teacher=dd.Denoising(
+            images(TEACHER_UPDATES, scale), learning_rate=3e-3, warmup=100, anneal=True, residual=1e-3, **v
+        ),
+        tract={
+            1: tract(1024, 32, 1, updates=DISTILL_UPDATES, shares=(1, 3)),
+            2: tract(32, 2, updates=TO_TWO_OR_FOUR_UPDATES),
+            4: tract(32, 4, updates=TO_TWO_OR_FOUR_UPDATES),
+        },
+        between=32,
+        btd=dd.Progressive(1024, 1, phase_length=halving(1024, scale), learning_rate=1e-3, **v),
+        solver="ddim",
+        shown=(64, 4, 2, 1),
+    )
+
+
+def edm(scale: float) -> Recipe:
+    """An EDM teacher: its noise levels, preconditioning, weighting and sampler (arXiv:2206.00364)."""
+    f: dict[str, Any] = {"weighting": "edm"}
+
+    def tract(end: int, updates: float) -> dd.Tract:
+        rule = {"learning_rate": 3e-3, "anneal": True, "clip": "none"}
+        return dd.Tract.edm((32, end), length=images(updates, scale), **rule)
+
+    model = dd.Model(
+        NETWORK, (8, 8, 1), dd.Karras(32, sigma_max=20.0), prediction="edm", time_input=dd.EDMInput(sigma_data=0.75)
+    )
+    return Recipe(
+        model=model,
+        teacher=dd.Denoising(
+            images(TEACHER_UPDATES, scale),
+            noise="lognormal",
             learning_rate=3e-3,
             warmup=100,
             anneal=True,
             residual=1e-3,
+            **f,
         ),
-        f"TRACT {START}→32→1": tract(START, 32, 1, updates=DISTILL_UPDATES, shares=(1, 3)),
-        "TRACT 32→2": tract(32, 2, updates=TO_TWO_OR_FOUR_UPDATES),
-        "TRACT 32→4": tract(32, 4, updates=TO_TWO_OR_FOUR_UPDATES),
-        f"BTD {START}→1": dd.Progressive(START, 1, phase_length=phase, weighting="snr_plus_one", learning_rate=1e-3),
-    }
+        tract={
+            1: tract(1, DISTILL_UPDATES),
+            2: tract(2, 2 * TO_TWO_OR_FOUR_UPDATES),
+            4: tract(4, 2 * TO_TWO_OR_FOUR_UPDATES),
+        },
+        between=0,
+        btd=dd.Progressive(32, 1, phase_length=halving(32, scale), learning_rate=1e-3, teacher_solver="heun", **f),
+        solver="heun",
+        shown=(32, 4, 2, 1),
+    )
 
 
-def train_all(scale: float, seed: int, folder: Path, stage: Stages) -> dict[tuple[str, int], dd.Artefact]:
-    """The teacher (under every number of steps it is shown with) and the students, by (method, steps)."""
+RECIPES = {"vp": vp, "edm": edm}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """An artefact with its steps and solver."""
+
+    method: str
+    artefact: dd.Artefact
+    steps: int
+    solver: str = "ddim"
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations per image."""
+        return dd.table_for(self.artefact.on_grid(self.steps).model, self.steps, self.solver).nfe
+
+
+def train_all(recipe: Recipe, seed: int, folder: Path, stage: Stages) -> list[Sampler]:
+    """The teacher (with every number of steps it is shown with) and the students."""
     source, settings = dd.data.digits("train"), dd.Settings(batch_size=BATCH, seed=seed, checkpoint_every=500)
-    (name, denoising), (tract, to_one), to_two, to_four, (btd, halving) = methods(scale).items()
-    stage.begin(name)
-    teacher = dd.train(MODEL, source, denoising, settings, folder / "teacher")
-    stage.begin(tract)
-    students = dd.distill(teacher, source, to_one, settings, folder / "tract_1")
-    made = {("TRACT", 1): students[1]}
-    for steps, (name, method) in ((2, to_two), (4, to_four)):
-        stage.begin(name)
-        made["TRACT", steps] = dd.distill(students[32], source, method, settings, folder / f"tract_{steps}")[steps]
-    stage.begin(btd)
-    students = dd.distill(teacher, source, halving, settings, folder / "btd")
-    made.update({("BTD", steps): students[steps] for steps in (4, 2, 1)})
-    order = [("teacher, DDIM", n) for n in (64, 4, 2, 1)] + [(m, n) for m in ("BTD", "TRACT") for n in (4, 2, 1)]
-    return {key: made.get(key, teacher) for key in order}
+    stage.begin("teacher")
+    teacher = dd.train(recipe.model, source, recipe.teacher, settings, folder / "teacher")
+    start, tract = teacher, {}
+    for steps, method in recipe.tract.items():
+        stage.begin(f"TRACT {'→'.join(map(str, method.schedule))}")
+        students = dd.distill(start, source, method, settings, folder / f"tract_{steps}")
+        tract[steps], start = students[steps], students.get(recipe.between, start)
+    stage.begin(f"BTD {recipe.btd.start_steps}→1")
+    halved = dd.distill(teacher, source, recipe.btd, settings, folder / "btd")
+    name = f"teacher, {'DDIM' if recipe.solver == 'ddim' else recipe.solver.capitalize()}"
+    return [
+        *(Sampler(name, teacher, steps, recipe.solver) for steps in recipe.shown),
+        *(Sampler("BTD", halved[steps], steps) for steps in (4, 2, 1)),
+        *(Sampler("TRACT", tract[steps], steps) for steps in (4, 2, 1)),
+    ]
 
 
-def sample_all(made: dict[tuple[str, int], dd.Artefact], seed: int) -> dict[tuple[str, int], tuple[np.ndarray, float]]:
-    """Images of every artefact from the same noise, with images per second after compilation."""
-    drawn = {}
-    dd.sample(next(iter(made.values())), 300, 1, batch_size=300)  # compiles the one row that all share
-    for (method, steps), artefact in made.items():
+def sample_all(samplers: Sequence[Sampler], seed: int) -> list[tuple[np.ndarray, float]]:
+    """Images of every sampler from the same noise, with images per second after compilation."""
+    drawn = []
+    for s in samplers:
+        options = {"steps": s.steps, "solver": s.solver, "batch_size": 300}
+        dd.sample(s.artefact, 300, **options)  # compiles what is not yet
         begun = time.monotonic()
-        images = dd.sample(artefact, SAMPLES, steps, seed=seed, batch_size=300, name=f"{method}, {steps} steps")
-        drawn[method, steps] = images, SAMPLES / (time.monotonic() - begun)
+        found = dd.sample(s.artefact, SAMPLES, seed=seed, name=f"{s.method}, {s.steps} steps", **options)
+        drawn.append((found, SAMPLES / (time.monotonic() - begun)))
     return drawn
 
 
-def scores(drawn: dict[tuple[str, int], tuple[np.ndarray, float]]) -> list[dict[str, Any]]:
+def scores(samplers: Sequence[Sampler], drawn: Sequence[tuple[np.ndarray, float]]) -> list[dict[str, Any]]:
     """One line per sampler: speed, and distances from the training images; the first is real data, the floor."""
     train, heldout = (s.gather(np.arange(len(s)))["image"] for s in map(dd.data.digits, ("train", "heldout")))
     rows: list[dict[str, Any]] = [
         {"method": "real, held out", "nfe": "", "samples/s": "", **dd.evaluate(heldout, train)}
     ]
-    for (method, steps), (images, speed) in drawn.items():
-        rows.append({"method": method, "nfe": steps, "samples/s": round(speed), **dd.evaluate(images, train)})
+    for s, (found, speed) in zip(samplers, drawn, strict=True):
+        rows.append({"method": s.method, "nfe": s.nfe, "samples/s": round(speed), **dd.evaluate(found, train)})
     return rows
 
 
@@ -160,25 +239,27 @@ def loss_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def main() -> None:
     """Runs the demo and says where its results are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="run folder")
+    parser.add_argument("--teacher", choices=RECIPES, default="vp", help="kind of diffusion model")
+    parser.add_argument("--out", type=Path, help="run folder (runs/digits, runs/digits_edm)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="length of all trainings, 1 = the full demo")
     arguments = parser.parse_args()
     use_cpu_devices(CORES)
-    folder = run_folder(arguments.out)
+    default = Path("runs") / ("digits" if arguments.teacher == "vp" else f"digits_{arguments.teacher}")
+    folder = run_folder(arguments.out or default)
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").resolve()))
     stage = Stages(7)
     devices = f"{jax.device_count()} {jax.default_backend()} device(s)"
     print(f"A teacher of digits and its students, on {devices}, into {folder}")
 
-    made = train_all(arguments.scale, arguments.seed, folder, stage)
+    samplers = train_all(RECIPES[arguments.teacher](arguments.scale), arguments.seed, folder, stage)
     stage.begin("sampling")
-    drawn = sample_all(made, arguments.seed)
+    drawn = sample_all(samplers, arguments.seed)
     stage.begin("scores and pictures")
-    rows = scores(drawn)
+    rows = scores(samplers, drawn)
     real = dd.data.digits("train").gather(np.arange(COLUMNS))["image"]
-    pictures = {f"{method}, {steps} NFE": images[:COLUMNS] for (method, steps), (images, _) in drawn.items()}
+    pictures = {f"{s.method}, {s.nfe} NFE": found[:COLUMNS] for s, (found, _) in zip(samplers, drawn, strict=True)}
     dd.report.image_grid({"real": real, **pictures}, folder / "picture.png", columns=COLUMNS)
     dd.report.loss_plot(loss_curves(folder), folder / "loss.png", "training images", title=LOSS_NOTE)
 

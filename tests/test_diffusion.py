@@ -250,7 +250,13 @@ def test_a_grid_runs_from_noise_to_clean() -> None:
 # --- parameterisations
 
 TRUE = {"x": X, "eps": EPS, "v": parameterization.v_from_x_and_eps(X, EPS, LEVELS)}
-RAW = {**TRUE, "both": np.concatenate([X, EPS], axis=-1)}
+RAW = {
+    **TRUE,
+    "both": np.concatenate([X, EPS], axis=-1),
+    "edm": parameterization.edm_from_x_and_eps(X, EPS, LEVELS),
+    "score": -EPS,
+    "eps_var": np.concatenate([EPS, images(7)], axis=-1),
+}
 
 
 @pytest.mark.parametrize("prediction", parameterization.PREDICTIONS)
@@ -260,7 +266,7 @@ def test_a_perfect_output_is_read_as_the_truth(prediction: str) -> None:
     found = parameterization.estimate(prediction, raw, Z, LEVELS)
     for name, value in TRUE.items():
         # z - alpha·x loses the digits of sigma·eps that alpha·x covers, hence 1e-16 / 7e-5
-        np.testing.assert_allclose(getattr(found, name), value, rtol=0, atol=1e-11, err_msg=name)
+        np.testing.assert_allclose(getattr(found, name), value, rtol=0, atol=2e-11, err_msg=name)
     np.testing.assert_allclose(parameterization.to_x(prediction, raw, Z, LEVELS), X, rtol=0, atol=1e-11)
 
 
@@ -490,7 +496,9 @@ def test_weightings_are_errors_of_other_quantities() -> None:
     wrong = parameterization.estimate("x", x_hat, z, level)
     squared = {name: np.mean((getattr(wrong, name) - TRUE[name][1:-1]) ** 2, axis=(1, 2, 3)) for name in TRUE}
     squared["larger"] = np.maximum(squared["x"], squared["eps"])
-    same = {"constant": "x", "snr": "eps", "snr_plus_one": "v", "snr_trunc": "larger"}
+    f_hat = parameterization.edm_from_x_and_eps(wrong.x, wrong.eps, level)
+    squared["F"] = np.mean((f_hat - RAW["edm"][1:-1]) ** 2, axis=(1, 2, 3))
+    same = {"constant": "x", "snr": "eps", "snr_plus_one": "v", "snr_trunc": "larger", "edm": "F"}
     assert set(same) == set(weighting.WEIGHTINGS)
     for name, quantity in same.items():
         weighted = weighting.WEIGHTINGS[name](level) * squared["x"]
@@ -500,7 +508,7 @@ def test_weightings_are_errors_of_other_quantities() -> None:
 @pytest.mark.parametrize("prediction", parameterization.PREDICTIONS)
 @pytest.mark.parametrize("name", weighting.WEIGHTINGS)
 def test_eps_networks_warn_about_weightings_that_diverge(prediction: str, name: str) -> None:
-    if prediction == "eps" and name != "snr":
+    if prediction in ("eps", "score", "eps_var") and name != "snr":
         with pytest.warns(UserWarning, match=f"{name}.*diverges.*Use weighting 'snr'"):
             weighting.check(name, prediction)
         return
@@ -538,9 +546,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an unknown time input": (lambda: LogsnrInput("inv_cosine"), r"'inv_cosine'.*Did you mean 'inv_cos'"),
     "an empty input range": (lambda: LogsnrInput("linear", 1.0, 1.0), r"must not be empty, got \[1.0, 1.0\]"),
     "an unknown prediction": (
-        lambda: parameterization.to_x("epsilon", X, Z, LEVELS), r"prediction 'epsilon'.*Known: both, eps, v, x"),
+        lambda: parameterization.to_x("epsilon", X, Z, LEVELS), r"prediction 'epsilon'.*Known: both, edm, eps"),
     "an unknown prediction's error": (
-        lambda: parameterization.x_error("noise", X, X, X, LEVELS), r"prediction 'noise'.*Known: both, eps, v, x"),
+        lambda: parameterization.x_error("noise", X, X, X, LEVELS), r"prediction 'noise'.*Known: both, edm, eps"),
     "an unknown weighting": (lambda: weighting.check("snr_trunk", "x"), r"'snr_trunk'.*Did you mean 'snr_trunc'"),
     "a name that is no text": (lambda: choose("solver", 3, {"ddim": 1}), r"solver 3\. Known: ddim"),  # type: ignore[arg-type]
 }  # fmt: skip

@@ -23,6 +23,7 @@ from diffusion_distill.diffusion import forward, grids, parameterization
 from diffusion_distill.diffusion.preconditioning import LogsnrInput
 from diffusion_distill.diffusion.schedules import (
     Cosine,
+    Karras,
     LinearBeta,
     LinearBetaDiscrete,
     Schedule,
@@ -41,7 +42,8 @@ from diffusion_distill.distillation import (
 )
 from diffusion_distill.levels import Level
 from diffusion_distill.model import Clipped, Denoiser, Model
-from diffusion_distill.solvers import ddim
+from diffusion_distill.solvers import SOLVERS, ddim
+from diffusion_distill.solvers.table import run_host
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.optimizers import OptimizerSettings
 
@@ -219,6 +221,51 @@ def losses_of(method: Any, roles: dict[str, Any], rows: closure.Rows, x: np.ndar
     return np.asarray(jax.jit(method.losses_at)(roles, single(rows), x, eps, None))
 
 
+CURVED = Denoiser(params=(), model=toys.Curved())
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("solver", ["ddim", "heun"])
+@pytest.mark.parametrize("schedule", [Cosine(-9, 9), LinearBeta(), Karras(16), Karras(6, 0.1, 3.0, 3.0)], ids=str)
+def test_one_step_to_the_target_is_two_steps_of_the_solver(schedule: Schedule, solver: str) -> None:
+    """For every row of BTD, and of TRACT with the teacher as self-teacher, in float64."""
+    steps = getattr(schedule, "steps", 16)
+    i = np.arange(steps + 1)
+    for rows, t, m, s in (
+        (progressive.rows(schedule, steps // 2, solver), i[2::2], i[1:-1:2], i[0:-2:2]),
+        (tract.rows(schedule, steps, 2, solver), i[1:], i[:-1], i[:-1] // (steps // 2) * (steps // 2)),
+    ):
+        x, eps = (a.astype(np.float64) for a in batch_for(rows))
+        z = forward.diffuse(x, eps, rows.t)
+        with jax.enable_x64(True):
+            found = np.asarray(closure.target(rows, z, CURVED, CURVED))
+        for k in range(len(t)):
+            if s[k] == 0 and not isinstance(schedule, Karras):
+                continue  # BTD sets what is a step to a little noise
+            start, middle, end = (schedule.level(np.float64(n) / steps) for n in (t[k], m[k], s[k]))
+            state, here = z[k : k + 1], lambda level: Level(*(np.full(1, a) for a in level))
+            second = solver if rows.second_stages is not None else "ddim"
+            for name, a, b in ((solver, start, middle), (second, middle, end)):
+                if a != b:
+                    table = SOLVERS[name](Level(*np.stack([a, b], axis=1)))
+                    state = run_host(table, CURVED, state / table.init)
+            jumped = forward.ddim_step(z[k : k + 1], found[k : k + 1], here(start), here(end))
+            np.testing.assert_allclose(jumped, state, rtol=1e-10, atol=1e-10, err_msg=f"{t[k]}→{m[k]}→{s[k]}")
+
+
+@pytest.mark.fast
+def test_a_heun_step_extrapolates_as_its_closed_form_says() -> None:
+    """alpha = 1: weights (1 - w, w), w = sigma_t / (2·sigma_m); a step to zero noise has one stage."""
+    schedule = Karras(12)
+    sigma = schedule.level(np.arange(13) / 12).sigma
+    stages = tract.rows(schedule, 12, 1, "heun").stages
+    assert stages is not None
+    mix = stages.mix
+    np.testing.assert_allclose(mix[1:, 1], sigma[2:] / (2 * sigma[1:-1]), rtol=1e-12)
+    np.testing.assert_array_equal(mix[0], [1, 0])
+    np.testing.assert_allclose(mix.sum(1), 1, rtol=1e-12)
+
+
 @pytest.mark.fast
 @pytest.mark.parametrize("steps", [1, 4, 64])
 def test_tract_with_groups_of_two_is_btd(steps: int, tiny_model: Model) -> None:
@@ -234,7 +281,7 @@ def test_tract_with_groups_of_two_is_btd(steps: int, tiny_model: Model) -> None:
 
     x, eps = batch_for(halves)
     by_btd = losses_of(Progressive(2 * steps, steps), roles, halves, x, eps)
-    by_tract = losses_of(Tract((2 * steps, steps), clip=False, reduction="mean"), roles, same_rule, x, eps)
+    by_tract = losses_of(Tract((2 * steps, steps), clip="none", reduction="mean"), roles, same_rule, x, eps)
     np.testing.assert_allclose(by_btd, by_tract, rtol=1e-6)
     assert by_btd.min() > 0
 
@@ -274,7 +321,9 @@ def test_tract_at_the_ends_of_its_groups_is_knowledge_distillation(
     x, eps = batch_for(ends)
     both = {"self_teacher": roles.pop("self_teacher"), **roles}  # which Knowledge must not ask for
     by_knowledge = losses_of(Knowledge(8, clip=clip), roles, ends, x, eps)
-    np.testing.assert_array_equal(by_knowledge, losses_of(Tract((32, 8), clip=clip), both, ends, x, eps))
+    np.testing.assert_array_equal(
+        by_knowledge, losses_of(Tract((32, 8), clip="both" if clip else "none"), both, ends, x, eps)
+    )
     assert by_knowledge.min() > 0
     # its own rows are the student's grid, and the teacher has nothing to learn from itself
     np.testing.assert_array_equal(phase.inputs.t.sigma[:8], grids.uniform(schedule, 8).sigma[:-1][::-1])
@@ -297,14 +346,15 @@ def test_zero_noise_rules_of_btd_differ_for_two_heads_at_zero_noise_only(toy_net
 
 
 @pytest.mark.fast
-def test_tract_clips_both_estimates() -> None:
+def test_tract_clips_the_estimates_it_says() -> None:
     huge = Denoiser(params=(), model=toys.Gaussian(mean=5.0, std=0.0))
     rows = single(tract.rows(Cosine(), 8, 2))
     roles: dict[str, Any] = {"teacher": huge, "self_teacher": huge, "student": huge}
-    for clip, expected in ((True, 1.0), (False, 5.0)):
+    for clip, expected in (("both", (1.0, 1.0)), ("self_teacher", (5.0, 1.0)), ("none", (5.0, 5.0))):
         first, second = Tract((8, 2), clip=clip).estimators(roles)
         found = closure.target(rows, jnp.zeros((8, 1, 1, 1)), first, second)
-        np.testing.assert_allclose(found, np.full_like(found, expected), rtol=1e-6)
+        mean = rows.first * expected[0] + rows.second * expected[1]
+        np.testing.assert_allclose(found[:, 0, 0, 0], mean, rtol=1e-6)
     assert isinstance(Tract((8, 2)).estimators(roles)[0], Clipped)
 
 
@@ -313,7 +363,7 @@ def test_tract_clips_both_estimates() -> None:
 @pytest.mark.parametrize("method", [Denoising(), Progressive(4, 2), Tract((4, 2)), Knowledge(4)],
                          ids=lambda m: type(m).__name__)  # fmt: skip
 def test_losses_are_the_weighted_squared_error(method: Any, prediction: str, toy_networks: None) -> None:
-    model = Model(toys.Perceptron(2 if prediction == "both" else 1), (2, 2, 1), Cosine(-6, 6), prediction)
+    model = Model(toys.Perceptron(parameterization.PREDICTIONS[prediction]), (2, 2, 1), Cosine(-6, 6), prediction)
     rows = single(tract.rows(model.schedule, 4, 4 if isinstance(method, Knowledge) else 2))
     x, eps = batch_for(rows)
 
@@ -357,7 +407,7 @@ def test_no_gradient_flows_through_the_target(method: Any, tiny_model: Model) ->
 def test_losses_are_finite_at_all_times(
     schedule: Schedule, prediction: str, time_input: str, toy_networks: None
 ) -> None:
-    network = toys.Perceptron(2 if prediction == "both" else 1)
+    network = toys.Perceptron(parameterization.PREDICTIONS[prediction])
     model = Model(network, (2, 2, 1), schedule, prediction, LogsnrInput(time_input))
     roles, rows = students(model), single(tract.rows(schedule, 4, 2))
     u = jnp.array([0.0, 1e-7, 1e-4, 0.5, 1 - 1e-7, 1.0])
@@ -573,7 +623,7 @@ STEPS = 16
 LEARNED: dict[str, Any] = {
     "btd": Progressive(STEPS, 1, phase_length=64 * 300, last_two_longer=1.0, learning_rate=0.03,
                        weighting="snr_plus_one"),
-    "tract": Tract((STEPS, 4, 1), length=64 * 2400, learning_rate=0.03, anneal=True, clip=False,
+    "tract": Tract((STEPS, 4, 1), length=64 * 2400, learning_rate=0.03, anneal=True, clip="none",
                    weighting="snr_plus_one", residual=1e-6),
 }  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 Golden numbers: the U-Net of Salimans & Ho (2022) run with recorded parameters (`btd/unet`), and the same
 network in the comparison with TRACT's port (`tract/unet_*`); read from the optional sibling folder
-`../shared/golden`.
+`../shared/golden`. Those of EDM's networks are compared by the golden check, `golden_checks/edm_networks`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from diffusion_distill.networks import NETWORKS, UNet, layers
+from diffusion_distill.networks import ADM, NETWORKS, SongUNet, UNet, inputs, layers
+from diffusion_distill.settings import from_mapping, to_mapping
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the golden numbers in ../shared/golden")
@@ -28,6 +29,16 @@ TINY: dict[str, Any] = dict(
     ch=32, emb_ch=16, out_ch=2, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), num_heads=1
 )
 LABELLED: dict[str, Any] = {**TINY, "num_classes": 5}
+CONDITIONS: dict[str, Any] = {"num_classes": 5, "augment_dim": 9}
+TINY_ADM = UNet(
+    ch=16, emb_ch=16, out_ch=2, ch_mult=(1, 4), num_res_blocks=1, attn_resolutions=(8, 4), **CONDITIONS, **ADM
+)
+TINY_SONG: dict[str, Any] = dict(
+    ch=8, emb_ch=16, out_ch=2, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), **CONDITIONS
+)
+NCSNPP = SongUNet(**TINY_SONG, noise_mult=2, embedding="fourier", encoder="residual", resample_filter=(1, 3, 3, 1))
+SKIPS = SongUNet(**TINY_SONG, encoder="skip", decoder="skip", resample_filter=(1, 2, 3, 4))
+EDM_NETWORKS = {"adm": TINY_ADM, "ncsnpp": NCSNPP, "skips": SKIPS}
 
 CIFAR: dict[str, Any] = dict(
     ch=256, emb_ch=1024, out_ch=3, ch_mult=(1, 1, 1), num_res_blocks=3, attn_resolutions=(8, 16), num_heads=1,
@@ -99,8 +110,8 @@ def images(batch: int = 3, size: int = 8, channels: int = 2) -> tuple[jax.Array,
     return x, jnp.linspace(3.0, 900.0, batch)
 
 
-def evaluate(net: UNet, params: dict, *arguments, **options) -> Any:
-    return jax.jit(lambda p, *a: net.apply({"params": p}, *a, **options))(params, *arguments)
+def evaluate(net: UNet | SongUNet, params: dict, *arguments, **options) -> Any:
+    return jax.jit(lambda p, *a: net.apply({"params": p}, *a, **options), static_argnums=4)(params, *arguments)
 
 
 # ------------------------------------------------------------- published networks
@@ -242,6 +253,223 @@ def test_attention_heads_are_separate() -> None:
     chex.assert_trees_all_close(both, jnp.concatenate(single, axis=2), atol=1e-6)
 
 
+FILTERS = {"box": (1, 1), "cubic": (1, 3, 3, 1), "asymmetric": (1, 2, 3, 4), "odd": (1, 2, 1), "single": (1,)}
+
+
+@pytest.mark.parametrize("taps", FILTERS.values(), ids=FILTERS)
+@pytest.mark.parametrize("padding", [None, 0])
+def test_filters_are_their_definition(taps: tuple[int, ...], padding: int | None) -> None:
+    """Every term of the sums one by one, with a filter that is no outer product."""
+    rng = np.random.default_rng(5)
+    filter = rng.normal(size=(len(taps), len(taps)))
+    x = rng.normal(size=(2, 4, 6, 3))
+    p = (len(taps) - 1) // 2 if padding is None else padding
+    down = np.zeros((2, *((n + 2 * p - len(taps)) // 2 + 1 for n in x.shape[1:3]), 3))
+    up = np.zeros((2, *(2 * n - 2 + len(taps) - 2 * p for n in x.shape[1:3]), 3))
+    for j, k in np.ndindex(filter.shape):
+        for a, b in np.ndindex(down.shape[1:3]):
+            if 0 <= (y := 2 * a + j - p) < 4 and 0 <= (z := 2 * b + k - p) < 6:
+                down[:, a, b] += filter[j, k] * x[:, y, z]
+        for a, b in np.ndindex(4, 6):
+            if 0 <= (y := 2 * a + j - p) < up.shape[1] and 0 <= (z := 2 * b + k - p) < up.shape[2]:
+                up[:, y, z] += 4 * filter[j, k] * x[:, a, b]
+    filter, x = jnp.asarray(filter, jnp.float32), jnp.asarray(x, jnp.float32)
+    np.testing.assert_allclose(layers.filter_down(x, filter, padding), down, atol=1e-5)
+    np.testing.assert_allclose(layers.filter_up(x, filter, padding), up, atol=1e-5)
+
+
+def test_the_box_filter_is_the_mean_of_four_and_four_equal_pixels() -> None:
+    x, box = images(size=4)[0], jnp.asarray(layers.filter_of((1, 1)))
+    chex.assert_trees_all_close(layers.filter_down(x, box), layers.downsample(x), atol=1e-6)
+    chex.assert_trees_all_equal(layers.filter_up(x, box), layers.upsample(x))
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_a_fused_convolution_differs_at_the_border_only(direction: Any) -> None:
+    x = images(size=16)[0]
+    taps = (1, 3, 3, 1)
+    conv = layers.FusedConv(4, direction, taps)
+    params = conv.init(jax.random.key(0), x)["params"]
+    rest = {name: value for name, value in params.items() if name != "filter"}
+    apart = x
+    for step in [layers.Resampling(direction, taps), layers.Conv(4)][:: 1 if direction == "up" else -1]:
+        own = {"filter": params["filter"]} if isinstance(step, layers.Resampling) else rest
+        apart = step.apply({"params": own}, apart)
+    difference = jnp.abs(conv.apply({"params": params}, x) - apart).max(axis=(0, 3))
+    assert float(difference[2:-2, 2:-2].max()) < 1e-6 < 1e-2 < float(difference.max())
+
+
+def test_fourier_features() -> None:
+    time, frequencies = np.array([0.0, 0.3, -1.1]), np.array([0.5, -20.0])
+    angles = 2 * np.pi * time[:, None] * frequencies
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+    out = layers.fourier_features(*(jnp.asarray(a, jnp.float32) for a in (time, frequencies)))
+    np.testing.assert_allclose(out, expected, atol=5e-5)
+
+
+def test_groups_of_a_norm() -> None:
+    groups = {width: layers.norm_groups(width, layers.NormSettings(32, 1e-5, 4)) for width in (4, 12, 128, 384)}
+    assert groups == {4: 1, 12: 3, 128: 32, 384: 32}
+    for width in (3, 130):
+        with pytest.raises(ValueError, match=f"over {width} channels"):
+            layers.norm_groups(width, layers.NormSettings(32, 1e-5, 4))
+
+
+@pytest.mark.parametrize(
+    ("rule", "role", "kernel", "bias"),
+    [
+        ("lecun", "layer", 1 / 40, 0.0),
+        ("lecun", "last", 0.0, 0.0),
+        ("uniform", "layer", 1 / 3 / 40, 1 / 3 / 40),
+        ("uniform", "last", 0.0, 0.0),
+        ("uniform", "augment", 0.0, 0.0),
+        ("uniform", "label", 1.0, 1.0),
+        ("xavier", "layer", 2 / (40 + 60), 0.0),
+        ("xavier", "qkv", 0.2 * 2 / (40 + 60), 0.0),
+        ("xavier", "last", 1e-10 * 2 / (40 + 60), 0.0),
+    ],
+)
+def test_initial_values_have_the_variance_of_their_rule(rule: str, role: Any, kernel: float, bias: float) -> None:
+    """Variances from EDM's fact sheet: a uniform number within ±a has a²/3."""
+    rules = layers.initial(rule, 40, 60, role)
+    for name, variance in {"kernel_init": kernel, "bias_init": bias}.items():
+        values = np.asarray(rules[name](jax.random.key(0), (40, 600), jnp.float32), np.float64)
+        np.testing.assert_allclose(values.var(), variance, rtol=0.05)
+        np.testing.assert_allclose(values.mean(), 0, atol=0.03 * variance**0.5)
+
+
+# ------------------------------------------------------------- EDM's networks
+
+#: Rows of one batch: the first as it is, then with another time, other labels, no augment, no labels either.
+ROWS = ("base", "time", "labels", "no augment", "nothing")
+CONSTANTS = ("/filter", "/freqs")
+
+
+def edm_rows() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Images, times, label vectors, augment vectors of `ROWS`."""
+    rng = np.random.default_rng(6)
+    x = np.repeat(rng.normal(size=(1, 8, 8, 2)), len(ROWS), axis=0)
+    time, labels, augment = np.full(len(ROWS), -0.4), *(np.repeat(rng.normal(size=(1, n)), 5, axis=0) for n in (5, 9))
+    time[1] += 0.3
+    labels[2] += 1
+    labels[4] = augment[3:] = 0
+    return tuple(jnp.asarray(a, jnp.float32) for a in (x, time, labels, augment))  # type: ignore[return-value]
+
+
+def edm_parameters(net: UNet | SongUNet, seed: int = 0) -> Any:
+    """Random parameters with the constants that the network starts with."""
+    rng = np.random.default_rng(seed)
+    x, time, labels, _ = edm_rows()
+    flat = flatten(jax.eval_shape(net.init, jax.random.key(0), x, time, labels)["params"])
+    made = {
+        path: jnp.asarray(rng.normal(path.endswith("scale"), 0.2, leaf.shape), jnp.float32)
+        for path, leaf in flat.items()
+    }
+    for path in made:
+        if path.endswith("/filter"):
+            made[path] = jnp.asarray(layers.filter_of(net.resample_filter))  # type: ignore[union-attr]
+    return traverse_util.unflatten_dict(made, sep="/")
+
+
+@pytest.fixture(scope="module", params=EDM_NETWORKS)
+def told(request: pytest.FixtureRequest) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """(network, parameters, outputs of the rows, gradients of a loss on them), compiled once for several tests."""
+    net = EDM_NETWORKS[request.param]
+    params, (x, time, labels, augment) = edm_parameters(net), edm_rows()
+
+    def loss(params: Any) -> Any:
+        out = net.apply({"params": params}, x, time, labels, False, augment)
+        return jnp.sum(jnp.sin(out)), out
+
+    gradient, out = jax.jit(jax.grad(loss, has_aux=True))(params)
+    return net, params, out, flatten(gradient)
+
+
+def test_an_edm_network_reads_all_it_is_told(told: Any) -> None:
+    net, params, out, _ = told
+    chex.assert_shape(out, (5, 8, 8, 2))
+    changed = jnp.abs(out - out[:1]).max(axis=(1, 2, 3))
+    assert changed[0] == 0 and (changed[1:] > 1e-4).all()
+    x, time, *_ = edm_rows()
+    without = evaluate(net, params, x[3:], time[3:])  # missing labels and augment are zero vectors
+    chex.assert_trees_all_close(without[1], out[4], atol=2e-5)
+    assert float(jnp.abs(without[0] - out[3]).max()) > 1e-4
+
+
+def test_gradients_reach_all_but_constants(told: Any) -> None:
+    gradient = told[3]
+    silent = {path for path, g in gradient.items() if float(jnp.abs(g).max()) < 1e-6}
+    constants = {path for path in gradient if path.endswith(CONSTANTS)}
+    assert constants <= silent and all((gradient[path] == 0).all() for path in constants)
+    assert all(path.endswith("k/bias") for path in silent - constants)  # which the softmax does not see
+
+
+def test_an_edm_network_drops_whole_labels_in_training_and_computes_in_bfloat16(told: Any) -> None:
+    net, params, out, _ = told
+    x, time, labels, augment = edm_rows()
+    coarse = net.clone(label_dropout=0.999, dtype="bfloat16")
+    rngs = {"dropout": jax.random.key(0)}
+    half = evaluate(coarse, params, x[2:], time[2:], labels[2:], True, 0 * augment[2:], rngs=rngs)
+    assert half.dtype == jnp.float32
+    error = jnp.abs(half - out[4:]).max(axis=(1, 2, 3)) / jnp.std(out[4])
+    assert (error > 1e-5).all() and (error < 0.2).all()
+
+
+def test_an_edm_network_is_a_value_and_checks_its_arguments(told: Any) -> None:
+    net, params, *_ = told
+    x, time, labels, augment = edm_rows()
+    described = json.loads(json.dumps(to_mapping(net)))
+    assert from_mapping(type(net), "network", described) == net and hash(net) == hash(net.clone())
+    refused = [
+        ((labels, False, augment[:, 1:]), ValueError, "augment has shape"),
+        ((labels[:, 1:],), ValueError, r"labels have shape .* or \[batch, num_classes\]"),
+        ((labels.astype(jnp.int16),), TypeError, "must be int32"),
+    ]
+    for arguments, error, message in refused:
+        with pytest.raises(error, match=message):
+            net.apply({"params": params}, x, time, *arguments)
+
+
+def test_label_vectors() -> None:
+    one_hot = inputs.label_vectors(jnp.array([2, 0, 7], jnp.int32), 3, 3)
+    np.testing.assert_array_equal(one_hot, [[0, 0, 1], [1, 0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(inputs.label_vectors(2.5 * one_hot, 3, 3), 2.5 * one_hot)
+    np.testing.assert_array_equal(inputs.label_vectors(None, 2, 3), np.zeros((2, 3)))
+    dropped = inputs.drop_rows(jnp.ones((4000, 3)), 0.25, jax.random.key(0))
+    assert set(np.asarray(dropped.sum(axis=1)).tolist()) == {0.0, 3.0}  # whole rows, and none is scaled
+    assert abs(float(dropped.mean()) - 0.75) < 0.03
+
+
+@pytest.mark.parametrize("name", ["adm", "ncsnpp"])
+def test_initial_values_of_an_edm_network(name: str) -> None:
+    """Limits of uniform numbers, by path, as in EDM's fact sheet: section 5."""
+    net, (x, time, labels, _) = EDM_NETWORKS[name], edm_rows()
+    params = flatten(jax.jit(net.init)(jax.random.key(0), x, time, labels)["params"])
+    for path, values in params.items():
+        *_, module, leaf = path.split("/")
+        if leaf not in ("kernel", "bias") or "norm" in module:
+            continue
+        last, qkv = module.split(".")[-1] in ("conv2", "proj_out", "conv_out"), module in "qkv"
+        *fan_in, fan_out = params[path.replace("/bias", "/kernel")].shape
+        places = int(np.prod(fan_in[:-1])) if len(fan_in) == 3 else 1  # of a convolution
+        fan_in = fan_in[0] if qkv else int(np.prod(fan_in))
+        fan_out = 3 * fan_in if qkv else places * fan_out
+        if name == "adm":
+            limit = 0.0 if last or module == "augment_emb" else 4.0 if module == "class_emb" else fan_in**-0.5
+        else:
+            gain = 0.0 if leaf == "bias" else 1e-5 if last else 0.2**0.5 if qkv else 1.0
+            limit = gain * (6 / (fan_in + fan_out)) ** 0.5
+        largest = float(jnp.abs(values).max())
+        assert largest <= limit * 1.0001 and (values.size < 50 or largest >= 0.4 * limit), path
+    assert {path for path in params if path.endswith("k/kernel")} == {
+        f"{module}/k/kernel" for module in ("mid.attn_1", "down_1.attn_0", *ATTENTION_UP[name])
+    }
+
+
+#: ADM has attention after every block where there are 64 channels; SongUNet after the last one of a level.
+ATTENTION_UP = {"adm": ("up_1.attn_0", "up_1.attn_1"), "ncsnpp": ("up_1.attn_1",)}
+
+
 # ------------------------------------------------------------- the network
 
 
@@ -324,7 +552,7 @@ def test_rectangular_images_and_more_levels() -> None:
 
 def test_a_network_is_a_value() -> None:
     assert UNet(**with_changes(TINY, ch_mult=[1, 2])) == UNet(**TINY) and hash(UNet(**TINY)) == hash(UNet(**TINY))
-    assert NETWORKS["unet"] is UNet
+    assert {"unet": UNet, "song_unet": SongUNet} == NETWORKS
 
 
 # ------------------------------------------------------------- errors
@@ -365,3 +593,32 @@ def test_unfit_arguments_are_refused_before_computing(x, time, labels, error, me
     labels = labels if labels is None else jnp.asarray(labels)
     with pytest.raises(error, match=message):
         jax.eval_shape(UNet(**LABELLED).init, jax.random.key(0), jnp.zeros(x), jnp.zeros(time), labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(embedding="positonal"), "Did you mean 'positional'"),
+        (dict(encoder="residul"), "Did you mean 'residual'"),
+        (dict(decoder="residual"), "Unknown decoder"),
+        (dict(resample_filter=(1, 2, 1)), "even number of taps"),
+        (dict(resample_filter=(1, -1)), "sum is not zero"),
+        (dict(ch=3), "over 3 channels"),
+        (dict(label_dropout=1.0), "label_dropout is 1.0"),
+        (dict(augment_dim=-1), "augment_dim is -1"),
+        (dict(noise_mult=0), "noise_mult must be"),
+    ],
+)
+def test_contradicting_settings_of_a_song_unet_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SongUNet(**with_changes(TINY_SONG, **change))
+
+
+def test_heads_that_do_not_divide_are_refused_and_a_network_without_augment_takes_none() -> None:
+    with pytest.raises(ValueError, match="head_dim=64 must divide"):
+        UNet(**with_changes(TINY, ch=96, ch_mult=(1,), num_heads=None, head_dim=64))
+    with pytest.raises(ValueError, match="head_dim=64 must divide the 200"):  # by three heads
+        UNet(**with_changes(TINY, ch=200, ch_mult=(1,), num_heads=None, norm_groups=8, **(ADM | {"norm_fewest": 0})))
+    x, time, _, augment = edm_rows()
+    with pytest.raises(ValueError, match="augment_dim=0"):
+        jax.eval_shape(UNet(**TINY).init, jax.random.key(0), x, time, None, False, augment)

@@ -17,7 +17,9 @@ from toys import equal
 
 from diffusion_distill import interrupts, runs
 from diffusion_distill.data import from_arrays
-from diffusion_distill.diffusion.schedules import Cosine
+from diffusion_distill.diffusion import grids
+from diffusion_distill.diffusion.preconditioning import EDMInput
+from diffusion_distill.diffusion.schedules import Cosine, Karras
 from diffusion_distill.distillation import Denoising, Progressive, Tract
 from diffusion_distill.distillation.knowledge import Knowledge
 from diffusion_distill.model import Model
@@ -159,6 +161,16 @@ def test_a_workdir_that_cannot_serve_is_refused_before_training(
             runs.distill(teacher, nothing, TRACT, SETTINGS, folder)
 
 
+def test_a_teacher_from_disk_is_the_same_teacher(
+    teacher: Artefact, source: toys.GaussianSource, tmp_path: Path
+) -> None:
+    """A program that trains and distils, killed while it distils, loads the teacher when it is started again."""
+    with pytest.raises(Stopped):
+        runs.distill(teacher, Failing(source, 1), TRACT, SETTINGS, tmp_path / "run")
+    loaded = Artefact.load(teacher.save(tmp_path / "teacher"))
+    assert set(runs.distill(loaded, source, TRACT, SETTINGS, tmp_path / "run")) == {2, 1}
+
+
 def test_another_teacher_is_another_run(teacher: Artefact, source: toys.GaussianSource, tmp_path: Path) -> None:
     """Two teachers of one model and one provenance that differ in their parameters alone."""
     with pytest.raises(Stopped):
@@ -278,6 +290,32 @@ def test_conditional_students_with_two_heads(method: Any, toy_networks: None) ->
     drawn = [runs.sample(students[min(students)], 8, labels=np.full(8, label)) for label in (0, 2)]
     assert all(np.isfinite(images).all() for images in drawn)
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-3, "the label matters"
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Tract.edm((8, 4, 1), length="64"),
+        Tract.edm((8, 2), length="64", warmup=2),
+        Progressive(8, 1, "16", weighting="edm", teacher_solver="heun"),
+    ],
+    ids=["tract in two phases", "tract to two steps", "btd"],
+)
+def test_edm_teachers_are_distilled(method: Any, toy_networks: None, source: toys.GaussianSource) -> None:
+    """By Heun's steps on the grid the method asks for, which the students keep; later phases step by DDIM."""
+    model = Model(toys.Perceptron(1), (2, 2, 1), Karras(18), prediction="edm", time_input=EDMInput())
+    teacher = runs.train(model, source, Denoising(64, noise="lognormal", weighting="edm"), SETTINGS)
+    students = runs.distill(teacher, source, method, SETTINGS)
+    for steps, student in students.items():
+        assert student.model.schedule == Karras(8)
+        images = runs.sample(student, 8)
+        assert np.isfinite(images).all() and images.std() > 0
+        assert runs.table_for(student.model, steps).nfe == steps
+    np.testing.assert_allclose(grids.uniform(students[min(students)].model.schedule, 1).sigma, [80, 0])
+    assert runs.table_for(teacher.on_grid(5).model, 5, "heun").nfe == 9
+    first = students[max(students)]
+    with pytest.raises(ValueError, match=r"A student steps by DDIM, not by heun"):
+        runs.distill(first, source, Tract.edm((first.steps, 1), length="64"), SETTINGS)
 
 
 def test_distillation_to_a_smaller_network(teacher: Artefact, source: toys.GaussianSource, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""Solver tables and the engine that runs them, against the closed-form flow of Gaussian data."""
+"""Solver tables, the engine that runs them and EDM's grids, against the closed-form flow of Gaussian data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,26 +16,35 @@ from flax import struct
 
 from diffusion_distill import sampling
 from diffusion_distill.diffusion import forward, grids
-from diffusion_distill.diffusion.schedules import Cosine, VarianceExploding
+from diffusion_distill.diffusion.schedules import Cosine, LinearBeta, VarianceExploding
 from diffusion_distill.levels import Level
 from diffusion_distill.model import Denoiser, Model
-from diffusion_distill.solvers import SOLVERS, Table, ancestral, ddim
-from diffusion_distill.solvers.table import build
+from diffusion_distill.solvers import SOLVERS, Table, ablation, ancestral, ddim, heun
+from diffusion_distill.solvers.ablation import SCALINGS, TIME_SCHEDULES
+from diffusion_distill.solvers.table import build, run_host
 from diffusion_distill.training.sharding import data_mesh, replicated, split
 
 #: Every solver as it comes, and its variants.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name in SOLVERS},
+    **{name: (name, {}) for name, solver in SOLVERS.items() if name != "euler"},
     "ancestral, small variance": ("ancestral", {"gamma": 0.0}),
+    "heun, churn": ("heun", {"s_churn": 2.0, "s_noise": 1.007}),
+    "ablation, churn in VP's time": ("ablation", {"schedule": "vp", "s_churn": 2.0, "s_max": 10.0}),
 }
 every_solver = pytest.mark.parametrize("variant", VARIANTS)
 SHAPE = (2, 2, 1)
 
 
-def table_of(variant: str, steps: int, clean: bool = True, schedule: Cosine | None = None) -> Table:
-    """The solver's table on a uniform grid."""
+def stages_of(variant: str) -> int:
+    """Evaluations per step."""
     name, options = VARIANTS[variant]
-    grid = grids.uniform(schedule or Cosine(), steps)
+    return 2 if name in ("heun", "ablation") and options.get("solver") != "euler" else 1
+
+
+def table_of(variant: str, steps: int, clean: bool = True, schedule: Cosine | None = None) -> Table:
+    """The solver's table on a uniform grid, by default one that the solver's steps can follow."""
+    name, options = VARIANTS[variant]
+    grid = grids.uniform(schedule or (Cosine() if stages_of(variant) == 1 else Cosine(-6, 9)), steps)
     return SOLVERS[name](grids.clean_end(grid) if clean else grid, **options)
 
 
@@ -80,7 +89,7 @@ def test_nfe_is_the_number_of_network_calls_and_grids_do_not_recompile(
     counting = Counting(exact, Tally(), Tally())
     for calls, schedule in enumerate((Cosine(), Cosine(-9, 11), Cosine(-5, 5)), start=1):
         table = table_of(variant, 5, schedule=schedule)
-        assert table.nfe == 5
+        assert table.nfe == (5 if stages_of(variant) == 1 else 9)
         sampling.sample(jax.random.key(0), counting, table, (3, *SHAPE))
         jax.effects_barrier()
         assert counting.calls.count == calls * table.nfe
@@ -119,10 +128,11 @@ def test_a_sample_does_not_depend_on_the_devices(variant: str, tiny_model: Model
 
 @every_solver
 def test_states_are_what_the_network_saw(variant: str, loop: str, exact: Denoiser) -> None:
-    table, key, steps = table_of(variant, 6), jax.random.key(4), 6
+    table, key = table_of(variant, 6), jax.random.key(4)
     seen = sampling.sample(key, exact, table, (3, *SHAPE), states=True)
-    chex.assert_shape(seen, (steps + 1, 3, *SHAPE))
-    start = sampling.noise(sampling.sample_keys(key, np.arange(3)), 0, SHAPE)
+    chex.assert_shape(seen, (table.nfe + 1, 3, *SHAPE))
+    keys = sampling.sample_keys(key, np.arange(3))
+    start = float(table.init) * sampling.noise(keys, 0, SHAPE) + float(table.noise[0]) * sampling.noise(keys, 1, SHAPE)
     # other programs of the compiler may round otherwise
     close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
     close(seen[-1], sampling.sample(key, exact, table, (3, *SHAPE)))
@@ -153,12 +163,13 @@ def test_recorded_noise_replaces_drawn_noise(variant: str, loop: str, exact: Den
     assert bool(jnp.allclose(moved, from_keys)) == table.deterministic
 
 
-@every_solver
+@pytest.mark.parametrize("variant", [name for name, (solver, _) in VARIANTS.items() if solver != "ablation"])
 def test_one_step_to_zero_noise_is_the_estimate(variant: str, exact: Denoiser) -> None:
-    table, key = table_of(variant, 1), jax.random.key(7)
-    start = sampling.noise(sampling.sample_keys(key, np.arange(2)), 0, SHAPE)
-    level = Level(*(jnp.full(2, a, jnp.float32) for a in Cosine().level(np.float64(1.0))))
-    chex.assert_trees_all_close(sampling.sample(key, exact, table, (2, *SHAPE)), exact(start, level), rtol=0, atol=1e-6)
+    table = table_of(variant, 1, schedule=Cosine())
+    assert table.nfe == 1
+    seen, drawn = sampling.sample(jax.random.key(7), exact, table, (2, *SHAPE), states=True)
+    level = Level(*(jnp.full(2, a[0], jnp.float32) for a in table.level))
+    chex.assert_trees_all_close(drawn, exact(seen, level), rtol=0, atol=1e-6)
 
 
 def test_labels_reach_the_network(loop: str) -> None:
@@ -269,6 +280,233 @@ def moments_of_ancestral(data: toys.Gaussian, grid: Level, gamma: float) -> tupl
     return mean, variance
 
 
+# --- Heun's method, its relatives and churn
+
+#: Grids on which the flow is smooth: kind -> (steps -> levels).
+SMOOTH: dict[str, Callable[[int], Level]] = {
+    "cosine": lambda steps: grids.uniform(Cosine(-6, 6), steps),
+    "linear beta": lambda steps: grids.uniform(LinearBeta(t_min=0.05), steps),
+    "VE": lambda steps: grids.edm(steps + 1, 0.05, 20.0).at(slice(None, -1)),
+}
+smooth = pytest.mark.parametrize("kind", SMOOTH)
+
+
+def order(table: Callable[[int], Table], end: Level, data: toys.Gaussian, counts: Sequence[int]) -> float:
+    """Order of convergence to the exact flow, in float64.
+
+    (The midpoint method, a = 1/2, happens to be of order 3 for Gaussian data.)
+    """
+    start, errors = np.random.default_rng(0).standard_normal((16, *SHAPE)), []
+    for steps in counts:
+        made = table(steps)
+        truth = data.flow(made.init * start, made.level.at(0), end)
+        errors.append(np.sqrt(np.mean((run_host(made, optimal(data), start) - truth) ** 2)))
+    return -float(np.polyfit(np.log(counts), np.log(errors), 1)[0])
+
+
+def optimal(data: toys.Gaussian) -> Callable[..., np.ndarray]:
+    """The optimal denoiser in NumPy."""
+    return lambda z, level, labels=None: data.raw((), z, level, labels, None)
+
+
+@pytest.mark.fast
+@smooth
+@pytest.mark.parametrize(
+    ("solver", "expected"), [(ddim, 1), *((partial(heun, alpha=a), 2) for a in (0.6, 2 / 3, 1, 1.1))]
+)
+def test_order_of_convergence(kind: str, solver: Callable[..., Table], expected: int, gaussian: toys.Gaussian) -> None:
+    end = SMOOTH[kind](2).at(-1)
+    found = order(lambda steps: solver(SMOOTH[kind](steps)), end, gaussian, (32, 64, 128, 256))
+    assert abs(found - expected) < 0.12
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("schedule", TIME_SCHEDULES)
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize(("solver", "expected"), [("euler", 1), ("heun", 2)])
+def test_order_of_the_ablation(
+    schedule: str, scaling: str, solver: str, expected: int, gaussian: toys.Gaussian
+) -> None:
+    shared = partial(ablation, solver=solver, alpha=0.8, epsilon_s=0.05, sigma_range=(0.05, 20.0))
+    make = lambda steps: shared(SMOOTH["VE"](steps), schedule, scaling)  # noqa: E731
+    end = SMOOTH["VE"](2).at(-1)
+    end = Level(end.alpha, end.sigma) if scaling == "none" else Level(1 / np.hypot(1, end.sigma), np.sin(end.angle))
+    assert abs(order(make, end, gaussian, (64, 128, 256, 512)) - expected) < 0.12
+
+
+@pytest.mark.fast
+@smooth
+def test_heun_tries_a_step_of_ddim_and_shares_its_start(kind: str) -> None:
+    grid = SMOOTH[kind](9)
+    table, first = heun(grid), ddim(grid)
+    np.testing.assert_allclose(table.weights[::2, 0, [0, 2]], first.weights[:, 0], rtol=1e-12)
+    np.testing.assert_allclose(np.stack(table.level)[:, ::2], np.stack(first.level), rtol=1e-15)
+    np.testing.assert_allclose(np.stack(table.level)[:, 1::2], np.stack(grid)[:, 1:], rtol=1e-15)
+    assert table.init == pytest.approx(first.init, rel=1e-15)
+    assert SOLVERS["euler"] is ddim
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("options", [{}, {"alpha": 0.6}, {"s_churn": 3.0, "s_noise": 0.9}])
+def test_heun_for_vp_is_heun_for_ve_in_z_over_alpha(options: dict[str, Any], gaussian: toys.Gaussian) -> None:
+    grid = grids.clean_end(SMOOTH["cosine"](8))
+    rng = np.random.default_rng(1)
+    start, row_noise = rng.standard_normal((3, *SHAPE)), rng.standard_normal((15, 3, *SHAPE))
+    vp, ve = heun(grid, **options), heun(Level(np.ones(9), grid.sigma / grid.alpha), **options)
+    seen = run_host(vp, optimal(gaussian), start * vp.level.alpha[0] / vp.init, row_noise=row_noise, states=True)
+    also = run_host(ve, optimal(gaussian), start / ve.init, row_noise=row_noise, states=True)
+    scale = np.append(vp.level.alpha, 1.0).reshape(-1, 1, 1, 1, 1)
+    np.testing.assert_allclose(seen / scale, also, rtol=1e-10)
+    np.testing.assert_allclose(vp.level.sigma / vp.level.alpha, ve.level.sigma, rtol=1e-14)
+
+
+@pytest.mark.fast
+@smooth
+def test_a_table_of_two_levels_is_one_step(kind: str) -> None:
+    """What distillation takes for a teacher's step. The weights of its two estimates are those of TRACT.md, 7."""
+    grid, whole = SMOOTH[kind](6), heun(SMOOTH[kind](6))
+    for k in range(6):
+        step = heun(grid.at(slice(k, k + 2)))
+        assert step.nfe == 2 and step.deterministic
+        np.testing.assert_allclose(step.weights, whole.weights[2 * k : 2 * k + 2], rtol=1e-12)
+        sigma = (grid.sigma / grid.alpha)[k : k + 2]
+        weight = sigma[0] / (2 * sigma[1])
+        (first, second), (to_first, _, to_second) = step.weights[0], step.weights[1][0]
+        from_first, total = to_first * first[2], to_first * first[2] + to_second
+        np.testing.assert_allclose([from_first / total, to_second / total], [1 - weight, weight], rtol=1e-11)
+        assert second[0] == grid.alpha[k] ** -1
+    last = grids.clean_end(grid.at(slice(5, None)))
+    np.testing.assert_array_equal(heun(last).weights[:, 0], [[0, 0, 1]])
+    assert (heun(grids.clean_end(grid)).nfe, whole.nfe) == (11, 12)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("alpha", [0.5, 1.0])
+@smooth
+def test_second_order_steps_are_exact_for_a_single_point(kind: str, alpha: float) -> None:
+    point = toys.Gaussian(mean=0.7, std=0.0)
+    grid, start = SMOOTH[kind](3), np.random.default_rng(2).standard_normal((4, *SHAPE))
+    first, last = grid.at(0), grid.at(-1)
+    table = heun(grid, alpha)
+    expected = last.alpha * 0.7 + last.sigma * (table.init * start - first.alpha * 0.7) / first.sigma
+    np.testing.assert_allclose(run_host(table, optimal(point), start), expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "options", [{}, {"alpha": 0.7}, {"s_churn": 40.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}]
+)
+def test_ablation_defaults_are_heun_on_edms_grid(options: dict[str, Any]) -> None:
+    chex.assert_trees_all_close(ablation(grids.edm(18), **options), heun(grids.edm(18), **options), rtol=1e-13)
+
+
+@pytest.mark.fast
+def test_eulers_ablation_is_ddim() -> None:
+    grid = grids.edm(18)
+    euler = ablation(grid, solver="euler")
+    chex.assert_trees_all_close(euler, ddim(grid), rtol=1e-12)
+    assert (euler.nfe, ablation(grid).nfe) == (18, 35)
+
+
+@pytest.mark.fast
+def test_churn_raises_the_noise_where_it_should() -> None:
+    grid, churn = grids.edm(10), {"s_churn": 3.0, "s_min": 0.1, "s_max": 30.0, "s_noise": 1.01}
+    table, sigma = heun(grid, **churn), grid.sigma[:-1]
+    inside = (sigma >= 0.1) & (sigma <= 30)
+    assert 0 < inside.sum() < 9
+    raised = np.where(inside, sigma * 1.3, sigma)  # gamma = 3/10
+    np.testing.assert_allclose(table.level.sigma[::2], raised, rtol=1e-14)
+    np.testing.assert_allclose(table.noise[::2], 1.01 * np.sqrt(raised**2 - sigma**2), rtol=1e-14)
+    assert not table.noise[1::2].any()
+    strongest = heun(grid, s_churn=1e3).level.sigma[::2]
+    np.testing.assert_allclose(strongest, sigma * np.sqrt(2), rtol=1e-14)
+    for none in ({"s_churn": 0.0, "s_noise": 2.0}, {"s_churn": 3.0, "s_min": 100.0}):
+        quiet = heun(grid, **none)
+        assert quiet.deterministic
+        chex.assert_trees_all_equal(quiet, heun(grid))
+    levels = np.geomspace(90, 0.001, 200)
+    known = heun(grids.rounded(grid, levels), s_churn=3.0, known=levels).level.sigma
+    assert np.abs(known[:, None] - levels).min(axis=1).max() == 0
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("make", [heun, partial(ablation, schedule="vp", scaling="vp", sigma_range=(0.002, 80.0))])
+def test_churned_samples_have_the_moments_of_the_data(make: Callable[..., Table]) -> None:
+    """Every step is affine in noise for Gaussian data, so the variance is what unit impulses of noise leave."""
+    data = toys.Gaussian(mean=0.0, std=0.3)
+    table = make(grids.edm(300), s_churn=20.0)
+    impulses = np.eye(1 + table.nfe).reshape(1 + table.nfe, 1 + table.nfe, 1, 1, 1)
+    left = run_host(table, optimal(data), impulses[0], row_noise=impulses[1:])
+    assert float((left**2).sum()) == pytest.approx(data.std**2, rel=0.01)
+    assert abs(float(left[0, 0, 0, 0])) < 1e-3, "the start must be forgotten for this to mean anything"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_host_and_the_engine_agree(variant: str, exact: Denoiser, gaussian: toys.Gaussian) -> None:
+    table, rng = table_of(variant, 5), np.random.default_rng(3)
+    start, row_noise = rng.standard_normal((3, *SHAPE)), rng.standard_normal((table.nfe, 3, *SHAPE))
+    on_host = run_host(table, optimal(gaussian), start, row_noise=row_noise, states=True)
+    arrays = (jnp.asarray(a, jnp.float32) for a in (start, row_noise))
+    on_device = sampling.integrate(exact, table, next(arrays), row_noise=next(arrays), states=True)
+    np.testing.assert_allclose(on_device, on_host, rtol=0, atol=2e-5 * max(1.0, float(table.init)))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("solver", [ddim, heun, ablation])
+def test_sampling_of_ve_levels_starts_at_their_noise(solver: Callable[..., Table], exact: Denoiser) -> None:
+    seen = sampling.sample(jax.random.key(0), exact, solver(grids.edm(3)), (256, *SHAPE), states=True)
+    assert float(jnp.std(seen[0])) == pytest.approx(80, rel=0.1)
+
+
+# --- EDM's grids
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", grids.DISCRETIZATIONS)
+def test_discretizations_run_from_the_most_noise_to_none(name: str) -> None:
+    grid = grids.discretized(name, 20, 0.01, 40.0)
+    assert grid.sigma.shape == (21,) and grid.sigma[-1] == 0 and (grid.alpha == 1).all()
+    grids.check(grid)
+    slack = 0.25 if name == "iddpm" else 1e-9  # its levels are given
+    np.testing.assert_allclose(grid.sigma[[0, -2]], [40.0, 0.01], rtol=slack)
+    within = grids.discretized(name, 20, 0.01, 40.0, within=(0.5, 3.0))
+    np.testing.assert_allclose(within.sigma[[0, -2]], [3.0, 0.5], rtol=slack)
+
+
+@pytest.mark.fast
+def test_shapes_of_the_discretizations() -> None:
+    linear = grids.edm(9, 1.0, 9.0, rho=1.0)
+    np.testing.assert_allclose(linear.sigma, np.arange(9, -1, -1), rtol=1e-14)
+    geometric = grids.discretized("ve", 7).sigma[:-1]
+    np.testing.assert_allclose(geometric, np.geomspace(100, 0.02, 7), rtol=1e-13)
+    # exp of the integral of beta from 0 to t is 1 + sigma²: beta is linear, so second differences are constant
+    growth = np.log1p(grids.discretized("vp", 30, 0.01, 50.0, epsilon_s=0.02).sigma[:-1] ** 2)
+    second = np.diff(growth, 2)
+    np.testing.assert_allclose(second, second[0], rtol=1e-8)
+    default = grids.VP_BETA.level(np.array([1.0, 1e-3]))
+    np.testing.assert_allclose(grids.discretized("vp", 5).sigma[[0, -2]], default.sigma / default.alpha, rtol=1e-9)
+
+
+@pytest.mark.fast
+def test_iddpm_levels() -> None:
+    """Without the bound c_1 the recurrence telescopes to u_j² + 1 = abar(steps) / abar(j)."""
+    u = grids.iddpm_sigmas(500, c_2=0.008)
+    abar = np.sin(0.5 * np.pi * np.arange(501) / 500 / 1.008) ** 2
+    np.testing.assert_allclose(u[1:] ** 2 + 1, abar[-1] / abar[1:], rtol=1e-12)
+    assert u[-1] == 0 and (np.diff(u) < 0).all() and u[0] == pytest.approx(np.sqrt((u[1] ** 2 + 1) / 1e-3 - 1))
+    assert grids.iddpm_sigmas(dtype=np.float32).dtype == np.float32
+
+
+@pytest.mark.fast
+def test_levels_are_rounded_to_the_nearest() -> None:
+    known, grid = np.array([50.0, 10.0, 1.0, 0.1, 0.0]), grids.exploding(np.array([80.0, 29.0, 4.0, 0.06, 0.04]))
+    np.testing.assert_array_equal(grids.rounded(grid, known).sigma, [50, 10, 1, 0.1, 0, 0])
+    np.testing.assert_array_equal(grids.rounded(grid, known[:-1]).sigma, [50, 10, 1, 0.1, 0.1, 0])
+    chosen = grids.nearest(jnp.asarray(grid.sigma), jnp.asarray(known))
+    np.testing.assert_array_equal(chosen, [0, 1, 2, 3, 4, 4])
+
+
 # --- tables
 
 
@@ -293,6 +531,8 @@ def test_registers_remember(loop: str) -> None:
 
 GRID = grids.uniform(Cosine(), 4)
 TWO = GRID.at(slice(0, 2))
+ITSELF = lambda z, level, labels=None: z  # noqa: E731
+MIXED = Level(np.array([0.5, 0.6, 0.7]), np.array([2.0, 1.0, 0.5]))
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an unknown register": (lambda: build(TWO, [{"y": {"y": 1}}, {"m": {"y": 1}}]), r"Row 1 sets 'm'.*registers:.*y"),
     "an unknown term": (lambda: build(TWO, [{"y": {"eps": 1}}] * 2), r"Row 0 .*\['eps'\].*x_hat"),
@@ -305,8 +545,21 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         f"a rising grid for {name}": (lambda s=solver: s(GRID.at(slice(None, None, -1))), "must decrease in noise")
         for name, solver in SOLVERS.items()
     },
+    "a trial at the start": (lambda: heun(GRID, 0.0), r"alpha.*above 0.*got 0.0"),
+    "a trial beyond zero noise": (lambda: heun(GRID, 1.5), r"alpha=1.5 a trial passes zero noise"),
+    "negative churn": (lambda: heun(GRID, s_churn=-1.0), r"s_churn >= 0.*s_churn=-1.0"),
+    "an empty window of churn": (lambda: heun(GRID, s_churn=1.0, s_min=2.0, s_max=1.0), r"s_min <= s_max.*s_min=2.0"),
+    "levels between levels of no kind": (lambda: heun(MIXED, 0.5), r"must be VP or VE"),
+    "an unknown schedule": (lambda: ablation(GRID, "cosine"), r"schedule of the ablation 'cosine'.*linear, ve, vp"),
+    "an unknown scaling": (lambda: ablation(GRID, scaling="ve"), r"scaling of the ablation 've'.*none, vp"),
+    "an unknown solver": (lambda: ablation(GRID, solver="rk4"), r"solver of the ablation 'rk4'.*euler, heun"),
+    "an unknown discretization": (lambda: grids.discretized("ddpm", 5), r"discretization 'ddpm'.*'iddpm'"),
+    "one step from sigma_max to sigma_min": (lambda: grids.discretized("ve", 1), r"at least 2 steps, got 1"),
+    "no range": (lambda: grids.sigma_range("edm", within=(90.0, 99.0)), r"sigma_min < sigma_max.*got 90 and 80"),
+    "a range without room": (lambda: grids.fitted_beta(2.0, 1.0), r"sigma_min < sigma_max.*got 2, 1"),
+    "no noise on the host": (lambda: run_host(ancestral(GRID), ITSELF, np.zeros((1, 1))), r"one per row.*None"),
     "no samples": (
-        lambda: sampling.sample(jax.random.key(0), lambda z, level, labels=None: z, ddim(GRID), (0, 2, 2, 1)),
+        lambda: sampling.sample(jax.random.key(0), ITSELF, ddim(GRID), (0, 2, 2, 1)),
         r"number of samples must be .*at least 1, got 0",
     ),
 }  # fmt: skip

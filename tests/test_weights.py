@@ -1,15 +1,21 @@
-"""Weights: files that flax and safetensors wrote are read exactly; whatever else is refused by name."""
+"""Weights: files that flax, PyTorch and safetensors wrote are read exactly; whatever else is refused by name."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import json
 import pickle
 import re
+import struct
 import threading
+import time
 import tracemalloc
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,15 +26,25 @@ import jax.numpy as jnp
 import msgpack
 import numpy as np
 import pytest
+import snapshots
 from flax import serialization
 
+from diffusion_distill import weights
+from diffusion_distill.diffusion import grids
+from diffusion_distill.diffusion.preconditioning import VPInput
+from diffusion_distill.diffusion.schedules import Karras
 from diffusion_distill.model import Model
 from diffusion_distill.networks import UNet
+from diffusion_distill.runs import import_weights
+from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.weights import (
     PUBLISHED,
+    Fetched,
     WeightsError,
     digest,
     download,
+    edm,
+    edm_layout,
     exchange,
     fetch,
     flax_file,
@@ -36,6 +52,7 @@ from diffusion_distill.weights import (
     matching,
     progressive,
     shapes_of,
+    torch_pickle,
 )
 
 BTD = Path(__file__).parent / "golden" / "btd"
@@ -457,11 +474,560 @@ def test_published_models_have_the_published_trees() -> None:
 @pytest.mark.fast
 def test_published_names_are_the_released_ones_and_describe_themselves() -> None:
     released = json.loads((BTD / "released_checkpoints.json").read_text())
-    assert list(PUBLISHED) == released["names"]
-    for name, entry in PUBLISHED.items():
+    published = {name: entry for name, entry in PUBLISHED.items() if entry.format == "progressive"}
+    assert list(published) == released["names"]
+    for name, entry in published.items():
         assert entry.name == name
         assert entry.url == f"https://storage.googleapis.com/{released['bucket'].removeprefix('gs://')}{name}"
         assert Model.from_dict(json.loads(json.dumps(entry.model.to_dict()))) == entry.model
+
+
+# ---------------------------------------------------------------- EDM: good snapshots
+
+EDM = Path(__file__).parent / "golden" / "edm"
+FULL_EDM = Path(__file__).parents[2] / "shared" / "golden" / "edm"
+needs_full = pytest.mark.skipif(not FULL_EDM.is_dir(), reason="needs the optional sibling folder ../shared/golden")
+RECORDED = ("ddpmpp_edm", "ncsnpp_edm", "adm_edm", "ddpmpp_vp", "ncsnpp_ve", "adm_iddpm", "views_edm")
+
+
+def sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes()).hexdigest()
+
+
+@needs_full
+@pytest.mark.fast
+@pytest.mark.parametrize("name", [*RECORDED, "ddpmpp_edm_torch2"])
+def test_recorded_snapshots_are_read_bit_for_bit(name: str) -> None:
+    facts = json.loads((FULL_EDM / "pickles" / "expected.json").read_text())["files"][f"{name}.pkl"]
+    wrapper = torch_pickle.read(FULL_EDM / "pickles" / f"{name}.pkl")
+    assert (wrapper.class_name, wrapper.modules["model"].class_name) == (facts["precond_class"], facts["model_class"])
+    assert wrapper.init_kwargs == facts["init_kwargs"]
+    assert {n: float(wrapper.attributes[n]) for n in ("sigma_min", "sigma_max")} == {
+        n: float(facts[n]) for n in ("sigma_min", "sigma_max")
+    }
+    tensors = wrapper.tensors()
+    assert list(tensors) == list(facts["tensors"])
+    for tensor, array in tensors.items():
+        expected = facts["tensors"][tensor]
+        assert [list(array.shape), str(array.dtype)] == [expected["shape"], expected["dtype"]]
+        assert sha256(array) == expected["sha256"], tensor
+        assert not array.flags.writeable
+
+
+@pytest.mark.fast
+def test_views_are_the_elements_that_size_and_strides_say() -> None:
+    rng = np.random.default_rng(0)
+    storage = np.arange(100, dtype=np.float32)
+    for _ in range(200):
+        size = tuple(rng.integers(1, 5, rng.integers(0, 4)).tolist())
+        stride = tuple(rng.integers(0, 12, len(size)).tolist())
+        offset = int(rng.integers(0, 20))
+        wanted = np.full(size, np.float32(offset))
+        for index in np.ndindex(size):
+            wanted[index] += sum(n * step for n, step in zip(index, stride, strict=True))
+        if wanted.max() > 99:
+            with pytest.raises(WeightsError, match="not in its storage of 100 elements"):
+                torch_pickle.as_tensor(storage, offset, size, stride)
+        else:
+            np.testing.assert_array_equal(torch_pickle.as_tensor(storage, offset, size, stride), wanted)
+    assert torch_pickle.as_tensor(storage, 99, (1, 1), (2**70, 5)).item() == 99  # steps that are never taken
+
+
+KWARGS = {"model_channels": 4, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4], "dropout": 0.1}
+KWARGS |= {"img_resolution": 8, "img_channels": 3, "label_dim": 2}
+#: What wrappers are made with, and what they then tell of their range: EDM.md, section 1, in golden/edm.
+CONSTANTS = {
+    "EDMPrecond": {"sigma_min": 0, "sigma_max": float("inf"), "sigma_data": 0.5},
+    "VPPrecond": {"beta_d": 19.9, "beta_min": 0.1, "M": 1000, "epsilon_t": 1e-5},
+    "VEPrecond": {"sigma_min": 0.02, "sigma_max": 100},
+    "iDDPMPrecond": {"C_1": 0.001, "C_2": 0.008, "M": 1000},
+}
+RANGES = {"VPPrecond": (0.0009765625, 152.16697692871094), "iDDPMPrecond": (0.006422337144613266, 20291.169921875)}
+
+
+@cache
+def shapes_in(wrapper: str, network: str) -> dict[str, tuple[int, ...]]:
+    """The tensors of a network made with `KWARGS`."""
+    model = edm.model_of(wrapper, {**KWARGS, "model_type": network})
+    return edm_layout.tensor_shapes(model.network, model.image_shape)
+
+
+class Snapshot:
+    """What goes into a file, to be changed before it is written."""
+
+    def __init__(self, wrapper: str = "EDMPrecond", network: str = "SongUNet", **kwargs: Any) -> None:
+        self.wrapper, self.network = wrapper, network
+        self.kwargs = {**KWARGS, "model_type": network, **kwargs}  # of the wrapper
+        self.inner: Flat = {}  # of the network, where they differ
+        self.attributes: Flat = {**CONSTANTS[wrapper]}  # of the wrapper
+        self.attributes |= dict(zip(("sigma_min", "sigma_max"), RANGES.get(wrapper, ()), strict=False))
+        self.buffers = {"u": grids.iddpm_sigmas(dtype=np.float32)} if wrapper == "iDDPMPrecond" else {}
+        self.late: list[Callable[[Any], None]] = []  # what is changed in the pickled wrapper
+        self.tensors = random_arrays(0, shapes_in(wrapper, network))
+        filters = [name for name in self.tensors if name.endswith("resample_filter")]
+        self.tensors |= dict.fromkeys(filters, np.full((1, 1, 2, 2), 0.25, np.float32))
+
+    def write(self, path: Path) -> Path:
+        own = {"model_type", "img_channels", "use_fp16", *CONSTANTS[self.wrapper]}
+        inner = {name: value for name, value in self.kwargs.items() if name not in own}
+        inner |= {"in_channels": 3, "out_channels": 6 if self.wrapper == "iDDPMPrecond" else 3} | self.inner
+        network = snapshots.network(self.network, inner, self.tensors)
+        made = snapshots.wrapped(self.wrapper, self.kwargs, network, self.attributes, self.buffers)
+        for change in self.late:
+            change(made)
+        return snapshots.write(path, snapshots.snapshot(made))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("network", ["SongUNet", "DhariwalUNet"])
+@pytest.mark.parametrize(
+    ("wrapper", "prediction", "low", "high"),
+    [
+        ("EDMPrecond", "edm", 0.002, 80),
+        ("VPPrecond", "eps", 0.002, 80),
+        ("VEPrecond", "score", 0.02, 80),
+        ("iDDPMPrecond", "eps_var", 0.006422337, 80),
+    ],
+)
+def test_the_file_decides_the_model(
+    tmp_path: Path, network: str, wrapper: str, prediction: str, low: float, high: float
+) -> None:
+    content = Snapshot(wrapper, network)
+    found = edm.read(content.write(tmp_path / "file.pkl"))
+    model = found.model
+    assert (model.prediction, model.image_shape, model.num_classes) == (prediction, (8, 8, 3), 2)
+    assert isinstance(model.schedule, Karras)
+    np.testing.assert_allclose([model.schedule.sigma_min, model.schedule.sigma_max], [low, high], rtol=1e-6)
+    assert (model.network.dropout, found.facts["arguments"]["dropout"]) == (0.0, 0.1)  # type: ignore[attr-defined]
+    stored = edm_layout.to_state_dict(model.network, model.image_shape, found.params)
+    assert stored.keys() == content.tensors.keys()
+    for name, array in content.tensors.items():
+        np.testing.assert_array_equal(stored[name], array)
+    for array in matching.flatten(found.params).values():
+        assert array.flags.owndata or array.base.flags.owndata  # nothing hangs on the file
+
+
+@pytest.mark.fast
+def test_constants_of_a_wrapper_are_used(tmp_path: Path) -> None:
+    content = Snapshot(sigma_data=0.6, sigma_max=50.0, use_fp16=True)
+    content.attributes |= {"sigma_data": 0.6, "sigma_max": 50.0, "use_fp16": True}
+    model = edm.read(content.write(tmp_path / "file.pkl")).model
+    assert (model.sigma_data, model.schedule) == (0.6, Karras(sigma_max=50.0))
+    content = Snapshot("VPPrecond", beta_d=10.0, M=500, epsilon_t=0.01)
+    low, high = (float(np.sqrt(np.expm1(5 * t**2 + 0.1 * t))) for t in (0.01, 1))
+    content.attributes |= {"beta_d": 10.0, "M": 500, "epsilon_t": 0.01, "sigma_min": low, "sigma_max": high}
+    model = edm.read(content.write(tmp_path / "file.pkl")).model
+    assert model.time_input == VPInput(10.0, 0.1, 500)
+    found = [model.schedule.sigma_min, model.schedule.sigma_max]  # type: ignore[attr-defined]
+    np.testing.assert_allclose(found, [low, high])
+
+
+# ---------------------------------------------------------------- EDM: snapshots of another model
+
+
+def put(field: str, **values: Any) -> Callable[[Snapshot], None]:
+    return lambda snapshot: getattr(snapshot, field).update(values)
+
+
+def both(**values: Any) -> Callable[[Snapshot], None]:
+    """Arguments of wrapper and network."""
+
+    def change(snapshot: Snapshot) -> None:
+        snapshot.kwargs |= values
+        snapshot.inner |= values
+
+    return change
+
+
+def without(field: str, name: str) -> Callable[[Snapshot], None]:
+    return lambda snapshot: getattr(snapshot, field).pop(name)
+
+
+def tensor(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Snapshot], None]:
+    return lambda snapshot: snapshot.tensors.update({name: change(snapshot.tensors[name])})
+
+
+def part(path: str, **facts: Any) -> Callable[[Snapshot], None]:
+    """Other facts of a part, or attributes of it if they are no facts."""
+
+    def late(made: Any) -> None:
+        there = snapshots.facts_of(made, path)
+        for name, value in facts.items():
+            (there if name in there else there["state"])[name] = value
+
+    return lambda snapshot: snapshot.late.append(late)
+
+
+WEIGHT, BLOCK, FILTER = "map_layer0.weight", "model.enc.8x8_block0", "enc.4x4_down.conv0.resample_filter"
+EDM_NAMES = "sigma_min, sigma_max|sigma_max, sigma_min"
+UNFIT_SNAPSHOTS: dict[str, tuple[str, Callable[[Snapshot], None], str]] = {
+    "an unknown wrapper": ("EDMPrecond", part("", class_name="EDMPrecomp"), "Did you mean 'EDMPrecond'"),
+    "an unknown network": ("EDMPrecond", put("kwargs", model_type="SongVNet"), "model_type is 'SongVNet'"),
+    "both unknown": (
+        "EDMPrecond",
+        lambda s: (put("kwargs", model_type="SongVNet")(s), part("model", class_name="SongVNet")(s)),  # type: ignore[func-returns-value]
+        "Did you mean 'SongUNet'",
+    ),
+    "an argument of another wrapper": ("EDMPrecond", put("kwargs", beta_d=19.9), "Unknown argument 'beta_d'"),
+    "an unknown argument": ("EDMPrecond", both(attention="flash"), "argument of SongUNet.* 'attention'"),
+    "an argument of the wrapper only": (
+        "EDMPrecond",
+        lambda s: (put("kwargs", augment_dim=9)(s), put("inner", augment_dim=0)(s)),  # type: ignore[func-returns-value]
+        "augment_dim 9 and 0",
+    ),
+    "an argument of the network only": ("EDMPrecond", put("inner", num_blocks=2), "num_blocks 1 and 2"),
+    "no resolution": ("EDMPrecond", without("kwargs", "img_resolution"), "img_resolution"),
+    "a resolution that is none": ("EDMPrecond", both(img_resolution="8"), "img_resolution"),
+    "a truth for a number": ("EDMPrecond", both(num_blocks=True), "num_blocks"),
+    "a huge width": ("EDMPrecond", both(model_channels=2**30), "model_channels"),
+    "a huge number of blocks": ("EDMPrecond", both(num_blocks=2**30), "num_blocks"),
+    "more blocks than there are": ("EDMPrecond", both(num_blocks=64), "128 blocks, but 10"),
+    "a huge resolution": ("EDMPrecond", both(img_resolution=2**40), "img_resolution"),
+    "a list without end": ("EDMPrecond", both(channel_mult=[1] * 1000), "channel_mult"),
+    "one class": ("EDMPrecond", both(label_dim=1), "label_dim"),
+    "use_fp16 in words": ("EDMPrecond", put("kwargs", use_fp16="no"), "use_fp16"),
+    "no number of steps": ("VPPrecond", put("kwargs", M=1000.0), "M is 1000.0"),
+    "a million steps": ("iDDPMPrecond", put("kwargs", M=10**6), "M is 1000000"),
+    "a constant that is none": ("EDMPrecond", put("kwargs", sigma_data=float("nan")), "sigma_data"),
+    "a constant below zero": ("VPPrecond", put("kwargs", beta_min=-0.1), "beta_min is -0.1, out of range"),
+    "another constant than told": ("EDMPrecond", put("attributes", sigma_data=0.6), "sigma_data is 0.6.* give 0.5"),
+    "another range than told": ("VEPrecond", put("attributes", sigma_min=0.03), "sigma_min is 0.03.* give 0.02"),
+    "another range of the VP levels": ("VPPrecond", put("attributes", sigma_max=100.0), "sigma_max"),
+    "an unknown attribute": ("EDMPrecond", put("attributes", sigma_dat=0.5), "'sigma_dat' Did you mean 'sigma_data'"),
+    "no table": ("iDDPMPrecond", without("buffers", "u"), "buffers none instead of u"),
+    "another table": ("iDDPMPrecond", lambda s: s.buffers.update(u=s.buffers["u"] * 1.001), "buffer u"),
+    "a shorter table": ("iDDPMPrecond", lambda s: s.buffers.update(u=s.buffers["u"][1:]), "buffer u"),
+    "a table that is not asked for": ("EDMPrecond", put("buffers", u=np.ones(3)), "buffers u instead of none"),
+    "another eps of a norm": ("EDMPrecond", part(f"{BLOCK}.norm0", eps=1e-5), "enc.8x8_block0.norm0 has eps 1e-05"),
+    "other groups": ("EDMPrecond", part(f"{BLOCK}.norm0", num_groups=2), "norm0 has num_groups 2"),
+    "no scale of the sums": ("EDMPrecond", part(BLOCK, skip_scale=1), "skip_scale 1, but SongUNet computes with 0.7"),
+    "two heads": ("EDMPrecond", part("model.enc.4x4_block0", num_heads=2), "num_heads 2"),
+    "another embedding": ("EDMPrecond", part("model.map_noise", max_positions=1000), "max_positions 1000"),
+    "an unknown part": ("EDMPrecond", part(BLOCK, class_name="UNetBlock2"), "unknown class 'UNetBlock2'"),
+    "a version": ("EDMPrecond", part(BLOCK, version=7), "version 7"),
+    "a type": ("EDMPrecond", part(BLOCK, type="klass"), "type 'klass'"),
+    "arguments without names": ("EDMPrecond", part(BLOCK, _init_args=(4, 4)), "arguments without names"),
+    "an array as an attribute": ("EDMPrecond", part(BLOCK, mask=snapshots.tensor(np.ones(3))), "mask is ndarray"),
+    "a module as an attribute": ("EDMPrecond", part("", other=snapshots.persistent("Linear", {})), "other is _Object"),
+    "a missing tensor": ("EDMPrecond", without("tensors", WEIGHT), f"missing .1.: {WEIGHT}"),
+    "a tensor too much": (
+        "EDMPrecond",
+        put("tensors", **{"map_layer0.weight2": np.ones(3)}),
+        "unknown .*weight2",
+    ),
+    "a transposed tensor": ("EDMPrecond", tensor(WEIGHT, lambda a: a.T), r"\(4, 16\), the model has \(16, 4\)"),
+    "no number": ("EDMPrecond", tensor(WEIGHT, lambda a: spoil(a, np.nan)), f"not finite .1.: {WEIGHT}"),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", UNFIT_SNAPSHOTS)
+def test_snapshots_of_another_model_are_refused_saying_why(tmp_path: Path, name: str) -> None:
+    wrapper, change, said = UNFIT_SNAPSHOTS[name]
+    content = Snapshot(wrapper)
+    change(content)
+    path = content.write(tmp_path / "file.pkl")
+    with pytest.raises(WeightsError, match=said) as error:
+        edm.read(path)
+    assert str(path) in str(error.value)
+    assert len(str(error.value)) < 3000
+
+
+@pytest.mark.fast
+def test_filters_of_a_file_are_used_or_refused(tmp_path: Path) -> None:
+    other = np.array([[[[0.4, 0.1], [0.3, 0.2]]]], np.float32)
+    for network in ("SongUNet", "DhariwalUNet"):
+        content = Snapshot(network=network)
+        content.tensors[FILTER] = other
+        path = content.write(tmp_path / "file.pkl")
+        if network == "SongUNet":
+            found = edm.read(path)
+            stored = edm_layout.to_state_dict(found.model.network, found.model.image_shape, found.params)
+            np.testing.assert_array_equal(stored[FILTER], other)
+        else:
+            with pytest.raises(WeightsError, match=FILTER):
+                edm.read(path)
+
+
+@pytest.mark.fast
+def test_a_given_model_must_be_the_one_in_the_file(tmp_path: Path) -> None:
+    path = Snapshot().write(tmp_path / "file.pkl")
+    model = edm.read(path).model
+    other_grid = dataclasses.replace(model.with_network(dropout=0.3), schedule=Karras(40))
+    assert edm.read(path, other_grid).model is other_grid
+    wider = edm.model_of("EDMPrecond", {**KWARGS, "model_type": "SongUNet", "model_channels": 8})
+    with pytest.raises(WeightsError, match=r"network.ch is 4 instead of 8; network.emb_ch is 16 instead of 32.*path"):
+        edm.read(path, wider)
+    eps = dataclasses.replace(model, prediction="eps", time_input=VPInput())
+    with pytest.raises(WeightsError, match=r"prediction is 'edm' instead of 'eps'"):
+        edm.read(path, eps)
+
+
+# ---------------------------------------------------------------- EDM: damaged and hostile snapshots
+
+HOSTILE = zipfile.ZipFile(EDM / "hostile.zip")
+EXPECT = json.loads(HOSTILE.read("expect.json"))
+MIB = 2**20
+
+
+@contextlib.contextmanager
+def bounded(peak: int | None = None, seconds: float = 5.0) -> Iterator[None]:
+    """What happens inside takes no more time, and memory if that is asked for (which takes several times longer)."""
+    begin = time.monotonic()
+    if peak:
+        tracemalloc.start()
+    try:
+        yield
+        assert time.monotonic() - begin < seconds
+        assert not peak or tracemalloc.get_traced_memory()[1] < peak
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", EXPECT["files"])
+def test_hostile_snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path, marker = write(tmp_path / name, HOSTILE.read(name)), tmp_path / "marker"
+    monkeypatch.setenv(EXPECT["marker_env"], str(marker))
+    with bounded(64 * MIB):
+        if EXPECT["files"][name]["expect"] == "must_load":
+            found = {tensor: sha256(array) for tensor, array in torch_pickle.read(path).tensors().items()}
+            assert found == {tensor: facts["sha256"] for tensor, facts in EXPECT["base_tensors"].items()}
+            edm.read(path)
+        else:
+            with pytest.raises(WeightsError, match=re.escape(str(path))):
+                edm.read(path)
+    assert not marker.exists()
+
+
+def text(words: str) -> bytes:
+    return b"\x8c" + bytes([len(words)]) + words.encode()
+
+
+def named(module: str, name: str) -> bytes:
+    return text(module) + text(name) + b"\x93"
+
+
+def long_text(length: int) -> bytes:
+    return b"X" + struct.pack("<I", length) + length * b"a"
+
+
+def snapshot_of(state: bytes, class_name: bytes = text("EDMPrecond")) -> bytes:
+    """A file whose network has a state that a stream makes."""
+    facts = text("type") + text("class") + text("version") + b"K\x06" + text("module_src") + text("")
+    facts += text("class_name") + class_name + text("state") + state
+    made = named("torch_utils.persistence", "_reconstruct_persistent_obj") + b"}(" + facts + b"u\x85R"
+    return b"\x80\x04}" + text("ema") + made + b"s."
+
+
+def grown(value: bytes, width: int, times: int) -> bytes:
+    """A tuple of `width` times the same tuple of ..., `times` deep."""
+    again = lambda k: b"\x94" + (width - 1) * (b"j" + struct.pack("<I", k)) + b"t"  # noqa: E731
+    return times * b"(" + value + b"".join(map(again, range(times)))
+
+
+ORDERED, MODULES = named("collections", "OrderedDict"), named("torch.nn.modules.container", "ModuleDict")
+TENSOR, STORAGE = named("torch._utils", "_rebuild_tensor_v2"), named("torch.storage", "_load_from_bytes")
+FLOAT = named("numpy", "dtype") + b"(" + text("f8") + b"\x89\x88tR"
+STREAMS = {
+    "nothing": (b"\x80\x04.", "STOP at byte 2: the stack is empty"),
+    "a mark for a value": (b"\x80\x04(.", "the stack is empty"),
+    "something left": (b"\x80\x04NN.", "left on the stack"),
+    "bytes after the end": (b"\x80\x04N.N", "1 bytes follow the end of the pickle, at byte 4"),
+    "a mark that is not there": (b"\x80\x04t.", "no mark"),
+    "a value below a mark": (b"\x80\x04N(0.", "opcode 0x30"),
+    "a pair of one": (b"\x80\x04}(Nu.", "a name without a value"),
+    "a number as a name": (b"\x80\x04}K\x01K\x01s.", "a very long one: 1"),
+    "a list as a name": (b"\x80\x04}]Ns.", "a very long one: list"),
+    "a very long name": (b"\x80\x04}" + text(101 * "a") + b"Ns.", "a very long one: 'aaaa"),
+    "a name twice": (b"\x80\x04}(" + 2 * (text("a") + b"N") + b"u.", "stands twice, is no text"),
+    "items of a tuple": (b"\x80\x04)Na.", "a list is needed, not tuple"),
+    "a set of lists": (b"\x80\x04\x8f(]\x90.", "a set of something else"),
+    "a memo that is not there": (b"\x80\x04h\x00.", "no entry 0"),
+    "text that is none": (b"\x80\x04\x8c\x01\xff.", "SHORT_BINUNICODE at byte 2"),
+    "4 GiB of text": (b"\x80\x04X\xff\xff\xff\xffabc", "4294967295 bytes are needed, but only 3 are left"),
+    "a long integer": (b"\x80\x04\x8a\xff" + bytes(255) + b".", "an integer of 255 bytes"),
+    "a call of text": (b"\x80\x04" + text("a") + b")R.", "'a' with tuple is no call"),
+    "a name that is none": (b"\x80\x04NN\x93.", "None, None is not among"),
+    "a name of a module below": (b"\x80\x04" + named("torch", "_utils._rebuild_tensor_v2") + b".", "not among"),
+    "a call that is none": (b"\x80\x04" + MODULES + b")R.", "ModuleDict is not called like this"),
+    "a thing that is none": (b"\x80\x04" + ORDERED + b")\x81.", "OrderedDict is not made like this"),
+    "a dictionary of arguments": (b"\x80\x04" + ORDERED + b"]\x85R.", "an empty container of (list)"),
+    "a state for a dictionary": (b"\x80\x04}}b.", "a Buildable is needed, not dict"),
+    "two states": (b"\x80\x04" + MODULES + b")\x81}b}b.", "stands twice"),
+    "another NumPy type": (
+        b"\x80\x04" + FLOAT + b"(K\x03" + text(">") + b"NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\x00tb.",
+        "not little-endian float64",
+    ),
+    "a number of NumPy without a type": (
+        b"\x80\x04" + named("numpy.core.multiarray", "scalar") + FLOAT + b"C\x0812345678\x86R.",
+        "a NumPy number that is not",
+    ),
+    "a storage of text": (b"\x80\x04" + STORAGE + text("a") + b"\x85R.", "a storage of ('a')"),
+    "a tensor of nothing": (b"\x80\x04" + TENSOR + b"(NK\x00))\x89}tR.", "a tensor of (None, 0, tuple"),
+    "no dictionary": (b"\x80\x04K\x01.", "no network called 'ema', but 1"),
+    "a very long text": (snapshot_of(b"}" + text("a") + long_text(1001) + b"s"), "texts of up to 1000"),
+    "a class of a very long name": (snapshot_of(b"}", long_text(2**20)), "a persistent object of type"),
+    "a list twice in a list": (snapshot_of(b"}" + text("a") + grown(b"]", 2, 60) + b"s"), "16 deep"),
+    "a wide list of wide lists": (
+        snapshot_of(b"}" + text("a") + grown(b"]", 90, 5) + b"s"),
+        "131072 in all",
+    ),
+    "a list in itself": (snapshot_of(b"}" + text("a") + b"]\x94h\x00as"), "16 deep"),
+    "modules in modules": (
+        snapshot_of(100 * (b"}" + text("_modules") + b"}" + text("a") + MODULES + b")\x81") + b"}" + 100 * b"bss"),
+        "16 deep",
+    ),
+    "a module twice": (
+        snapshot_of(b"}" + text("_modules") + b"}(" + text("a") + MODULES + b")\x81\x94}b" + text("b") + b"h\x00us"),
+        "ema.b is _ModuleDict and no module, stands twice",
+    ),
+    "a name with a dot": (
+        snapshot_of(b"}" + text("_modules") + b"}" + text("a.b") + MODULES + b")\x81}bss"),
+        "something without a name",
+    ),
+    "parameters in a list": (snapshot_of(b"}" + text("_parameters") + b"]s"), "not a dictionary"),
+    "a parameter that is none": (snapshot_of(b"}" + text("_parameters") + b"}" + text("a") + b"K\x01ss"), "ema.a is 1"),
+    "too many operations": (b"\x80\x04" + (2**20) * b"]" + b".", "16384 items on the stack"),
+    "too many operations in little space": (b"\x80\x04]" + 2**19 * b"Na" + b".", "more than 1048576 operations"),
+}  # fmt: skip
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", STREAMS)
+def test_hostile_streams(tmp_path: Path, name: str) -> None:
+    content, said = STREAMS[name]
+    path = write(tmp_path / "file.pkl", content)
+    with bounded(64 * MIB if len(content) < 2**16 else None), pytest.raises(WeightsError, match=re.escape(said)):
+        torch_pickle.read(path)
+
+
+def stored(**changes: Any) -> bytes:
+    return snapshots.storage(np.arange(6, dtype=np.float32), **changes)
+
+
+BAD_TENSORS = {
+    "the magic number": (stored(magic=7), "another format"),
+    "the protocol": (stored(protocol=1002), "another format"),
+    "big-endian": (stored(little_endian=False), "NEWFALSE"),
+    "another key": (stored(key="95"), "not of one storage"),
+    "two keys": (stored(keys=["94", "94"]), "APPENDS"),
+    "whole numbers": (stored(name="LongStorage"), "'torch', 'LongStorage'"),
+    "more than there is": (stored(count=2**40, after=2**40), "1099511627776 elements of 4 bytes, in 24 bytes"),
+    "less than there is": (stored(count=3, after=3), "3 or 3 elements"),
+    "two counts": (stored(after=5), "6 or 5 elements"),
+    "less than none": (stored(count=-1, after=-1), "-1 or -1"),
+    "nothing": (snapshots.storage(np.zeros(0, np.float32)), "0 or 0"),
+    "no elements": (stored()[:-25], "6 or -1 elements"),
+    "nothing at all": (b"", "needed"),
+}
+SIZES = {
+    "beyond the end": (5, (2,), (1,)),
+    "before the beginning": (-1, (2,), (1,)),
+    "backwards": (5, (2,), (-1,)),
+    "repeated": (0, (3, 3), (0, 0)),
+    "huge": (0, (2**20, 2**20), (0, 0)),
+    "beyond numbers": (0, (2**62, 2**62, 2**62), (2**62,) * 3),
+    "of no elements": (0, (0, 2**62), (1, 1)),
+    "of another number of strides": (0, (2, 2), (1,)),
+    "of many dimensions": (0, (1,) * 40, (1,) * 40),
+    "of truths": (0, (True,), (1,)),
+    "of halves": (0, (2.0,), (1,)),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", [*BAD_TENSORS, *SIZES])
+def test_hostile_tensors(tmp_path: Path, name: str) -> None:
+    content, said = BAD_TENSORS.get(name, (stored(), "a tensor"))
+    offset, size, strides = SIZES.get(name, (0, (6,), (1,)))
+    made = snapshots.persistent(
+        "EDMPrecond", snapshots.state({}, {"a": snapshots.view(content, offset, size, strides)})
+    )
+    path = snapshots.write(tmp_path / "file.pkl", {"ema": made})
+    with bounded(MIB), pytest.raises(WeightsError, match=re.escape(said)):
+        torch_pickle.read(path)
+
+
+@pytest.mark.fast
+def test_tensors_of_one_storage_are_not_larger_than_the_file(tmp_path: Path) -> None:
+    shared = snapshots.Call(snapshots.LOAD_FROM_BYTES, snapshots.storage(np.zeros(2**16, np.float32)))
+    views = {f"a{k}": snapshots.Call(snapshots.REBUILD_TENSOR, shared, 0, (2**16,), (1,), False, {}) for k in range(3)}
+    path = snapshots.write(tmp_path / "file.pkl", {"ema": snapshots.persistent("A", snapshots.state({}, views))})
+    assert path.stat().st_size < 2**19
+    with pytest.raises(WeightsError, match=r"ema.a1: all tensors together are larger than the file"):
+        torch_pickle.read(path)
+
+
+@pytest.mark.fast
+def test_cut_or_changed_anywhere_a_snapshot_is_read_or_refused(tmp_path: Path) -> None:
+    content, rng, refused = HOSTILE.read("valid_base.pkl"), np.random.default_rng(0), 0
+    for trial in range(200):
+        bad = bytearray(content)
+        for _ in range(rng.integers(1, 4)):
+            at, kind = rng.integers(len(bad)), rng.integers(1, 4)
+            bad[at : at + kind] = rng.bytes(int(kind if trial % 2 else rng.integers(0, 4)))
+        path = write(tmp_path / "file.pkl", bytes(bad if trial % 4 else content[: rng.integers(len(content))]))
+        with bounded(), contextlib.suppress(WeightsError):
+            edm.read(path)
+            refused -= 1
+        refused += 1
+    assert 100 < refused < 200  # what only changes a number is read
+
+
+@pytest.mark.fast
+def test_reading_a_snapshot_takes_the_memory_of_its_arrays(tmp_path: Path) -> None:
+    arrays = {f"a{k}": snapshots.tensor(np.zeros(2**18, np.float32)) for k in range(8)}
+    made = {"ema": snapshots.persistent("A", snapshots.state({}, arrays))}
+    path = snapshots.write(tmp_path / "file.pkl", made)
+    del arrays, made
+    with bounded(MIB):  # the 8 MiB of numbers stay in the file
+        assert len(torch_pickle.read(path).tensors()) == 8
+
+
+# ---------------------------------------------------------------- EDM: published models
+
+
+@needs_full
+def test_published_models_of_edm_have_the_published_trees() -> None:
+    published = json.loads((FULL_EDM / "published_models.json").read_text())
+    manifests = json.loads((FULL_EDM / "manifests.json").read_text())["manifests"]
+    assert {f"{name}.pkl" for name, entry in PUBLISHED.items() if entry.format == "edm"} == published.keys()
+    for name, facts in published.items():
+        entry = PUBLISHED[name.removesuffix(".pkl")]
+        assert entry.url == facts["url"]
+        assert edm.model_of(facts["precond_class"], facts["init_kwargs"]) == entry.model
+        shapes = edm_layout.tensor_shapes(entry.model.network, entry.model.image_shape)
+        manifest = {n.removeprefix("model."): tuple(s) for n, (s, _) in manifests[facts["manifest"]]["tensors"].items()}
+        manifest.pop("u", None)
+        assert shapes == manifest
+
+
+@pytest.mark.fast
+def test_published_models_of_edm_describe_themselves() -> None:
+    entries = [entry for entry in PUBLISHED.values() if entry.format == "edm"]
+    assert len(entries) == 12
+    for entry in entries:
+        assert entry.url.startswith("https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/")
+        assert entry.url.endswith(f"/{entry.name}.pkl")
+        assert "CC BY-NC-SA 4.0" in entry.source
+        assert Model.from_dict(json.loads(json.dumps(entry.model.to_dict()))) == entry.model
+
+
+def test_import_of_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Snapshot().write(tmp_path / "edm-ffhq-64x64-uncond-vp.pkl")
+    artefact = import_weights(path, tmp_path / "artefact")  # what the file holds, whatever it is called
+    loaded = Artefact.load(tmp_path / "artefact")
+    assert (loaded.model, loaded.steps) == (edm.read(path).model, 0)
+    assert_same(loaded.params, matching.flatten(edm.read(path).params))
+    assert_same(artefact.params, matching.flatten(loaded.params))
+    told = loaded.provenance["imported_from"]
+    assert told["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (told["class"], told["arguments"]["dropout"]) == ("EDMPrecond", 0.1)
+    fetched = Fetched(path, told["sha256"], path.stat().st_size)
+    monkeypatch.setattr(weights, "fetch", lambda *args, **options: fetched)
+    with pytest.raises(WeightsError, match=r"network.ch is 4 instead of 128"):
+        import_weights("edm-ffhq-64x64-uncond-vp", tmp_path / "other")
 
 
 # ---------------------------------------------------------------- download

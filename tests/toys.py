@@ -47,6 +47,18 @@ class Gaussian:
         return level_s.alpha * self.mean + scale * (z - level_t.alpha * self.mean)
 
 
+@dataclass(frozen=True)
+class Curved:
+    """A denoiser that no solver can integrate exactly."""
+
+    prediction: str = "x"
+
+    def raw(self, params: Any, z: Array, level: Level, labels: Any, dropout: Any) -> Array:
+        """Something smooth of the image and the level."""
+        xp, (alpha, sigma) = namespace(z), level.expand(z)
+        return xp.tanh(z / xp.sqrt(1 + sigma**2) + 0.3 * xp.sin(3 * z) * alpha + 0.2 * xp.log(1 + sigma))
+
+
 @dataclass(frozen=True, eq=False)
 class GaussianSource:
     """Endless-looking Gaussian images: number i is drawn from a generator seeded with i // block."""

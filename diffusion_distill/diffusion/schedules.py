@@ -31,6 +31,7 @@ alpha is 1 in float32), at t_min for `LinearBeta`. `grids.clean_end` takes a sam
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -276,4 +277,68 @@ class VarianceExploding:
         return (t - s) / steps
 
 
-SCHEDULES = {"cosine": Cosine, "linear": LinearBeta, "linear_discrete": LinearBetaDiscrete, "ve": VarianceExploding}
+@dataclass(frozen=True)
+class Karras:
+    """alpha = 1 at the levels of EDM's grid of `steps` steps (arXiv:2206.00364 Eq. 5), which are at times i / steps.
+
+        sigma_0 = 0
+        sigma_i = (sigma_min^(1/rho) + (i - 1)/(steps - 1)·(sigma_max^(1/rho) - sigma_min^(1/rho)))^rho
+
+    Between the grid's times i is not whole; below the first it is sigma_1·i. A grid of one step goes from sigma_max.
+
+    Raises:
+      ValueError: fewer than 1 step, or levels that do not rise from above 0.
+    """
+
+    steps: int = 18
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not 0 < self.sigma_min < self.sigma_max < math.inf or self.rho <= 0:
+            raise ValueError(f"Need at least 1 step, 0 < sigma_min < sigma_max and rho > 0; got {self}.")
+
+    @property
+    def _roots(self) -> tuple[float, float]:
+        """The rho-th roots of the first level above zero and what each further one adds."""
+        first = self.sigma_max if self.steps == 1 else self.sigma_min
+        low, high = first ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return low, (high - low) / max(self.steps - 1, 1)
+
+    def with_steps(self, steps: int) -> Karras:
+        """The grid of another number of steps."""
+        return dataclasses.replace(self, steps=steps)
+
+    def level(self, t: Array) -> Level:
+        """The level (1, sigma) at time t in [0, 1]."""
+        xp, i = namespace(t), t * self.steps
+        low, each = self._roots
+        grown = (low + xp.maximum(i - 1, 0) * each) ** self.rho
+        sigma = xp.where(i < 1, low**self.rho * i, grown)
+        return Level(xp.ones_like(sigma), sigma)
+
+    def time(self, level: Level) -> Array:
+        """The time at which the schedule has this level's sigma / alpha."""
+        s = level.sigma / level.alpha
+        low, each = self._roots
+        grown = 1 + (s ** (1 / self.rho) - low) / (each or 1.0)
+        return namespace(s).where(s < low**self.rho, s / low**self.rho, grown) / self.steps
+
+    def cross(self, t: Array, s: Array, steps: int = 1) -> Array:
+        """sigma_t - sigma_s."""
+        return self.level(t / steps).sigma - self.level(s / steps).sigma
+
+
+SCHEDULES = {
+    "cosine": Cosine,
+    "linear": LinearBeta,
+    "linear_discrete": LinearBetaDiscrete,
+    "ve": VarianceExploding,
+    "edm": Karras,
+}
+
+
+def on_grid(schedule: Schedule, steps: int) -> Schedule:
+    """The schedule whose grid of `steps` uniform times is meant: EDM's levels depend on their number."""
+    return schedule.with_steps(steps) if isinstance(schedule, Karras) else schedule

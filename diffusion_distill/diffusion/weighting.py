@@ -4,6 +4,7 @@ constant      1                 the error of x
 snr           SNR               the error of eps
 snr_trunc     max(SNR, 1)       the larger of both ("truncated SNR")
 snr_plus_one  SNR + 1           the error of v
+edm           SNR + 1/sd²       the error of EDM's F (arXiv:2206.00364 Eq. 8), sd the standard deviation of the data
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import warnings
 
 from diffusion_distill.arrays import Array, namespace
+from diffusion_distill.diffusion.parameterization import SIGMA_DATA
 from diffusion_distill.errors import choose
 from diffusion_distill.levels import Level
 
@@ -35,15 +37,32 @@ def snr_plus_one(level: Level) -> Array:
     return level.snr + 1
 
 
-WEIGHTINGS = {"constant": constant, "snr": snr, "snr_trunc": snr_trunc, "snr_plus_one": snr_plus_one}
+def edm(level: Level, sigma_data: float = SIGMA_DATA) -> Array:
+    """SNR + 1 / sigma_data² = (s² + sigma_data²) / (s·sigma_data)² for s = sigma / alpha."""
+    return level.snr + 1 / sigma_data**2
+
+
+WEIGHTINGS = {
+    "constant": constant,
+    "snr": snr,
+    "snr_trunc": snr_trunc,
+    "snr_plus_one": snr_plus_one,
+    "edm": edm,
+}
+
+
+def of(weighting: str, level: Level, sigma_data: float) -> Array:
+    """A weighting by name for data of a standard deviation, which only 'edm' depends on."""
+    return edm(level, sigma_data) if weighting == "edm" else WEIGHTINGS[weighting](level)
 
 
 def check(weighting: str, prediction: str) -> None:
     """Raises ValueError for an unknown weighting; warns about one that makes training diverge."""
     choose("weighting", weighting, WEIGHTINGS)
-    if prediction == "eps" and weighting in ("snr_trunc", "constant", "snr_plus_one"):
+    if prediction in ("eps", "score", "eps_var") and weighting in ("snr_trunc", "constant", "snr_plus_one", "edm"):
         warnings.warn(
-            f"An eps network trained with weighting {weighting!r} diverges: the error of x_hat = (z - sigma·eps)"
-            "/alpha grows without bound as alpha -> 0. Use weighting 'snr', or predict 'x', 'v' or 'both'.",
+            f"A network of prediction {prediction!r} trained with weighting {weighting!r} diverges: the error of "
+            "x_hat = (z - sigma·eps)/alpha grows without bound as alpha -> 0. Use weighting 'snr', or predict 'x', 'v' "
+            "or 'both'.",
             stacklevel=2,
         )

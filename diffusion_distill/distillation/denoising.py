@@ -1,6 +1,6 @@
 """Training a teacher: regress the clean image (or eps, v, both) from the noisy one.
 
-z = alpha_u·x + sigma_u·eps,   u ~ U[0, 1), or (i + 1)/N with i uniform on 0 .. N-1
+z = alpha·x + sigma·eps at the level of u ~ U[0, 1), or (i + 1)/N with i uniform on 0 .. N-1
 loss = weighting(level) · (x_hat(z) - x)²        arXiv:2202.00512 sections 2 and 4
 """
 
@@ -15,8 +15,10 @@ import jax.numpy as jnp
 
 from diffusion_distill.arrays import Array, stratified
 from diffusion_distill.diffusion import forward, weighting
+from diffusion_distill.diffusion.noise_levels import NOISE_LEVELS
 from diffusion_distill.distillation import regression
 from diffusion_distill.distillation.phases import Phase, check_averaging, momentum_for, samples, updates_for
+from diffusion_distill.errors import choose
 from diffusion_distill.levels import Level
 from diffusion_distill.model import Model
 from diffusion_distill.typing import Batch, Image, Key, Labels, RawDenoise
@@ -28,6 +30,7 @@ class Denoising:
 
     Attributes:
       length: training samples, see `phases.samples`.
+      noise: how levels are drawn, one of `noise_levels.NOISE_LEVELS`.
       steps: 0 trains in continuous time, N on the N times of a discrete grid.
       momentum: of the averaged parameters.
       averaging: the rule of that average, see `training.ema`; BTD's program has 'plain'.
@@ -35,11 +38,13 @@ class Denoising:
     """
 
     length: str | int = "64M"
+    noise: str = "uniform"
     steps: int = 0
     weighting: str = "snr_trunc"
     reduction: str = "mean"
     learning_rate: float = 2e-4
     warmup: int = 1000
+    cold_start: bool = False
     anneal: bool = False
     momentum: float = 0.9999
     averaging: str = "corrected"
@@ -47,6 +52,7 @@ class Denoising:
 
     def __post_init__(self) -> None:
         regression.check(self.weighting, self.reduction)
+        choose("distribution of noise levels", self.noise, NOISE_LEVELS)
         check_averaging(self.averaging)
         samples(self.length)
         if self.steps < 0:
@@ -63,6 +69,7 @@ class Denoising:
                 updates=updates,
                 learning_rate=self.learning_rate,
                 warmup=self.warmup,
+                cold_start=self.cold_start,
                 anneal=self.anneal,
                 momentum=momentum,
                 averaging=self.averaging,
@@ -78,7 +85,7 @@ class Denoising:
         times, noise = jax.random.split(key)
         u = self.times(times, len(x))
         student = denoisers["student"]
-        level = student.model.schedule.level(u)
+        level = NOISE_LEVELS[self.noise](student.model.schedule, u)
         return self.losses_at(student, level, x, jax.random.normal(noise, x.shape), batch.get("label"))
 
     def losses_at(self, student: RawDenoise, level: Level, x: Image, eps: Image, labels: Labels | None = None) -> Array:

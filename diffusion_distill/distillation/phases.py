@@ -18,7 +18,7 @@ import numpy as np
 from diffusion_distill.errors import choose
 
 #: How the eval average may be taken, see `training.ema`.
-AVERAGING = ("corrected", "plain", "window")
+AVERAGING = ("corrected", "plain", "window", "ramped")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -32,6 +32,7 @@ class Phase:
       learning_rate: peak rate.
       teacher_steps, student_steps: sampling steps of the teacher and the student; 0 where there is none.
       warmup: updates over which the rate rises linearly from 0.
+      cold_start: whether the first update has rate 0, as in EDM's programs, or already a part of the rise.
       anneal: whether the rate then falls linearly to 0 at the end of the phase.
       momentum: of the averaged student that is kept, handed on and evaluated ('eval_ema'); 0 keeps the
         student itself.
@@ -48,6 +49,7 @@ class Phase:
     teacher_steps: int = 0
     student_steps: int = 0
     warmup: int = 0
+    cold_start: bool = False
     anneal: bool = False
     momentum: float = 0.0
     averaging: str = "corrected"
@@ -57,7 +59,8 @@ class Phase:
 
     def rate(self, update: int) -> float:
         """The learning rate of the phase's update number `update`, counted from 0."""
-        rising = min(1.0, (update + 1) / self.warmup) if self.warmup else 1.0
+        risen = update if self.cold_start else update + 1
+        rising = min(1.0, risen / self.warmup) if self.warmup else 1.0
         return self.learning_rate * rising * (1 - update / self.updates if self.anneal else 1.0)
 
 

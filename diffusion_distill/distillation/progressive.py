@@ -25,6 +25,7 @@ from diffusion_distill.distillation.phases import Phase, check_averaging, sample
 from diffusion_distill.errors import choose
 from diffusion_distill.levels import Level
 from diffusion_distill.model import Model
+from diffusion_distill.solvers import SOLVERS
 from diffusion_distill.typing import Batch, Image, Key, Labels
 
 #: What the target is at zero noise for a network that predicts both x and eps.
@@ -45,6 +46,7 @@ class Progressive:
       momentum: of the averaged student; 0 keeps the student itself.
       averaging: the rule of that average, see `training.ema`.
       zero_noise: one of `ZERO_NOISE_RULES`.
+      teacher_solver: what the teacher steps by in the first phase; later ones are students and step by DDIM.
     """
 
     start_steps: int = 1024
@@ -58,10 +60,12 @@ class Progressive:
     momentum: float = 0.0
     averaging: str = "corrected"
     zero_noise: str = "reconciled"
+    teacher_solver: str = "ddim"
 
     def __post_init__(self) -> None:
         regression.check(self.weighting, self.reduction)
         choose("rule at zero noise", self.zero_noise, ZERO_NOISE_RULES)
+        choose("solver", self.teacher_solver, SOLVERS)
         check_averaging(self.averaging)
         samples(self.phase_length)
         halvings(self.start_steps, self.end_steps)
@@ -73,7 +77,8 @@ class Progressive:
     def phases(self, model: Model, batch_size: int) -> list[Phase]:
         """One phase per halving, most steps first."""
         students = halvings(self.start_steps, self.end_steps)
-        tables = closure.pad([rows(model.schedule, n) for n in students])
+        solvers = [self.teacher_solver, *["ddim"] * (len(students) - 1)]
+        tables = closure.pad([rows(model.schedule, n, solver) for n, solver in zip(students, solvers, strict=True)])
         [updates] = updates_for(samples(self.phase_length), batch_size)
         return [
             Phase(
@@ -120,11 +125,11 @@ class Progressive:
         return x_head_at_zero_noise
 
 
-def rows(schedule: Schedule, student_steps: int) -> closure.Rows:
+def rows(schedule: Schedule, student_steps: int, solver: str = "ddim") -> closure.Rows:
     """The triples of a student of N steps: t = 2i/2N, m = (2i-1)/2N, s = (2i-2)/2N for i = 1 .. N."""
     t = np.arange(2, 2 * student_steps + 1, 2)
     n = 2 * student_steps
-    return closure.make_rows(schedule, n, t, t - 1, t - 2, clean_end=True)
+    return closure.make_rows(schedule, n, t, t - 1, t - 2, clean_end=True, solver=solver, second_solver=solver)
 
 
 def halvings(start_steps: int, end_steps: int) -> list[int]:

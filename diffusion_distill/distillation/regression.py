@@ -29,8 +29,9 @@ def losses(
     reduction: str,
 ) -> Array:
     """Per-image losses [batch] of the student at z = alpha·x + sigma·eps (x and eps are the targets)."""
-    error = parameterization.x_error(student.prediction, student.raw(z, level, labels), x, eps, level)
-    return weighting.WEIGHTINGS[weight](level) * REDUCTIONS[reduction](error**2)
+    sigma_data = student.sigma_data
+    error = parameterization.x_error(student.prediction, student.raw(z, level, labels), x, eps, level, sigma_data)
+    return weighting.of(weight, level, sigma_data) * REDUCTIONS[reduction](error**2)
 
 
 def check(weight: str, reduction: str) -> None:

@@ -8,6 +8,10 @@ the jump t -> s at once. At the last point of a group (m = s) the target is the 
     target = w_1·clip(x_teacher(z_t)) + w_2·clip(x_self_teacher(z_m))        (distillation/closure.py)
     loss   = max(SNR, 1)·sum over pixels of (x_student(z_t) - target)²
 
+For VE teachers (Algorithm 2) the grid is EDM's, the teacher steps by Heun's method, only the self-teacher is clipped,
+and the loss is EDM's mean over pixels: `Tract.edm`. The published program has one phase; here there may be more, in
+which the teacher, by then a student itself, steps by DDIM.
+
 A schedule such as 1024, 32, 1 needs two phases whatever the reduction, where BTD needs ten. The student
 evaluated and handed on is a slow average whose momentum leaves a weight of `residual` to the parameters of
 one phase ago (A.7). With groups of two and self-teacher = teacher this is BTD's target at a group's first
@@ -35,6 +39,7 @@ from diffusion_distill.distillation.phases import (
 )
 from diffusion_distill.errors import choose
 from diffusion_distill.model import Clipped, Model
+from diffusion_distill.solvers import SOLVERS
 from diffusion_distill.typing import Batch, Image, Key, Labels
 
 #: What a student begins a phase with.
@@ -43,10 +48,13 @@ PHASE_STARTS = {
     "continue": "its own parameters, optimizer and averages; only the teacher is replaced (the published code)",
 }
 
+#: Which estimates are clipped.
+CLIPS = {"both": "VP teachers", "self_teacher": "EDM teachers", "none": "as in the paper's formulas"}
+
 
 @dataclass(frozen=True)
 class Tract:
-    """Settings of TRACT for VP teachers; defaults are the published ones.
+    """Settings of TRACT; defaults are the published ones for VP teachers, `Tract.edm` has those for EDM's.
 
     Attributes:
       schedule: step counts, first the teacher's; each must divide the one before it.
@@ -54,7 +62,9 @@ class Tract:
       shares: relative lengths of the phases; empty for equal ones (published).
       self_momentum: momentum of the self-teacher.
       residual: sets the momentum of the eval average, see `phases.momentum_for`.
-      clip: whether the two estimates in the target are clipped to [-1, 1].
+      clip: which estimates in the target are clipped to [-1, 1], one of `CLIPS`.
+      teacher_solver: what the teacher steps by in the first phase, a deterministic solver of one step.
+      warmup: updates over which the learning rate rises; with cold_start from 0, as in EDM's programs.
       phase_start: one of `PHASE_STARTS`.
       reset_average: with phase_start 'continue', restart the eval average's bias correction in each phase.
     """
@@ -68,20 +78,31 @@ class Tract:
     reduction: str = "sum"
     learning_rate: float = 2e-4
     warmup: int = 0
+    cold_start: bool = False
     anneal: bool = False
-    clip: bool = True
+    clip: str = "both"
+    teacher_solver: str = "ddim"
     phase_start: str = "teacher"
     reset_average: bool = False
 
     def __post_init__(self) -> None:
         regression.check(self.weighting, self.reduction)
         choose("phase_start", self.phase_start, PHASE_STARTS)
+        choose("clip", self.clip, CLIPS)
+        choose("solver", self.teacher_solver, SOLVERS)
         samples(self.length)
         check_schedule(self.schedule)
         if self.shares and len(self.shares) != len(self.schedule) - 1:
             raise ValueError(f"{len(self.schedule) - 1} phases need as many shares, got {tuple(self.shares)}.")
         if not 0 <= self.self_momentum < 1:
             raise ValueError(f"self_momentum must be in [0, 1), got {self.self_momentum}.")
+
+    @classmethod
+    def edm(cls, schedule: Sequence[int] = (40, 1), **changes: Any) -> Tract:
+        """The published settings for EDM teachers; train without gradient clipping."""
+        published = {"weighting": "edm", "reduction": "mean", "learning_rate": 1e-3, "clip": "self_teacher",
+                     "teacher_solver": "heun", "cold_start": True}  # fmt: skip
+        return cls(schedule, **{**published, **changes})
 
     @property
     def averages(self) -> dict[str, float]:
@@ -91,7 +112,8 @@ class Tract:
     def phases(self, model: Model, batch_size: int) -> list[Phase]:
         """One phase per reduction of the schedule."""
         reductions = list(pairwise(self.schedule))
-        tables = closure.pad([rows(model.schedule, *reduction) for reduction in reductions])
+        solvers = [self.teacher_solver, *["ddim"] * (len(reductions) - 1)]
+        tables = closure.pad([rows(model.schedule, *r, solver) for r, solver in zip(reductions, solvers, strict=True)])
         shares = self.shares or (1,) * len(reductions)
         updates = updates_for(samples(self.length), batch_size, shares)
         return [
@@ -102,6 +124,7 @@ class Tract:
                 teacher_steps=start,
                 student_steps=end,
                 warmup=self.warmup,
+                cold_start=self.cold_start,
                 anneal=self.anneal,
                 momentum=self.momentum(batch_size, sum(shares) / shares[k]),
                 inputs=tables[k],
@@ -140,15 +163,15 @@ class Tract:
     def estimators(self, denoisers: Mapping[str, Any]) -> tuple[Any, Any]:
         """The two estimators of the target, clipped if asked for."""
         first, second = denoisers["teacher"], denoisers["self_teacher"]
-        return (Clipped(first), Clipped(second)) if self.clip else (first, second)
+        return Clipped(first) if self.clip == "both" else first, Clipped(second) if self.clip != "none" else second
 
 
-def rows(schedule: Schedule, start: int, end: int) -> closure.Rows:
+def rows(schedule: Schedule, start: int, end: int, solver: str = "ddim") -> closure.Rows:
     """The triples of a phase: t = i/start for i = 1 .. start, m one teacher step below, s the end of t's group."""
     group = start // end
     t = np.arange(1, start + 1)
     s = (t - 1) // group * group
-    return closure.make_rows(schedule, start, t, t - 1, s, clean_end=False)
+    return closure.make_rows(schedule, start, t, t - 1, s, clean_end=False, solver=solver)
 
 
 def check_schedule(schedule: Sequence[int]) -> None:

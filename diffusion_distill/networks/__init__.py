@@ -1,7 +1,8 @@
 """Networks: Flax modules that know images, a number per image (the time) and labels, nothing of diffusion."""
 
-from diffusion_distill.networks.unet import UNet
+from diffusion_distill.networks.song_unet import SongUNet
+from diffusion_distill.networks.unet import ADM, UNet
 
-NETWORKS = {"unet": UNet}
+NETWORKS = {"unet": UNet, "song_unet": SongUNet}
 
-__all__ = ["NETWORKS", "UNet"]
+__all__ = ["ADM", "NETWORKS", "SongUNet", "UNet"]

@@ -1,6 +1,6 @@
 """The U-Net of progressive distillation (Salimans & Ho 2022, appendix; the skeleton is Ho et al. 2020).
 
-    emb = dense1(swish(dense0(sinusoid(time)))) [+ class_emb(one_hot(label))]
+    emb = swish(dense1(swish(dense0(sinusoid(time)))) [+ class_emb(one_hot(label))])
     down   per level: num_res_blocks x {residual, attention?}, every output kept; then downsample, kept too
     middle residual, attention, residual
     up     per level: (num_res_blocks + 1) x {join the kept one, residual, attention?}; then upsample
@@ -8,33 +8,61 @@
 
 Level i is ch * ch_mult[i] channels wide, at 2^-i of the image's size. Parameter names and shapes are those of
 the published checkpoints: `down_0.block_1/conv1/kernel`, `mid.attn_1/q/kernel`, `up_2.upsample/...`, ... (the
-dots belong to the names). What other published networks do differently has one place each: `_embed`
-(features, label table), `_heads`, `_resample`, and `GroupNorm`, `ResidualBlock`, `Attention` in `layers`.
+dots belong to the names).
+
+The defaults are that program's. EDM's DhariwalUNet (Karras et al. 2022, after ADM, Dhariwal & Nichol 2021) is
+the same network with the settings `ADM`. What other published networks do differently has one place each:
+`_embed` (features, label table), `_norm`, `_heads`, `_resample`, and `ResidualBlock`, `Attention` in `layers`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import zeros
 
 from diffusion_distill import errors
+from diffusion_distill.networks.inputs import (
+    DTYPES,
+    check_augment,
+    check_images,
+    check_labels,
+    drop_rows,
+    label_vectors,
+)
 from diffusion_distill.networks.layers import (
+    INIT_RULES,
     Attention,
     Conv,
     GroupNorm,
+    NormSettings,
+    Resample,
     ResidualBlock,
+    Role,
+    initial,
+    norm_groups,
     sinusoidal_features,
     upsample,
 )
 
 Array = jax.Array
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-NORM_GROUPS = 32
+
+#: The settings of EDM's DhariwalUNet: UNet(..., **ADM).
+ADM: dict[str, Any] = {
+    "head_dim": 64,
+    "whole_heads": False,
+    "resblock_resample": True,
+    "cos_first": True,
+    "frequency_shift": 0.0,
+    "norm_epsilon": 1e-5,
+    "norm_fewest": 4,
+    "wide_conv_in": True,
+    "label_bias": False,
+    "init_rule": "uniform",
+}
 
 
 class UNet(nn.Module):
@@ -51,8 +79,18 @@ class UNet(nn.Module):
         dropout: rate in [0, 1) inside the residual blocks, applied only if `train`.
         resblock_resample: resample in a residual block (2x2 mean, nearest) instead of a 3x3 convolution.
         num_classes: 1 means unconditional: no `class_emb`, labels are ignored.
-        dtype: "float32" or "bfloat16", what convolutions and products are computed in. Parameters, embedding,
-            norm statistics, softmax, the last convolution and the output are float32.
+        dtype: "float32", "bfloat16" or "float16", what convolutions and products are computed in. Parameters,
+            embedding, norm statistics, softmax, the last convolution and the output are float32.
+        whole_heads: False gives channels // head_dim heads, and no attention where that is none, not even in
+            the middle; True refuses channels that head_dim does not divide.
+        cos_first, frequency_shift: see `sinusoidal_features`.
+        norm_groups, norm_epsilon, norm_fewest: see `GroupNorm`.
+        wide_conv_in: the first convolution has ch * ch_mult[0] channels instead of ch.
+        label_bias: `class_emb` has a bias, and labels are required. Without, a missing label is the zero
+            vector, and labels may be real vectors.
+        label_dropout: rate at which whole labels are set to the zero vector, only if `train`.
+        augment_dim: length of the vector that describes how an image was augmented; 0 takes none.
+        init_rule: initial values, see `layers.initial`.
 
     Raises:
         ValueError: at construction, for settings that contradict each other.
@@ -70,6 +108,17 @@ class UNet(nn.Module):
     resblock_resample: bool = False
     num_classes: int = 1
     dtype: str = "float32"
+    whole_heads: bool = True
+    cos_first: bool = False
+    frequency_shift: float = 1.0
+    norm_groups: int = 32
+    norm_epsilon: float = 1e-6
+    norm_fewest: int = 0
+    wide_conv_in: bool = False
+    label_bias: bool = True
+    label_dropout: float = 0.0
+    augment_dim: int = 0
+    init_rule: str = "lecun"
 
     def __post_init__(self) -> None:
         # Tuples, so that a network built from a list (a config, JSON) is hashable and compares equal.
@@ -79,15 +128,24 @@ class UNet(nn.Module):
         _check_settings(self)
 
     @nn.compact
-    def __call__(self, x: Array, time: Array, labels: Array | None = None, train: bool = False) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        time: Array,
+        labels: Array | None = None,
+        train: bool = False,
+        augment: Array | None = None,
+    ) -> Array:
         """Evaluate the network.
 
         Args:
             x: [batch, height, width, channels]; height and width divisible by 2^(levels - 1).
             time: [batch] float32, the number whose sinusoid is embedded (BTD: 1000 * f(logsnr)).
             labels: [batch] int32 in [0, num_classes), required if num_classes > 1. A label outside the range
-                is no error: its one-hot vector is zero.
-            train: apply dropout; needs the "dropout" random stream if the rate is positive.
+                is no error: its one-hot vector is zero. Without label_bias also [batch, num_classes] float, or
+                None for zeros.
+            train: apply dropout; needs the "dropout" random stream if a rate is positive.
+            augment: [batch, augment_dim] float; None, as in sampling, is all zeros.
 
         Returns:
             [batch, height, width, out_ch] float32.
@@ -95,9 +153,10 @@ class UNet(nn.Module):
         Raises:
             ValueError, TypeError: while tracing, for shapes or dtypes other than these.
         """
-        _check_inputs(self, x, time, labels)
-        emb = self._embed(time, labels)
-        h = Conv(self.ch, dtype=self.dtype, name="conv_in")(x)
+        check_images(x, time, len(self.ch_mult))
+        emb = self._embed(time, labels, train, augment)
+        first = self.ch * self.ch_mult[0] if self.wide_conv_in else self.ch
+        h = self._conv("conv_in", x, first)
         kept = [h]
 
         for level, mult in enumerate(self.ch_mult):
@@ -121,83 +180,105 @@ class UNet(nn.Module):
             if level > 0:
                 h = self._resample(f"up_{level}.upsample", "up", h, emb, train)
 
-        h = nn.swish(GroupNorm(name="norm_out")(h))
-        return Conv(self.out_ch, kernel_init=zeros, name="conv_out")(h)
+        h = nn.swish(GroupNorm(*self._norm, name="norm_out")(h))
+        return Conv(self.out_ch, init_rule=self.init_rule, role="last", name="conv_out")(h)
 
     # Below, what is between the blocks; each returns an image, or the embedding.
 
-    def _embed(self, time: Array, labels: Array | None) -> Array:
-        """[batch, emb_ch] float32; every residual block applies swish to it before its own projection."""
-        features = sinusoidal_features(time, self.ch)
-        emb = nn.Dense(self.emb_ch, name="dense1")(nn.swish(nn.Dense(self.emb_ch, name="dense0")(features)))
+    def _embed(self, time: Array, labels: Array | None, train: bool, augment: Array | None) -> Array:
+        """[batch, emb_ch] float32, the swish before every residual block's own projection applied."""
+        batch = len(time)
+        features = sinusoidal_features(time, self.ch, shift=self.frequency_shift, cos_first=self.cos_first)
+        check_augment(augment, batch, self.augment_dim)
+        if self.augment_dim:
+            augment = jnp.zeros((batch, self.augment_dim)) if augment is None else augment.astype(jnp.float32)
+            features += self._dense("augment_emb", augment, self.ch, "augment", bias=False)
+        emb = self._dense("dense1", nn.swish(self._dense("dense0", features, self.emb_ch)), self.emb_ch)
         if self.num_classes > 1:
-            emb += nn.Dense(self.emb_ch, name="class_emb")(jax.nn.one_hot(labels, self.num_classes, dtype=jnp.float32))
-        return emb
+            check_labels(labels, batch, self.num_classes, optional=not self.label_bias)
+            vectors = label_vectors(labels, batch, self.num_classes)
+            if train and self.label_dropout:
+                vectors = drop_rows(vectors, self.label_dropout, self.make_rng("dropout"))
+            emb += self._dense("class_emb", vectors, self.emb_ch, "label", bias=self.label_bias)
+        return nn.swish(emb)
 
-    def _residual(self, name: str, h: Array, emb: Array, train: bool, features: int) -> Array:
-        return ResidualBlock(features, dropout=self.dropout, dtype=self.dtype, name=name)(h, emb, train)
+    def _dense(self, name: str, x: Array, features: int, role: Role = "layer", bias: bool = True) -> Array:
+        rules = initial(self.init_rule, x.shape[-1], features, role)
+        return nn.Dense(features, use_bias=bias, name=name, **rules)(x)  # type: ignore[arg-type]
+
+    def _conv(self, name: str, x: Array, features: int, stride: int = 1) -> Array:
+        return Conv(features, stride=stride, init_rule=self.init_rule, dtype=self.dtype, name=name)(x)
+
+    def _residual(
+        self,
+        name: str,
+        h: Array,
+        emb: Array,
+        train: bool,
+        features: int,
+        resample: Resample = "none",
+    ) -> Array:
+        block = ResidualBlock(
+            features,
+            dropout=self.dropout,
+            resample=resample,
+            norm=self._norm,
+            init_rule=self.init_rule,
+            dtype=self.dtype,
+            name=name,
+        )
+        return block(h, emb, train)
 
     def _attention(self, name: str, h: Array, always: bool = False) -> Array:
-        if not (always or h.shape[1] in self.attn_resolutions):
+        heads = self._heads(h.shape[-1]) if always or h.shape[1] in self.attn_resolutions else 0
+        if not heads:
             return h
-        return Attention(self._heads(h.shape[-1]), dtype=self.dtype, name=name)(h)
+        return Attention(heads, norm=self._norm, init_rule=self.init_rule, dtype=self.dtype, name=name)(h)
+
+    @property
+    def _norm(self) -> NormSettings:
+        return NormSettings(self.norm_groups, self.norm_epsilon, self.norm_fewest)
 
     def _heads(self, channels: int) -> int:
-        """Number of heads of an attention `channels` wide."""
+        """Number of heads of an attention `channels` wide; 0 means that there is no attention."""
         given = {"num_heads": self.num_heads, "head_dim": self.head_dim}
         name, size = next((name, size) for name, size in given.items() if size is not None)
-        if size < 1 or channels % size:
+        heads = channels // size if size > 0 and name == "head_dim" else size
+        divisor = size if self.whole_heads else max(heads, 1)
+        if size < 1 or channels % divisor:
             raise ValueError(f"{name}={size} must divide the {channels} channels of each level with attention.")
-        return size if name == "num_heads" else channels // size
+        return heads
 
     def _resample(self, name: str, direction: Literal["down", "up"], h: Array, emb: Array, train: bool) -> Array:
         features = h.shape[-1]
         if self.resblock_resample:
-            block = ResidualBlock(features, dropout=self.dropout, resample=direction, dtype=self.dtype, name=name)
-            return block(h, emb, train)
+            return self._residual(name, h, emb, train, features, resample=direction)
         if direction == "down":
-            return Conv(features, stride=2, dtype=self.dtype, name=name)(h)
-        return Conv(features, dtype=self.dtype, name=name)(upsample(h))
+            return self._conv(name, h, features, stride=2)
+        return self._conv(name, upsample(h), features)
 
 
 def _check_settings(net: UNet) -> None:
     """Raise ValueError where the settings of `net` contradict each other."""
     errors.choose("dtype", net.dtype, DTYPES)
-    for name in ("ch", "emb_ch", "out_ch", "num_res_blocks", "num_classes"):
+    errors.choose("init_rule", net.init_rule, INIT_RULES)
+    for name in ("ch", "emb_ch", "out_ch", "num_res_blocks", "num_classes", "norm_groups"):
         errors.positive_int(name, getattr(net, name))
     if not net.ch_mult:
         raise ValueError("ch_mult is empty; give one factor per level, e.g. (1, 2).")
-    widths = [net.ch] + [net.ch * mult for mult in net.ch_mult]
-    if any(width < 1 or width % NORM_GROUPS for width in widths):
+    widths = [net.ch] * (not net.wide_conv_in) + [net.ch * mult for mult in net.ch_mult]
+    if not net.norm_fewest and any(width < 1 or width % net.norm_groups for width in widths):
         raise ValueError(
             f"Widths {widths} (ch={net.ch}, then ch * ch_mult, ch_mult={net.ch_mult}) must all be multiples "
-            f"of {NORM_GROUPS}, the number of groups of the norm; choose ch accordingly."
+            f"of {net.norm_groups}, the number of groups of the norm; choose ch accordingly."
         )
+    for width in widths:
+        norm_groups(width, net._norm)
     if (net.num_heads is None) == (net.head_dim is None):
         raise ValueError(f"num_heads={net.num_heads} and head_dim={net.head_dim}; give exactly one of the two.")
     net._heads(widths[-1])  # the middle always has attention; other levels are known once an image is
-    if not 0 <= net.dropout < 1:
-        raise ValueError(f"dropout is {net.dropout}; it must be in [0, 1).")
-
-
-def _check_inputs(net: UNet, x: Array, time: Array, labels: Array | None) -> None:
-    """Raise ValueError or TypeError where the arguments of a call do not fit `net` or each other."""
-    if x.ndim != 4:
-        raise ValueError(f"x has shape {x.shape}; it must be [batch, height, width, channels].")
-    batch, height, width, _ = x.shape
-    factor = 2 ** (len(net.ch_mult) - 1)
-    if height % factor or width % factor:
-        raise ValueError(
-            f"Images of {height}x{width} cannot be halved {len(net.ch_mult) - 1} times: height and width "
-            f"must be multiples of {factor}. Use fewer levels (ch_mult) or other images."
-        )
-    if time.shape != (batch,):
-        raise ValueError(f"time has shape {time.shape}; it must be [batch] = ({batch},), one number per image.")
-    if net.num_classes == 1:
-        return
-    if labels is None:
-        raise ValueError(f"labels are missing; a network with num_classes={net.num_classes} needs int32 [batch].")
-    if labels.dtype != jnp.int32:
-        raise TypeError(f"labels have dtype {labels.dtype}; they must be int32. Use labels.astype('int32').")
-    if labels.shape != (batch,):
-        raise ValueError(f"labels have shape {labels.shape}; they must be [batch] = ({batch},).")
+    for name in ("dropout", "label_dropout"):
+        if not 0 <= getattr(net, name) < 1:
+            raise ValueError(f"{name} is {getattr(net, name)}; it must be in [0, 1).")
+    if net.augment_dim < 0:
+        raise ValueError(f"augment_dim is {net.augment_dim}; it must be 0 or more.")

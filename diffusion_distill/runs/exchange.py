@@ -16,16 +16,18 @@ from diffusion_distill.training.progress import Progress
 from diffusion_distill.typing import Params
 
 SAFETENSORS = ".safetensors"
+PICKLE = ".pkl"
+PROGRAMS = {"progressive": "progressive distillation (Google)", "edm": "EDM (NVIDIA)"}
 
 
 def import_weights(name: str | Path, folder: str | Path, model: Model | None = None) -> Artefact:
     """Turns published or exported weights into an artefact.
 
     Args:
-      name: one of `weights.PUBLISHED`, which is downloaded; or a file: one of those published (by its name, or
-        with `model`), or a '.safetensors' made by `export_weights`.
+      name: one of `weights.PUBLISHED`, which is downloaded; or a file: one of Google's (by its published name, or
+        with `model`), a '.pkl' of EDM, which says itself what it holds, or a '.safetensors' made by `export_weights`.
       folder: becomes the artefact's folder; downloads are kept in FOLDER/download, so that they can be taken up.
-      model: of a file that is not named like a published one.
+      model: what the file holds, if its name does not say; a '.pkl' that holds another is refused.
 
     Raises:
       FileNotFoundError: name is neither published nor a file.
@@ -36,7 +38,7 @@ def import_weights(name: str | Path, folder: str | Path, model: Model | None = N
         params, about = weights.exchange.load(path)
         artefact = Artefact(Model.from_dict(about["model"]), _to_device(params), about["steps"], about["provenance"])
     else:
-        artefact = _progressive(str(name), Path(folder), model)
+        artefact = _foreign(str(name), Path(folder), model)
     artefact.save(folder)
     return artefact
 
@@ -50,10 +52,11 @@ def export_weights(artefact: Artefact, path: str | Path) -> Path:
     return weights.exchange.save(path, artefact.params, about)
 
 
-def _progressive(name: str, folder: Path, model: Model | None) -> Artefact:
-    """A checkpoint of Google's progressive distillation, by its published name or from a file."""
+def _foreign(name: str, folder: Path, model: Model | None) -> Artefact:
+    """Weights of another program, by their published name or from a file."""
     path, facts = Path(name), {}
     published = weights.PUBLISHED.get(path.stem if path.is_file() else name)
+    kind = "edm" if path.suffix == PICKLE else published.format if published else "progressive"
     if path.is_file():
         with path.open("rb") as file:
             facts = {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
@@ -64,15 +67,16 @@ def _progressive(name: str, folder: Path, model: Model | None) -> Artefact:
             f"{name} is neither a file nor a published model.{near_matches(name, weights.PUBLISHED)} "
             f"Published: {', '.join(weights.PUBLISHED)}."
         )
-    model = model or (published.model if published else None)
-    if model is None:
+    if published is not None and (kind == "progressive" or "url" in facts):  # a file of EDM needs no name
+        model = model or published.model
+    if model is None and kind == "progressive":
         raise weights.WeightsError(
             f"Which network does {path} hold? Name the file as it was published (for example cifar_original), or give "
             "a config that describes the model."
         )
-    found = weights.READERS[published.format if published else "progressive"](path, model)
-    provenance = {"imported_from": {"program": "progressive distillation (Google)", **facts}, "updates": found.step}
-    return Artefact(model, _to_device(found.params), found.steps, provenance)
+    found = weights.READERS[kind](path, model)
+    provenance = {"imported_from": {"program": PROGRAMS[kind], **facts, **found.facts}, "updates": found.step}
+    return Artefact(found.model, _to_device(found.params), found.steps, provenance)
 
 
 def _to_device(params: Params) -> Params:

@@ -48,7 +48,7 @@ def sample(
 
     Args:
       count: how many; image i has the same noise whatever count, batch_size or the devices.
-      steps: network evaluations on a uniform grid; the student's own number by default, 64 for a teacher.
+      steps: of the solver, on a grid uniform in time; the student's own number by default, 64 for a teacher.
       labels: [count] classes for conditional models; drawn uniformly by default.
       name: reports progress under this name.
 
@@ -63,6 +63,7 @@ def sample(
         positive_int("count", count),
         positive_int("steps", (artefact.steps or TEACHER_STEPS) if steps is None else steps),
     )
+    artefact = artefact.on_grid(steps)
     if artefact.steps and steps != artefact.steps:
         warnings.warn(f"A student made for {artefact.steps} steps is sampled with {steps}.", stacklevel=2)
     labels = _labels(artefact.model, count, labels, seed)

@@ -74,8 +74,10 @@ def distill(
         network in more than one phase, or one that does not fit the teacher.
     """
     settings = settings or Settings()
-    model = student or teacher.model
-    _check_teacher(teacher, model, method.phases(model, settings.batch_size))
+    phases = method.phases(teacher.model, settings.batch_size)
+    teacher = teacher.on_grid(phases[0].teacher_steps)
+    model = student.on_grid(phases[0].teacher_steps) if student else teacher.model
+    _check_teacher(teacher, model, method, phases)
     params = teacher.params if model == teacher.model else model.init(jax.random.key(settings.seed))
     return _fit(
         model, params, teacher, source, method, settings, workdir, lambda phase: f"student_{phase.student_steps}"
@@ -159,12 +161,12 @@ def _fit(
 
 
 def _provenance(teacher: Artefact | None, method: Any, settings: Settings) -> dict[str, Any]:
-    """How the artefacts are made."""
+    """How the artefacts are made. Only a teacher from disk knows the versions it was made with: they are left out."""
     return {
         "method": type(method).__name__,
         "method_settings": dataclasses.asdict(method),
         "settings": dataclasses.asdict(settings),
-        "teacher": None if teacher is None else dict(teacher.provenance),
+        "teacher": None if teacher is None else {k: v for k, v in teacher.provenance.items() if k != "versions"},
     }
 
 
@@ -200,13 +202,15 @@ def _batches(source: Source, settings: Settings) -> Batches:
     return Batches(source, settings.batch_size, settings.seed, settings.flip, here, processes)
 
 
-def _check_teacher(teacher: Artefact, student: Model, phases: Sequence[Phase]) -> None:
+def _check_teacher(teacher: Artefact, student: Model, method: Any, phases: Sequence[Phase]) -> None:
     start = phases[0].teacher_steps
     if teacher.steps and teacher.steps != start:
         raise ValueError(
             f"The teacher is itself a student of {teacher.steps} steps, but the method starts from {start}. "
             f"Start from {teacher.steps} steps."
         )
+    if teacher.steps and getattr(method, "teacher_solver", "ddim") != "ddim":
+        raise ValueError(f"A student steps by DDIM, not by {method.teacher_solver}. Set teacher_solver='ddim'.")
     if student == teacher.model:
         return
     if len(phases) > 1:

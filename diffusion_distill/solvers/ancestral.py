@@ -11,7 +11,7 @@ import numpy as np
 from diffusion_distill.diffusion import grids
 from diffusion_distill.diffusion.forward import posterior_coefficients
 from diffusion_distill.levels import Level
-from diffusion_distill.solvers.table import Table, build
+from diffusion_distill.solvers.table import Table, build, start_scale
 
 
 def ancestral(grid: Level, gamma: float = 1.0) -> Table:
@@ -27,4 +27,4 @@ def ancestral(grid: Level, gamma: float = 1.0) -> Table:
     from_z, from_x, logvar = posterior_coefficients(told.at(slice(None, -1)), inner, gamma)
     rows = [{"y": {"y": from_z[k], "x_hat": from_x[k]}} for k in range(len(from_z))]
     noise = np.concatenate([[0.0], np.exp(0.5 * logvar)])
-    return build(told, [*rows, {"y": {"x_hat": 1.0}}], noise=noise)
+    return build(told, [*rows, {"y": {"x_hat": 1.0}}], noise=noise, init=start_scale(grid.at(0)))

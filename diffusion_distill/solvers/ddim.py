@@ -12,7 +12,7 @@ from __future__ import annotations
 from diffusion_distill.diffusion import grids
 from diffusion_distill.diffusion.forward import step_coefficients
 from diffusion_distill.levels import Level
-from diffusion_distill.solvers.table import Table, build
+from diffusion_distill.solvers.table import Table, build, start_scale
 
 
 def ddim(grid: Level) -> Table:
@@ -20,4 +20,5 @@ def ddim(grid: Level) -> Table:
     grid = grids.check(grid)
     told = grid.at(slice(None, -1))
     r, d = step_coefficients(told, grid.at(slice(1, None)))
-    return build(told, [{"y": {"y": r[k], "x_hat": d[k]}} for k in range(len(r))])
+    rows = [{"y": {"y": r[k], "x_hat": d[k]}} for k in range(len(r))]
+    return build(told, rows, init=start_scale(grid.at(0)))

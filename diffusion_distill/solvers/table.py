@@ -27,6 +27,7 @@ import numpy as np
 
 from diffusion_distill.arrays import Array
 from diffusion_distill.levels import Level
+from diffusion_distill.typing import Denoise, Image, Labels
 
 Form = Mapping[str, float]  # a linear form in the registers and x_hat
 
@@ -90,3 +91,62 @@ def build(
     if np.shape(level.sigma) != (len(rows),):
         raise ValueError(f"A table of {len(rows)} rows needs as many levels, got {np.shape(level.sigma)}.")
     return Table(np.float64(init), level, np.zeros(len(rows)) if noise is None else np.asarray(noise), weights)
+
+
+def start_scale(level: Level) -> float:
+    """What unit noise is multiplied by where sampling starts: 1 for VP levels, as published, and sigma for VE."""
+    return 1.0 if level.alpha < 1 else float(level.sigma)
+
+
+def rescaled(table: Table, alpha: Array) -> Table:
+    """The same solver for z = alpha·y, given a table for y at levels alpha = 1.
+
+    Only the evaluated register is scaled; memories keep what they hold for y.
+
+    Args:
+      alpha: signal scale of each evaluation and of the result, [rows + 1].
+    """
+    alpha = np.asarray(alpha, np.float64)
+    told, after, weights = alpha[:-1], alpha[1:], table.weights.copy()
+    weights[:, :, 0] /= told[:, None]
+    weights[:, 0, :] *= after[:, None]
+    return Table(table.init * told[0], Level(told, told * table.level.sigma), told * table.noise, weights)
+
+
+def run_host(
+    table: Table,
+    denoise: Denoise,
+    start: Image,
+    labels: Labels | None = None,
+    *,
+    row_noise: Image | None = None,
+    states: bool = False,
+) -> np.ndarray:
+    """Runs a table on the host in float64, row by row; `sampling.integrate` is the same on the device in float32.
+
+    Args:
+      denoise: maps NumPy arrays (z, level, labels) to x_hat.
+      start: unit noise [batch, ...].
+      row_noise: unit noise of each row, [nfe, batch, ...]; needed if the table draws noise.
+      states: also return what the network saw in each row.
+
+    Returns:
+      [batch, ...]; with states, [nfe + 1, batch, ...], the last being the result.
+
+    Raises:
+      ValueError: the table draws noise and there is none, or not one per row.
+    """
+    start = np.asarray(start, np.float64)
+    if row_noise is None and table.deterministic:
+        row_noise = np.zeros((table.nfe, *[1] * start.ndim))
+    elif row_noise is None or row_noise.shape != (table.nfe, *start.shape):
+        given = None if row_noise is None else row_noise.shape
+        raise ValueError(f"row_noise must be {(table.nfe, *start.shape)}: one per row; got {given}.")
+    registers, seen = np.stack([table.init * start] * table.weights.shape[1]), []
+    for k, weights in enumerate(table.weights):
+        registers[0] += table.noise[k] * row_noise[k]
+        seen.append(registers[0])
+        level = Level(*(np.full(len(start), a[k]) for a in table.level))
+        x_hat = np.asarray(denoise(registers[0], level, labels), np.float64)
+        registers = np.tensordot(weights, np.stack([*registers, x_hat]), axes=1)
+    return np.stack([*seen, registers[0]]) if states else registers[0]

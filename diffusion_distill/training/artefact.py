@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,10 @@ class Artefact:
         """Its estimate of x, clipped to [-1, 1] by default."""
         denoise = self.model.denoiser(self.params)
         return Clipped(denoise) if clip else denoise
+
+    def on_grid(self, steps: int) -> Artefact:
+        """A teacher with the levels of a grid of `steps` steps; a student keeps those it was made for."""
+        return self if self.steps else replace(self, model=self.model.on_grid(steps))
 
     def save(self, folder: str | Path) -> Path:
         """Writes the artefact's folder, replacing an artefact that is there."""

@@ -5,6 +5,7 @@
 corrected   d_k = (1 - mu) / (1 - mu^k)            bias-corrected (arXiv:2303.04248, A.7)
 plain       d_1 = 1, then d_k = 1 - mu             BTD's program
 window      d_k = 1 / (1 + (k - 1) mod n)          BTD's 'aa': the mean since the last start of a window of n
+ramped      d_k = 1 - min(mu, 0.5^(20/(k - 1)))    EDM's program: a half-life of at most a twentieth of the past
 
 Corrected, average_k = (1 - mu)/(1 - mu^k)·sum_j mu^(k-j)·value_j: the first update copies the value and the
 initial parameters never count. d_k is evaluated as expm1(log mu) / expm1(k·log mu) with log mu from float64;
@@ -25,6 +26,9 @@ from flax import struct
 from diffusion_distill.arrays import Array
 from diffusion_distill.distillation.phases import AVERAGING
 from diffusion_distill.typing import Params
+
+#: The longest half-life of a ramped average, as a part of the updates made.
+RAMP = 0.05
 
 
 class Average(struct.PyTreeNode):
@@ -69,7 +73,8 @@ def weight(rule: Rule, count: Array) -> Array:
     corrected = jnp.expm1(rule.log_mu) / jnp.expm1(count * rule.log_mu)
     plain = jnp.where(count == 1, 1.0, -jnp.expm1(rule.log_mu))
     window = 1 / (1 + (count - 1) % rule.window).astype(plain.dtype)
-    return jnp.select([rule.kind == k for k in range(len(AVERAGING))], [corrected, plain, window])
+    ramped = -jnp.expm1(jnp.minimum(rule.log_mu, -math.log(2) / (RAMP * (count - 1))))
+    return jnp.select([rule.kind == k for k in range(len(AVERAGING))], [corrected, plain, window, ramped])
 
 
 def update(average: Average, value: Params, rule: Rule) -> Average:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ import numpy as np
 
 from diffusion_distill.errors import near_matches
 from diffusion_distill.model import Model
+from diffusion_distill.typing import Params
 
 Shape = tuple[int, ...]
 #: (path, stored shape, wanted shape) -> may the stored array be reshaped, in row-major order, to the wanted shape?
@@ -33,6 +35,24 @@ LISTED = 8
 
 class WeightsError(ValueError):
     """A file of weights that is damaged, unknown, or made for another model."""
+
+
+class Checkpoint(NamedTuple):
+    """What a file of weights holds.
+
+    Attributes:
+      model: everything but the parameters.
+      params: nested dictionaries of float32 NumPy arrays with the names and shapes of the model.
+      steps: the sampling steps a student was made for; 0 for a teacher.
+      step: updates made; 0 if the file does not say.
+      facts: JSON-ready, what else the file says of itself.
+    """
+
+    model: Model
+    params: Params
+    steps: int = 0
+    step: int = 0
+    facts: Mapping[str, Any] = MappingProxyType({})
 
 
 def match(

@@ -10,15 +10,14 @@ are read as well: group norms of flax before 0.3.6, and attention with its heads
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from diffusion_distill.errors import choose
 from diffusion_distill.model import Model
-from diffusion_distill.typing import Params
 from diffusion_distill.weights import flax_file, matching
-from diffusion_distill.weights.matching import Shape, WeightsError
+from diffusion_distill.weights.matching import Checkpoint, Shape, WeightsError
 
 ENTRIES = ("step", "num_sample_steps", "ema_params", "optimizer")
 #: What can be read, and where it lies; the two moments of Adam are leaves below each parameter's name.
@@ -29,20 +28,6 @@ TREES = {
     "grad_sq_ema": ("optimizer", "state", "param_states"),
 }
 MOMENTS = ("grad_ema", "grad_sq_ema")
-
-
-class Checkpoint(NamedTuple):
-    """What a file of weights holds.
-
-    Attributes:
-      params: nested dictionaries of float32 NumPy arrays with the names and shapes of the model.
-      steps: the sampling steps a student was made for; 0 for a teacher.
-      step: updates made; 0 if the file does not say.
-    """
-
-    params: Params
-    steps: int = 0
-    step: int = 0
 
 
 def read(path: str | Path, model: Model, which: str = "ema_params") -> Checkpoint:
@@ -75,7 +60,7 @@ def read(path: str | Path, model: Model, which: str = "ema_params") -> Checkpoin
     filled = matching.match(stored, shapes, f"{path}, {'/'.join(place)}", rules)
     params = matching.unflatten({name.removesuffix(suffix): array for name, array in filled.items()})
     steps, step = (_whole(path, name, content.get(name, 0)) for name in ("num_sample_steps", "step"))
-    return Checkpoint(params, steps, step)
+    return Checkpoint(model, params, steps, step)
 
 
 def old_group_norm(path: str, stored: Shape, wanted: Shape) -> bool:

@@ -2,20 +2,27 @@
 
 Progressive distillation (Salimans & Ho, arXiv:2202.00512): for each of four data sets the teacher
 (`cifar_original`) and the students of 64, 32, 16, 8, 4, 2 and 1 steps (`cifar_8`). Hyper-parameters are those
-of the released configs. A student has its teacher's network; dropout, which has no parameters, is 0 here.
-No shape of a parameter is written down: they follow from the model.
+of the released configs. A student has its teacher's network.
+
+EDM (Karras et al., arXiv:2206.00364): networks trained as in the paper's configuration F (`edm-...`, whose `vp` and
+`ve` name the network, DDPM++ or NCSN++), and of others, which it starts from (`baseline-...`, configuration A). The
+files hold their hyper-parameters. Those of the baselines are here what their class has by default.
+
+Dropout, which has no parameters, is 0 here. No shape of a parameter is written down: they follow from the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from diffusion_distill.diffusion.preconditioning import LogsnrInput
 from diffusion_distill.diffusion.schedules import Cosine
 from diffusion_distill.model import Model
 from diffusion_distill.networks import UNet
-from diffusion_distill.weights import progressive
+from diffusion_distill.weights import edm, progressive
+from diffusion_distill.weights.matching import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -44,8 +51,10 @@ class Published:
     sha256: str | None = None
 
 
-#: format -> function(path, model) that reads such a file.
-READERS: dict[str, Callable[..., progressive.Checkpoint]] = {"progressive": progressive.read}
+#: format -> function(path, model) that reads such a file; files of EDM say what model they hold.
+READERS: dict[str, Callable[..., Checkpoint]] = {"progressive": progressive.read, "edm": edm.read}
+
+# ---------------------------------------------------------------- progressive distillation
 
 BUCKET = "https://storage.googleapis.com/gresearch/diffusion-distillation/"
 SOURCE = (
@@ -87,7 +96,7 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def _published() -> dict[str, Published]:
+def _progressive() -> dict[str, Published]:
     entries = {}
     for family, (dataset, model) in FAMILIES.items():
         for ending, steps in {"original": 0, **{str(steps): steps for steps in STUDENT_STEPS}}.items():
@@ -96,4 +105,62 @@ def _published() -> dict[str, Published]:
     return entries
 
 
-PUBLISHED: dict[str, Published] = _published()
+# ---------------------------------------------------------------- EDM
+
+EDM_SITE = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
+EDM_SOURCE = (
+    "Karras, Aittala, Aila & Laine, Elucidating the Design Space of Diffusion-Based Generative Models, "
+    "arXiv:2206.00364. Released by NVIDIA under CC BY-NC-SA 4.0: not for commercial use, and whatever is made from "
+    "it is under the same licence."
+)
+
+#: What the networks are made with, but for what depends on the data set (`_init_kwargs`).
+EDM_NETWORKS: dict[str, dict[str, Any]] = {
+    "vp": {
+        "model_type": "SongUNet", "model_channels": 128, "embedding_type": "positional", "channel_mult_noise": 1,
+        "encoder_type": "standard", "decoder_type": "standard", "resample_filter": [1, 1],
+    },
+    "ve": {
+        "model_type": "SongUNet", "model_channels": 128, "embedding_type": "fourier", "channel_mult_noise": 2,
+        "encoder_type": "residual", "decoder_type": "standard", "resample_filter": [1, 3, 3, 1],
+    },
+    "adm": {"model_type": "DhariwalUNet", "model_channels": 192, "channel_mult": [1, 2, 3, 4]},
+}  # fmt: skip
+#: data set in names -> (data set, image size, what networks for it are made with)
+EDM_DATASETS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "cifar10-32x32": ("CIFAR-10", 32, {"channel_mult": [2, 2, 2], "augment_dim": 9}),
+    "ffhq-64x64": ("FFHQ 64x64", 64, {"channel_mult": [1, 2, 2, 2], "augment_dim": 9}),
+    "afhqv2-64x64": ("AFHQv2 64x64", 64, {"channel_mult": [1, 2, 2, 2], "augment_dim": 9}),
+    "imagenet-64x64": ("ImageNet 64x64", 64, {}),
+}
+#: (data set, number of classes or 0, network): the files edm-DATASET-{cond,uncond}-NETWORK.pkl.
+EDM_FILES: tuple[tuple[str, int, str], ...] = (
+    *(("cifar10-32x32", classes, network) for classes in (10, 0) for network in ("vp", "ve")),
+    *((dataset, 0, network) for dataset in ("ffhq-64x64", "afhqv2-64x64") for network in ("vp", "ve")),
+    ("imagenet-64x64", 1000, "adm"),
+)
+#: (data set, number of classes or 0, network, wrapper, what else it is made with)
+EDM_BASELINES: tuple[tuple[str, int, str, str, dict[str, Any]], ...] = (
+    ("cifar10-32x32", 0, "vp", "VPPrecond", {"channel_mult": [1, 2, 2, 2]}),
+    ("cifar10-32x32", 0, "ve", "VEPrecond", {"channel_mult": [1, 2, 2, 2]}),
+    ("imagenet-64x64", 1000, "adm", "iDDPMPrecond", {}),
+)
+
+
+def _edm() -> dict[str, Published]:
+    files = [_edm_file("edm", "", *file, "EDMPrecond", EDM_DATASETS[file[0]][2]) for file in EDM_FILES]
+    files += [_edm_file("baseline", "baseline/", *file) for file in EDM_BASELINES]
+    return {entry.name: entry for entry in files}
+
+
+def _edm_file(
+    family: str, folder: str, short: str, classes: int, network: str, wrapper: str, more: dict[str, Any]
+) -> Published:
+    dataset, size, _ = EDM_DATASETS[short]
+    name = f"{family}-{short}-{'cond' if classes else 'uncond'}-{network}"
+    kwargs = {"img_resolution": size, "img_channels": 3, "label_dim": classes, **EDM_NETWORKS[network], **more}
+    model = edm.model_of(wrapper, kwargs)
+    return Published(name, model, 0, dataset, f"{EDM_SITE}{folder}{name}.pkl", EDM_SOURCE, "edm")
+
+
+PUBLISHED: dict[str, Published] = _progressive() | _edm()

@@ -61,7 +61,7 @@ def settings(config: Any, model: Model, published: weights.Published) -> Mapping
         "dataset/args/subset": config.data.dataset.removeprefix("lsun/").removesuffix("_outdoor"),
         **{f"model/args/{field}": getattr(network, field) for field in arguments},
         "model/args/resblock_resample": network.resblock_resample,
-        "model/args/logsnr_input_type": model.time_input.kind,
+        "model/args/logsnr_input_type": model.to_dict()["time_input"]["kind"],
         "model/eval_clip_denoised": config.sample.clip,
         **{f"model/{use}_logsnr_schedule/{key}": v for use in ("train", "eval") for key, v in schedule.items()},
         "model/eval_sampling_num_steps": config.sample.steps if trains else method.end_steps,

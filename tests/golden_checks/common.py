@@ -269,6 +269,7 @@ class Formula:
     function: Callable[..., Any]
     prediction: str
     network: Any = None  # there is none, and so no dropout
+    schedule: Any = None
 
     def raw(self, params: Any, z: Any, level: Any, labels: Any, dropout: Any) -> Any:
         """The network's output."""

@@ -321,20 +321,21 @@ def _form(x_head: Any, eps_head: Any) -> Any:
     return raw
 
 
-FORMS = {
-    "teacher": _form(
+HEADS = {
+    "teacher": (
         lambda xp, c, u, v: c[0] * xp.tanh(c[1] * u + c[2] * xp.sin(c[3] * u) + c[4] * v),
         lambda xp, c, u, v: c[6] * u + c[7] * xp.cos(c[8] * u) + c[9] * v,
     ),
-    "self": _form(
+    "self": (
         lambda xp, c, u, v: c[0] * xp.tanh(c[1] * u + c[4] * v) + c[2] * xp.sin(c[3] * u),
         lambda xp, c, u, v: c[6] * xp.tanh(c[8] * u) + c[7] * u + c[9] * v,
     ),
-    "student": _form(
+    "student": (
         lambda xp, c, u, v: c[0] * u / xp.sqrt(1 + (c[1] * u) ** 2) + c[2] * xp.tanh(c[3] * u + c[4] * v),
         lambda xp, c, u, v: c[6] * u + c[7] * xp.sin(c[8] * u) + c[9] * v,
     ),
 }
+FORMS = {name: _form(*heads) for name, heads in HEADS.items()}
 
 
 # -------------------------------------------------------------------------------------------- what there is

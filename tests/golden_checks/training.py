@@ -7,7 +7,7 @@ in with the batch in place of drawn ones.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,55 +149,77 @@ def check_trajectory(fixture: Fixture, mode: Mode) -> None:
     schedule, steps = schedule_of(meta), tuple(meta["time_schedule"])
     method = Tract(steps, phase_start="continue", reset_average=meta["reset"] == "phase", self_momentum=meta["sema"])
     model = Formula(FORMS["student"], meta.get("prediction", "x"))
-    optimizer = make_optimizer(OptimizerSettings(grad_clip=meta["grad_clip"], clip_eps=1e-6))
-    mesh = sharding.data_mesh(jax.devices()[:1])
     count = len(steps) - 1
-    plan = [
-        phases.Phase(
-            f"{k}", 1, meta["adam_lr"], momentum=meta["ema"], restart=False, reset_average=method.reset_average
-        )
-        for k in range(count)
-    ]
+    rule: dict[str, Any] = {"restart": False, "reset_average": method.reset_average}
+    plan = [phases.Phase(f"{k}", 1, meta["adam_lr"], **rule) for k in range(count)]
     tables = [mode.tree(tract.rows(schedule, *steps[k : k + 2])) for k in range(count)]
+    at: list[int] = []
+    for progress in fixture.input("progress"):  # the stored phase advances by one at most
+        now = phases.phase_at(float(progress), count)
+        at.append(min(now, at[-1] + 1) if at else now)
+    strides = np.array([meta["timesteps"] // steps[k] for k in at])[:, None]
+    row = (fixture.input("index") - fixture.input("semi_index")) // strides - 1
+    teacher = model, mode.array(fixture.input("coef_init"))
+    history = run_trajectory(fixture, mode, method, model, teacher, plan, tables, row, at)
+    for key in history[0]:
+        rules = {"loss": LOSS, "grad": GRADIENTS}.get(key, EXACT if key in COUNTERS else COEFFICIENTS)
+        compare_f64(fixture, mode, key, np.stack([np.asarray(record[key]) for record in history]), rules)
+    fixture.compare("phase", at, mode, exact())
+
+
+def run_trajectory(
+    fixture: Fixture,
+    mode: Mode,
+    method: Tract,
+    student: Formula,
+    teacher: tuple[Formula, Any],
+    plan: Sequence[phases.Phase],
+    tables: Sequence[Any],
+    row: np.ndarray,
+    at: Sequence[int],
+) -> list[dict[str, Any]]:
+    """All updates of a file with the package's step; what each leaves behind.
+
+    `row` [updates, batch] are rows of the tables of the phases `at`; the plan gives rates and what is reset.
+    """
+    optimizer = make_optimizer(OptimizerSettings(grad_clip=fixture.meta["grad_clip"] or 0.0, clip_eps=1e-6))
 
     def losses(denoisers: Any, rows: Any, batch: Any, key: Any) -> Any:
         return method.losses_at(denoisers, rows.at(batch["row"]), batch["image"], batch["eps"], None)
 
-    step = make_step(losses, model, model, optimizer, mesh)  # type: ignore[arg-type]
-    start = mode.array(fixture.input("coef_init"))
-    state = create(start, optimizer, method.averages, start)
+    step = make_step(losses, student, teacher[0], optimizer, sharding.data_mesh(jax.devices()[:1]))  # type: ignore[arg-type]
+    state = create(mode.array(fixture.input("coef_init")), optimizer, method.averages, teacher[1])
     history: list[dict[str, Any]] = []
-    at = 0
-    for k, progress in enumerate(fixture.input("progress")):
-        if phases.phase_at(float(progress), count) != at:
-            at += 1
-            state = next_phase(state, plan[at], optimizer)
-        t = fixture.input("index")[k] - fixture.input("semi_index")[k]
-        batch = {"image": mode.array(fixture.input("x")[k]), "eps": mode.array(fixture.input("noise")[k])}
-        batch["row"] = t // (meta["timesteps"] // steps[at]) - 1
-        inputs = mode.tree(loop_inputs(plan[at], method)._replace(rows=tables[at]))
-        gradient = gradient_of(method, model, state, tables[at].at(batch["row"]), batch)
+    for k, phase in enumerate(at):
+        if k and phase != at[k - 1]:
+            state = next_phase(state, plan[phase], optimizer)
+        batch = {
+            "image": mode.array(fixture.input("x")[k]),
+            "eps": mode.array(fixture.input("noise")[k]),
+            "row": row[k],
+        }
+        inputs = mode.tree(inputs_of(plan[phase].rate(k), fixture.meta["ema"], method)._replace(rows=tables[phase]))
+        gradient = gradient_of(method, student, teacher[0], state, tables[phase].at(row[k]), batch)
         state, metrics = step(state, batch, inputs, jax.random.key(0))
-        history.append({**summary(state), "grad": gradient, "loss": metrics["loss"], "phase_buffer": at})
-    for key in history[0]:
-        rules = {"loss": LOSS, "grad": GRADIENTS}.get(key, EXACT if key in COUNTERS else COEFFICIENTS)
-        compare_f64(fixture, mode, key, np.stack([np.asarray(record[key]) for record in history]), rules)
-    fixture.compare("phase", [record["phase_buffer"] for record in history], mode, exact())
+        history.append({**summary(state), "grad": gradient, "loss": metrics["loss"], "phase_buffer": phase})
+    return history
 
 
-def loop_inputs(phase: phases.Phase, method: Tract) -> StepInputs:
-    """What the loop tells the step, with the learning rate."""
-    rules = {name: ema.rule("corrected", momentum) for name, momentum in method.averages.items()}
-    return StepInputs((), phase.learning_rate, {"eval": ema.rule(phase.averaging, phase.momentum), **rules})
+def inputs_of(rate: float, momentum: float, method: Tract) -> StepInputs:
+    """What the loop tells the step, but for the table."""
+    rules = {name: ema.rule("corrected", mu) for name, mu in {"eval": momentum, **method.averages}.items()}
+    return StepInputs((), rate, rules)
 
 
-def gradient_of(method: Tract, model: Any, state: TrainState, rows: Any, batch: Mapping[str, Any]) -> Any:
+def gradient_of(
+    method: Tract, student: Any, teacher: Any, state: TrainState, rows: Any, batch: Mapping[str, Any]
+) -> Any:
     """The gradient before clipping."""
-    denoisers = {name: model.denoiser(average.params) for name, average in state.averages.items()}
-    denoisers["teacher"] = model.denoiser(state.teacher)
+    denoisers = {name: student.denoiser(average.params) for name, average in state.averages.items()}
+    denoisers["teacher"] = teacher.denoiser(state.teacher)
 
     def mean_loss(coefficients: Any) -> Any:
-        changed = denoisers | {"student": model.denoiser(coefficients)}
+        changed = denoisers | {"student": student.denoiser(coefficients)}
         return losses_at(method, changed, rows, batch["image"], batch["eps"], None).mean()
 
     return jax.grad(mean_loss)(state.params)

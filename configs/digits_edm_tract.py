@@ -1,0 +1,22 @@
+"""TRACT 32→1 of the EDM teacher of digits (configs/digits_edm_teacher.py). No paper has this row.
+
+    python -m diffusion_distill.main --mode=distill --config=configs/digits_edm_tract.py \
+        --workdir=runs/digits_edm_tract --config.teacher=runs/digits_edm/teacher
+    python -m diffusion_distill.main --mode=evaluate --config=configs/digits_edm_tract.py \
+        --workdir=runs/digits_edm_tract --config.artefact=runs/digits_edm_tract/student_1
+"""
+
+from diffusion_distill import Settings, Tract
+from diffusion_distill.build import config_of
+
+
+def get_config():
+    """The config; the model is the teacher's."""
+    return config_of(
+        model=None,
+        method=Tract.edm((32, 1), length="70K", learning_rate=3e-3, anneal=True, clip="none"),
+        settings=Settings(batch_size=64),
+        data={"name": "digits", "split": "train"},
+        reference={"name": "digits", "split": "train"},
+        count=897,
+    )

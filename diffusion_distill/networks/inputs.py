@@ -1,0 +1,80 @@
+"""What networks are called with: checks of shapes and dtypes, and labels as vectors.
+
+All networks are called as network(x, time, labels, train, augment), with
+
+    x        [batch, height, width, channels]
+    time     [batch], one number per image
+    labels   int32 [batch] in [0, num_classes); where labels are optional also float [batch, num_classes], or None
+    augment  float [batch, augment_dim], how each image was changed (Karras et al. 2022, F.2); None is all zeros
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+#: What networks compute in.
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+def check_images(x: Array, time: Array, levels: int) -> None:
+    """Raises ValueError where images or times do not fit a network of so many levels."""
+    if x.ndim != 4:
+        raise ValueError(f"x has shape {x.shape}; it must be [batch, height, width, channels].")
+    batch, height, width, _ = x.shape
+    factor = 2 ** (levels - 1)
+    if height % factor or width % factor:
+        raise ValueError(
+            f"Images of {height}x{width} cannot be halved {levels - 1} times: height and width "
+            f"must be multiples of {factor}. Use fewer levels (ch_mult) or other images."
+        )
+    if time.shape != (batch,):
+        raise ValueError(f"time has shape {time.shape}; it must be [batch] = ({batch},), one number per image.")
+
+
+def check_labels(labels: Array | None, batch: int, num_classes: int, optional: bool) -> None:
+    """Raises ValueError or TypeError for labels that a network with num_classes > 1 cannot take.
+
+    Args:
+        optional: labels may be missing, or vectors.
+    """
+    if labels is None:
+        if not optional:
+            raise ValueError(f"labels are missing; a network with num_classes={num_classes} needs int32 [batch].")
+        return
+    vectors = f" or [batch, num_classes] = ({batch}, {num_classes})" if optional else ""
+    if labels.dtype != jnp.int32 and not (vectors and jnp.issubdtype(labels.dtype, jnp.floating)):
+        raise TypeError(f"labels have dtype {labels.dtype}; they must be int32. Use labels.astype('int32').")
+    allowed = (batch,) if labels.dtype == jnp.int32 else (batch, num_classes)
+    if labels.shape != allowed:
+        raise ValueError(f"labels have shape {labels.shape}; they must be [batch] = ({batch},){vectors}.")
+
+
+def check_augment(augment: Array | None, batch: int, augment_dim: int) -> None:
+    """Raises ValueError for a description of augmentations that is not [batch, augment_dim]."""
+    if augment is not None and not augment_dim:
+        raise ValueError("The network takes no augment (augment_dim=0); leave it out, or set augment_dim.")
+    if augment is not None and augment.shape != (batch, augment_dim):
+        raise ValueError(
+            f"augment has shape {augment.shape}; it must be [batch, augment_dim] = ({batch}, {augment_dim})."
+        )
+
+
+def label_vectors(labels: Array | None, batch: int, num_classes: int) -> Array:
+    """[batch, num_classes] float32: one-hot rows of int32 labels, vectors as they are, zeros if there are none.
+
+    A label outside [0, num_classes) is no error: its row is zero.
+    """
+    if labels is None:
+        return jnp.zeros((batch, num_classes))
+    if labels.dtype == jnp.int32:
+        return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    return labels.astype(jnp.float32)
+
+
+def drop_rows(vectors: Array, rate: float, key: Array) -> Array:
+    """Each row of [batch, n] set to zero with probability `rate`; the others are kept as they are."""
+    kept = jax.random.uniform(key, (len(vectors), 1)) >= rate
+    return jnp.where(kept, vectors, 0)
