@@ -17,7 +17,7 @@ from diffusion_distill.diffusion.preconditioning import EDMInput, LogsnrInput
 from diffusion_distill.diffusion.schedules import SCHEDULES, Cosine, Karras, LinearBeta, LinearBetaDiscrete
 from diffusion_distill.distillation import DISTILLERS, Denoising, Knowledge, Progressive, Tract
 from diffusion_distill.model import Model
-from diffusion_distill.networks import NETWORKS, UNet
+from diffusion_distill.networks import ADM, NETWORKS, SongUNet, UNet
 from diffusion_distill.runs import Settings, distill, evaluate, export_weights, import_weights, sample, table_for, train
 from diffusion_distill.solvers import SOLVERS
 from diffusion_distill.training.artefact import Artefact
@@ -25,6 +25,7 @@ from diffusion_distill.training.optimizers import OptimizerSettings
 from diffusion_distill.version import __version__
 
 __all__ = [
+    "ADM",
     "DISTILLERS",
     "NETWORKS",
     "SCHEDULES",
@@ -42,6 +43,7 @@ __all__ = [
     "OptimizerSettings",
     "Progressive",
     "Settings",
+    "SongUNet",
     "Tract",
     "UNet",
     "__version__",

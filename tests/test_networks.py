@@ -262,10 +262,10 @@ def test_filters_are_their_definition(taps: tuple[int, ...], padding: int | None
     """Every term of the sums one by one, with a filter that is no outer product."""
     rng = np.random.default_rng(5)
     filter = rng.normal(size=(len(taps), len(taps)))
-    x = rng.normal(size=(2, 4, 6, 3))
+    x: Any = rng.normal(size=(2, 4, 6, 3))
     p = (len(taps) - 1) // 2 if padding is None else padding
     down = np.zeros((2, *((n + 2 * p - len(taps)) // 2 + 1 for n in x.shape[1:3]), 3))
-    up = np.zeros((2, *(2 * n - 2 + len(taps) - 2 * p for n in x.shape[1:3]), 3))
+    up: Any = np.zeros((2, *(2 * n - 2 + len(taps) - 2 * p for n in x.shape[1:3]), 3))
     for j, k in np.ndindex(filter.shape):
         for a, b in np.ndindex(down.shape[1:3]):
             if 0 <= (y := 2 * a + j - p) < 4 and 0 <= (z := 2 * b + k - p) < 6:
@@ -291,11 +291,12 @@ def test_a_fused_convolution_differs_at_the_border_only(direction: Any) -> None:
     conv = layers.FusedConv(4, direction, taps)
     params = conv.init(jax.random.key(0), x)["params"]
     rest = {name: value for name, value in params.items() if name != "filter"}
-    apart = x
+    apart: Any = x
     for step in [layers.Resampling(direction, taps), layers.Conv(4)][:: 1 if direction == "up" else -1]:
         own = {"filter": params["filter"]} if isinstance(step, layers.Resampling) else rest
         apart = step.apply({"params": own}, apart)
-    difference = jnp.abs(conv.apply({"params": params}, x) - apart).max(axis=(0, 3))
+    together: Any = conv.apply({"params": params}, x)
+    difference = jnp.abs(together - apart).max(axis=(0, 3))
     assert float(difference[2:-2, 2:-2].max()) < 1e-6 < 1e-2 < float(difference.max())
 
 
