@@ -429,7 +429,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "images without channels": (lambda: Model(toys.Perceptron(1), (2, 2)), r"width, channels\), got \(2, 2\)"),  # type: ignore[arg-type]
     "an unknown optimizer": (lambda: OptimizerSettings(rule="adamw"), r"'adamw'.*Did you mean 'adam'"),
     "an unknown scope": (lambda: OptimizerSettings(clip_scope="device"), r"'device'.*global, shard"),
-    "an unknown average": (lambda: Denoising(averaging="simple"), r"'simple'.*corrected, plain, window"),
+    "an unknown average": (lambda: Denoising(averaging="simple"), r"'simple'.*corrected, plain, ramped, window"),
     "parts that do not divide": (lambda: sharding.check_batch(16, sharding.data_mesh(), 4), r"parts of a batch \(4\)"),
     "an unreadable cadence": (lambda: runs.Settings(evaluate_every="often"), r"'often' as a number of samples"),
     "an unknown prediction": (lambda: Model(toys.Perceptron(1), (2, 2, 1), prediction="epsilon"), r"'epsilon'"),
