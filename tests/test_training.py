@@ -89,6 +89,18 @@ def test_published_rules_of_averages() -> None:
 
 
 @pytest.mark.fast
+def test_a_ramped_average_remembers_a_twentieth_of_the_past() -> None:
+    """EDM's rule: beta = 0.5^(1/h) per update with a half-life h of at most 0.05 times the updates made before."""
+    values, momentum = np.random.default_rng(0).normal(0, 1, (200, 3)), 0.5 ** (1 / 4)
+    average, expected = ema.init(jnp.full(3, 1e6)), values[0]
+    for made, value in enumerate(values):
+        average = ema.update(average, jnp.float32(value), ema.rule("ramped", momentum))
+        beta = 0.5 ** (1 / min(4, 0.05 * made)) if made else 0.0
+        expected = beta * expected + (1 - beta) * value
+        np.testing.assert_allclose(average.params, expected, atol=2e-6)
+
+
+@pytest.mark.fast
 def test_reset_forgets_at_the_next_value() -> None:
     average = ema.update(ema.init(jnp.zeros(2)), jnp.ones(2), ema.rule("corrected", 0.9))
     emptied = ema.reset(average)
