@@ -173,6 +173,9 @@ def _name_of(kind: type, registry: Mapping[str, type]) -> str:
 
 
 def _build(kind: str, description: Mapping[str, Any], registry: Mapping[str, Any]) -> Any:
+    if "name" not in description:
+        known = ", ".join(registry)
+        raise ValueError(f"The description of a {kind} lacks its name: {dict(description)}. Known: {known}.")
     name = description["name"]
     values = {k: v for k, v in description.items() if k != "name"}
     return from_mapping(choose(kind, name, registry), f"{kind} {name!r}", values)

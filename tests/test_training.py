@@ -403,6 +403,7 @@ SPOIL: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "no parameters": (lambda f: shutil.rmtree(f / "params"), FileNotFoundError, r"params"),
     "another width": (lambda f: edit(f, "network", width=9), ValueError, r"16|9|shape"),
     "an unknown network": (lambda f: edit(f, "network", name="perceptrn"), ValueError, r"'perceptrn'.*'perceptron'"),
+    "a part without a name": (lambda f: forget_name(f, "schedule"), ValueError, r"schedule lacks its name.*cosine"),
     "an unknown field": (lambda f: edit(f, "network", widht=8), ValueError, r"'widht'.*'width'"),
     "an unknown schedule": (lambda f: edit(f, "schedule", name="cosin"), ValueError, r"'cosin'.*'cosine'"),
     "a mistyped field": (lambda f: edit(f, "schedule", logsnr_min="low"), TypeError, r"logsnr_min.*float.*'low'"),
@@ -413,6 +414,13 @@ def edit(folder: Path, part: str, **changes: Any) -> None:
     """Changes fields of an artefact's description."""
     content = json.loads((folder / "model.json").read_text())
     content["model"][part].update(changes)
+    (folder / "model.json").write_text(json.dumps(content))
+
+
+def forget_name(folder: Path, part: str) -> None:
+    """Takes the name out of a part of an artefact's description."""
+    content = json.loads((folder / "model.json").read_text())
+    del content["model"][part]["name"]
     (folder / "model.json").write_text(json.dumps(content))
 
 
