@@ -11,7 +11,9 @@ compiled row, because XLA's CPU loops run convolutions more slowly than straight
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +45,7 @@ def sample(
     labels: Labels | None = None,
     *,
     first: int = 0,
-    states: bool = False,
+    states: bool | Sequence[int] = False,
 ) -> Image:
     """Draws samples with a solver.
 
@@ -54,10 +56,10 @@ def sample(
       shape: [batch, height, width, channels].
       labels: [batch] int32, for conditional models.
       first: number of the first sample; samples first .. first + batch - 1 are drawn.
-      states: also return what the network saw in each row.
+      states: also return what the network saw in each row, or in some rows.
 
     Returns:
-      Samples of `shape`; with states, [nfe + 1, *shape], the last being the samples.
+      Samples of `shape`; with states, see `integrate`.
     """
     batch = positive_int("The number of samples", shape[0])
     keys = sample_keys(key, np.arange(first, first + batch))
@@ -73,57 +75,131 @@ def integrate(
     labels: Labels | None = None,
     *,
     row_noise: Key | Image | None = None,
-    states: bool = False,
+    states: bool | Sequence[int] = False,
 ) -> Image:
     """Runs a table from given unit noise.
 
     Args:
-      denoise, table, labels, states: as in `sample`.
+      denoise, table, labels: as in `sample`.
       start: unit noise [batch, height, width, channels].
       row_noise: per-sample keys [batch], or the noise itself [nfe, batch, h, w, c]; None for none.
+      states: True for what the network saw in every row, and the result; or the numbers of some of these states, from
+        0, the start, to nfe, the result. Only they are kept.
+
+    Returns:
+      The result [batch, height, width, channels]; with states, [len(states), batch, ...], for True [nfe + 1, batch, ...].
     """
-    table = jax.tree.map(lambda a: np.asarray(a, np.float32), table)
+    wanted = range(table.nfe + 1) if states is True else list(states or ())
+    if any(not 0 <= k <= table.nfe for k in wanted):
+        raise ValueError(f"The states of {table.nfe} rows are 0 to {table.nfe}, got {list(wanted)}.")
+    last, kept = trajectory(denoise, table, start, labels, row_noise=row_noise, states=wanted)[:2]
+    return last if states is False else kept
+
+
+class Trajectory(NamedTuple):
+    """What `trajectory` returns.
+
+    Attributes:
+      result: y after the last row, [batch, ...].
+      states: what the network saw in the rows asked for, nfe for the result, [asked, batch, ...].
+      outputs: x_hat of the rows asked for, [asked, batch, ...].
+    """
+
+    result: Image
+    states: Image
+    outputs: Image
+
+
+def trajectory(
+    denoise: Denoise,
+    table: Table,
+    start: Image,
+    labels: Labels | None = None,
+    *,
+    row_noise: Key | Image | None = None,
+    states: Sequence[int] = (),
+    outputs: Sequence[int] = (),
+) -> Trajectory:
+    """`integrate` that also returns outputs of the network; states and outputs are numbers of rows."""
+    table = jax.tree.map(lambda a: np.asarray(a, np.float32), table.plain())
     if row_noise is not None and not _are_keys(row_noise) and row_noise.shape != (table.nfe, *start.shape):
         raise ValueError(f"Recorded noise must be {(table.nfe, *start.shape)}: one per row; got {row_noise.shape}.")
     registers = (table.init * start,) * table.weights.shape[1]
     loop = _host_loop if jax.default_backend() == "cpu" else _scan_loop
-    return loop(denoise, table, registers, labels, row_noise, states)
+    return loop(denoise, table, registers, labels, row_noise, tuple(states), tuple(outputs))
 
 
 def _row(denoise: Denoise, row: Table, registers: tuple, labels: Labels | None, fresh: Array, k: Array) -> tuple:
-    """One row: (registers after it, the state the network saw)."""
+    """One row: (registers after it, the state the network saw, its output)."""
     y = registers[0]
     if fresh is not None:
         drawn = noise(fresh, k + 1, y.shape[1:]) if _are_keys(fresh) else fresh
         y = y + row.noise * drawn
     level = Level(*(jnp.broadcast_to(a, y.shape[:1]) for a in row.level))
-    operands = (y, *registers[1:], denoise(y, level, labels))
-    combine = lambda weights: sum(w * v for w, v in zip(weights, operands, strict=True))  # noqa: E731
-    return tuple(combine(weights) for weights in row.weights), y
+    x_hat = denoise(y, level, labels)
+    operands = (y, *registers[1:], x_hat)
+    return tuple(combine(weights, operands) for weights in row.weights), y, x_hat
+
+
+def combine(weights: Array, operands: Sequence[Image]) -> Image:
+    """A linear form in images, by multiply-adds."""
+    return sum(w * v for w, v in zip(weights, operands, strict=True))  # type: ignore[return-value]
 
 
 _jitted_row = jax.jit(_row)
 
 
-def _host_loop(denoise, table, registers, labels, row_noise, states):
-    seen = []
+def _host_loop(denoise, table, registers, labels, row_noise, states, outputs):
+    seen, found = {}, {}
     for k in range(table.nfe):
-        row = jax.tree.map(lambda a: a[k] if a.ndim else a, table)
-        registers, y = _jitted_row(denoise, row, registers, labels, _noise_of_row(row_noise, k), np.int32(k))
-        seen.append(y)
+        row = row_of(table, k)
+        registers, y, x_hat = _jitted_row(denoise, row, registers, labels, _noise_of_row(row_noise, k), np.int32(k))
+        if k in states:
+            seen[k] = y
+        if k in outputs:
+            found[k] = x_hat
         interrupts.check()
-    return jnp.stack([*seen, registers[0]]) if states else registers[0]
+    seen[table.nfe] = registers[0]
+    like = registers[0]
+    return Trajectory(like, _stack([seen[k] for k in states], like), _stack([found[k] for k in outputs], like))
 
 
-@partial(jax.jit, static_argnames="states")
-def _scan_loop(denoise, table, registers, labels, row_noise, states):
-    def body(registers, k):
-        row = jax.tree.map(lambda a: a[k] if a.ndim else a, table)
-        registers, y = _row(denoise, row, registers, labels, _noise_of_row(row_noise, k), k)
-        return registers, y if states else None
+@partial(jax.jit, static_argnames=("states", "outputs"))
+def _scan_loop(denoise, table, registers, labels, row_noise, states, outputs):
+    places = [_places(wanted, table.nfe) for wanted in (states, outputs)]
 
-    registers, seen = jax.lax.scan(body, registers, jnp.arange(table.nfe))
-    return jnp.concatenate([jnp.asarray(seen), registers[0][None]]) if states else registers[0]
+    def body(carry, k):
+        registers, *kept = carry
+        registers, *new = _row(denoise, row_of(table, k), registers, labels, _noise_of_row(row_noise, k), k)
+        kept = [_put(images, jnp.asarray(place)[k], value) for images, place, value in zip(kept, places, new, strict=True)]
+        return (registers, *kept), None
+
+    like = registers[0]
+    empty = [jnp.zeros((len(set(wanted)), *like.shape), like.dtype) for wanted in (states, outputs)]
+    (registers, seen, found), _ = jax.lax.scan(body, (registers, *empty), jnp.arange(table.nfe))
+    seen = _put(seen, places[0][table.nfe], registers[0])
+    chosen = [np.array([place[k] for k in wanted], int) for wanted, place in zip((states, outputs), places, strict=True)]
+    return Trajectory(registers[0], seen[chosen[0]], found[chosen[1]])
+
+
+def _places(wanted: tuple[int, ...], nfe: int) -> np.ndarray:
+    """Where each row's image is kept, [nfe + 1]; beyond the end for those that are not."""
+    places = np.full(nfe + 1, len(set(wanted)))
+    places[sorted(set(wanted))] = np.arange(len(set(wanted)))
+    return places
+
+
+def _put(kept: Image, place: Array, value: Image) -> Image:
+    return kept.at[place].set(value, mode="drop") if len(kept) else kept
+
+
+def row_of(table: Table, k: Array) -> Table:
+    """Row k of a table whose arrays have one entry per row."""
+    return jax.tree.map(lambda a: a[k] if a.ndim else a, table)
+
+
+def _stack(values: list[Image], like: Image) -> Image:
+    return jnp.stack(values) if values else jnp.zeros((0, *like.shape), like.dtype)
 
 
 def _noise_of_row(row_noise, k):

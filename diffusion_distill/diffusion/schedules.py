@@ -22,11 +22,14 @@ The linear-beta schedules are given by their decay B(t) = -log alpha(t), which g
     B = tau²·(beta_max - beta_min)/4 + tau·beta_min/2,    tau = t_min + (1 - t_min)·t
 
 `LinearBetaDiscrete`, arXiv:2006.11239 section 4: N betas in equal steps, alpha² = prod (1 - beta_j) over the
-first i of them at t = i/N. Between two such knots B is linear in t (as in DPM-Solver, arXiv:2206.00927).
+first i of them at t = i/N. Between two such knots B is linear in t (as in DPM-Solver, arXiv:2206.00927), or alpha² is
+(`LinearAlphaDiscrete`, as in DEIS, arXiv:2204.13902).
+
+`IDDPMCosine`, arXiv:2102.09672 Eq. 17: alpha = cos(angle(tau)) / cos(angle(0)), angle = (pi/2)·(tau + s)/(1 + s).
 
 At zero noise the SNR is infinite, and so are the weightings and network inputs made of it. So time 0 of a VP
 schedule is a little above zero noise: at logsnr_max for `Cosine` and `LinearBetaDiscrete` (its knot 0, whose
-alpha is 1 in float32), at t_min for `LinearBeta`. `grids.clean_end` takes a sampler's last step to zero noise itself.
+alpha is 1 in float32), at t_min for `LinearBeta` and `IDDPMCosine`. `grids.clean_end` takes a sampler's last step to zero noise itself.
 """
 
 from __future__ import annotations
@@ -173,6 +176,10 @@ class LinearBeta(_Decaying):
         tau = 2 * decay / (half + namespace(decay).sqrt(half**2 + 4 * self._slope * decay))
         return (tau - self.t_min) / (1 - self.t_min)
 
+    def rate(self, t: Array) -> Array:
+        """The derivative of -log alpha at time t."""
+        return (1 - self.t_min) * (2 * self._slope * self._tau(t) + self.beta_min / 2)
+
     def _growth(self, t: Array, s: Array, steps: int) -> Array:
         mean_rate = self._slope * (self._tau(t / steps) + self._tau(s / steps)) + self.beta_min / 2
         return (1 - self.t_min) * ((t - s) / steps) * mean_rate
@@ -205,6 +212,11 @@ class LinearBetaDiscrete(_Decaying):
         if not self.logsnr_max > first:
             raise ValueError(f"logsnr_max must be above the logsnr {first:.6g} of the first step, got {self}.")
 
+    @property
+    def knots(self) -> np.ndarray:
+        """The times between which the schedule is smooth, [steps + 1], rising."""
+        return _knots(self).time
+
     def _decay(self, t: Array) -> Array:
         knots, (k, since) = _knots(self), self._place(t)
         return _take(knots.decay, k, since) + since * _take(knots.rate, k, since)
@@ -229,6 +241,70 @@ class LinearBetaDiscrete(_Decaying):
         at = xp.multiply(t, self.steps)
         k = xp.clip(xp.floor(at), 0, self.steps - 1)
         return k.astype(np.int32), at - k
+
+
+@dataclass(frozen=True)
+class LinearAlphaDiscrete(LinearBetaDiscrete):
+    """The same knots as `LinearBetaDiscrete`, but alpha² is linear between them: what published iPNDM and DEIS assume.
+
+    For samplers on the host: distillation weights of nearby times lose digits here.
+    """
+
+    def _decay(self, t: Array) -> Array:
+        return -0.5 * namespace(t).log(self._alpha2(t))
+
+    def _alpha2(self, t: Array) -> Array:
+        return namespace(t).interp(t, _knots(self).time, np.exp(-2 * _knots(self).decay))
+
+    def rate(self, t: Array) -> Array:
+        """The derivative of -log alpha at time t; at a knot, that of the earlier times."""
+        alpha2, time = np.exp(-2 * _knots(self).decay), _knots(self).time
+        k = np.clip(np.searchsorted(time, t) - 1, 0, self.steps - 1)
+        return -0.5 * (np.diff(alpha2) / np.diff(time))[k] / self._alpha2(t)
+
+    def _time(self, decay: Array) -> Array:
+        xp, knots = namespace(decay), _knots(self)
+        return xp.interp(-xp.exp(-2 * decay), -np.exp(-2 * knots.decay), knots.time)
+
+    def _growth(self, t: Array, s: Array, steps: int) -> Array:
+        return self._decay(t / steps) - self._decay(s / steps)
+
+
+@dataclass(frozen=True)
+class IDDPMCosine(_Decaying):
+    """The cosine schedule of improved DDPM, cut to tau in [t_min, t_max].
+
+    Attributes:
+      s: offset of the angle.
+      t_max: DPM-Solver's (arXiv:2206.00927): alpha is 0 at 1.
+
+    Raises:
+      ValueError: not 0 <= t_min < t_max <= 1, or s below 0.
+    """
+
+    s: float = 0.008
+    t_min: float = 1e-5
+    t_max: float = 0.9946
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.t_min < self.t_max <= 1 and self.s >= 0):
+            raise ValueError(f"Need 0 <= t_min < t_max <= 1 and s >= 0, got {self}.")
+
+    def _angle(self, tau: Array) -> Array:
+        return (tau + self.s) / (1 + self.s) * (math.pi / 2)
+
+    def _decay(self, t: Array) -> Array:
+        angle = self._angle(self.t_min + (self.t_max - self.t_min) * t)
+        return math.log(math.cos(self._angle(0.0))) - namespace(t).log(namespace(t).cos(angle))
+
+    def _time(self, decay: Array) -> Array:
+        xp = namespace(decay)
+        angle = xp.arccos(xp.exp(-decay) * math.cos(self._angle(0.0)))
+        tau = angle / (math.pi / 2) * (1 + self.s) - self.s
+        return (tau - self.t_min) / (self.t_max - self.t_min)
+
+    def _growth(self, t: Array, s: Array, steps: int) -> Array:
+        return self._decay(t / steps) - self._decay(s / steps)
 
 
 class _Knots(NamedTuple):
@@ -334,6 +410,7 @@ SCHEDULES = {
     "cosine": Cosine,
     "linear": LinearBeta,
     "linear_discrete": LinearBetaDiscrete,
+    "iddpm_cosine": IDDPMCosine,
     "ve": VarianceExploding,
     "edm": Karras,
 }

@@ -143,11 +143,11 @@ def make_stages(solver: str, start: Level, end: Level) -> Stages | None:
         return None
     pairs = np.stack([np.stack(start), np.stack(end)], axis=-1)  # [alpha and sigma, rows, from and to]
     still = pairs[0, :, 0] * pairs[1, :, 1] == pairs[0, :, 1] * pairs[1, :, 0]
-    tables = [None if rests else make(Level(*pairs[:, k])) for k, rests in enumerate(still)]
+    tables = [None if rests else make(Level(*pairs[:, k])).plain() for k, rests in enumerate(still)]
     moving = [table for table in tables if table is not None]
     if not all(table.deterministic for table in moving):
         raise ValueError(f"The solver {solver!r} draws noise; a teacher's step must be deterministic.")
-    shape = max(table.nfe for table in moving), moving[0].weights.shape[1]
+    shape = max(table.nfe for table in moving), max(table.weights.shape[1] for table in moving)
     rows = [_stages_of(table, Level(*pairs[:, k, 0]), *shape) for k, table in enumerate(tables)]
     return jax.tree.map(lambda *parts: np.stack(parts), *rows)
 
@@ -160,7 +160,9 @@ def _stages_of(table: Table | None, start: Level, count: int, registers: int) ->
     weights = np.tile(np.eye(registers, registers + 1), (count, 1, 1))
     mix = np.zeros(count)
     if table is not None:
-        alpha[:used], sigma[:used], weights[:used] = table.level.alpha, table.level.sigma, table.weights
+        own = [*range(table.weights.shape[1]), -1]  # its registers, perhaps fewer, and x_hat
+        alpha[:used], sigma[:used] = table.level
+        weights[np.ix_(range(used), own[:-1], own)] = table.weights
         mix[:used] = _mix(table)
     return Stages(Level(alpha, sigma), weights, mix)
 

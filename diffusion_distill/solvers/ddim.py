@@ -5,20 +5,51 @@
 The network is evaluated at every level but the last. A grid that ends at zero noise (grids.clean_end)
 returns the last x_hat itself, as Google's sampler does; one that ends at a schedule's last level returns
 z there, as TRACT's does.
+
+D-DDIM, arXiv:2309.16421 Eq. 10, 17 and 39, puts D_t + lambda·(D_t - D_{t+1}) in the network's place, where D is its eps
+(VP) or its x_hat (VE). Before the first output, D_{t+1} of eps is the noise itself; of x_hat there is none.
 """
 
 from __future__ import annotations
 
 from diffusion_distill.diffusion import grids
-from diffusion_distill.diffusion.forward import step_coefficients
 from diffusion_distill.levels import Level
-from diffusion_distill.solvers.table import Table, build, start_scale
+from diffusion_distill.solvers.forms import Form, estimate, move, move_coefficients, output_of, register
+from diffusion_distill.solvers.table import Direction, Table, build, start_scale
+
+LAST = register("last")
 
 
-def ddim(grid: Level) -> Table:
-    """The table of DDIM on a grid [steps + 1]; NFE = steps. Raises ValueError for a grid that does not decrease."""
+def ddim(grid: Level, output: str | None = None) -> Table:
+    """The table of DDIM on a grid [steps + 1]; NFE = steps.
+
+    Args:
+      output: what D-DDIM takes differences of, 'eps' or 'x_hat'; by default eps for VP, x_hat for alpha = 1.
+
+    Raises:
+      ValueError: a grid that does not decrease, or an unknown output.
+    """
     grid = grids.check(grid)
-    told = grid.at(slice(None, -1))
-    r, d = step_coefficients(told, grid.at(slice(1, None)))
-    rows = [{"y": {"y": r[k], "x_hat": d[k]}} for k in range(len(r))]
-    return build(told, rows, init=start_scale(grid.at(0)))
+    output, told, init = output_of(grid, output), grid.at(slice(None, -1)), start_scale(grid.at(0))
+    rows, directions = [], []
+    for k in range(len(told.alpha)):
+        t, s = grid.at(k), grid.at(k + 1)
+        newest = estimate(output, t)
+        rows.append({"y": move(t, s, output, newest), "last": newest})
+        directions.append(along_difference(t, s, output, newest, before(k, output, LAST, init)))
+    reached = grid.at(slice(1, None))
+    return build(told, rows, registers=("y", "last"), init=init, directions=directions, reached=reached)
+
+
+def before(k: int, output: str, last: Form, init: float) -> Form | None:
+    """The output before row k's: a memory `last`, which starts as the noise times `init`, or none."""
+    if k:
+        return last
+    return last / init if output == "eps" else None
+
+
+def along_difference(t: Level, s: Level, output: str, newest: Form, previous: Form | None) -> list[Direction]:
+    """The direction of a step from level t to s whose estimate is moved by newest - previous."""
+    if previous is None:
+        return []
+    return [Direction(newest - previous, move_coefficients(t, s, output)[1])]

@@ -8,9 +8,14 @@ A step from s to e, h = e - s, tries the slope d at s and corrects it with the s
 
     y' = y + a·h·d,  s' = s + a·h            y <- y + h·((1 - b)·d + b·d'),   b = 1/(2a)
 
-With a = 1 this is Heun's method, with a = 1/2 the midpoint method, with a = 2/3 Ralston's. A step to zero noise is
-Euler's, which gives x_hat, so N steps of a grid that ends there make 2N - 1 evaluations. The slope at s is not
-remembered but taken from the trial, d = (y' - y)/(a·h): memory `start` holds y.
+With a = 1 this is Heun's method, with a = 1/2 the midpoint method, with a = 2/3 Ralston's; with a = 1/2 and the trial
+half way in log s, k-diffusion's and EDM's toolbox's dpm_2. A step to zero noise is Euler's, which gives x_hat, so N steps
+of a grid that ends there make 2N - 1 evaluations. The slope at s is not remembered but taken from the trial,
+d = (y' - y)/(s' - s): memory `start` holds y.
+
+D-EDM, arXiv:2309.16421 Eq. 46 to 51: the output at s is moved by its difference from the last one of the step before,
+the output at the trial by its difference from that at s. By Eq. 48 the moved output is in both slopes, as here; the
+published code keeps the slope at s as it was (`keep_slope`).
 
 Churn raises the noise before a step: from s to s·(1 + gamma), gamma = min(s_churn/N, sqrt(2) - 1), by adding
 s_noise·sqrt(s_hat² - s²)·eps, wherever s is in [s_min, s_max].
@@ -26,8 +31,10 @@ import numpy as np
 
 from diffusion_distill.arrays import Array
 from diffusion_distill.diffusion import grids
+from diffusion_distill.errors import choose
 from diffusion_distill.levels import Level
-from diffusion_distill.solvers.table import Form, Table, build, rescaled, start_scale
+from diffusion_distill.solvers.forms import X_HAT, Form, Y, register
+from diffusion_distill.solvers.table import Direction, Table, build, rescaled, start_scale
 
 
 def heun(
@@ -39,6 +46,8 @@ def heun(
     s_max: float = math.inf,
     s_noise: float = 1.0,
     known: Sequence[float] | Array | None = None,
+    trial: str = "sigma",
+    keep_slope: bool = False,
 ) -> Table:
     """The table of Heun's method on a grid [steps + 1], VP or VE.
 
@@ -48,6 +57,8 @@ def heun(
       alpha: a, where the trial lies: 0 is the level a step begins at, 1 the one it ends at.
       s_churn, s_min, s_max, s_noise: churn; none by default.
       known: the only levels sigma/alpha the network knows; churned levels are rounded to the nearest.
+      trial: what a divides: the step in 'sigma' (that is, sigma/alpha) or in its 'log'.
+      keep_slope: of D-EDM, the published form of the corrected slope.
 
     Raises:
       ValueError: settings out of range, a grid that does not decrease, or one that is neither VP nor VE if levels
@@ -55,7 +66,8 @@ def heun(
     """
     grid = grids.check(grid)
     sigma = grid.sigma / grid.alpha
-    table = two_stage(EXPLODING, sigma, alpha, Churn(s_churn, s_min, s_max, s_noise, known))
+    place = choose("place of a trial", trial, TRIALS)
+    table = two_stage(EXPLODING, sigma, alpha, Churn(s_churn, s_min, s_max, s_noise, known), place, keep_slope)
     alphas = _alphas(grid, [*table.level.sigma, sigma[-1]])
     return rescaled(table._replace(init=start_scale(grid.at(0)) / grid.alpha[0]), alphas)
 
@@ -107,11 +119,27 @@ class Flow(NamedTuple):
 EXPLODING = Flow(lambda sigma: sigma, lambda t: Level(1.0, t), lambda t, h: (h / t, -h / t))
 
 
-def two_stage(flow: Flow, sigma: Array, alpha: float | None, churn: Churn) -> Table:
+#: (begin, end, a) -> where the trial is.
+TRIALS: dict[str, Callable[[float, float, float], float]] = {
+    "sigma": lambda begin, end, a: end if a == 1 else begin + a * (end - begin),
+    "log": lambda begin, end, a: begin ** (1 - a) * end**a,
+}
+START, LAST = register("start"), register("last")
+
+
+def two_stage(
+    flow: Flow,
+    sigma: Array,
+    alpha: float | None,
+    churn: Churn,
+    place: Callable[[float, float, float], float] = TRIALS["sigma"],
+    keep_slope: bool = False,
+) -> Table:
     """The table of a second-order method along a flow, through levels sigma/alpha [steps + 1].
 
     Args:
       alpha: a; None for Euler's method.
+      place: one of `TRIALS`.
 
     Raises:
       ValueError: alpha not above 0, or so large that a trial passes zero noise; or churn out of range.
@@ -121,35 +149,64 @@ def two_stage(flow: Flow, sigma: Array, alpha: float | None, churn: Churn) -> Ta
     steps, churn = len(sigma) - 1, churn.check()
     raised = [churn.raised(s, steps) for s in map(float, sigma[:-1])]
     times, begins = [flow.time(float(s)) for s in sigma], [flow.time(s) for s in raised]
-    told, rows, noise = [], [], []
+    told, ends, rows, directions, noise = [], [], [], [], []
     for k, begin in enumerate(begins):
-        at, forms = _step(flow, begin, times[k + 1], alpha)
-        added = churn.s_noise * math.sqrt(max(raised[k] ** 2 - sigma[k] ** 2, 0.0))
-        if k + 1 < steps:  # the next step begins with its level's signal scale
+        trial = None if alpha is None or not times[k + 1] else place(begin, times[k + 1], alpha)
+        if trial is not None and trial <= 0:
+            raise ValueError(f"With alpha={alpha} a trial passes zero noise: take a smaller alpha or more steps.")
+        scale = 1.0  # the next step begins with its level's signal scale
+        if k + 1 < steps:
             scale = flow.level(begins[k + 1]).alpha / flow.level(times[k + 1]).alpha
-            forms[-1]["y"] = {name: scale * factor for name, factor in forms[-1]["y"].items()}
-        told, rows = told + at, rows + forms
-        noise += [flow.level(begin).alpha * added] + [0.0] * (len(at) - 1)
-    level = Level(*np.array([flow.level(t) for t in told], np.float64).T)
-    registers = ("y",) if alpha is None else ("y", "start")
-    init = flow.level(begins[0]).alpha * float(sigma[0])
-    return build(level, rows, registers=registers, noise=np.array(noise), init=init)
+        made = _step(flow, begin, trial, times[k + 1], alpha, scale, LAST if k else None, keep_slope)
+        rows, directions = rows + [row for row, _ in made], directions + [along for _, along in made]
+        told += [begin] if trial is None else [begin, trial]
+        ends += [times[k + 1]] if trial is None else [trial, times[k + 1]]
+        added = churn.s_noise * math.sqrt(max(raised[k] ** 2 - sigma[k] ** 2, 0.0))
+        noise += [flow.level(begin).alpha * added] + [0.0] * (len(made) - 1)
+    level, reached = (Level(*np.array([flow.level(t) for t in at], np.float64).T) for at in (told, ends))
+    return build(
+        level,
+        rows,
+        registers=("y", "start", "last"),
+        noise=np.array(noise),
+        init=flow.level(begins[0]).alpha * float(sigma[0]),
+        directions=directions,
+        reached=reached,
+    )
 
 
-def _step(flow: Flow, begin: float, end: float, alpha: float | None) -> tuple[list[float], list[dict[str, Form]]]:
-    """One step: the times of its evaluations, and its rows."""
-    h = end - begin
-    if alpha is None or not end:
-        from_y, from_x = flow.move(begin, h)
-        return [begin], [{"y": {"y": 1 + from_y, "x_hat": from_x}}]
-    from_y, from_x = flow.move(begin, alpha * h)
-    predict: dict[str, Form] = {"start": {"y": 1.0}, "y": {"y": 1 + from_y, "x_hat": from_x}}
-    trial, b = end if alpha == 1 else begin + alpha * h, 1 / (2 * alpha)
-    if trial <= 0:
-        raise ValueError(f"With alpha={alpha} a trial passes zero noise: take a smaller alpha or more steps.")
-    from_y, from_x = flow.move(trial, b * h)
-    kept = (1 - b) / alpha  # of the trial's move, which is alpha·h times the first slope
-    return [begin, trial], [predict, {"y": {"start": 1 - kept, "y": kept + from_y, "x_hat": from_x}}]
+def _step(
+    flow: Flow,
+    begin: float,
+    trial: float | None,
+    end: float,
+    alpha: float | None,
+    scale: float,
+    previous: Form | None,
+    keep_slope: bool,
+) -> list[tuple[dict[str, Form], list[Direction]]]:
+    """One step's rows with their directions; without a trial it is Euler's."""
+    from_y, from_x = flow.move(begin, (end if trial is None else trial) - begin)
+    first = Y + from_y * Y + from_x * X_HAT
+    if trial is None:
+        return [({"y": scale * first, "last": X_HAT}, _along(previous, scale * from_x))]
+    b = 1 / (2 * (alpha or 1.0))
+    slope_y, slope_x = flow.move(trial, b * (end - begin))
+    if keep_slope:
+        again = flow.move(begin, (1 - b) * (end - begin))
+        kept = START + again[0] * START + again[1] * LAST
+    else:
+        share = (1 - b) * (end - begin) / (trial - begin)  # of the trial's move, which is along the first slope
+        kept = START + share * (Y - START)
+    second = kept + slope_y * Y + slope_x * X_HAT
+    return [
+        ({"start": Y, "y": first, "last": X_HAT}, _along(previous, from_x)),
+        ({"y": scale * second, "last": X_HAT}, _along(LAST, scale * slope_x)),
+    ]
+
+
+def _along(previous: Form | None, factor: float) -> list[Direction]:
+    return [] if previous is None else [Direction(X_HAT - previous, factor)]
 
 
 def _alphas(grid: Level, ratios: Sequence[float]) -> np.ndarray:

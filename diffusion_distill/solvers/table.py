@@ -11,11 +11,16 @@ network evaluations (NFE), by construction. The result is y after the last row.
 Tables are built in float64 on the host and are plain arguments of the compiled engine: another grid or
 another solver of the same shape runs without recompiling.
 
-A row is written as linear forms in register names, for example Euler's
+A row is written as linear forms (forms.py) in register names, for example DDIM's
 
-    {"y": {"y": r, "x_hat": d}}
+    {"y": r * Y + d * X_HAT}
 
 where a register that is not mentioned keeps its value.
+
+A D-ODE solver (arXiv:2309.16421) is the same table plus, in each row, one or more directions v (linear forms too): with
+scalars lambda fitted to a teacher (distillation/dode.py), each row adds lambda·v to y. Directions of a solver that has
+them come with its table; `Table.plain` drops them and the memories only they need, `Table.distilled` fixes lambda. Both
+give plain tables.
 """
 
 from __future__ import annotations
@@ -27,9 +32,37 @@ import numpy as np
 
 from diffusion_distill.arrays import Array
 from diffusion_distill.levels import Level
+from diffusion_distill.solvers.forms import Form
 from diffusion_distill.typing import Denoise, Image, Labels
 
-Form = Mapping[str, float]  # a linear form in the registers and x_hat
+
+class Direction(NamedTuple):
+    """A direction factor·difference in which a row's lambda moves y.
+
+    Attributes:
+      difference: of outputs of the network, such as eps_t - eps_{t+1}.
+      factor: with which the row moves y along an output of the network.
+      absorbed: whether the published code's lambda contains the factor (golden rule of D-DDIM, D-iPNDM, D-DEIS and EDM),
+        or is the paper's (D-DPM-Solver).
+    """
+
+    difference: Mapping[str, float]
+    factor: float
+    absorbed: bool = True
+
+
+class Directions(NamedTuple):
+    """Where lambdas act in the rows of a table, and what they are fitted to.
+
+    Attributes:
+      reached: the level at which y is after each row, [rows].
+      weights: v, [rows, D, R + 1]; rows without a direction have zeros.
+      published: by what the published code's lambda is larger than the paper's, which is the one used here, [rows, D].
+    """
+
+    reached: Level
+    weights: Array
+    published: Array
 
 
 class Table(NamedTuple):
@@ -40,12 +73,14 @@ class Table(NamedTuple):
       level: the level the network is told in each row, [rows].
       noise: factor of the fresh noise added to y before each evaluation, [rows].
       weights: W, [rows, R, R + 1]; the last column multiplies x_hat.
+      directions: of a D-ODE solver; None for a plain table.
     """
 
     init: Array
     level: Level
     noise: Array
     weights: Array
+    directions: Directions | None = None
 
     @property
     def nfe(self) -> int:
@@ -57,6 +92,27 @@ class Table(NamedTuple):
         """Whether no row adds noise."""
         return not np.any(np.asarray(self.noise))
 
+    def plain(self) -> Table:
+        """The same solver without directions and without memories that never reach y."""
+        kept = _reaching(self.weights)
+        weights = self.weights[:, kept][:, :, [*kept, -1]]
+        return Table(self.init, self.level, self.noise, weights)
+
+    def distilled(self, lambdas: Array) -> Table:
+        """The plain table of the D-ODE solver with these lambdas, [rows, D] in the paper's convention.
+
+        Raises:
+          ValueError: the table has no directions, or another number of rows or of directions per row.
+        """
+        if self.directions is None:
+            raise ValueError("This table has no directions for lambdas to act in: its solver has no D-ODE variant.")
+        lambdas, moves = np.asarray(lambdas, np.float64), self.directions.weights
+        if lambdas.shape != moves.shape[:2]:
+            raise ValueError(f"This solver takes lambdas of shape {moves.shape[:2]}, [rows, D]; got {lambdas.shape}.")
+        weights = self.weights.copy()
+        weights[:, 0] += (lambdas[:, :, None] * moves).sum(axis=1)
+        return self._replace(weights=weights).plain()
+
 
 def build(
     level: Level,
@@ -65,6 +121,8 @@ def build(
     registers: Sequence[str] = ("y",),
     noise: Array | None = None,
     init: float = 1.0,
+    directions: Sequence[Sequence[Direction]] | None = None,
+    reached: Level | None = None,
 ) -> Table:
     """Assembles a table from linear forms.
 
@@ -72,6 +130,8 @@ def build(
       level: level of each evaluation, [rows].
       rows: for each row, the new value of each register that changes, as a linear form.
       registers: their names, the evaluated one first.
+      directions: of each row, in which a D-ODE solver's lambdas act; rows may have fewer than others.
+      reached: the level of y after each row, [rows]; needed with directions.
       noise: factor of the noise added before each evaluation, [rows]; none by default.
       init: scale of the starting noise.
 
@@ -83,14 +143,40 @@ def build(
     weights[:, np.arange(len(registers)), np.arange(len(registers))] = 1.0
     for k, row in enumerate(rows):
         for target, form in row.items():
-            if target not in registers or not set(form) <= set(columns):
+            if target not in registers:
                 raise ValueError(f"Row {k} sets {target!r} from {sorted(form)}; registers: {sorted(columns)}.")
-            weights[k, columns[target]] = 0.0
-            for name, factor in form.items():
-                weights[k, columns[target], columns[name]] = factor
+            weights[k, columns[target]] = _coefficients(form, columns, f"Row {k} sets {target!r}")
     if np.shape(level.sigma) != (len(rows),):
         raise ValueError(f"A table of {len(rows)} rows needs as many levels, got {np.shape(level.sigma)}.")
-    return Table(np.float64(init), level, np.zeros(len(rows)) if noise is None else np.asarray(noise), weights)
+    noise = np.zeros(len(rows)) if noise is None else np.asarray(noise)
+    made = None if directions is None else _directions(directions, columns, reached or level)
+    return Table(np.float64(init), level, noise, weights, made)
+
+
+def _directions(rows: Sequence[Sequence[Direction]], columns: Mapping[str, int], reached: Level) -> Directions:
+    most = max((len(row) for row in rows), default=0)
+    weights, published = np.zeros((len(rows), most, len(columns))), np.ones((len(rows), most))
+    for k, row in enumerate(rows):
+        for j, (difference, factor, absorbed) in enumerate(row):
+            weights[k, j] = factor * _coefficients(difference, columns, f"Row {k} has a direction")
+            published[k, j] = factor if absorbed else 1.0
+    return Directions(reached, weights, published)
+
+
+def _coefficients(form: Mapping[str, float], columns: Mapping[str, int], what: str) -> np.ndarray:
+    if not set(form) <= set(columns):
+        raise ValueError(f"{what} from {sorted(form)}; registers: {sorted(columns)}.")
+    coefficients = np.zeros(len(columns))
+    coefficients[[columns[name] for name in form]] = list(form.values())
+    return coefficients
+
+
+def _reaching(weights: Array) -> list[int]:
+    """The registers on which y depends in some row, y first."""
+    depends, kept = np.any(weights[:, :, :-1], axis=0), {0}
+    while (more := kept | {int(j) for i in kept for j in np.flatnonzero(depends[i])}) != kept:
+        kept = more
+    return sorted(kept)
 
 
 def start_scale(level: Level) -> float:
@@ -107,10 +193,16 @@ def rescaled(table: Table, alpha: Array) -> Table:
       alpha: signal scale of each evaluation and of the result, [rows + 1].
     """
     alpha = np.asarray(alpha, np.float64)
-    told, after, weights = alpha[:-1], alpha[1:], table.weights.copy()
+    told, after, weights, directions = alpha[:-1], alpha[1:], table.weights.copy(), table.directions
     weights[:, :, 0] /= told[:, None]
     weights[:, 0, :] *= after[:, None]
-    return Table(table.init * told[0], Level(told, told * table.level.sigma), told * table.noise, weights)
+    if directions is not None:
+        moves = directions.weights * after[:, None, None]
+        moves[:, :, 0] /= told[:, None]
+        factors = np.where(directions.published == 1, 1.0, directions.published * after[:, None])
+        directions = Directions(Level(after, after * directions.reached.sigma), moves, factors)
+    level = Level(told, told * table.level.sigma)
+    return Table(table.init * told[0], level, told * table.noise, weights, directions)
 
 
 def run_host(

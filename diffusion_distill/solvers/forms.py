@@ -1,0 +1,76 @@
+"""Linear forms in a table's registers and x_hat: what the rows of a solver are written in.
+
+    Y            the register in which the network is evaluated
+    X_HAT        the network's newest output
+    form + form, form - form, number * form, form / number
+
+Everything a solver does between two calls of the network is such a form, so a builder reads like the paper, and what
+cancels (eps = (y - alpha·x_hat)/sigma in a sum with y, where alpha is near 0) cancels here, in float64 on the host.
+"""
+
+from __future__ import annotations
+
+from diffusion_distill.diffusion.forward import step_coefficients
+from diffusion_distill.levels import Level
+
+
+class Form(dict[str, float]):
+    """Coefficients by the names of what they multiply."""
+
+    def __add__(self, other: Form) -> Form:
+        return Form({name: self.get(name, 0.0) + other.get(name, 0.0) for name in {**self, **other}})
+
+    def __sub__(self, other: Form) -> Form:
+        return self + (-1.0) * other
+
+    def __mul__(self, factor: float) -> Form:
+        return Form({name: float(factor) * value for name, value in self.items()})
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, factor: float) -> Form:
+        return Form({name: value / float(factor) for name, value in self.items()})
+
+
+def register(name: str) -> Form:
+    """The form that is a register's value."""
+    return Form({name: 1.0})
+
+
+Y, X_HAT, ZERO = register("y"), register("x_hat"), Form()
+
+
+def eps_hat(level: Level, y: Form = Y, x_hat: Form = X_HAT) -> Form:
+    """The noise estimate (y - alpha·x_hat) / sigma at the level at which the network was asked."""
+    return (y - level.alpha * x_hat) / level.sigma
+
+
+def move(t: Level, s: Level, output: str, estimate: Form, y: Form = Y) -> Form:
+    """The DDIM step from level t to s of y along an estimate of 'x_hat' or of 'eps'."""
+    from_y, along = move_coefficients(t, s, output)
+    return from_y * y + along * estimate
+
+
+def move_coefficients(t: Level, s: Level, output: str) -> tuple[float, float]:
+    """(factor of y, factor of the estimate) of the DDIM step, written in 'x_hat' or in 'eps'."""
+    if output == "x_hat":
+        r, d = step_coefficients(t, s)
+        return float(r), float(d)
+    ratio = float(s.alpha / t.alpha)
+    return ratio, float(s.sigma - ratio * t.sigma)
+
+
+def output_of(grid: Level, output: str | None) -> str:
+    """The output in which D-ODE's differences are taken: by default 'eps' for VP levels, 'x_hat' for alpha = 1.
+
+    Raises:
+      ValueError: neither 'eps' nor 'x_hat'.
+    """
+    if output not in (None, "eps", "x_hat"):
+        raise ValueError(f"The output must be 'eps' or 'x_hat' (None for the grid's own), got {output!r}.")
+    return output or ("eps" if grid.alpha[0] < 1 else "x_hat")
+
+
+def estimate(output: str, level: Level) -> Form:
+    """The network's newest output as 'x_hat' or as 'eps', at the level at which it was asked."""
+    return X_HAT if output == "x_hat" else eps_hat(level)
