@@ -16,7 +16,8 @@ from diffusion_distill import data, metrics, report, weights
 from diffusion_distill.diffusion.preconditioning import EDMInput, LogsnrInput
 from diffusion_distill.diffusion.schedules import SCHEDULES, Cosine, Karras, LinearBeta, LinearBetaDiscrete
 from diffusion_distill.distillation import DISTILLERS, Denoising, Knowledge, Progressive, Tract
-from diffusion_distill.model import Model
+from diffusion_distill.guidance import ClassifierFree, ClassifierGuided
+from diffusion_distill.model import Model, Thresholded
 from diffusion_distill.networks import ADM, NETWORKS, SongUNet, UNet
 from diffusion_distill.runs import Settings, distill, evaluate, export_weights, import_weights, sample, table_for, train
 from diffusion_distill.solvers import SOLVERS
@@ -31,6 +32,8 @@ __all__ = [
     "SCHEDULES",
     "SOLVERS",
     "Artefact",
+    "ClassifierFree",
+    "ClassifierGuided",
     "Cosine",
     "Denoising",
     "EDMInput",
@@ -44,6 +47,7 @@ __all__ = [
     "Progressive",
     "Settings",
     "SongUNet",
+    "Thresholded",
     "Tract",
     "UNet",
     "__version__",

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,14 +18,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from diffusion_distill.arrays import Array, expand
+from diffusion_distill.arrays import Array, expand, namespace
 from diffusion_distill.diffusion import parameterization
 from diffusion_distill.diffusion.preconditioning import TIME_INPUTS, LogsnrInput, TimeInput
 from diffusion_distill.diffusion.schedules import SCHEDULES, Cosine, Schedule, on_grid
-from diffusion_distill.errors import choose
 from diffusion_distill.levels import Level
 from diffusion_distill.networks import NETWORKS
-from diffusion_distill.settings import from_mapping, to_mapping
+from diffusion_distill.settings import describe, rebuild
 from diffusion_distill.typing import Denoise, Image, Key, Labels, Params
 
 
@@ -99,10 +99,10 @@ class Model:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description from which `from_dict` rebuilds the model."""
         return {
-            "network": {"name": _name_of(type(self.network), NETWORKS), **to_mapping(self.network)},
-            "schedule": {"name": _name_of(type(self.schedule), SCHEDULES), **to_mapping(self.schedule)},
+            "network": describe(self.network, NETWORKS),
+            "schedule": describe(self.schedule, SCHEDULES),
             "prediction": self.prediction,
-            "time_input": {"name": _name_of(type(self.time_input), TIME_INPUTS), **to_mapping(self.time_input)},
+            "time_input": describe(self.time_input, TIME_INPUTS),
             "image_shape": list(self.image_shape),
         }
 
@@ -110,10 +110,10 @@ class Model:
     def from_dict(cls, description: Mapping[str, Any]) -> Model:
         """Rebuilds a model from `to_dict`; unknown names and fields raise ValueError naming near matches."""
         return cls(
-            network=_build("network", description["network"], NETWORKS),
-            schedule=_build("schedule", description["schedule"], SCHEDULES),
+            network=rebuild("network", description["network"], NETWORKS),
+            schedule=rebuild("schedule", description["schedule"], SCHEDULES),
             prediction=description["prediction"],
-            time_input=_build("time_input", description["time_input"], TIME_INPUTS),
+            time_input=rebuild("time_input", description["time_input"], TIME_INPUTS),
             image_shape=tuple(description["image_shape"]),
         )
 
@@ -162,20 +162,35 @@ class Clipped(struct.PyTreeNode):
         return jnp.clip(self.denoise(z, level, labels), -1, 1)
 
 
-def _name_of(kind: type, registry: Mapping[str, type]) -> str:
-    for name, entry in registry.items():
-        if entry is kind:
-            return name
-    raise ValueError(
-        f"{kind.__name__} cannot be written down: no registry knows it. Register it first, for example "
-        f"diffusion_distill.NETWORKS[{kind.__name__.lower()!r}] = {kind.__name__}; known: {', '.join(registry)}."
-    )
+class Thresholded(struct.PyTreeNode):
+    """A denoiser with dynamic thresholding: large x_hat are clipped and scaled, sample by sample, to [-1, 1].
 
+        x_hat <- clip(x_hat, -s, s) / s        s = max(floor, quantile of |x_hat| in the sample)
 
-def _build(kind: str, description: Mapping[str, Any], registry: Mapping[str, Any]) -> Any:
-    if "name" not in description:
-        known = ", ".join(registry)
-        raise ValueError(f"The description of a {kind} lacks its name: {dict(description)}. Known: {known}.")
-    name = description["name"]
-    values = {k: v for k, v in description.items() if k != "name"}
-    return from_mapping(choose(kind, name, registry), f"{kind} {name!r}", values)
+    Imagen (arXiv:2205.11487 section 2.3); with floor 1 a sample within [-1, 1] stays as it is.
+
+    Attributes:
+      quantile: in [0, 1], between two values by linear interpolation; 1 is the largest |x_hat|.
+      floor: the least s, above 0.
+
+    Raises:
+      ValueError: a quantile or floor outside its range.
+    """
+
+    denoise: Denoise
+    quantile: float = struct.field(pytree_node=False, default=0.995)
+    floor: float = struct.field(pytree_node=False, default=1.0)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.quantile <= 1:
+            raise ValueError(f"The quantile of thresholding must be in [0, 1], got {self.quantile}.")
+        if not 0 < self.floor < math.inf:
+            raise ValueError(f"The floor of thresholding must be positive and finite, got {self.floor}.")
+
+    def __call__(self, z: Image, level: Level, labels: Labels | None = None) -> Image:
+        """x_hat in [-1, 1]."""
+        x = self.denoise(z, level, labels)
+        xp = namespace(x)
+        size = xp.quantile(xp.abs(x).reshape(len(x), -1), self.quantile, axis=1)
+        s = expand(xp.maximum(size, self.floor), x)
+        return xp.clip(x, -s, s) / s

@@ -87,7 +87,7 @@ def integrate(
         0, the start, to nfe, the result. Only they are kept.
 
     Returns:
-      The result [batch, height, width, channels]; with states, [len(states), batch, ...], for True [nfe + 1, batch, ...].
+      The result [batch, height, width, channels]; with states, [states, batch, ...], all nfe + 1 of them for True.
     """
     wanted = range(table.nfe + 1) if states is True else list(states or ())
     if any(not 0 <= k <= table.nfe for k in wanted):
@@ -171,14 +171,18 @@ def _scan_loop(denoise, table, registers, labels, row_noise, states, outputs):
     def body(carry, k):
         registers, *kept = carry
         registers, *new = _row(denoise, row_of(table, k), registers, labels, _noise_of_row(row_noise, k), k)
-        kept = [_put(images, jnp.asarray(place)[k], value) for images, place, value in zip(kept, places, new, strict=True)]
+        kept = [
+            _put(images, jnp.asarray(place)[k], value) for images, place, value in zip(kept, places, new, strict=True)
+        ]
         return (registers, *kept), None
 
     like = registers[0]
     empty = [jnp.zeros((len(set(wanted)), *like.shape), like.dtype) for wanted in (states, outputs)]
     (registers, seen, found), _ = jax.lax.scan(body, (registers, *empty), jnp.arange(table.nfe))
     seen = _put(seen, places[0][table.nfe], registers[0])
-    chosen = [np.array([place[k] for k in wanted], int) for wanted, place in zip((states, outputs), places, strict=True)]
+    chosen = [
+        np.array([place[k] for k in wanted], int) for wanted, place in zip((states, outputs), places, strict=True)
+    ]
     return Trajectory(registers[0], seen[chosen[0]], found[chosen[1]])
 
 

@@ -41,6 +41,36 @@ def to_mapping(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names}
 
 
+def describe(value: Any, registry: Mapping[str, type]) -> dict[str, Any]:
+    """A dataclass or Flax module of a registry as {"name": ..., its fields}, from which `rebuild` makes it again.
+
+    Raises:
+      ValueError: the registry does not know its class.
+    """
+    kind = type(value)
+    for name, entry in registry.items():
+        if entry is kind:
+            return {"name": name, **to_mapping(value)}
+    raise ValueError(
+        f"{kind.__name__} cannot be written down: no registry knows it. Register it first, for example "
+        f"diffusion_distill.NETWORKS[{kind.__name__.lower()!r}] = {kind.__name__}; known: {', '.join(registry)}."
+    )
+
+
+def rebuild(kind: str, description: Mapping[str, Any], registry: Mapping[str, Any]) -> Any:
+    """What `describe` described; errors call it `kind`.
+
+    Raises:
+      ValueError: no name or an unknown one, or what `from_mapping` refuses.
+    """
+    if "name" not in description:
+        known = ", ".join(registry)
+        raise ValueError(f"The description of a {kind} lacks its name: {dict(description)}. Known: {known}.")
+    name = description["name"]
+    values = {k: v for k, v in description.items() if k != "name"}
+    return from_mapping(choose(kind, name, registry), f"{kind} {name!r}", values)
+
+
 def _cast(where: str, value: Any, field: dataclasses.Field) -> Any:
     """The value in the type of the field's default: whole numbers serve as float, and lengths are str | int."""
     default, number = field.default, isinstance(value, int) and not isinstance(value, bool)

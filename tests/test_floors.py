@@ -26,6 +26,7 @@ FLOORS = [
     (1, ("report",)),
     (2, ("solvers",)),
     (2, ("model",)),
+    (2, ("guidance",)),
     (3, ("sampling",)),
     (3, ("distillation",)),
     (3, ("weights",)),

@@ -29,7 +29,8 @@ first i of them at t = i/N. Between two such knots B is linear in t (as in DPM-S
 
 At zero noise the SNR is infinite, and so are the weightings and network inputs made of it. So time 0 of a VP
 schedule is a little above zero noise: at logsnr_max for `Cosine` and `LinearBetaDiscrete` (its knot 0, whose
-alpha is 1 in float32), at t_min for `LinearBeta` and `IDDPMCosine`. `grids.clean_end` takes a sampler's last step to zero noise itself.
+alpha is 1 in float32), at t_min for `LinearBeta` and `IDDPMCosine`. `grids.clean_end` takes a sampler's last step to
+zero noise itself.
 """
 
 from __future__ import annotations

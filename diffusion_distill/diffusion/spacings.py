@@ -7,8 +7,8 @@ Between the times of a start and an end, n steps are equal in
     logsnr      the log-SNR
     rho         (sigma/alpha)^(1/rho), EDM's rule (arXiv:2206.00364 Eq. 5)
 
-`refine` divides the steps of a grid: the grid of a teacher that passes through its student's levels, or the nodes inside
-the steps of a singlestep solver.
+`refine` divides the steps of a grid: the grid of a teacher that passes through its student's levels, or the nodes
+inside the steps of a singlestep solver.
 
 Published samplers of discrete models visit whole indices of the betas instead (`ddim_indices`).
 """
@@ -43,8 +43,8 @@ def spaced_times(
 ) -> np.ndarray:
     """The schedule's times [steps + 1] of `spaced`; both ends are exact."""
     between, steps = choose("spacing", spacing, SPACINGS), positive_int("The number of steps", steps)
-    if not 0 <= end < start <= 1:
-        raise ValueError(f"A grid runs down from a time `start` to a time `end` in [0, 1], got {start} and {end}.")
+    if not 0 <= end < start:
+        raise ValueError(f"A grid runs down from a time `start` to a time `end` of at least 0, got {start} and {end}.")
     fractions = np.arange(steps, -1, -1) / steps if spacing == "time" else np.arange(steps + 1) / steps
     times = between(schedule, start, end, fractions, rho)
     times[0], times[-1] = start, end
@@ -71,7 +71,7 @@ def refine(schedule: Schedule, grid: Level, parts: int | Sequence[int], spacing:
     times = np.append(schedule.time(noisy), np.zeros(len(grid.sigma) - len(noisy.sigma)))
     levels = []
     for k, count in enumerate(counts):
-        inner = spaced_times(schedule, count, spacing, start=float(min(times[k], 1.0)), end=float(times[k + 1]))[1:-1]
+        inner = spaced_times(schedule, count, spacing, start=float(times[k]), end=float(times[k + 1]))[1:-1]
         levels += [grid.at(slice(k, k + 1)), schedule.level(inner)]
     levels.append(grid.at(slice(-1, None)))
     return Level(*(np.concatenate(part) for part in zip(*levels, strict=True)))

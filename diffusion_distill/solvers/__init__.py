@@ -1,7 +1,5 @@
 """Solvers as tables: pure functions grid -> table on the host; one engine (sampling.py) runs them all."""
 
-from collections.abc import Callable
-
 from diffusion_distill.solvers.ablation import ablation
 from diffusion_distill.solvers.ancestral import ancestral
 from diffusion_distill.solvers.ddim import ddim
@@ -9,21 +7,9 @@ from diffusion_distill.solvers.deis import deis
 from diffusion_distill.solvers.dpm_solver import dpm_solver, dpm_solver_pp
 from diffusion_distill.solvers.heun import heun
 from diffusion_distill.solvers.ipndm import ipndm
+from diffusion_distill.solvers.registry import SOLVERS, steps_for, tabulate
 from diffusion_distill.solvers.table import Table
 from diffusion_distill.solvers.unipc import unipc
-
-SOLVERS: dict[str, Callable[..., Table]] = {
-    "ddim": ddim,
-    "euler": ddim,
-    "ancestral": ancestral,
-    "heun": heun,
-    "ablation": ablation,
-    "ipndm": ipndm,
-    "deis": deis,
-    "dpm_solver": dpm_solver,
-    "dpm_solver++": dpm_solver_pp,
-    "unipc": unipc,
-}
 
 __all__ = [
     "SOLVERS",
@@ -36,5 +22,7 @@ __all__ = [
     "dpm_solver_pp",
     "heun",
     "ipndm",
+    "steps_for",
+    "tabulate",
     "unipc",
 ]

@@ -45,5 +45,5 @@ def adams(grid: Level, weights: Callable[[int], np.ndarray], order: int, told: L
         registers=("y", *memories, "last"),
         init=init,
         directions=directions,
-        reached=grid.at(slice(1, None)),
+        path=grid,
     )

@@ -11,6 +11,7 @@ import numpy as np
 from diffusion_distill.diffusion import grids
 from diffusion_distill.diffusion.forward import posterior_coefficients
 from diffusion_distill.levels import Level
+from diffusion_distill.solvers.forms import X_HAT, Y
 from diffusion_distill.solvers.table import Table, build, start_scale
 
 
@@ -25,6 +26,6 @@ def ancestral(grid: Level, gamma: float = 1.0) -> Table:
     grid = grids.check(grid)
     told, inner = grid.at(slice(None, -1)), grid.at(slice(1, -1))
     from_z, from_x, logvar = posterior_coefficients(told.at(slice(None, -1)), inner, gamma)
-    rows = [{"y": {"y": from_z[k], "x_hat": from_x[k]}} for k in range(len(from_z))]
+    rows = [{"y": from_z[k] * Y + from_x[k] * X_HAT} for k in range(len(from_z))]
     noise = np.concatenate([[0.0], np.exp(0.5 * logvar)])
-    return build(told, [*rows, {"y": {"x_hat": 1.0}}], noise=noise, init=start_scale(grid.at(0)))
+    return build(told, [*rows, {"y": X_HAT}], noise=noise, init=start_scale(grid.at(0)))

@@ -37,8 +37,7 @@ def ddim(grid: Level, output: str | None = None) -> Table:
         newest = estimate(output, t)
         rows.append({"y": move(t, s, output, newest), "last": newest})
         directions.append(along_difference(t, s, output, newest, before(k, output, LAST, init)))
-    reached = grid.at(slice(1, None))
-    return build(told, rows, registers=("y", "last"), init=init, directions=directions, reached=reached)
+    return build(told, rows, registers=("y", "last"), init=init, directions=directions, path=grid)
 
 
 def before(k: int, output: str, last: Form, init: float) -> Form | None:
@@ -48,8 +47,10 @@ def before(k: int, output: str, last: Form, init: float) -> Form | None:
     return last / init if output == "eps" else None
 
 
-def along_difference(t: Level, s: Level, output: str, newest: Form, previous: Form | None) -> list[Direction]:
-    """The direction of a step from level t to s whose estimate is moved by newest - previous."""
+def along_difference(
+    t: Level, s: Level, output: str, newest: Form, previous: Form | None, absorbed: bool = True
+) -> list[Direction]:
+    """The direction of a step from level t to s whose estimate is moved by newest - previous; none without previous."""
     if previous is None:
         return []
-    return [Direction(newest - previous, move_coefficients(t, s, output)[1])]
+    return [Direction(newest - previous, move_coefficients(t, s, output)[1], absorbed)]

@@ -4,8 +4,8 @@ In q = sigma/alpha the flow is d(z/alpha) = eps·dq, so a step from level t to s
 
     sum_j C_j·eps_{t+j},   C_j = alpha_s·∫ l_j dq  from q_t to q_s
 
-where l_j are the Lagrange polynomials through the newest points: in the schedule's time (tAB), or in q itself (rhoAB; on
-levels alpha = 1 this is Adams-Bashforth of variable steps). The integrals are taken by Gauss-Legendre quadrature to
+where l_j are the Lagrange polynomials through the newest points: in the schedule's time (tAB), or in q itself (rhoAB;
+on levels alpha = 1 this is Adams-Bashforth of variable steps). The integrals are taken by Gauss-Legendre quadrature to
 float64, panel by panel between a schedule's knots. The published programs sum instead; for parity:
 
     left   Riemann sum of 10,000 left ends of equal intervals of time (the authors' code)
@@ -27,7 +27,8 @@ from diffusion_distill.solvers.adams import adams
 from diffusion_distill.solvers.table import Table
 
 PUBLISHED_NODES = 10_000
-GAUSS_NODES = 96  # of one panel: exact to float64 for steps over ten orders of magnitude in q
+GAUSS_NODES = 96  # of a step: exact to float64 over ten orders of magnitude in q
+KNOT_NODES = 12  # of a panel between knots
 
 
 def deis(
@@ -81,20 +82,25 @@ Integrand = Callable[[np.ndarray], np.ndarray]
 
 def _exact(schedule: Schedule | None, q: np.ndarray, times: np.ndarray, f: Integrand) -> float:
     """∫ f dq, in log q where q stays above 0: times are smoother functions of it."""
-    to_q, ends = (np.exp, np.log(q)) if q[1] > 0 else (lambda u: u, q)
-    knots = [] if schedule is None else [t for t in getattr(schedule, "knots", ()) if times[1] < t < times[0]]
-    panels = ends
-    if len(knots):
-        level = schedule.level(np.array(knots[::-1]))
-        inner = level.sigma / level.alpha
-        panels = np.array([ends[0], *(np.log(inner) if q[1] > 0 else inner), ends[1]])
-    nodes, share = np.polynomial.legendre.leggauss(GAUSS_NODES if len(panels) == 2 else 12)
-    middle, half = (panels[1:] + panels[:-1]) / 2, (panels[1:] - panels[:-1]) / 2
+    panels = np.array([q[0], *_between(schedule, times), q[1]])
+    in_log = q[1] > 0
+    ends = np.log(panels) if in_log else panels
+    nodes, share = np.polynomial.legendre.leggauss(GAUSS_NODES if len(ends) == 2 else KNOT_NODES)
+    middle, half = (ends[1:] + ends[:-1]) / 2, (ends[1:] - ends[:-1]) / 2
     u = middle[:, None] + half[:, None] * nodes
-    at = to_q(u)
-    rate = at if q[1] > 0 else 1.0  # dq/du
+    at, rate = (np.exp(u), np.exp(u)) if in_log else (u, 1.0)  # q and dq/du
     t = at if schedule is None else schedule.time(Level(np.ones_like(at), at))
     return float(np.sum(half[:, None] * share * rate * f(t)))
+
+
+def _between(schedule: Schedule | None, times: np.ndarray) -> np.ndarray:
+    """q at the schedule's knots inside a step, in the step's order."""
+    knots = np.asarray(getattr(schedule, "knots", ()))
+    inside = knots[(knots > times[1]) & (knots < times[0])][::-1]
+    if schedule is None or not len(inside):
+        return inside
+    level = schedule.level(inside)
+    return level.sigma / level.alpha
 
 
 def _sum(schedule: Schedule | None, q: np.ndarray, times: np.ndarray, f: Integrand, endpoint: bool) -> float:

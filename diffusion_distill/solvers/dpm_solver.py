@@ -23,15 +23,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
-
-import numpy as np
 
 from diffusion_distill.diffusion import grids
 from diffusion_distill.errors import choose, positive_int
 from diffusion_distill.levels import Level
 from diffusion_distill.solvers.ddim import along_difference, before
-from diffusion_distill.solvers.forms import Form, Y, estimate, move, move_coefficients, register
+from diffusion_distill.solvers.forms import Form, Y, estimate, move, register
 from diffusion_distill.solvers.table import Direction, Table, build, start_scale
 
 START, LAST = register("start"), register("last")
@@ -156,8 +155,8 @@ def _singlestep(grid: Level, output: str, kind: str, order: int, plan: Sequence[
         begin += each
     registers = ("y", "start", "first", "second", "last")[: 2 + max(plan)] if max(plan) > 1 else ("y",)
     registers = tuple(dict.fromkeys((*registers, "last")))
-    told, reached = grid.at(slice(None, -1)), grid.at(slice(1, None))
-    return build(told, rows, registers=registers, init=init, directions=directions, reached=reached)
+    told = grid.at(slice(None, -1))
+    return build(told, rows, registers=registers, init=init, directions=directions, path=grid)
 
 
 Row = tuple[dict[str, Form], list[Direction]]
@@ -167,7 +166,7 @@ def _order_1(levels: list[Level], output: str, kind: str, previous: Form | None)
     s, t = levels
     newest = estimate(output, s)
     row = {"y": move(s, t, output, newest), "last": newest}
-    return [(row, along_difference(s, t, output, newest, previous))]
+    return [(row, along_difference(s, t, output, newest, previous, absorbed=False))]
 
 
 def _order_2(levels: list[Level], output: str, kind: str, previous: Form | None) -> list[Row]:
@@ -204,10 +203,7 @@ def _begin(s: Level, s1: Level, output: str, previous: Form | None) -> Row:
     """The first evaluation of a step of two or three: to the first node."""
     newest = estimate(output, s)
     row = {"start": Y, "first": newest, "y": move(s, s1, output, newest)}
-    along = [] if previous is None else [
-        Direction(newest - previous, move_coefficients(s, s1, output)[1], absorbed=False)
-    ]  # fmt: skip
-    return row, along
+    return row, along_difference(s, s1, output, newest, previous, absorbed=False)
 
 
 STAGES: dict[int, Callable[[list[Level], str, str, Form | None], list[Row]]] = {1: _order_1, 2: _order_2, 3: _order_3}
@@ -241,14 +237,14 @@ def _multistep(
             y = y + _differences(Step(s, t, output), outputs, levels, kind)
         kept = dict(zip(["last", *memories], [newest, *older[:-1]], strict=True))
         rows.append({"y": y, **kept})
-        directions.append(along_difference(s, t, output, newest, before(k, output, LAST, init)))
+        directions.append(along_difference(s, t, output, newest, before(k, output, LAST, init), absorbed=False))
     return build(
         grid.at(slice(None, -1)),
         rows,
         registers=("y", "last", *memories),
         init=init,
         directions=directions,
-        reached=grid.at(slice(1, None)),
+        path=grid,
     )
 
 
@@ -256,8 +252,8 @@ def _differences(step: Step, outputs: list[Form], levels: list[Level], kind: str
     """What past outputs, newest first, add to the first-order step."""
     if len(outputs) == 1:
         return Form()
-    ratios = [Step(old, new, step.output).h / step.h for new, old in zip(levels[:-1], levels[1:], strict=True)]
-    slopes = [(new - old) / r for new, old, r in zip(outputs[:-1], outputs[1:], ratios, strict=True)]
+    ratios = [Step(old, new, step.output).h / step.h for new, old in pairwise(levels)]
+    slopes = [(new - old) / r for (new, old), r in zip(pairwise(outputs), ratios, strict=True)]
     if len(outputs) == 2:
         return step.coefficient(kind) * slopes[0]
     change = (slopes[0] - slopes[1]) / (ratios[0] + ratios[1])

@@ -9,8 +9,8 @@ A step from s to e, h = e - s, tries the slope d at s and corrects it with the s
     y' = y + a·h·d,  s' = s + a·h            y <- y + h·((1 - b)·d + b·d'),   b = 1/(2a)
 
 With a = 1 this is Heun's method, with a = 1/2 the midpoint method, with a = 2/3 Ralston's; with a = 1/2 and the trial
-half way in log s, k-diffusion's and EDM's toolbox's dpm_2. A step to zero noise is Euler's, which gives x_hat, so N steps
-of a grid that ends there make 2N - 1 evaluations. The slope at s is not remembered but taken from the trial,
+half way in log s, dpm_2 of EDM's toolbox. A step to zero noise is Euler's, which gives x_hat, so N steps of a grid that
+ends there make 2N - 1 evaluations. The slope at s is not remembered but taken from the trial,
 d = (y' - y)/(s' - s): memory `start` holds y.
 
 D-EDM, arXiv:2309.16421 Eq. 46 to 51: the output at s is moved by its difference from the last one of the step before,
@@ -163,7 +163,7 @@ def two_stage(
         ends += [times[k + 1]] if trial is None else [trial, times[k + 1]]
         added = churn.s_noise * math.sqrt(max(raised[k] ** 2 - sigma[k] ** 2, 0.0))
         noise += [flow.level(begin).alpha * added] + [0.0] * (len(made) - 1)
-    level, reached = (Level(*np.array([flow.level(t) for t in at], np.float64).T) for at in (told, ends))
+    level, path = (Level(*np.array([flow.level(t) for t in at], np.float64).T) for at in (told, [times[0], *ends]))
     return build(
         level,
         rows,
@@ -171,7 +171,7 @@ def two_stage(
         noise=np.array(noise),
         init=flow.level(begins[0]).alpha * float(sigma[0]),
         directions=directions,
-        reached=reached,
+        path=path,
     )
 
 

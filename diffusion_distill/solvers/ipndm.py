@@ -1,4 +1,4 @@
-"""iPNDM, arXiv:2206.00927's fixed-weight Adams-Bashforth (PNDM, arXiv:2202.09778, with the warm-up of arXiv:2204.13902).
+"""iPNDM: Adams-Bashforth with fixed weights (PNDM, arXiv:2202.09778, with the warm-up of arXiv:2204.13902).
 
 A DDIM step along a combination E of the newest noise estimates eps:
 

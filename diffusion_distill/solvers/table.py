@@ -32,7 +32,6 @@ import numpy as np
 
 from diffusion_distill.arrays import Array
 from diffusion_distill.levels import Level
-from diffusion_distill.solvers.forms import Form
 from diffusion_distill.typing import Denoise, Image, Labels
 
 
@@ -42,8 +41,8 @@ class Direction(NamedTuple):
     Attributes:
       difference: of outputs of the network, such as eps_t - eps_{t+1}.
       factor: with which the row moves y along an output of the network.
-      absorbed: whether the published code's lambda contains the factor (golden rule of D-DDIM, D-iPNDM, D-DEIS and EDM),
-        or is the paper's (D-DPM-Solver).
+      absorbed: whether the published code's lambda contains the factor, as for D-DDIM, D-iPNDM, D-DEIS and D-EDM;
+        that of D-DPM-Solver is the paper's.
     """
 
     difference: Mapping[str, float]
@@ -55,11 +54,13 @@ class Directions(NamedTuple):
     """Where lambdas act in the rows of a table, and what they are fitted to.
 
     Attributes:
+      start: the level at which y starts.
       reached: the level at which y is after each row, [rows].
       weights: v, [rows, D, R + 1]; rows without a direction have zeros.
       published: by what the published code's lambda is larger than the paper's, which is the one used here, [rows, D].
     """
 
+    start: Level
     reached: Level
     weights: Array
     published: Array
@@ -116,13 +117,13 @@ class Table(NamedTuple):
 
 def build(
     level: Level,
-    rows: Sequence[Mapping[str, Form]],
+    rows: Sequence[Mapping[str, Mapping[str, float]]],
     *,
     registers: Sequence[str] = ("y",),
     noise: Array | None = None,
     init: float = 1.0,
     directions: Sequence[Sequence[Direction]] | None = None,
-    reached: Level | None = None,
+    path: Level | None = None,
 ) -> Table:
     """Assembles a table from linear forms.
 
@@ -131,7 +132,7 @@ def build(
       rows: for each row, the new value of each register that changes, as a linear form.
       registers: their names, the evaluated one first.
       directions: of each row, in which a D-ODE solver's lambdas act; rows may have fewer than others.
-      reached: the level of y after each row, [rows]; needed with directions.
+      path: the level of y before the first row and after each, [rows + 1]; needed with directions.
       noise: factor of the noise added before each evaluation, [rows]; none by default.
       init: scale of the starting noise.
 
@@ -149,18 +150,18 @@ def build(
     if np.shape(level.sigma) != (len(rows),):
         raise ValueError(f"A table of {len(rows)} rows needs as many levels, got {np.shape(level.sigma)}.")
     noise = np.zeros(len(rows)) if noise is None else np.asarray(noise)
-    made = None if directions is None else _directions(directions, columns, reached or level)
+    made = None if directions is None else _directions(directions, columns, path or level)
     return Table(np.float64(init), level, noise, weights, made)
 
 
-def _directions(rows: Sequence[Sequence[Direction]], columns: Mapping[str, int], reached: Level) -> Directions:
+def _directions(rows: Sequence[Sequence[Direction]], columns: Mapping[str, int], path: Level) -> Directions:
     most = max((len(row) for row in rows), default=0)
     weights, published = np.zeros((len(rows), most, len(columns))), np.ones((len(rows), most))
     for k, row in enumerate(rows):
         for j, (difference, factor, absorbed) in enumerate(row):
             weights[k, j] = factor * _coefficients(difference, columns, f"Row {k} has a direction")
             published[k, j] = factor if absorbed else 1.0
-    return Directions(reached, weights, published)
+    return Directions(path.at(0), path.at(slice(1, None)), weights, published)
 
 
 def _coefficients(form: Mapping[str, float], columns: Mapping[str, int], what: str) -> np.ndarray:
@@ -200,7 +201,11 @@ def rescaled(table: Table, alpha: Array) -> Table:
         moves = directions.weights * after[:, None, None]
         moves[:, :, 0] /= told[:, None]
         factors = np.where(directions.published == 1, 1.0, directions.published * after[:, None])
-        directions = Directions(Level(after, after * directions.reached.sigma), moves, factors)
+        start, reached = (
+            Level(told[0], told[0] * directions.start.sigma),
+            Level(after, after * directions.reached.sigma),
+        )
+        directions = Directions(start, reached, moves, factors)
     level = Level(told, told * table.level.sigma)
     return Table(table.init * told[0], level, told * table.noise, weights, directions)
 

@@ -74,15 +74,16 @@ def unipc(
         predicted = update(k, corrected, [newest, *older]) if k < steps else corrected
         rows.append({"y": predicted, "state": corrected, **kept})
         previous = before(k, output, LAST, init)
-        directions.append(along_difference(s, grid.at(k + 1), output, newest, previous) if k < steps else [])
-    told, reached = range(len(rows)), [min(k + 1, steps) for k in range(len(rows))]
+        along = along_difference(s, grid.at(k + 1), output, newest, previous, absorbed=False) if k < steps else []
+        directions.append(along)
+    path = [*range(steps + 1), steps][: len(rows) + 1]
     return build(
-        grid.at(list(told)),
+        grid.at(path[:-1]),
         rows,
         registers=("y", "state", *memories),
         init=init,
         directions=directions,
-        reached=grid.at(reached),
+        path=grid.at(path),
     )
 
 

@@ -1,0 +1,236 @@
+"""D-ODE solvers: the lambdas of a solver's directions, fitted to a teacher in one pass, arXiv:2309.16421.
+
+A student's row takes y to y' + sum_j lambda_j·v_j, which is affine in the lambdas (solvers/table.py). They are those of
+least squares over a batch, Eq. 14,
+
+    lambda* = argmin ‖ y_teacher - y' - sum_j lambda_j·v_j ‖²
+
+one number per direction for all pixels and images together, row by row while the student walks with the lambdas
+already found. The teacher starts from the same noise and takes `scale` steps for each row of the student. Its state for
+a row is the one at the level the row reaches: teachers' grids are nested (`nested`). The published programs pair states
+of other levels in places (`published`); the fitted lambdas then also make up for a shift in time.
+
+The whole costs (scale + 1)·NFE evaluations of one batch. Conditional and guided models are fitted as they are sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_distill import interrupts
+from diffusion_distill.arrays import Array, namespace
+from diffusion_distill.diffusion.schedules import Schedule
+from diffusion_distill.diffusion.spacings import refine
+from diffusion_distill.errors import positive_int
+from diffusion_distill.levels import Level
+from diffusion_distill.sampling import combine, integrate, row_of
+from diffusion_distill.solvers.table import Table, run_host
+from diffusion_distill.typing import Denoise, Image, Labels
+
+
+class Teacher(NamedTuple):
+    """What a student is fitted to.
+
+    Attributes:
+      table: the teacher's solver on its grid.
+      targets: the number of its state that each row of the student is to reach, [rows]; nfe is its result.
+    """
+
+    table: Table
+    targets: Sequence[int]
+
+
+class Fit(NamedTuple):
+    """Fitted lambdas.
+
+    Attributes:
+      lambdas: in the paper's convention, [rows, D]; 0 where a row has no direction.
+      plain: root mean square distance of each row's state from its target before its lambdas act, [rows].
+      fitted: the same afterwards, [rows].
+      result: the student's last state, [batch, ...].
+    """
+
+    lambdas: Array
+    plain: Array
+    fitted: Array
+    result: Image
+
+
+def nested(student: Table, schedule: Schedule, scale: int, make: Callable[[Level], Table]) -> Teacher:
+    """The teacher with `scale` steps per row of the student whose grid passes through all levels the student reaches.
+
+    Args:
+      student: a table with directions.
+      schedule: in whose time the student's steps are divided.
+      make: grid -> table of the teacher's solver.
+
+    Raises:
+      ValueError: a student without directions, a scale that is not positive, a teacher that draws noise or does not
+        pass through its grid's levels.
+    """
+    start, reached = _path(student)
+    ratio = reached.sigma / reached.alpha
+    passed = sorted(set(ratio), reverse=True)  # some rows try a level another row reaches: they share its state
+    first = [int(np.flatnonzero(ratio == value)[0]) for value in passed]
+    coarse = Level(*(np.append(a, b[first]) for a, b in zip(start, reached, strict=True)))
+    parts = [positive_int("The scale", scale) * int((ratio == value).sum()) for value in passed]
+    fine = refine(schedule, coarse, parts)
+    table = make(fine)
+    ends = _path(table)[1]
+    states = 1 + np.array([_last(ends.sigma / ends.alpha, value) for value in passed])
+    return Teacher(table, [int(states[passed.index(value)]) for value in ratio])
+
+
+def published(student: Table, teacher: Table) -> Teacher:
+    """The published pairing: row k of the student is to reach the teacher's state (k + 1)·n, n whole steps apart.
+
+    The last row is to reach the teacher's result. Whether levels agree depends on the two grids.
+    """
+    apart = teacher.nfe // student.nfe
+    return Teacher(teacher, [*(apart * (k + 1) for k in range(student.nfe - 1)), teacher.nfe])
+
+
+def fit(denoise: Denoise, student: Table, teacher: Teacher, start: Image, labels: Labels | None = None) -> Fit:
+    """Fits a student's lambdas to a teacher.
+
+    With `start` split over devices, the lambdas are those of the whole batch.
+
+    Args:
+      denoise: the model, (z, level, labels) -> x_hat; teacher and student share it.
+      student: a table with directions.
+      start: unit noise [batch, height, width, channels].
+      labels: [batch] int32, for conditional models.
+
+    Raises:
+      ValueError: a student without directions, or targets that are not one per row.
+      Interrupted: the program was asked to stop.
+    """
+    _check(student, teacher)
+    wanted = sorted(set(teacher.targets))
+    states = integrate(denoise, teacher.table, start, labels, states=wanted)
+    table = jax.tree.map(lambda a: np.asarray(a, np.float32), student)
+    registers, found = (table.init * start,) * table.weights.shape[1], []
+    for k, target in enumerate(teacher.targets):
+        registers, *facts = _jitted_row(denoise, row_of(table, k), registers, labels, states[wanted.index(target)])
+        found.append(facts)
+        interrupts.check()
+    lambdas, plain, fitted = (np.stack(jax.device_get(part)) for part in zip(*found, strict=True))
+    return Fit(lambdas, plain, fitted, registers[0])
+
+
+def fit_host(denoise: Denoise, student: Table, teacher: Teacher, start: Image, labels: Labels | None = None) -> Fit:
+    """`fit` on the host in float64; `denoise` takes NumPy arrays."""
+    _check(student, teacher)
+    states = run_host(teacher.table.plain(), denoise, start, labels, states=True)
+    registers, found = (student.init * np.asarray(start, np.float64),) * student.weights.shape[1], []
+    for k, target in enumerate(teacher.targets):
+        registers, *facts = _fit_row(denoise, row_of(student, k), registers, labels, states[target])
+        found.append(facts)
+    lambdas, plain, fitted = (np.stack(part) for part in zip(*found, strict=True))
+    return Fit(lambdas, plain, fitted, registers[0])
+
+
+def search(
+    denoise: Denoise,
+    student: Table,
+    start: Image,
+    target: Image,
+    candidates: Sequence[float],
+    labels: Labels | None = None,
+) -> tuple[float, np.ndarray]:
+    """The one lambda for all rows with which the student ends nearest to a target (the paper's 'Fixed' and 'LA').
+
+    Args:
+      target: the teacher's result from the same start, [batch, ...].
+
+    Returns:
+      (the best candidate, root mean square distance of each).
+    """
+    shape = _directions(student).weights.shape[:2]
+    ends = [integrate(denoise, student.distilled(np.full(shape, c)), start, labels) for c in candidates]
+    errors = np.array([float(jnp.sqrt(jnp.mean((end - target) ** 2))) for end in ends])
+    return float(candidates[int(errors.argmin())]), errors
+
+
+def least_squares(columns: Sequence[Image], target: Image) -> Array:
+    """The x [D] that minimises ‖target - sum_j x_j·column_j‖; columns that depend on those before get 0.
+
+    By Gram-Schmidt orthogonalisation, done twice, whose sums run over devices as they are; squaring the problem
+    instead (normal equations) would lose half of the digits.
+    """
+    xp = namespace(target)
+    least = 30 * xp.finfo(target.dtype).eps
+    dot = lambda a, b: xp.sum(a * b)  # noqa: E731  (not a matrix product, which accelerators round)
+    basis, factors, projections = [], [], []
+    for column in columns:
+        rest, along = column, [xp.zeros((), target.dtype)] * len(basis)
+        for _ in range(2):
+            for i, q in enumerate(basis):
+                step = dot(q, rest)
+                rest, along[i] = rest - step * q, along[i] + step
+        norm, whole = xp.sqrt(dot(rest, rest)), xp.sqrt(dot(column, column))
+        kept = norm > least * whole
+        scale = xp.where(kept, norm, xp.ones_like(norm))
+        basis.append(xp.where(kept, rest / scale, xp.zeros_like(rest)))
+        factors.append([*along, scale])
+    for q in basis:
+        step = dot(q, target)
+        target = target - step * q
+        projections.append(step)
+    solution = [xp.zeros((), target.dtype)] * len(columns)
+    for j in reversed(range(len(columns))):
+        above = sum((factors[i][j] * solution[i] for i in range(j + 1, len(columns))), start=0.0)
+        solution[j] = (projections[j] - above) / factors[j][j]
+    return xp.stack(solution)
+
+
+def _fit_row(denoise: Denoise, row: Table, registers: tuple, labels: Labels | None, target: Image) -> tuple:
+    """One row of the student: (registers after it, lambdas [D], distance before, distance after)."""
+    xp, y = namespace(registers[0]), registers[0]
+    level = Level(*(xp.broadcast_to(a, y.shape[:1]) for a in row.level))
+    operands = (*registers, denoise(y, level, labels))
+    plain, *memories = (combine(weights, operands) for weights in row.weights)
+    columns = [combine(weights, operands) for weights in _directions(row).weights]
+    lambdas = least_squares(columns, target - plain)
+    moved = plain + combine(lambdas, columns)
+    distances = (xp.sqrt(xp.mean((target - state) ** 2)) for state in (plain, moved))
+    return (moved, *memories), lambdas, *distances
+
+
+_jitted_row = jax.jit(_fit_row)
+
+
+def _directions(table: Table) -> Any:
+    if table.directions is None or not table.directions.weights.shape[1]:
+        raise ValueError("This solver has no directions in which lambdas act, so there is nothing to fit.")
+    return table.directions
+
+
+def _path(table: Table) -> tuple[Level, Level]:
+    directions = table.directions
+    if directions is None or not table.deterministic:
+        raise ValueError("Fitting needs solvers that draw no noise and know the levels they reach, such as DDIM.")
+    return directions.start, directions.reached
+
+
+def _last(ratios: np.ndarray, value: float) -> int:
+    """The last row that ends at a level."""
+    rows = np.flatnonzero(np.isclose(ratios, value, rtol=1e-9, atol=0))
+    if not len(rows):
+        raise ValueError(f"The teacher's solver does not pass through the level sigma/alpha = {value:.6g} of its grid.")
+    return int(rows[-1])
+
+
+def _check(student: Table, teacher: Teacher) -> None:
+    _directions(student)
+    states = teacher.table.nfe
+    if len(teacher.targets) != student.nfe or not all(0 <= k <= states for k in teacher.targets):
+        raise ValueError(
+            f"Each of the student's {student.nfe} rows needs one state, 0 to {states}, of the teacher; "
+            f"got {list(teacher.targets)}."
+        )
