@@ -9,7 +9,9 @@ A config has these parts, each read by one function below:
     run        batch_size, seed, cadences, optimizer                          -> Settings
     teacher    folder of the artefact to distil
     artefact   folder of the artefact to sample or evaluate
-    sample     count, steps, solver, solver_options, seed, clip, batch_size
+    sample     count, steps, solver, spacing, end, fitted, guidance, null_label, seed, clip, batch_size
+    fit        how lambdas are fitted for the solver of `sample`: scale, batch_size, teacher_solver, ... -> FitSettings
+    solvers    what --mode=solvers compares: solvers, nfe, ...                    -> Comparison
     reference  data to evaluate against, like `data`
 """
 
@@ -24,7 +26,7 @@ from diffusion_distill.data import SOURCES, Source
 from diffusion_distill.distillation import DISTILLERS, Denoising
 from diffusion_distill.errors import choose
 from diffusion_distill.model import Model
-from diffusion_distill.runs import Settings
+from diffusion_distill.runs import Comparison, FitSettings, Setting, Settings
 from diffusion_distill.settings import from_mapping, to_mapping
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.optimizers import OptimizerSettings
@@ -50,8 +52,8 @@ def config_of(
       sample: changes to the sampling defaults.
     """
     name = next(name for name, kind in METHODS.items() if kind is type(method))
-    sampling = {"count": 64, "steps": 0, "solver": "ddim", "solver_options": {}, "seed": 0, "clip": True,
-                "batch_size": 256}  # fmt: skip
+    sampling = {"count": 64, "steps": 0, "solver": "ddim", "spacing": "time", "end": 0.0, "fitted": "", "guidance": 1.0,
+                "null_label": -1, "seed": 0, "clip": True, "batch_size": 256}  # fmt: skip
     return ConfigDict(
         {
             **({"model": model.to_dict()} if model else {}),
@@ -61,6 +63,8 @@ def config_of(
             "data": dict(data),
             "reference": dict(reference),
             "sample": {**sampling, **sample},
+            "fit": to_mapping(FitSettings()),
+            "solvers": to_mapping(Comparison()),
             "teacher": "",
             "artefact": "",
         }
@@ -122,7 +126,33 @@ def artefact(config: Any, part: str) -> Artefact:
     return Artefact.load(folder)
 
 
-def sampling(config: Any) -> Mapping[str, Any]:
-    """Keyword arguments of `runs.sample` from config.sample; steps 0 means the artefact's own."""
+def sampling(config: Any) -> dict[str, Any]:
+    """Keyword arguments of `runs.sample` from config.sample; steps 0 and null_label -1 mean the model's own."""
     values = config.sample.to_dict()
-    return {**values, "steps": values["steps"] or None}
+    scale, null_label = values.pop("guidance"), values.pop("null_label")
+    guidance = {"scale": scale, **({} if null_label < 0 else {"null_label": null_label})}
+    return {**values, "steps": values["steps"] or None, "guidance": guidance if scale != 1 else {}}
+
+
+def solver(config: Any) -> dict[str, Any]:
+    """The part of `sampling` that says how a model is sampled, not how often."""
+    values = sampling(config)
+    return {name: values[name] for name in ("solver", "steps", "spacing", "end", "clip", "guidance")}
+
+
+def fitting(config: Any) -> FitSettings:
+    """How lambdas are fitted, config.fit."""
+    return from_mapping(FitSettings, "fit", config.fit.to_dict())
+
+
+def comparison(config: Any) -> tuple[Setting, Comparison]:
+    """What config.solvers compares, on config.artefact, sampled as config.sample says."""
+    values = sampling(config)
+    shared = {name: values[name] for name in ("count", "seed", "batch_size", "spacing", "end", "clip", "guidance")}
+    setting = Setting(artefact(config, "artefact"), **shared, teacher=optional_artefact(config, "teacher"))
+    return setting, from_mapping(Comparison, "solvers", config.solvers.to_dict())
+
+
+def optional_artefact(config: Any, part: str) -> Artefact | None:
+    """The artefact that config.teacher or config.artefact names, if it names one."""
+    return artefact(config, part) if config[part] else None

@@ -4,6 +4,8 @@
     python -m diffusion_distill.main --mode=distill  --config=configs/digits_tract.py   --workdir=runs/tract
     python -m diffusion_distill.main --mode=sample   --config=configs/digits_tract.py   --workdir=runs/tract
     python -m diffusion_distill.main --mode=evaluate --config=configs/digits_tract.py   --workdir=runs/tract
+    python -m diffusion_distill.main --mode=fit      --config=configs/digits_teacher.py --workdir=runs/dode
+    python -m diffusion_distill.main --mode=solvers  --config=configs/digits_teacher.py --workdir=runs/solvers
     python -m diffusion_distill.main --mode=import   --model=cifar_original             --workdir=runs/cifar_original
     python -m diffusion_distill.main --mode=export   --model=runs/tract/student_1       --workdir=runs/exports
 
@@ -80,6 +82,32 @@ def evaluate(config: Any, workdir: Path) -> None:
     print(format_table([{"steps": results["sample"]["steps"], **scores}], ["steps", *scores]))
 
 
+def fit(config: Any, workdir: Path) -> None:
+    """Fits the lambdas of config.sample's solver to a teacher, into WORKDIR/solver.json for --config.sample.fitted."""
+    artefact, teacher = build.artefact(config, "artefact"), build.optional_artefact(config, "teacher")
+    fitted = runs.fit_solver(artefact, settings=build.fitting(config), teacher=teacher, **build.solver(config))
+    path = fitted.save(workdir / "solver.json")
+    rows = [
+        {"row": k, **{f"lambda_{j + 1}": value for j, value in enumerate(row)}, "distance without": without, "with": by}
+        for k, (row, without, by) in enumerate(zip(fitted.lambdas, fitted.plain, fitted.fitted, strict=True))
+    ]
+    print(format_table(rows))
+    print(f"The solver is {path}: sample with --config.sample.fitted={path}")
+
+
+def solvers(config: Any, workdir: Path) -> None:
+    """Compares config.solvers, base and D-ODE, into WORKDIR/results.json and quality.png, fitting what is missing."""
+    setting, comparison = build.comparison(config)
+    source = build.source(config, "reference")
+    reference = source.gather(np.arange(len(source)))["image"]
+    rows = runs.compare_solvers(setting, comparison, build.fitting(config), reference, workdir)
+    print(format_table([{**row, "solver": f"D-{row['solver']}" if row["fitted"] else row["solver"]} for row in rows],
+                       ["solver", "nfe", "seconds", "frechet", "precision", "recall", "error"]))  # fmt: skip
+    print(
+        f"Seconds are per 1000 images. The numbers are in {workdir / 'results.json'}, drawn in quality.png beside it."
+    )
+
+
 def import_weights(config: Any, workdir: Path) -> None:
     """Turns the published weights or the file --model into the artefact WORKDIR."""
     model = build.model(config) if config is not None else None
@@ -111,6 +139,8 @@ MODES: dict[str, Callable[[Any, Path], None]] = {
     "distill": distill,
     "sample": sample,
     "evaluate": evaluate,
+    "fit": fit,
+    "solvers": solvers,
     "import": import_weights,
     "export": export_weights,
 }

@@ -24,10 +24,9 @@ FLOORS = [
     (1, ("data",)),
     (1, ("metrics",)),
     (1, ("report",)),
-    (2, ("solvers",)),
+    (2, ("solvers", "sampling")),
     (2, ("model",)),
     (2, ("guidance",)),
-    (3, ("sampling",)),
     (3, ("distillation",)),
     (3, ("weights",)),
     (4, ("training",)),
@@ -150,7 +149,7 @@ def _all_imports(source: str) -> list[str]:
 
 
 FABRICATED = {
-    "up": ({"sampling": "from diffusion_distill.training import step", "training.step": ""}, "floor 3"),
+    "up": ({"sampling": "from diffusion_distill.training import step", "training.step": ""}, "floor 2"),
     "up, inside a function": ({"levels": "def f():\n    import diffusion_distill.runs", "runs": ""}, "levels:2"),
     "sideways": ({"diffusion.grids": "from diffusion_distill.networks.unet import UNet"}, "floor 1"),
     "a circle": (

@@ -246,7 +246,7 @@ GUIDED = {
 def test_samples_come_from_the_conditional_distribution(guided: str) -> None:
     make, means, stds = GUIDED[guided]
     exact, labels = jax.tree.map(jnp.float32, Classes()), np.repeat(np.arange(3, dtype=np.int32), 8)
-    start = np.float32(np.random.default_rng(1).normal(size=(24, 2, 2, 1)))
+    start = np.random.default_rng(1).normal(size=(24, 2, 2, 1)).astype(np.float32)
     first, last = (NOISY_TO_CLEAN.level(np.array(t)) for t in (1.0, 0.0))
     wanted = np.zeros(start.shape)
     for k in range(3):  # the exact flow of the class alone

@@ -95,16 +95,25 @@ def published(student: Table, teacher: Table) -> Teacher:
     return Teacher(teacher, [*(apart * (k + 1) for k in range(student.nfe - 1)), teacher.nfe])
 
 
-def fit(denoise: Denoise, student: Table, teacher: Teacher, start: Image, labels: Labels | None = None) -> Fit:
+def fit(
+    denoise: Denoise,
+    student: Table,
+    teacher: Teacher,
+    start: Image,
+    labels: Labels | None = None,
+    teacher_denoise: Denoise | None = None,
+) -> Fit:
     """Fits a student's lambdas to a teacher.
 
     With `start` split over devices, the lambdas are those of the whole batch.
 
     Args:
-      denoise: the model, (z, level, labels) -> x_hat; teacher and student share it.
+      denoise: the student's model, (z, level, labels) -> x_hat.
       student: a table with directions.
       start: unit noise [batch, height, width, channels].
       labels: [batch] int32, for conditional models.
+      teacher_denoise: the teacher's model; the student's by default. (Of a model distilled to few steps, whose own
+        estimates say nothing between them, it is the model it was distilled from.)
 
     Raises:
       ValueError: a student without directions, or targets that are not one per row.
@@ -112,7 +121,7 @@ def fit(denoise: Denoise, student: Table, teacher: Teacher, start: Image, labels
     """
     _check(student, teacher)
     wanted = sorted(set(teacher.targets))
-    states = integrate(denoise, teacher.table, start, labels, states=wanted)
+    states = integrate(teacher_denoise or denoise, teacher.table, start, labels, states=wanted)
     table = jax.tree.map(lambda a: np.asarray(a, np.float32), student)
     registers, found = (table.init * start,) * table.weights.shape[1], []
     for k, target in enumerate(teacher.targets):

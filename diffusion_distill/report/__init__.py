@@ -1,7 +1,19 @@
-"""Reports: pictures of samples, curves of losses, tables of results."""
+"""Reports: pictures of samples, curves of losses, lines and heat maps of numbers, tables of results."""
 
 from diffusion_distill.report.curves import loss_plot
+from diffusion_distill.report.heatmaps import heat_maps
+from diffusion_distill.report.lines import Line, Panel, line_plot
 from diffusion_distill.report.pictures import image_grid, to_uint8
 from diffusion_distill.report.tables import format_table, markdown_table
 
-__all__ = ["format_table", "image_grid", "loss_plot", "markdown_table", "to_uint8"]
+__all__ = [
+    "Line",
+    "Panel",
+    "format_table",
+    "heat_maps",
+    "image_grid",
+    "line_plot",
+    "loss_plot",
+    "markdown_table",
+    "to_uint8",
+]

@@ -5,30 +5,67 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from diffusion_distill import interrupts, sampling
 from diffusion_distill.diffusion import grids
-from diffusion_distill.errors import choose, positive_int
-from diffusion_distill.model import Model
-from diffusion_distill.solvers import SOLVERS, Table
+from diffusion_distill.diffusion.spacings import spaced
+from diffusion_distill.distillation.fitted import FittedSolver
+from diffusion_distill.errors import positive_int
+from diffusion_distill.guidance import ClassifierFree
+from diffusion_distill.levels import Level
+from diffusion_distill.model import Clipped, Model
+from diffusion_distill.solvers import Table, tabulate
 from diffusion_distill.training import sharding
 from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.training.progress import Progress
-from diffusion_distill.typing import Key, Labels
+from diffusion_distill.typing import Denoise, Key, Labels
 
 #: Steps a teacher is sampled with when nobody says otherwise.
 TEACHER_STEPS = 64
 
 
-def table_for(model: Model, steps: int, solver: str = "ddim", **options: Any) -> Table:
-    """A solver's table on the uniform grid of a model's schedule, ending at exactly zero noise."""
-    make = choose("solver", solver, SOLVERS)
-    return make(grids.clean_end(grids.uniform(model.schedule, steps)), **options)
+def grid_for(model: Model, steps: int, spacing: str = "time", end: float = 0.0) -> Level:
+    """The grid [steps + 1] of a model's schedule from time 1, in equal steps of a spacing.
+
+    Args:
+      spacing: one of `diffusion.spacings.SPACINGS`.
+      end: the schedule's time at which it ends; 0 means exactly zero noise.
+    """
+    grid = spaced(model.schedule, steps, spacing, end=end)
+    return grid if end else grids.clean_end(grid)
+
+
+def table_for(
+    model: Model, steps: int, solver: str = "ddim", *, spacing: str = "time", end: float = 0.0, **options: Any
+) -> Table:
+    """A solver's plain table on `grid_for`."""
+    return tabulate(solver, grid_for(model, steps, spacing, end), model.schedule, **options).plain()
+
+
+def denoiser_of(
+    artefact: Artefact, clip: bool = True, guidance: Mapping[str, Any] | None = None, mesh: Mesh | None = None
+) -> Denoise:
+    """An artefact's denoiser, a copy on every device.
+
+    Args:
+      clip: clip x_hat, guided or not, to [-1, 1].
+      guidance: {"scale": s, "null_label": label of no class} of classifier-free guidance; scale 1 is none.
+      mesh: the devices; all by default.
+
+    Raises:
+      ValueError: guidance of an unconditional model, or a null label it does not have.
+    """
+    denoise, guidance = artefact.denoiser(clip=False), dict(guidance or {})
+    if guidance.get("scale", 1.0) != 1:
+        denoise = ClassifierFree(denoise, guidance["scale"], guidance.get("null_label", artefact.model.num_classes))
+    return jax.device_put(Clipped(denoise) if clip else denoise, sharding.replicated(mesh or sharding.data_mesh()))
 
 
 def sample(
@@ -37,7 +74,10 @@ def sample(
     steps: int | None = None,
     *,
     solver: str = "ddim",
-    solver_options: Mapping[str, Any] | None = None,
+    spacing: str = "time",
+    end: float = 0.0,
+    fitted: FittedSolver | str | Path | None = None,
+    guidance: Mapping[str, Any] | None = None,
     seed: int = 0,
     labels: np.ndarray | None = None,
     clip: bool = True,
@@ -48,7 +88,11 @@ def sample(
 
     Args:
       count: how many; image i has the same noise whatever count, batch_size or the devices.
-      steps: of the solver, on a grid uniform in time; the student's own number by default, 64 for a teacher.
+      steps: of the solver; the student's own number by default, 64 for a teacher.
+      solver: a name of `SOLVERS`, perhaps with options: 'deis order=2'.
+      spacing, end: of the grid, see `grid_for`.
+      fitted: a D-ODE solver or its file, in place of steps, solver, spacing and end.
+      guidance: {"scale": s, "null_label": label}, see `denoiser_of`.
       labels: [count] classes for conditional models; drawn uniformly by default.
       name: reports progress under this name.
 
@@ -59,23 +103,23 @@ def sample(
       ValueError: counts not positive, unknown solver, labels missing, out of range or of the wrong shape.
       Interrupted: the program was asked to stop.
     """
-    count, steps = (
-        positive_int("count", count),
-        positive_int("steps", (artefact.steps or TEACHER_STEPS) if steps is None else steps),
-    )
-    artefact = artefact.on_grid(steps)
-    if artefact.steps and steps != artefact.steps:
-        warnings.warn(f"A student made for {artefact.steps} steps is sampled with {steps}.", stacklevel=2)
-    labels = _labels(artefact.model, count, labels, seed)
-    table = table_for(artefact.model, steps, solver, **(solver_options or {}))
+    count = positive_int("count", count)
+    table = _fitted_table(artefact, fitted) if fitted else None
+    if table is None:
+        steps = positive_int("steps", (artefact.steps or TEACHER_STEPS) if steps is None else steps)
+        artefact = artefact.on_grid(steps)
+        if artefact.steps and steps != artefact.steps:
+            warnings.warn(f"A student made for {artefact.steps} steps is sampled with {steps}.", stacklevel=2)
+        table = table_for(artefact.model, steps, solver, spacing=spacing, end=end)
+    labels = labels_for(artefact.model, count, labels, seed)
     mesh = sharding.data_mesh()
     batch = max(1, min(batch_size, count) // mesh.size) * mesh.size
-    whole, split = sharding.replicated(mesh), sharding.split(mesh)
-    denoise = jax.device_put(artefact.denoiser(clip), whole)
+    split = sharding.split(mesh)
+    denoise = denoiser_of(artefact, clip, guidance, mesh)
     progress = Progress(name, -(-count // batch), batch) if name else None
     images = []
     for begin in range(0, count, batch):
-        keys = _keys(jax.random.key(seed), np.arange(begin, begin + batch), split)
+        keys = sample_keys(jax.random.key(seed), np.arange(begin, begin + batch), split)
         here = None if labels is None else jax.device_put(np.resize(labels[begin : begin + batch], batch), split)
         start = sampling.noise(keys, 0, artefact.model.image_shape)
         rows = None if table.deterministic else keys
@@ -88,13 +132,22 @@ def sample(
     return np.concatenate(images)[:count]
 
 
+def _fitted_table(artefact: Artefact, fitted: FittedSolver | str | Path) -> Table:
+    """Warns of lambdas that were fitted on another model."""
+    solver = fitted if isinstance(fitted, FittedSolver) else FittedSolver.load(fitted)
+    if solver.provenance.get("model", "") not in ("", fingerprint(artefact.params)):
+        warnings.warn("The solver was fitted on another model than the one it samples.", stacklevel=3)
+    return solver.table()
+
+
 @partial(jax.jit, static_argnames="place")
-def _keys(key: Key, indices: np.ndarray, place: NamedSharding) -> Key:
+def sample_keys(key: Key, indices: np.ndarray, place: NamedSharding) -> Key:
     """The samples' keys, spread over the devices of all processes."""
     return jax.lax.with_sharding_constraint(sampling.sample_keys(key, indices), place)
 
 
-def _labels(model: Model, count: int, labels: np.ndarray | None, seed: int) -> Labels | None:
+def labels_for(model: Model, count: int, labels: np.ndarray | None, seed: int) -> Labels | None:
+    """Labels [count] int32: the given ones, checked, or drawn; None for an unconditional model."""
     if model.num_classes <= 1:
         if labels is not None:
             raise ValueError("Labels were given, but the model is unconditional. Leave them out.")

@@ -7,7 +7,7 @@ from diffusion_distill.solvers.deis import deis
 from diffusion_distill.solvers.dpm_solver import dpm_solver, dpm_solver_pp
 from diffusion_distill.solvers.heun import heun
 from diffusion_distill.solvers.ipndm import ipndm
-from diffusion_distill.solvers.registry import SOLVERS, steps_for, tabulate
+from diffusion_distill.solvers.registry import SOLVERS, spelled, steps_for, tabulate
 from diffusion_distill.solvers.table import Table
 from diffusion_distill.solvers.unipc import unipc
 
@@ -22,6 +22,7 @@ __all__ = [
     "dpm_solver_pp",
     "heun",
     "ipndm",
+    "spelled",
     "steps_for",
     "tabulate",
     "unipc",

@@ -7,6 +7,7 @@ an argument `schedule` is given the model's, if time means something in it.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -44,18 +45,40 @@ SOLVERS: dict[str, Callable[..., Table]] = {
 }
 
 
+def spelled(name: str) -> tuple[str, dict[str, Any]]:
+    """The name and the options of a solver written as 'deis order=3': ('deis', {'order': 3}).
+
+    Raises:
+      ValueError: an unknown solver, or a part that is not option=value.
+    """
+    solver, *parts = name.split() or [""]
+    choose("solver", solver, SOLVERS)
+    options: dict[str, Any] = {}
+    for part in parts:
+        key, found, value = part.partition("=")
+        if not found:
+            raise ValueError(f"Options of a solver are written option=value, got {part!r} in {name!r}.")
+        try:
+            options[key] = json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
+        except json.JSONDecodeError:
+            options[key] = value
+    return solver, options
+
+
 def tabulate(solver: str, grid: Level, schedule: Schedule | None = None, **options: Any) -> Table:
     """The table of a solver by name on a grid [steps + 1], with its directions if it has some.
 
     Args:
+      solver: a name of `SOLVERS`, perhaps with options: 'dpm_solver++ order=3 method=singlestep'.
       schedule: the model's; solvers that integrate in time take it if it is VP (for alpha = 1 time is sigma).
-      options: of the solver.
+      options: of the solver, more of them.
 
     Raises:
       ValueError: an unknown solver, or what the solver refuses.
       TypeError: an option the solver does not have.
     """
-    make = choose("solver", solver, SOLVERS)
+    solver, written = spelled(solver)
+    make, options = SOLVERS[solver], {**written, **options}
     known = inspect.signature(make).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in known.values()) and (wrong := set(options) - set(known)):
         allowed = ", ".join(name for name in known if name != "grid")

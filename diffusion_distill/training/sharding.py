@@ -38,6 +38,18 @@ def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def devices_for(batch: int) -> list[Any]:
+    """As many of the devices as a batch of this size can be split over evenly, all of them if it can.
+
+    Raises:
+      ValueError: several processes, which need all of their devices, and a batch that is no multiple of their number.
+    """
+    devices = jax.devices()
+    if jax.process_count() > 1 and batch % len(devices):
+        raise ValueError(f"On several processes a batch must be a multiple of all {len(devices)} devices, got {batch}.")
+    return devices[: max(n for n in range(1, len(devices) + 1) if batch % n == 0)]
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,178 @@
+"""Lines: panels of labelled lines, in one figure with one legend."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_distill.errors import choose
+from diffusion_distill.report.figures import figure_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WIDE = 10.0  # values that differ by this factor are drawn on a logarithmic axis if the scale is "auto"
+SCALES: dict[str, None] = dict.fromkeys(("linear", "log", "asinh", "auto"))
+LEAST_WIDTH, LEAST_PANEL, HEIGHT = 9.0, 3.2, 3.4  # of a figure, of a panel, and of a row of panels, in inches
+LEGEND_COLUMNS, LEGEND_LINE = 4, 0.22  # the height in inches
+
+
+class Line(NamedTuple):
+    """A line of a panel; points that are not finite are left out and interrupt it.
+
+    Attributes:
+        x, y: [points] each.
+        style: matplotlib's name of the dashes: "-", "--", ":", "-.".
+        marker: matplotlib's name of the symbol at each point; "" for none.
+        like: the label of the line whose colour it takes, which need not be drawn itself; None for its own.
+    """
+
+    x: ArrayLike
+    y: ArrayLike
+    style: str = "-"
+    marker: str = ""
+    like: str | None = None
+
+
+class Panel(NamedTuple):
+    """Lines on common axes.
+
+    Attributes:
+        lines: label -> line.
+        xlabel, ylabel: what the axes count.
+        xscale, yscale: "linear"; "log", which leaves out what is not above 0; "asinh", logarithmic for both signs and
+            linear around 0; or "auto", the one of them that fits the values.
+        linear: of "asinh", up to about which size it is linear; None takes what fits the values.
+        marks: label -> x of a thin vertical line, named above the panel.
+    """
+
+    lines: Mapping[str, Line]
+    xlabel: str = ""
+    ylabel: str = ""
+    xscale: str = "linear"
+    yscale: str = "linear"
+    linear: float | None = None
+    marks: Mapping[str, float] | None = None
+
+
+def line_plot(rows: Sequence[Mapping[str, Panel]], path: str | Path, title: str = "") -> Path:
+    """Writes rows of panels {title: panel}. Lines of one label have one colour and one entry in the legend.
+
+    Args:
+        rows: the panels of each row, which share its width.
+        path: the file; its ending is the format, and its folder must exist.
+        title: a line above the panels.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: no panels, a panel without lines, a line whose x and y are not [points] each or that has no point to
+            show, or an unknown scale.
+        ImportError: matplotlib is not installed.
+    """
+    panels = [(str(name), _checked(str(name), panel)) for row in rows for name, panel in row.items()]
+    if not panels or not all(rows):
+        raise ValueError("There are no panels. Pass rows [{title: Panel(lines)}, ...] of at least one panel each.")
+    lines = dict(chain.from_iterable(panel.lines.items() for _, panel in panels))
+    groups = list(dict.fromkeys(line.like or label for label, line in lines.items()))
+    colours = {label: f"C{groups.index(line.like or label)}" for label, line in lines.items()}
+
+    counts, below = [len(row) for row in rows], -(-len(lines) // LEGEND_COLUMNS)
+    figure, axes = figure_of(
+        counts, (max(LEAST_WIDTH, LEAST_PANEL * max(counts)), HEIGHT * len(rows) + 0.3 + LEGEND_LINE * below)
+    )
+    handles = {}
+    for place, (name, panel) in zip(axes, panels, strict=True):
+        for label, handle in _draw(place, panel, colours).items():
+            handles.setdefault(label, handle)
+        place.set_title(name, loc="left")  # the right is for the names of marks
+    if title:
+        figure.suptitle(title)
+    columns = min(LEGEND_COLUMNS, len(handles))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
+    path = Path(path)
+    figure.savefig(path)
+    return path
+
+
+def fitting_scale(values: ArrayLike) -> str:
+    """ "log" or, if some are not above 0, "asinh" for values of very different sizes; else "linear"."""
+    sizes = _sizes(values)
+    if not sizes.size:
+        return "linear"
+    if np.nanmin(values) > 0:
+        return "log" if sizes.max() > WIDE * sizes.min() else "linear"
+    return "asinh" if sizes.max() > WIDE * np.median(sizes) else "linear"
+
+
+def _checked(name: str, panel: Panel) -> Panel:
+    """The panel with arrays of floats in its lines, NaN where there is nothing to show."""
+    for scale in (panel.xscale, panel.yscale):
+        choose("scale", scale, SCALES)
+    if not panel.lines:
+        raise ValueError(f"Panel {name!r} has no lines. Pass at least one entry {{label: Line(x, y)}}.")
+    lines = {}
+    for label, line in panel.lines.items():
+        x, y = (np.array(values, np.float64) for values in (line.x, line.y))
+        if x.ndim != 1 or x.shape != y.shape:
+            raise ValueError(f"Line {label!r} of panel {name!r} has x {x.shape} and y {y.shape}; need [points] each.")
+        hidden = ~(np.isfinite(x) & np.isfinite(y))
+        for values, scale in ((x, panel.xscale), (y, panel.yscale)):
+            if scale == "log":
+                hidden |= ~(values > 0)
+        if hidden.all():
+            raise ValueError(f"Line {label!r} of panel {name!r} has nothing to show in {len(x)} points.")
+        x[hidden] = y[hidden] = np.nan
+        lines[str(label)] = line._replace(x=x, y=y)
+    return panel._replace(lines=lines)
+
+
+def _draw(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> dict[str, Any]:
+    """Draws a panel; returns label -> what the legend shows."""
+    handles = {}
+    for label, line in panel.lines.items():
+        look: dict[str, Any] = {"linestyle": line.style, "marker": line.marker, "markersize": 4, "linewidth": 1.5}
+        [handles[label]] = axes.plot(line.x, line.y, color=colours[label], label=label, **look)
+    axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+    _scale(axes, "x", panel.xscale, panel.linear, [line.x for line in panel.lines.values()])
+    _scale(axes, "y", panel.yscale, panel.linear, [line.y for line in panel.lines.values()])
+    for text, x in (panel.marks or {}).items():
+        axes.axvline(x, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+        at = {"xytext": (0, 2), "textcoords": "offset points", "fontsize": 8, "color": "0.35"}
+        axes.annotate(text, (x, 1), xycoords=axes.get_xaxis_transform(), va="bottom", ha="center", **at)
+    axes.grid(True, which="major", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return handles
+
+
+def _scale(axes: Axes, name: str, scale: str, linear: float | None, values: Sequence[Any]) -> None:
+    """Sets the scale of the x or y axis, and ticks that can be read where it is logarithmic."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    together = np.concatenate(values)
+    sizes = _sizes(together)
+    scale = fitting_scale(together) if scale == "auto" else scale
+    axis, set_scale = (axes.xaxis, axes.set_xscale) if name == "x" else (axes.yaxis, axes.set_yscale)
+    if scale == "asinh":
+        set_scale("asinh", linear_width=linear or (np.median(sizes) if sizes.size else 1.0))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    elif scale == "log":
+        set_scale("log")
+        decades = np.log10(sizes.max() / sizes.min())
+        steps = (1, 1.5, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
+        axis.set_major_locator(LogLocator(subs=steps))
+        axis.set_minor_formatter(NullFormatter())
+        if sizes.min() > 1e-3 and sizes.max() < 1e5:
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+
+
+def _sizes(values: ArrayLike) -> NDArray[np.float64]:
+    """Absolute values of those that are finite and not 0."""
+    sizes = np.abs(np.asarray(values, np.float64))
+    return sizes[np.isfinite(sizes) & (sizes > 0)]
