@@ -101,11 +101,9 @@ def solvers(config: Any, workdir: Path) -> None:
     source = build.source(config, "reference")
     reference = source.gather(np.arange(len(source)))["image"]
     rows = runs.compare_solvers(setting, comparison, build.fitting(config), reference, workdir)
-    print(format_table([{**row, "solver": f"D-{row['solver']}" if row["fitted"] else row["solver"]} for row in rows],
-                       ["solver", "nfe", "seconds", "frechet", "precision", "recall", "error"]))  # fmt: skip
-    print(
-        f"Seconds are per 1000 images. The numbers are in {workdir / 'results.json'}, drawn in quality.png beside it."
-    )
+    named = [{**row, "solver": f"D-{row['solver']}" if row["fitted"] else row["solver"]} for row in rows]
+    print(format_table(named, ["solver", "nfe", "seconds", "frechet", "precision", "recall", "error"]))
+    print(f"Seconds are per 1000 images. All is in {workdir / 'results.json'}, drawn in quality.png beside it.")
 
 
 def import_weights(config: Any, workdir: Path) -> None:

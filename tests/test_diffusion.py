@@ -23,6 +23,8 @@ from diffusion_distill.diffusion.preconditioning import LOGSNR_INPUTS, LogsnrInp
 from diffusion_distill.diffusion.schedules import (
     SCHEDULES,
     Cosine,
+    IDDPMCosine,
+    LinearAlphaDiscrete,
     LinearBeta,
     LinearBetaDiscrete,
     Schedule,
@@ -37,6 +39,8 @@ pytestmark = pytest.mark.fast
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 COSINES = [Cosine(), Cosine(-10, 15), Cosine(-4.5, 9.25)]
 BETAS = [LinearBeta(), LinearBeta(0.5, 30.0, 1e-3), LinearBetaDiscrete(), LinearBetaDiscrete(50, 2e-3, 0.1, 12.0)]
+IDDPM = [IDDPMCosine(), IDDPMCosine(0.02, 1e-3, 0.99)]
+LINEAR_ALPHAS = [LinearAlphaDiscrete(), LinearAlphaDiscrete(50, 2e-3, 0.1, 12.0)]
 #: Their time 0 is zero noise.
 TO_ZERO = [LinearBeta(t_min=0.0), LinearBetaDiscrete(logsnr_max=math.inf), VarianceExploding()]
 LEVELS = from_logsnr(np.array([-18.0, -6.0, -1.0, 0.0, 0.7, 5.0, 19.0]))
@@ -143,7 +147,7 @@ def test_time_zero_of_linear_betas() -> None:
         assert schedule.cross(np.float64(0), np.float64(0)) == 0
 
 
-@pytest.mark.parametrize("schedule", [*COSINES, *BETAS], ids=str)
+@pytest.mark.parametrize("schedule", [*COSINES, *BETAS, *IDDPM, *LINEAR_ALPHAS], ids=str)
 def test_levels_of_vp_schedules_lose_signal_with_time(schedule: Schedule) -> None:
     t = np.linspace(0, 1, 101)
     level = schedule.level(t)
@@ -153,7 +157,7 @@ def test_levels_of_vp_schedules_lose_signal_with_time(schedule: Schedule) -> Non
     assert level.sigma[0] > 0 and (np.diff(level.logsnr) < 0).all()
 
 
-@pytest.mark.parametrize("schedule", [*COSINES, *BETAS], ids=str)
+@pytest.mark.parametrize("schedule", [*COSINES, *BETAS, *IDDPM], ids=str)
 def test_float32_levels_are_accurate_at_both_ends(schedule: Schedule) -> None:
     near = np.logspace(-7, -1, 200)
     t = np.unique(np.float32(np.concatenate([[0.0], near, np.linspace(0.1, 0.9, 100), 1 - near, [1.0]])))
@@ -166,7 +170,7 @@ def test_float32_levels_are_accurate_at_both_ends(schedule: Schedule) -> None:
     np.testing.assert_allclose(level.sigma, exact.sigma, rtol=5e-7)
 
 
-@pytest.mark.parametrize("schedule", [*COSINES, *BETAS, *TO_ZERO], ids=str)
+@pytest.mark.parametrize("schedule", [*COSINES, *BETAS, *TO_ZERO, *IDDPM], ids=str)
 def test_cross_is_the_distance_of_two_levels(schedule: Schedule) -> None:
     t, s = np.linspace(0.1, 1, 50), np.linspace(0, 0.9, 50)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.level(t), schedule.level(s)
@@ -178,7 +182,7 @@ def test_cross_is_the_distance_of_two_levels(schedule: Schedule) -> None:
     np.testing.assert_allclose(found, exact, rtol=5e-7 if from_times else 3e-6)  # which is alpha's
 
 
-@pytest.mark.parametrize("schedule", [COSINES[1], *BETAS, *TO_ZERO], ids=str)
+@pytest.mark.parametrize("schedule", [COSINES[1], *BETAS, *TO_ZERO, *IDDPM], ids=str)
 def test_schedules_can_be_written_down(schedule: Schedule, tiny_model: Model) -> None:
     model = dataclasses.replace(tiny_model, schedule=schedule)
     again = Model.from_dict(json.loads(json.dumps(model.to_dict())))
@@ -186,7 +190,7 @@ def test_schedules_can_be_written_down(schedule: Schedule, tiny_model: Model) ->
     assert type(schedule) in SCHEDULES.values()
 
 
-@pytest.mark.parametrize("schedule", [Cosine(-9, 9), *BETAS, *TO_ZERO], ids=str)
+@pytest.mark.parametrize("schedule", [Cosine(-9, 9), *BETAS, *TO_ZERO, *IDDPM, *LINEAR_ALPHAS], ids=str)
 def test_ddim_goes_to_the_exact_flow(schedule: Schedule, gaussian: toys.Gaussian) -> None:
     """Ten times the steps, a tenth of the error; the last step goes from a little noise to where time 0 is."""
     z = np.random.default_rng(0).standard_normal((1, 2, 2, 1))
@@ -200,6 +204,71 @@ def test_ddim_goes_to_the_exact_flow(schedule: Schedule, gaussian: toys.Gaussian
         errors.append(np.abs(end - gaussian.flow(z, levels[0], levels[-1])).max())
     assert errors[1] < 2e-3
     assert errors[1] / errors[0] == pytest.approx(0.1, rel=0.35)
+
+
+@pytest.mark.parametrize("schedule", IDDPM, ids=str)
+def test_iddpms_cosine_is_its_formula(schedule: IDDPMCosine) -> None:
+    """abar = f(tau)/f(0), f = cos²((pi/2)·(tau + s)/(1 + s)): arXiv:2102.09672 Eq. 17."""
+    t = np.concatenate([[0.0], np.logspace(-6, -2, 30), np.linspace(0.02, 1, 50)])
+    tau = schedule.t_min + (schedule.t_max - schedule.t_min) * t
+    angle, first = ((x + schedule.s) / (1 + schedule.s) * math.pi / 2 for x in (tau, 0.0))
+    level = schedule.level(t)
+    np.testing.assert_allclose(level.alpha**2, np.cos(angle) ** 2 / math.cos(first) ** 2, rtol=1e-12)
+    # cos²(b) - cos²(a) = sin(a - b)·sin(a + b) does not cancel
+    noise = np.sin(angle - first) * np.sin(angle + first) / math.cos(first) ** 2
+    np.testing.assert_allclose(level.sigma**2, noise, rtol=2e-8)
+    inside = schedule.time(Level(np.cos(angle) / math.cos(first), np.sqrt(noise)))
+    np.testing.assert_allclose(inside, t, rtol=0, atol=1e-11)
+
+
+def test_published_ends_of_iddpms_cosine() -> None:
+    """f(0) = 1 and f(1) = 0 of the paper; its betas are cut at 0.999, so of 1000 steps the last ends at f = 2e-9."""
+    whole = IDDPMCosine(t_min=0.0, t_max=1.0)
+    assert whole.level(np.float64(0)) == (1, 0)
+    assert whole.level(np.float64(1)).alpha < 1e-15
+    abar = whole.level(np.arange(1001) / 1000).alpha ** 2
+    betas = np.minimum(1 - abar[1:] / abar[:-1], 0.999)
+    assert betas[0] == pytest.approx(4.13e-5, rel=1e-2) and (np.diff(betas) >= 0).all() and (betas == 0.999).sum() == 1
+
+
+@pytest.mark.parametrize("schedule", [*LINEAR_ALPHAS, LinearAlphaDiscrete(logsnr_max=math.inf)], ids=str)
+def test_linear_alphas_meet_linear_betas_at_the_knots(schedule: LinearAlphaDiscrete) -> None:
+    same = LinearBetaDiscrete(schedule.steps, schedule.beta_start, schedule.beta_end, schedule.logsnr_max)
+    knots = schedule.knots
+    np.testing.assert_array_equal(knots, np.arange(schedule.steps + 1) / schedule.steps)
+    np.testing.assert_array_equal(same.knots, knots)
+    for found, expected in zip(schedule.level(knots), same.level(knots), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)  # sigma² has the digits of 1
+    for part in (0.25, 0.5, 0.9):
+        between = schedule.level(knots[:-1] + part * np.diff(knots)).alpha ** 2
+        abar = schedule.level(knots).alpha ** 2
+        np.testing.assert_allclose(between, (1 - part) * abar[:-1] + part * abar[1:], rtol=1e-13)
+        logs = np.log(same.level(knots[:-1] + part * np.diff(knots)).alpha)
+        ends = np.log(same.level(knots).alpha)
+        np.testing.assert_allclose(logs, (1 - part) * ends[:-1] + part * ends[1:], rtol=1e-11, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "schedule", [*BETAS[:2], *TO_ZERO[:1], grids.fitted_beta(0.002, 80.0), *LINEAR_ALPHAS], ids=str
+)
+def test_rates_are_derivatives_of_the_decay(schedule: Any) -> None:
+    middles = (np.arange(50) + 0.5) / 50 + (0.2 / 1000 if schedule in LINEAR_ALPHAS[:1] else 0)  # between knots
+    decay, h = lambda t: -np.log(schedule.level(t).alpha), 1e-5
+    np.testing.assert_allclose(schedule.rate(middles), (decay(middles + h) - decay(middles - h)) / (2 * h), rtol=1e-6)
+    if schedule in LINEAR_ALPHAS:
+        knots = schedule.knots[:-1]
+        np.testing.assert_allclose(schedule.rate(knots), (decay(knots + h) - decay(knots)) / h, rtol=1e-2)
+        earlier = (decay(knots[1:6]) - decay(knots[1:6] - h)) / h
+        assert (np.abs(schedule.rate(knots[1:6]) / earlier - 1) > 0.05).all(), "of later times, not of earlier ones"
+
+
+@pytest.mark.parametrize("schedule", [*IDDPM, *LINEAR_ALPHAS], ids=str)
+def test_cross_on_the_host(schedule: Schedule) -> None:
+    t, s = np.linspace(0.1, 1, 50), np.linspace(0, 0.9, 50)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.level(t), schedule.level(s)
+    np.testing.assert_allclose(schedule.cross(t, s), sigma_t * alpha_s - alpha_t * sigma_s, rtol=1e-9)
+    np.testing.assert_allclose(schedule.cross(7 * t, 7 * s, 7), schedule.cross(t, s), rtol=1e-11)
+    assert not schedule.cross(t, t).any()
 
 
 def test_variance_exploding_keeps_the_image() -> None:
@@ -534,6 +603,11 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "falling discrete betas": (lambda: LinearBetaDiscrete(10, 0.1, 0.01), r"beta_start <= beta_end.*beta_end=0\.01"),
     "more noise at time 0": (lambda: LinearBetaDiscrete(logsnr_max=9.0), r"above the logsnr 9\.21.*logsnr_max=9\.0"),
     "no number at time 0": (lambda: LinearBetaDiscrete(logsnr_max=math.nan), r"above the logsnr.*nan"),
+    "no time between t_min and t_max": (lambda: IDDPMCosine(t_min=0.5, t_max=0.5), r"t_min < t_max <= 1.*t_min=0\.5"),
+    "a cosine beyond 1": (lambda: IDDPMCosine(t_max=1.1), r"t_max <= 1 and s >= 0, got .*t_max=1\.1"),
+    "a negative t_min": (lambda: IDDPMCosine(t_min=-0.1), r"0 <= t_min.*t_min=-0\.1"),
+    "a negative offset": (lambda: IDDPMCosine(s=-0.008), r"s >= 0, got .*s=-0\.008"),
+    "linear alphas of falling betas": (lambda: LinearAlphaDiscrete(10, 0.1, 0.01), r"beta_start <= beta_end.*0\.01"),
     "zero steps": (lambda: grids.uniform(Cosine(), 0), r"at least 1, got 0"),
     "negative steps": (lambda: grids.uniform_times(-4), r"at least 1, got -4"),
     "half a step": (lambda: grids.uniform_times(2.5), r"whole number.*got 2\.5"),  # type: ignore[arg-type]

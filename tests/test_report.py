@@ -8,8 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_distill.report import format_table, image_grid, loss_plot, markdown_table, to_uint8
+from diffusion_distill.report import (
+    Line,
+    Panel,
+    format_table,
+    heat_maps,
+    image_grid,
+    line_plot,
+    loss_plot,
+    markdown_table,
+    to_uint8,
+)
 from diffusion_distill.report.curves import moving_mean
+from diffusion_distill.report.lines import fitting_scale
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "eval" / "quantise.npz"
 
@@ -127,15 +138,22 @@ def test_moving_mean_is_numpys_inside_and_of_fewer_values_at_the_ends() -> None:
     np.testing.assert_allclose(moving_mean(np.ones(7), 4), np.ones(7), rtol=1e-12)
 
 
-def plotted(monkeypatch: pytest.MonkeyPatch, *args: object, **options: object):
-    """The axes and the legend texts of a loss plot."""
+def drawn(monkeypatch: pytest.MonkeyPatch, draw: Callable, *args: object, **options: object):
+    """The figure that a function saves."""
     from matplotlib.figure import Figure
 
     figures = []
     save = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, path: (figures.append(self), save(self, path)))
-    loss_plot(*args, **options)  # type: ignore[arg-type]
+    with monkeypatch.context() as patch:
+        patch.setattr(Figure, "savefig", lambda self, path: (figures.append(self), save(self, path)))
+        draw(*args, **options)
     [figure] = figures
+    return figure
+
+
+def plotted(monkeypatch: pytest.MonkeyPatch, *args: object, **options: object):
+    """The axes and the legend texts of a loss plot."""
+    figure = drawn(monkeypatch, loss_plot, *args, **options)
     return figure.axes[0], [text.get_text() for text in figure.legends[0].get_texts()]
 
 
@@ -171,6 +189,131 @@ BAD_HISTORIES = {
 def test_histories_that_cannot_be_plotted_are_refused(tmp_path: Path, histories: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         loss_plot(histories, tmp_path / "loss.png")
+
+
+# Lines
+
+
+def test_lines_stand_in_panels_with_one_legend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.array([2.0, 5.0, 10.0, 25.0])
+    base, fitted = Line(x, 10 / x, marker="o"), Line(x, 5 / x, "--", like="DDIM")
+    rows = [
+        {"NFE": Panel({"DDIM": base, "D-DDIM": fitted}, "calls", "distance", "log", "log", marks={"here": 7.0})},
+        {"left": Panel({"iPNDM": Line(x, [1, np.nan, np.inf, 2])}), "right": Panel({"DDIM": base}, yscale="auto")},
+    ]
+    path = tmp_path / "lines.png"
+    figure = drawn(monkeypatch, line_plot, rows, path, title="Digits")
+    axes = figure.axes
+    assert read(path).shape[1] == 1080 and figure.get_suptitle() == "Digits"
+    assert [a.get_title(loc="left") for a in axes] == ["NFE", "left", "right"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["DDIM", "D-DDIM", "iPNDM"]
+    assert (axes[0].get_xscale(), axes[0].get_xlabel(), axes[0].get_ylabel()) == ("log", "calls", "distance")
+    np.testing.assert_array_equal(axes[0].lines[1].get_xydata(), np.stack([x, 5 / x], axis=1))
+    np.testing.assert_array_equal(axes[1].lines[0].get_ydata(), [1, np.nan, np.nan, 2])  # a gap
+    colours = [line.get_color() for a in axes for line in a.lines[: len(a.lines) - (a is axes[0])]]
+    assert colours[0] == colours[1] == colours[3] != colours[2]
+    assert [line.get_linestyle() for line in axes[0].lines[:2]] == ["-", "--"]
+    assert axes[0].texts[0].get_text() == "here" and set(axes[0].lines[2].get_xdata()) == {7.0}
+    boxes = [a.get_position() for a in axes]
+    assert boxes[0].width > 1.5 * boxes[1].width and boxes[0].y0 > boxes[1].y1 and boxes[1].x1 < boxes[2].x0
+
+
+def test_many_lines_have_colours_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = Panel({str(k): Line([0, 1], [0, k]) for k in range(13)})
+    figure = drawn(monkeypatch, line_plot, [{"": panel}], tmp_path / "lines.png")
+    assert len({line.get_color() for line in figure.axes[0].lines}) == 13
+
+
+SCALES = {
+    "of one size": ([1, 2, 9], "linear"),
+    "of many sizes": ([1, 2, 1e3], "log"),
+    "of both signs": ([-1, 0, 1, 2], "linear"),
+    "of both signs and many sizes": ([-1, 0, 1, 1e3], "asinh"),
+    "nothing but zeros": ([0, 0, np.nan], "linear"),
+}
+
+
+@pytest.mark.parametrize(("values", "scale"), SCALES.values(), ids=SCALES)
+def test_scales_fit_the_values(values: list[float], scale: str, tmp_path: Path, monkeypatch) -> None:
+    assert fitting_scale(values) == scale
+    panel = Panel({"a": Line(np.arange(len(values)), values)}, yscale="auto")
+    axes = drawn(monkeypatch, line_plot, [{"": panel}], tmp_path / "lines.png").axes[0]
+    assert axes.get_yscale() == scale
+    if scale != "linear":
+        ticks = [float(tick) for tick in axes.get_yticks()]
+        low, high = axes.get_ylim()
+        assert 3 <= len(ticks) <= 9 and all(low <= tick <= high for tick in ticks)
+        assert all(f"{abs(tick):.6e}"[:8] in {f"{digit}.000000" for digit in (0, 1, 2, 3, 5)} for tick in ticks)
+        assert (0 in ticks) == (scale == "asinh")
+
+
+BAD_PANELS: dict[str, tuple[list, str]] = {
+    "no rows": ([], "no panels"),
+    "empty row": ([{}, {"a": Panel({"b": Line([1], [1])})}], "no panels"),
+    "no lines": ([{"a": Panel({})}], "Panel 'a' has no lines"),
+    "lengths": ([{"a": Panel({"b": Line([1, 2], [1])})}], r"Line 'b' of panel 'a' has x \(2,\) and y \(1,\)"),
+    "nothing finite": ([{"a": Panel({"b": Line([1, 2], [np.nan, np.inf])})}], "nothing to show in 2 points"),
+    "nothing above 0": ([{"a": Panel({"b": Line([1, 2], [0, -1])}, yscale="log")}], "nothing to show"),
+    "scale": ([{"a": Panel({"b": Line([1], [1])}, xscale="lin")}], "Unknown scale 'lin'. Did you mean 'linear'"),
+}
+
+
+@pytest.mark.parametrize(("rows", "said"), BAD_PANELS.values(), ids=BAD_PANELS)
+def test_panels_that_cannot_be_drawn_are_refused(tmp_path: Path, rows: list, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        line_plot(rows, tmp_path / "lines.png")
+    assert not list(tmp_path.iterdir())
+
+
+# Heat maps
+
+
+def test_heat_maps_share_their_colours_and_begin_at_the_top(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = {f"map {k}": np.random.default_rng(k).uniform(0.2, 0.8, (k + 2, k + 2)) for k in range(5)}
+    maps["map 1"][0, 2], maps["map 3"][4, 0] = 1.0, 0.0
+    path = tmp_path / "maps.png"
+    figure = drawn(monkeypatch, heat_maps, maps, path, title="alike", axis="row", quantity="cosine")
+    *axes, bar = figure.axes
+    assert [a.get_title() for a in axes] == list(maps) and bar.get_ylabel() == "cosine"
+    for place, matrix in zip(axes, maps.values(), strict=True):
+        np.testing.assert_array_equal(place.images[0].get_array(), matrix)
+        assert place.images[0].get_clim() == (0.0, 1.0)
+    assert axes[2].get_position().y0 > axes[3].get_position().y1  # five in two rows
+    assert [(a.get_xlabel(), a.get_ylabel()) for a in axes] == [
+        ("", "row"),
+        ("", ""),
+        ("row", ""),
+        ("row", "row"),
+        ("row", ""),
+    ]
+    # The greatest entry is in the upper right corner of its map: the colours' end stands there in the picture.
+    picture, box = read(path), axes[1].get_position()
+    height, width = picture.shape[:2]
+    yellow = (picture == (253, 231, 36)).all(axis=2) | (picture == (253, 231, 37)).all(axis=2)
+    y, x = np.argwhere(yellow[:, : int(width * axes[2].get_position().x1)]).mean(axis=0)
+    np.testing.assert_allclose(x / width, box.x0 + box.width * 5 / 6, atol=0.005)
+    np.testing.assert_allclose(1 - y / height, box.y0 + box.height * 5 / 6, atol=0.005)
+
+
+def test_limits_of_colours_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = drawn(monkeypatch, heat_maps, {"a": np.eye(2)}, tmp_path / "maps.png", limits=(-1.0, 2.0))
+    assert figure.axes[0].images[0].get_clim() == (-1.0, 2.0)
+
+
+BAD_MAPS: dict[str, tuple[dict, dict, str]] = {
+    "none": ({}, {}, "no maps"),
+    "no matrix": ({"a": np.ones(3)}, {}, r"Map 'a' has shape \(3,\)"),
+    "empty": ({"a": np.ones((0, 3))}, {}, r"\(0, 3\)"),
+    "not finite": ({"a": np.full((2, 2), np.nan)}, {}, "Map 'a' has values that are not finite"),
+    "limits": ({"a": np.eye(2)}, {"limits": (1.0, 1.0)}, "must increase"),
+}
+
+
+@pytest.mark.parametrize(("maps", "options", "said"), BAD_MAPS.values(), ids=BAD_MAPS)
+def test_maps_that_cannot_be_drawn_are_refused(tmp_path: Path, maps: dict, options: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        heat_maps(maps, tmp_path / "maps.png", **options)
+    assert not list(tmp_path.iterdir())
 
 
 # Tables

@@ -23,7 +23,7 @@ from diffusion_distill.diffusion.schedules import LinearAlphaDiscrete, LinearBet
 from diffusion_distill.levels import Level
 from diffusion_distill.solvers import SOLVERS, Table, ddim, deis, dpm_solver, dpm_solver_pp, heun, ipndm, unipc
 from diffusion_distill.solvers.dpm_solver import order_plan
-from diffusion_distill.solvers.table import run_host
+from diffusion_distill.solvers.table import Directions, run_host
 
 pytestmark = pytest.mark.fast
 
@@ -36,7 +36,6 @@ GRIDS: dict[str, Callable[[int], Level]] = {
 with np.load(Path(__file__).parent / "golden" / "solvers" / "order_smooth.npz") as recorded:
     START, ENDS = recorded["x_T"], {"VP": recorded["ref/linear"], "VE": recorded["ref/edm"]}
     WEIGHTS, MEANS, STDS = (recorded[name] for name in ("weights", "means", "stds"))
-NORMS = [tuple(range(2, MEANS.ndim + 1))]
 
 
 def mixture(z: np.ndarray, level: Level, labels: Any = None) -> np.ndarray:
@@ -73,10 +72,11 @@ def noisy_end(grid: Level) -> bool:
 
 TIME = {"schedule": own_time}
 SINGLE = {"method": "singlestep"}
-#: Orders: the papers', as measured on these data with the published programs (slopes in the file, from 96 to 192 steps
-#: 2.02 for iPNDM, whose fixed weights are those of equal steps, and 2.0 for multistep DPM-Solver-3, which starts with DDIM).
+#: Orders: the papers', as the published programs have them on these data (slopes in the file). iPNDM's fixed weights,
+#: those of equal steps, leave order 2, and so does what multistep DPM-Solver-3 makes of the second difference.
 CASES: dict[str, Case] = {
     "ddim": Case("ddim", {}, 1),
+    **{name: Case(name, {}, 1) for name in ("ddim-sep", "ddim-all", "ddim-2", "ddim-la")},
     "ddim, the other output": Case("ddim", {"output": lambda grid: "x_hat" if grid.alpha[0] < 1 else "eps"}, 1),
     "ancestral": Case("ancestral", {}, None),
     "heun": Case("heun", {}, 2),
@@ -116,6 +116,11 @@ def made(name: str, grid: Level) -> Table:
     """A case's table on a grid."""
     solver, options, _ = CASES[name]
     return SOLVERS[solver](grid, **{key: value(grid) if callable(value) else value for key, value in options.items()})
+
+
+def directions(table: Table) -> Directions:
+    assert table.directions is not None, "a solver without noise has directions"
+    return table.directions
 
 
 def ended(grid: Level, clean: bool) -> Level:
@@ -168,27 +173,28 @@ def test_evaluations_are_the_rows(name: str, kind: str, clean: bool) -> None:
 def test_levels_reached_are_those_told_next(name: str, kind: str, clean: bool) -> None:
     grid = ended(GRIDS[kind](7), clean)
     table = made(name, grid)
-    if table.directions is None:
-        pytest.fail(f"{name} has no directions")
-    for told, reached, end in zip(table.level, table.directions.reached, grid.at(-1), strict=True):
-        np.testing.assert_allclose(reached, [*told[1:], end], rtol=1e-13)
-    assert table.directions.weights.shape == (table.nfe, 1, table.weights.shape[2])
-    assert table.directions.published.shape == (table.nfe, 1)
+    where = directions(table)
+    for told, start, reached, end in zip(table.level, where.start, where.reached, grid.at(-1), strict=True):
+        np.testing.assert_allclose([start, *reached], [*told, end], rtol=1e-13)
+    assert where.weights.shape == (*where.published.shape, table.weights.shape[2])
+    assert where.published.shape[0] == table.nfe
 
 
 @every_end
-@every_kind
-@every_flow
+@pytest.mark.parametrize(
+    ("name", "kind"),  # of z, not of z/alpha, a step of Euler is not exact
+    [(name, kind) for name in DETERMINISTIC for kind in GRIDS if (name, kind) != ("ablation", "VP")],
+)
 def test_exact_for_a_single_point(name: str, kind: str, clean: bool) -> None:
     """Its eps and its x_hat stay as they are along the flow, and so do their combinations, whatever lambda is.
 
-    The first difference of eps is not one of outputs, so its lambda is 0.
+    The first difference of eps is not one of outputs, so its lambda is 0. Sums of Sep and All are no differences.
     """
     point, grid = toys.Gaussian(mean=0.7, std=0.0), ended(GRIDS[kind](7), clean)
     table, (first, last) = made(name, grid), (grid.at(0), grid.at(-1))
     expected = last.alpha * 0.7 + last.sigma * (table.init * START - first.alpha * 0.7) / first.sigma
-    lambdas = np.random.default_rng(0).normal(size=(table.nfe, 1))
-    lambdas[0] = 0
+    lambdas = np.random.default_rng(0).normal(size=directions(table).published.shape)
+    lambdas[slice(None) if name in ("ddim-sep", "ddim-all") else 0] = 0
     for some in (table.plain(), table.distilled(lambdas)):
         seen = run_host(some, lambda z, level, labels=None: point.raw((), z, level, None, None), START)
         np.testing.assert_allclose(seen, expected, rtol=1e-9, atol=1e-9)
@@ -198,11 +204,12 @@ def test_exact_for_a_single_point(name: str, kind: str, clean: bool) -> None:
 @every_flow
 def test_without_lambda_a_solver_is_itself(name: str, kind: str) -> None:
     table = made(name, GRIDS[kind](7))
-    chex.assert_trees_all_equal(table.distilled(np.zeros((table.nfe, 1))), table.plain())
+    none = np.zeros_like(directions(table).published)
+    chex.assert_trees_all_equal(table.distilled(none), table.plain())
     ends = [run_host(some, mixture, START) for some in (table, table.plain())]
     np.testing.assert_allclose(ends[0], ends[1], rtol=1e-12)
     assert table.plain().weights.shape[1] <= table.weights.shape[1]
-    moved = run_host(table.distilled(np.full((table.nfe, 1), 0.1)), mixture, START)
+    moved = run_host(table.distilled(none + 0.1), mixture, START)
     assert np.abs(moved - ends[0]).max() > 1e-6, "lambda must do something"
 
 
@@ -222,6 +229,7 @@ def test_without_lambda_a_solver_is_itself(name: str, kind: str) -> None:
         partial(dpm_solver, order=1, method="singlestep"),
         partial(dpm_solver_pp, order=1, method="singlestep"),
         partial(dpm_solver, order=3, method="singlestep", plan=[1] * 6),
+        *(SOLVERS[f"ddim-{variant}"] for variant in ("sep", "all", "2", "la")),
     ],
 )
 def test_order_one_is_ddim(solver: Callable[..., Table], kind: str, clean: bool) -> None:
@@ -268,7 +276,7 @@ def test_deis_of_two_points_is_adams_bashforth_of_variable_steps(kind: str) -> N
 
 
 def test_published_sums_of_deis_are_near_the_integrals() -> None:
-    """10,000 nodes leave about 1e-4 of the exact integral (arXiv:2309.16421's code); a single output is exact in 'ends'."""
+    """10,000 nodes leave about 1e-4 of the integral (arXiv:2309.16421's code); a single output is exact in 'ends'."""
     grid = GRIDS["VP"](6)
     exact, *sums = (deis(grid, 3, schedule=LINEAR, quadrature=name).plain() for name in ("exact", "left", "ends"))
     for table in sums:
@@ -285,16 +293,15 @@ def test_deis_of_a_schedule_with_knots(quadrature: str) -> None:
     times = np.linspace(1, 0.001, 5)
     grid = schedule.level(times)
     table = deis(grid, 2, schedule=schedule, quadrature=quadrature)
-    fine = np.unique(np.concatenate([np.linspace(0.001, 1, 200_001), schedule.knots[1:]]))
-    q = (lambda level: level.sigma / level.alpha)(schedule.level(fine))
     for k in range(1, 4):
-        inside = (fine <= times[k]) & (fine >= times[k + 1])
-        whole = q[inside][-1] * times[k] - q[inside][0] * times[k + 1]
-        integral = -(whole - np.trapezoid(q[inside], fine[inside])) * grid.alpha[k + 1]  # ∫ t dq
-        from_last, from_x_hat = table.weights[k, 0, 1], table.weights[k, 0, -1]
-        newest = -from_x_hat * grid.sigma[k] / grid.alpha[k]
-        rtol = 1e-8 if quadrature == "exact" else 1e-2
-        assert newest * times[k] + from_last * times[k - 1] == pytest.approx(integral, rel=rtol)
+        t, s = times[k : k + 2]
+        inside = [s, *schedule.knots[(schedule.knots > s) & (schedule.knots < t)], t]
+        ends = ratio(schedule.level(times[k : k + 2]))
+        integral = ends[1] * s - ends[0] * t + gauss(lambda time: ratio(schedule.level(time)), inside)  # ∫ t dq
+        newest, last = -table.weights[k, 0, -1] * grid.sigma[k] / grid.alpha[k], table.weights[k, 0, 1]
+        rtol = 1e-11 if quadrature == "exact" else 5e-4
+        assert newest * t + last * times[k - 1] == pytest.approx(integral * grid.alpha[k + 1], rel=rtol)
+        assert newest + last == pytest.approx((ends[1] - ends[0]) * grid.alpha[k + 1], rel=rtol)
 
 
 # --- exponential integrators and quadratures are exact for what their order says
@@ -306,9 +313,8 @@ Curve = Callable[[np.ndarray], np.ndarray]
 @pytest.mark.parametrize(
     ("solver", "output", "degree"),
     [
-        *((partial(f, order=n, kind="taylor"), out, n - 1) for n in (1, 2, 3) for f, out in
+        *((partial(f, order=n, kind="taylor"), out, min(n - 1, 1)) for n in (1, 2, 3) for f, out in
           ((dpm_solver, "eps"), (dpm_solver_pp, "x_hat"))),
-        (partial(dpm_solver, order=3), "eps", 2),  # its multistep form has no other kind
         *((partial(f, order=n, kind="taylor", method="singlestep", plan=[n] * (12 // n)), out, n - 1)
           for n in (2, 3) for f, out in ((dpm_solver, "eps"), (dpm_solver_pp, "x_hat"))),
     ],
@@ -317,18 +323,30 @@ def test_dpm_solver_integrates_polynomials_of_log_snr(
     solver: Callable[..., Table], output: str, degree: int, kind: str
 ) -> None:
     """D of degree `degree` in L = log(alpha/sigma): z/alpha adds up exp(-L)·eps dL, and z/sigma exp(L)·x_hat dL."""
-    steps, curve = 12, np.polynomial.Polynomial([0.3, -0.7, 0.4][: degree + 1])
-    grid = grids.exploding(np.geomspace(80, 0.5, 12)).at(slice(0, 12)) if kind == "VE" else GRIDS["VP"](steps)
-    grid = GRIDS["VP"](steps) if kind == "VP" else Level(np.ones(steps + 1), np.geomspace(8.0, 0.1, steps + 1) ** 1.1)
-    table = solver(grid, lower_order_final=False)
-    seen = run_host(table.plain(), level_only(curve, output), START, states=True)
-    half, options = grid.logsnr / 2, getattr(solver, "keywords", {})
+    curve, (grid, half) = np.polynomial.Polynomial([0.3, -0.7, 0.4][: degree + 1]), uneven(kind)
+    seen = run_host(solver(grid, lower_order_final=False).plain(), level_only(curve, output), START, states=True)
+    steps, options = len(half) - 1, getattr(solver, "keywords", {})
     single = options.get("method") == "singlestep"
-    stops = range(0, steps + 1, options["order"]) if single else range(degree, steps + 1)
+    stops = range(0, steps + 1, options["order"]) if single else range(options["order"] - 1, steps + 1)
     sign, own = (-1, grid.alpha) if output == "eps" else (1, grid.sigma)
     for a, b in pairwise(stops):
         added = seen[b] / own[b] - seen[a] / own[a]
-        integral = sign * gauss(lambda u: np.exp(sign * u) * curve(u), half[a], half[b])
+        integral = sign * gauss(lambda u: np.exp(sign * u) * curve(u), half[[a, b]])
+        np.testing.assert_allclose(added, np.full_like(added, integral), rtol=1e-8, atol=1e-9)
+
+
+@every_kind
+@pytest.mark.parametrize(("solver", "output"), [(dpm_solver, "eps"), (dpm_solver_pp, "x_hat")])
+def test_multistep_3_as_published(solver: Callable[..., Table], output: str, kind: str) -> None:
+    """D and D' enter exactly, D'' with half its weight: psi_3 belongs to D''·h², of which D2 is one half."""
+    curve, (grid, half) = np.polynomial.Polynomial([0.3, -0.7, 0.4]), uneven(kind)
+    seen = run_host(solver(grid, 3, lower_order_final=False).plain(), level_only(curve, output), START, states=True)
+    sign, own = (-1, grid.alpha) if output == "eps" else (1, grid.sigma)
+    for k in range(2, len(half) - 1):
+        at = half[k]
+        expansion = np.polynomial.Polynomial([curve(at), curve.deriv()(at), curve.deriv(2)(at) / 4])
+        added = seen[k + 1] / own[k + 1] - seen[k] / own[k]
+        integral = sign * gauss(lambda u: np.exp(sign * u) * expansion(u - at), half[k : k + 2])
         np.testing.assert_allclose(added, np.full_like(added, integral), rtol=1e-8, atol=1e-9)
 
 
@@ -339,22 +357,30 @@ def test_deis_integrates_polynomials(in_time: bool, order: int, kind: str) -> No
     """Of eps in sigma/alpha, or in time: z/alpha adds up eps dq, by parts."""
     grid, curve = GRIDS[kind](8), np.polynomial.Polynomial([0.3, -0.7, 0.4, 0.2][:order])
     schedule, q = own_time(grid), grid.sigma / grid.alpha
-    variable: Callable[[Level], np.ndarray] = schedule.time if in_time else lambda level: level.sigma / level.alpha
+    variable = schedule.time if in_time else lambda level: ratio(level) / q[0]
     table = deis(grid, order, schedule=schedule if in_time else None)
     seen = run_host(table.plain(), level_only(curve, "eps", variable), START, states=True)
     for k in range(order - 1, 8):
-        added = seen[k + 1] / grid.alpha[k + 1] - seen[k] / grid.alpha[k]
+        added, (ends, u) = (
+            seen[k + 1] / grid.alpha[k + 1] - seen[k] / grid.alpha[k],
+            (q[k : k + 2], variable(grid)[k : k + 2]),
+        )
         if in_time:
-            ends, parts = schedule.time(grid)[k : k + 2], curve.deriv()
-            rest = gauss(lambda t: ratio(schedule.level(t)) * parts(t), *ends)
-            integral = q[k + 1] * curve(ends[1]) - q[k] * curve(ends[0]) - rest
+            rest = gauss(lambda t: ratio(schedule.level(t)) * curve.deriv()(t), u)
+            integral = ends[1] * curve(u[1]) - ends[0] * curve(u[0]) - rest
         else:
-            integral = curve.integ()(q[k + 1]) - curve.integ()(q[k])
-        np.testing.assert_allclose(added, np.full_like(added, integral), rtol=1e-8, atol=1e-9)
+            integral = q[0] * np.diff(curve.integ()(u))[0]
+        np.testing.assert_allclose(added, np.full_like(added, integral), rtol=1e-8, atol=1e-11 * q[0])
 
 
 def ratio(level: Level) -> np.ndarray:
     return np.asarray(level.sigma / level.alpha)
+
+
+def uneven(kind: str) -> tuple[Level, np.ndarray]:
+    """A grid whose steps in half log-SNR differ, and that."""
+    grid = spacings.spaced(LINEAR, 12, "rho", end=1e-3) if kind == "VP" else grids.edm(13, 0.1, 8.0).at(slice(0, 13))
+    return grid, grid.logsnr / 2
 
 
 def level_only(curve: Curve, output: str, variable: Callable[[Level], np.ndarray] | None = None) -> Callable[..., Any]:
@@ -368,10 +394,10 @@ def level_only(curve: Curve, output: str, variable: Callable[[Level], np.ndarray
     return denoise
 
 
-def gauss(f: Curve, begin: float, end: float) -> float:
-    """An integral, by NumPy's nodes on 20 panels."""
-    nodes, share = np.polynomial.legendre.leggauss(30)
-    edges = np.linspace(begin, end, 21)
+def gauss(f: Curve, ends: Sequence[float] | np.ndarray) -> float:
+    """An integral from the first of rising or falling ends to the last, by NumPy's nodes on 20 parts of each panel."""
+    nodes, share = np.polynomial.legendre.leggauss(16)
+    edges = np.interp(np.arange(20 * len(ends) - 19) / 20, np.arange(len(ends)), ends)
     middle, half = (edges[1:] + edges[:-1]) / 2, np.diff(edges) / 2
     return float(np.sum(half[:, None] * share * f(middle[:, None] + half[:, None] * nodes)))
 
@@ -394,8 +420,8 @@ def levels(grid: Level) -> list[Level]:
 
 
 def d_ddim(grid: Level, lambdas: np.ndarray) -> np.ndarray:
-    """Eq. 10 and 17 to 19, of eps: the first difference is from x_T."""
-    z, last = START, START
+    """Eq. 10 and 17 to 19, of eps: the first difference is from x_T, the unit noise."""
+    z, last = START * (1 if grid.alpha[0] < 1 else grid.sigma[0]), START
     for (t, s), factor in zip(pairwise(levels(grid)), lambdas, strict=True):
         newest = eps_of(z, t)
         moved = newest + factor * (newest - last)
@@ -410,6 +436,40 @@ def d_ddim_of_data(grid: Level, lambdas: np.ndarray) -> np.ndarray:
         newest = x_hat_of(z, t)
         moved = newest if last is None else newest + factor * (newest - last)
         z, last = z + (s.sigma - t.sigma) * (z - moved) / t.sigma, newest
+    return z
+
+
+def d_variant(
+    combine: Callable[[list[np.ndarray], np.ndarray], np.ndarray], grid: Level, lambdas: np.ndarray
+) -> np.ndarray:
+    """Eq. 53 to 57, of eps: history before the first output is x_T, from then on outputs only."""
+    z, outputs = START, [START]
+    for k, (t, s) in enumerate(pairwise(levels(grid))):
+        outputs = [eps_of(z, t), *outputs][: k + 1 if k else 2]
+        moved = combine(outputs, lambdas[k])
+        z = s.alpha * (z - t.sigma * moved) / t.alpha + s.sigma * moved
+    return z
+
+
+def sep(d: list[np.ndarray], factors: np.ndarray) -> np.ndarray:
+    return (1 + factors[0]) * d[0] + factors[1] * d[1]
+
+
+def all_outputs(d: list[np.ndarray], factors: np.ndarray) -> np.ndarray:
+    return d[0] + sum(factor * each for factor, each in zip(factors, d, strict=False))
+
+
+def two(d: list[np.ndarray], factors: np.ndarray) -> np.ndarray:
+    return d[0] + sum(factor * (d[0] - each) for factor, each in zip(factors, d[1:], strict=False))
+
+
+def lookahead(grid: Level, lambdas: np.ndarray) -> np.ndarray:
+    """x_hat is moved, eps is not; the first step is DDIM's."""
+    z, last = START, None
+    for (t, s), factor in zip(pairwise(levels(grid)), lambdas, strict=True):
+        x_hat, eps = x_hat_of(z, t), eps_of(z, t)
+        moved = x_hat if last is None else x_hat + factor * (x_hat - last)
+        z, last = s.alpha * moved + s.sigma * eps, x_hat
     return z
 
 
@@ -487,8 +547,13 @@ VE = GRIDS["VE"](5)
 FROM_THE_PAPER: dict[str, tuple[Callable[..., Table], Paper, Level]] = {
     "D-DDIM": (ddim, d_ddim, GRIDS["VP"](3)),
     "D-DDIM to zero noise": (ddim, d_ddim, grids.clean_end(GRIDS["VP"](3))),
+    "D-DDIM of eps at alpha = 1": (partial(ddim, output="eps"), d_ddim, GRIDS["VE"](3)),
     "D-DDIM of x_hat": (ddim, d_ddim_of_data, GRIDS["VE"](3)),
     "D-DDIM of x_hat to zero noise": (ddim, d_ddim_of_data, grids.edm(4)),
+    "Sep": (SOLVERS["ddim-sep"], partial(d_variant, sep), GRIDS["VP"](4)),
+    "All": (SOLVERS["ddim-all"], partial(d_variant, all_outputs), GRIDS["VP"](4)),
+    "D-DDIM-2": (SOLVERS["ddim-2"], partial(d_variant, two), GRIDS["VP"](4)),
+    "LA-DDIM": (SOLVERS["ddim-la"], lookahead, GRIDS["VP"](4)),
     "D-iPNDM": (ipndm, d_ipndm, GRIDS["VP"](6)),
     "D-DPM-Solver-2": (partial(dpm_solver, method="singlestep"), d_dpm_solver_2, NODES_2),
     "D-DPM-Solver-3": (partial(dpm_solver, order=3, method="singlestep", plan=[3] * 3), d_dpm_solver_3, NODES_3),
@@ -501,14 +566,16 @@ FROM_THE_PAPER: dict[str, tuple[Callable[..., Table], Paper, Level]] = {
 @pytest.mark.parametrize(("solver", "paper", "grid"), FROM_THE_PAPER.values(), ids=FROM_THE_PAPER)
 def test_lambdas_act_as_in_the_paper(solver: Callable[..., Table], paper: Paper, grid: Level) -> None:
     table = solver(grid)
-    lambdas = np.random.default_rng(1).normal(scale=0.3, size=table.nfe)
-    found = run_host(table.distilled(lambdas[:, None]), mixture, START)
-    np.testing.assert_allclose(found, paper(grid, lambdas), rtol=1e-9, atol=1e-11)
+    lambdas = np.random.default_rng(1).normal(scale=0.3, size=directions(table).published.shape)
+    found = run_host(table.distilled(lambdas), mixture, START)
+    np.testing.assert_allclose(
+        found, paper(grid, lambdas[:, 0] if lambdas.shape[1] == 1 else lambdas), rtol=1e-9, atol=1e-11
+    )
     assert np.abs(found - run_host(table, mixture, START)).max() > 1e-3
 
 
 def test_published_lambdas_contain_the_update() -> None:
-    """All but those of D-DPM-Solver: by sigma_s - (alpha_s/alpha_t)·sigma_t of eps, -(sigma_s - sigma_t)/sigma_t of x_hat."""
+    """sigma_s - (alpha_s/alpha_t)·sigma_t of eps, -(sigma_s - sigma_t)/sigma_t of x_hat; not those of D-DPM-Solver."""
     vp, ve = GRIDS["VP"](4), GRIDS["VE"](4)
     b = vp.sigma[1:] - vp.alpha[1:] / vp.alpha[:-1] * vp.sigma[:-1]
     for solver in (ddim, ipndm, deis):
@@ -518,15 +585,12 @@ def test_published_lambdas_contain_the_update() -> None:
     both = np.stack([euler, -np.diff(ve.sigma) / (2 * ve.sigma[1:])], axis=1).ravel()
     np.testing.assert_allclose(published(heun(ve)), [1, *both[1:]], rtol=1e-12)
     for order in (1, 2, 3):
-        table = dpm_solver(vp, order, method="singlestep", plan=[order, 4 - order] if order < 4 - order else [order, 1])\
-            if order == 3 else dpm_solver(vp, order, method="singlestep")
-        expected = b if order == 1 else np.array([1, 1, 1, b[3]]) if order == 3 else np.ones(4)
-        np.testing.assert_allclose(published(table), expected, rtol=1e-12)
+        for solver in (dpm_solver, dpm_solver_pp, partial(dpm_solver, method="singlestep")):
+            np.testing.assert_array_equal(published(solver(vp, order)), 1)
 
 
 def published(table: Table) -> np.ndarray:
-    assert table.directions is not None
-    return table.directions.published[:, 0]
+    return directions(table).published[:, 0]
 
 
 # --- order plans
@@ -548,15 +612,11 @@ def test_order_plans_are_those_published(order: int, nfe: int, plan: list[int]) 
     chex.assert_trees_all_equal(also, dpm_solver(clean, order, method="singlestep"))
 
 
-def told_lower(schedule: Schedule, times: Sequence[float]) -> Level:
-    return schedule.level(np.asarray(times) - 1e-3)
-
-
 @pytest.mark.parametrize("solver", [ipndm, deis, partial(deis, schedule=LINEAR)])
 def test_a_network_told_other_levels_is_asked_there(solver: Callable[..., Table]) -> None:
     """Published iPNDM and DEIS ask one index lower: the steps stay those of the grid."""
     times = np.linspace(1, 0.01, 7)
-    grid, told = LINEAR.level(times), told_lower(LINEAR, times[:-1])
+    grid, told = LINEAR.level(times), LINEAR.level(times[:-1] - 1e-3)
     table, asked = solver(grid, told=told), []
 
     def constant(z: np.ndarray, level: Level, labels: Any = None) -> np.ndarray:
@@ -568,5 +628,4 @@ def test_a_network_told_other_levels_is_asked_there(solver: Callable[..., Table]
     np.testing.assert_allclose(np.transpose(asked), np.stack(told), rtol=1e-14)
     exact = grid.alpha[-1] * (START / grid.alpha[0] + 0.5 * np.subtract(*ratio(grid)[[-1, 0]]))
     np.testing.assert_allclose(end, exact, rtol=1e-9, atol=1e-9)
-    assert table.directions is not None
-    np.testing.assert_array_equal(table.directions.reached.sigma, grid.sigma[1:])
+    np.testing.assert_array_equal(directions(table).reached.sigma, grid.sigma[1:])

@@ -1,4 +1,7 @@
-"""Solver tables, the engine that runs them and EDM's grids, against the closed-form flow of Gaussian data."""
+"""Solver tables, the engine that runs them and EDM's grids, against the closed-form flow of Gaussian data.
+
+Orders, reductions and D-ODE directions of every solver, on the host, are in test_solver_families.py.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,32 @@ from diffusion_distill.diffusion import forward, grids
 from diffusion_distill.diffusion.schedules import Cosine, LinearBeta, VarianceExploding
 from diffusion_distill.levels import Level
 from diffusion_distill.model import Denoiser, Model
-from diffusion_distill.solvers import SOLVERS, Table, ablation, ancestral, ddim, heun
+from diffusion_distill.solvers import (
+    SOLVERS,
+    Table,
+    ablation,
+    ancestral,
+    ddim,
+    deis,
+    dpm_solver,
+    dpm_solver_pp,
+    heun,
+    ipndm,
+    unipc,
+)
 from diffusion_distill.solvers.ablation import SCALINGS, TIME_SCHEDULES
-from diffusion_distill.solvers.table import build, run_host
+from diffusion_distill.solvers.dpm_solver import order_plan
+from diffusion_distill.solvers.forms import X_HAT, ZERO, Form, Y, eps_hat, estimate, move, output_of, register
+from diffusion_distill.solvers.table import Direction, build, run_host
 from diffusion_distill.training.sharding import data_mesh, replicated, split
 
-#: Every solver as it comes, and its variants.
+#: Every solver as it comes, and its variants. (The tables of DDIM's variants are DDIM's.)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, {}) for name, solver in SOLVERS.items() if name != "euler"},
+    **{name: (name, {}) for name in SOLVERS if name != "euler" and not name.startswith("ddim-")},
     "ancestral, small variance": ("ancestral", {"gamma": 0.0}),
     "heun, churn": ("heun", {"s_churn": 2.0, "s_noise": 1.007}),
+    "deis in another schedule's time": ("deis", {"order": 4, "schedule": LinearBeta(t_min=0.0)}),
+    "dpm_solver++, singlestep": ("dpm_solver++", {"order": 3, "method": "singlestep"}),
     "ablation, churn in VP's time": ("ablation", {"schedule": "vp", "s_churn": 2.0, "s_max": 10.0}),
 }
 every_solver = pytest.mark.parametrize("variant", VARIANTS)
@@ -410,7 +429,8 @@ def test_eulers_ablation_is_ddim() -> None:
 
 @pytest.mark.fast
 def test_churn_raises_the_noise_where_it_should() -> None:
-    grid, churn = grids.edm(10), {"s_churn": 3.0, "s_min": 0.1, "s_max": 30.0, "s_noise": 1.01}
+    churn: dict[str, Any] = {"s_churn": 3.0, "s_min": 0.1, "s_max": 30.0, "s_noise": 1.01}
+    grid = grids.edm(10)
     table, sigma = heun(grid, **churn), grid.sigma[:-1]
     inside = (sigma >= 0.1) & (sigma <= 30)
     assert 0 < inside.sum() < 9
@@ -420,8 +440,7 @@ def test_churn_raises_the_noise_where_it_should() -> None:
     assert not table.noise[1::2].any()
     strongest = heun(grid, s_churn=1e3).level.sigma[::2]
     np.testing.assert_allclose(strongest, sigma * np.sqrt(2), rtol=1e-14)
-    for none in ({"s_churn": 0.0, "s_noise": 2.0}, {"s_churn": 3.0, "s_min": 100.0}):
-        quiet = heun(grid, **none)
+    for quiet in (heun(grid, s_churn=0.0, s_noise=2.0), heun(grid, s_churn=3.0, s_min=100.0)):
         assert quiet.deterministic
         chex.assert_trees_all_equal(quiet, heun(grid))
     levels = np.geomspace(90, 0.001, 200)
@@ -529,14 +548,109 @@ def test_registers_remember(loop: str) -> None:
     np.testing.assert_allclose(np.ravel(seen), [3, 3, 0.9, 0.5, 2 * 0.5 - 0.3], rtol=1e-6)
 
 
+@pytest.mark.fast
+def test_memories_that_never_reach_y_are_dropped(loop: str, exact: Denoiser, gaussian: toys.Gaussian) -> None:
+    """One that is read by itself only, one that only the other reads, and a chain of two that ends in y."""
+    grid, a, b, dead = GRID, register("a"), register("b"), register("dead")
+    row = {"y": 0.5 * Y + 0.3 * b + 0.1 * X_HAT, "b": a, "a": X_HAT, "dead": dead + X_HAT, "fed": dead + Y}
+    names = ("y", "dead", "a", "fed", "b")
+    table = build(grid.at(slice(0, 4)), [row] * 4, registers=names)
+    assert table.weights.shape == (4, 5, 6) and table.plain().weights.shape == (4, 3, 4)
+    chex.assert_trees_all_equal(table.plain().plain(), table.plain())
+    start = np.random.default_rng(0).standard_normal((2, *SHAPE))
+    whole = run_host(table, optimal(gaussian), start, states=True)
+    np.testing.assert_allclose(run_host(table.plain(), optimal(gaussian), start, states=True), whole, rtol=1e-14)
+    on_device = sampling.integrate(exact, table, jnp.asarray(start, jnp.float32), states=True)
+    np.testing.assert_allclose(on_device, whole, atol=2e-6)
+    # what a direction alone reads is kept where lambda is not 0
+    along = [[Direction(dead - X_HAT, 0.5)], [], [Direction(Y - X_HAT, 1.0), Direction(dead, 2.0)], []]
+    table = build(grid.at(slice(0, 4)), [row] * 4, registers=names, directions=along, path=grid)
+    assert table.directions is not None and table.directions.weights.shape == (4, 2, 6)
+    np.testing.assert_array_equal(table.directions.published, [[0.5, 1], [1, 1], [1, 2], [1, 1]])
+    for where, registers in (((0, 0), 4), ((2, 0), 3), ((2, 1), 4), ((0, 1), 3), ((3, 0), 3)):
+        lambdas = np.zeros((4, 2))
+        lambdas[where] = 1.0
+        assert table.distilled(lambdas).weights.shape == (4, registers, registers + 1)
+    moved = table.distilled([[0.0, 0.0], [0.0, 0.0], [0.25, 0.0], [0.0, 0.0]])  # type: ignore[arg-type]
+    np.testing.assert_allclose(moved.weights[2, 0], [0.5 + 0.25, 0.0, 0.3, 0.1 - 0.25], rtol=1e-14)
+
+
+@pytest.mark.fast
+def test_linear_forms_are_linear() -> None:
+    rng = np.random.default_rng(0)
+    values: dict[str, float] = dict(zip(("y", "x_hat", "last"), rng.normal(size=3).tolist(), strict=True))
+
+    def value(form: Form) -> float:
+        return sum(factor * values[name] for name, factor in form.items())
+
+    last = register("last")
+    one, two = 0.3 * Y - last / 0.7, X_HAT * 2.0 + Y
+    assert value(one) == pytest.approx(0.3 * values["y"] - values["last"] / 0.7)
+    assert value(one + two) == pytest.approx(value(one) + value(two))
+    assert value(two - one) == pytest.approx(value(two) - value(one))
+    assert value(one * -1.5) == value(-1.5 * one) == pytest.approx(-1.5 * value(one))
+    assert value(one / 4) == pytest.approx(value(one) / 4)
+    assert sum([one, two], ZERO) == one + two == two + one
+    assert ZERO == {} and one == {"y": 0.3, "last": -1 / 0.7}, "forms are left as they are"
+    for t, s in ((GRID.at(1), GRID.at(3)), (Level(1.0, 3.0), Level(1.0, 0.0)), (GRID.at(2), Level(1.0, 0.0))):
+        z, x_hat = values["y"], values["x_hat"]
+        eps = (z - t.alpha * x_hat) / t.sigma
+        assert value(eps_hat(t)) == value(estimate("eps", t)) == pytest.approx(eps)
+        assert value(estimate("x_hat", t)) == x_hat
+        for output in ("eps", "x_hat"):
+            there = s.alpha * x_hat + s.sigma * eps
+            assert value(move(t, s, output, estimate(output, t))) == pytest.approx(there)
+    assert (output_of(GRID, None), output_of(grids.edm(3), None), output_of(GRID, "x_hat")) == ("eps", "x_hat", "x_hat")
+
+
 GRID = grids.uniform(Cosine(), 4)
+CLEAN = grids.clean_end(GRID)
 TWO = GRID.at(slice(0, 2))
 ITSELF = lambda z, level, labels=None: z  # noqa: E731
 MIXED = Level(np.array([0.5, 0.6, 0.7]), np.array([2.0, 1.0, 0.5]))
+#: For both solvers: what is wrong, with which options, and what is said.
+DPM_SOLVERS_ERRORS: list[tuple[str, dict[str, Any], str]] = [
+    ("order 4", {"order": 4}, r"orders 1, 2 and 3, got order=4"),
+    ("order 0", {"order": 0}, r"orders 1, 2 and 3, got order=0"),
+    ("an unknown method", {"method": "single"}, r"method of DPM-Solver 'single'.*singlestep"),
+    ("an unknown kind", {"kind": "heun"}, r"kind .* must be one of \('dpmsolver', 'taylor'\), got 'heun'"),
+    ("a plan of multistep", {"plan": [2, 2]}, r"plan of orders is for method='singlestep', got plan=\[2, 2\]"),
+    ("a plan too long", {"method": "singlestep", "plan": [2, 3]}, r"plan \[2, 3\] .* sum to the grid's 4"),
+    ("no plan", {"method": "singlestep", "plan": []}, r"plan \[\] must be of orders 1 to 3"),
+    ("a plan of order 4", {"method": "singlestep", "plan": [4]}, r"plan \[4\] must be of orders 1 to 3"),
+]  # fmt: skip
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an unknown register": (lambda: build(TWO, [{"y": {"y": 1}}, {"m": {"y": 1}}]), r"Row 1 sets 'm'.*registers:.*y"),
     "an unknown term": (lambda: build(TWO, [{"y": {"eps": 1}}] * 2), r"Row 0 .*\['eps'\].*x_hat"),
     "writing to x_hat": (lambda: build(TWO, [{"x_hat": {"y": 1}}] * 2), r"sets 'x_hat'"),
+    "a direction from an unknown register": (
+        lambda: build(TWO, [{}] * 2, directions=[[Direction({"m": 1.0}, 1.0)], []], path=GRID.at(slice(0, 3))),
+        r"Row 0 has a direction from \['m'\]; registers:.*'x_hat', 'y'"),
+    "lambdas without directions": (lambda: ancestral(GRID).distilled(np.zeros((4, 1))), r"no directions.*no D-ODE"),
+    "lambdas of a plain table": (lambda: ddim(GRID).plain().distilled(np.zeros((4, 1))), r"no directions"),
+    "too few lambdas": (lambda: ddim(GRID).distilled(np.zeros((3, 1))), r"shape \(4, 1\).*got \(3, 1\)"),
+    "lambdas without an axis": (lambda: ddim(GRID).distilled(np.zeros(4)), r"shape \(4, 1\).*got \(4,\)"),
+    "an unknown output": (lambda: ddim(GRID, "v"), r"'eps' or 'x_hat'.*got 'v'"),
+    "an unknown output of UniPC": (lambda: unipc(GRID, output="x"), r"'eps' or 'x_hat'.*got 'x'"),
+    "iPNDM of order 0": (lambda: ipndm(GRID, 0), r"1 to 4 outputs, got order=0"),
+    "iPNDM of order 5": (lambda: ipndm(GRID, 5), r"1 to 4 outputs, got order=5"),
+    "too many levels told": (lambda: ipndm(GRID, told=GRID), r"4 rows needs as many levels, got \(5,\)"),
+    "DEIS of order 0": (lambda: deis(GRID, 0), r"at least 1 output, got order=0"),
+    "an unknown quadrature": (lambda: deis(GRID, quadrature="right"), r"quadrature 'right'.*'?left'?"),
+    "published sums without a rate": (
+        lambda: deis(GRID, schedule=Cosine(), quadrature="left"), r"'left' sums .* a schedule with a rate, got Cosine"),
+    **{
+        f"{what} of {name}": (lambda s=solver, o=options: s(GRID, **o), said)
+        for name, solver in (("DPM-Solver", dpm_solver), ("DPM-Solver++", dpm_solver_pp))
+        for what, options, said in DPM_SOLVERS_ERRORS
+    },
+    "a plan of order 2 to zero noise": (
+        lambda: dpm_solver(CLEAN, method="singlestep", plan=[2, 2]), r"plan \[2, 2\] .*order 1 for a step to zero"),
+    "a plan of no evaluations": (lambda: order_plan(0, 2), r"number of evaluations must be .*at least 1, got 0"),
+    "UniPC of order 0": (lambda: unipc(GRID, 0), r"order must be at least 1, got 0"),
+    "an unknown variant of UniPC": (lambda: unipc(GRID, variant="bh3"), r"one of \('bh1', 'bh2'\), got 'bh3'"),
+    "a correction at zero noise": (lambda: unipc(CLEAN, correct_final=True), r"zero noise cannot be corrected.*leave"),
+    "an unknown place of a trial": (lambda: heun(GRID, trial="lin"), r"place of a trial 'lin'.*Known: log, sigma"),
     "too few levels": (lambda: build(TWO, [{}] * 3), r"3 rows needs as many levels, got \(2,\)"),
     "gamma above 1": (lambda: ancestral(GRID, 1.5), r"gamma must be in \[0, 1\].*got 1.5"),
     "gamma below 0": (lambda: ancestral(GRID, -0.1), r"gamma must be in \[0, 1\].*got -0.1"),

@@ -111,6 +111,10 @@ class FittedBeta(LinearBeta):
     def __post_init__(self) -> None:
         pass  # LinearBeta's check of the betas does not apply
 
+    def _time(self, decay: Array) -> Array:
+        xp = namespace(decay)
+        return xp.where(decay == 0, 0.0, super()._time(xp.where(decay == 0, 1.0, decay)))  # 0/0 where beta_min < 0
+
     def beta(self, t: Array) -> Array:
         """beta at time t."""
         return self.beta_min + (self.beta_max - self.beta_min) * t

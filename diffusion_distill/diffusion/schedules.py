@@ -258,9 +258,9 @@ class LinearAlphaDiscrete(LinearBetaDiscrete):
         return namespace(t).interp(t, _knots(self).time, np.exp(-2 * _knots(self).decay))
 
     def rate(self, t: Array) -> Array:
-        """The derivative of -log alpha at time t; at a knot, that of the earlier times."""
+        """The derivative of -log alpha at time t; at a knot (to rounding), that of the later times."""
         alpha2, time = np.exp(-2 * _knots(self).decay), _knots(self).time
-        k = np.clip(np.searchsorted(time, t) - 1, 0, self.steps - 1)
+        k = np.clip(np.floor(np.multiply(t, self.steps) + 1e-9).astype(int), 0, self.steps - 1)
         return -0.5 * (np.diff(alpha2) / np.diff(time))[k] / self._alpha2(t)
 
     def _time(self, decay: Array) -> Array:
@@ -272,8 +272,10 @@ class LinearAlphaDiscrete(LinearBetaDiscrete):
 
 
 @dataclass(frozen=True)
-class IDDPMCosine(_Decaying):
+class IDDPMCosine:
     """The cosine schedule of improved DDPM, cut to tau in [t_min, t_max].
+
+    With angles a and a_0 = angle(0), sigma² = sin(a - a_0)·sin(a + a_0) / cos²(a_0), which has all its digits near a_0.
 
     Attributes:
       s: offset of the angle.
@@ -291,21 +293,45 @@ class IDDPMCosine(_Decaying):
         if not (0 <= self.t_min < self.t_max <= 1 and self.s >= 0):
             raise ValueError(f"Need 0 <= t_min < t_max <= 1 and s >= 0, got {self}.")
 
-    def _angle(self, tau: Array) -> Array:
-        return (tau + self.s) / (1 + self.s) * (math.pi / 2)
+    @property
+    def _first(self) -> float:
+        """a_0."""
+        return self.s * self._rate
 
-    def _decay(self, t: Array) -> Array:
-        angle = self._angle(self.t_min + (self.t_max - self.t_min) * t)
-        return math.log(math.cos(self._angle(0.0))) - namespace(t).log(namespace(t).cos(angle))
+    @property
+    def _rate(self) -> float:
+        """The growth of the angle with tau."""
+        return math.pi / 2 / (1 + self.s)
 
-    def _time(self, decay: Array) -> Array:
-        xp = namespace(decay)
-        angle = xp.arccos(xp.exp(-decay) * math.cos(self._angle(0.0)))
-        tau = angle / (math.pi / 2) * (1 + self.s) - self.s
-        return (tau - self.t_min) / (self.t_max - self.t_min)
+    @property
+    def _span(self) -> float:
+        return self.t_max - self.t_min
 
-    def _growth(self, t: Array, s: Array, steps: int) -> Array:
-        return self._decay(t / steps) - self._decay(s / steps)
+    def level(self, t: Array) -> Level:
+        """The level at time t in [0, 1]."""
+        xp = namespace(t)
+        since = self._rate * (self.t_min + self._span * t)  # a - a_0
+        left = self._rate * ((1 - self.t_max) + self._span * (1 - t))  # pi/2 - a
+        sigma = xp.sqrt(xp.sin(since) * xp.sin(since + 2 * self._first))
+        return Level(xp.sin(left) / math.cos(self._first), sigma / math.cos(self._first))
+
+    def time(self, level: Level) -> Array:
+        """The time at which the schedule has this level's logsnr."""
+        xp, ratio = namespace(*level), level.sigma / level.alpha
+        angle = xp.arctan2(xp.sqrt(ratio**2 + math.sin(self._first) ** 2), math.cos(self._first) + 0 * ratio)
+        return ((angle - self._first) / self._rate - self.t_min) / self._span
+
+    def cross(self, t: Array, s: Array, steps: int = 1) -> Array:
+        """(alpha_s² - alpha_t²) / (sigma_t·alpha_s + alpha_t·sigma_s); zero for equal times.
+
+        alpha_s² - alpha_t² = sin(a_t - a_s)·sin(a_t + a_s) / cos²(a_0), the second sine of a sum, for all its digits.
+        """
+        xp, cos = namespace(t, s), math.cos(self._first)
+        apart = self._rate * self._span * ((t - s) / steps)
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.level(t / steps), self.level(s / steps)
+        sine_t, sine_s = (xp.sin(self._rate * (self.t_min + self._span * (u / steps)) + self._first) for u in (t, s))
+        whole = xp.where(apart == 0, 1.0, sigma_t * alpha_s + alpha_t * sigma_s)  # 0 where both have no noise
+        return xp.sin(apart) / cos * (sine_t * alpha_s + alpha_t * sine_s) / whole
 
 
 class _Knots(NamedTuple):

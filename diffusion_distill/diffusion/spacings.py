@@ -15,6 +15,7 @@ Published samplers of discrete models visit whole indices of the betas instead (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -43,6 +44,8 @@ def spaced_times(
 ) -> np.ndarray:
     """The schedule's times [steps + 1] of `spaced`; both ends are exact."""
     between, steps = choose("spacing", spacing, SPACINGS), positive_int("The number of steps", steps)
+    if not 0 < rho < math.inf:
+        raise ValueError(f"The exponent rho of a spacing must be positive and finite, got {rho!r}.")
     if not 0 <= end < start:
         raise ValueError(f"A grid runs down from a time `start` to a time `end` of at least 0, got {start} and {end}.")
     fractions = np.arange(steps, -1, -1) / steps if spacing == "time" else np.arange(steps + 1) / steps
@@ -64,7 +67,7 @@ def refine(schedule: Schedule, grid: Level, parts: int | Sequence[int], spacing:
     """
     grid = grids.check(grid)
     steps = len(grid.sigma) - 1
-    counts = [parts] * steps if isinstance(parts, int) else list(parts)
+    counts = [parts] * steps if np.ndim(parts) == 0 else list(parts)  # type: ignore[arg-type]
     if len(counts) != steps:
         raise ValueError(f"A grid of {steps} steps is divided by one number for each, got {len(counts)} numbers.")
     noisy = grid.at(grid.sigma > 0)

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_distill.report.figures import figure_of
+
 SMOOTHED_PARTS = 40  # the moving mean spans this fraction of a curve
 
 
@@ -37,8 +39,6 @@ def loss_plot(
         ValueError: no histories, one that is no list of pairs or has no loss to show, or x going back.
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
 
     if not histories:
@@ -46,9 +46,7 @@ def loss_plot(
     curves = {str(label): _curve(str(label), history) for label, history in histories.items()}
     phases = phases or {}
 
-    figure = Figure(figsize=(9, 5), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, [axes] = figure_of([1], (9, 5))
     for index, (label, (x, loss, hidden)) in enumerate(curves.items()):
         colour = f"C{index}"
         axes.plot(x, loss, color=colour, alpha=0.25, linewidth=0.8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from diffusion_distill.report.figures import figure_of
 
-COLUMNS = 4  # matrices beside each other before a new row begins
+COLUMNS = 4  # at most so many matrices beside each other
 SIDE = 3.2  # of a matrix, in inches
 COLOURS = "viridis"
 
@@ -50,18 +51,18 @@ def heat_maps(
         raise ValueError(f"The limits of the colours must increase, got {limits}.")
 
     count = len(matrices)
-    columns = min(COLUMNS, count)
-    rows = [COLUMNS] * (count // COLUMNS) + [count % COLUMNS] * (count % COLUMNS > 0)
+    columns = math.ceil(count / math.ceil(count / COLUMNS))  # six are two rows of three
+    rows = [columns] * math.ceil(count / columns)
     figure, axes = figure_of(rows, (SIDE * columns + 1.0, (SIDE + 0.3) * len(rows) + 0.3), square=True)
+    for spare in axes[count:]:
+        spare.remove()
     image = None
-    for place, (label, matrix) in zip(axes, matrices.items(), strict=True):
+    for k, (place, (label, matrix)) in enumerate(zip(axes, matrices.items(), strict=False)):
         image = place.imshow(matrix, cmap=COLOURS, vmin=low, vmax=high, interpolation="nearest")
-        place.set(title=label, xlabel=axis)
-        if place.get_subplotspec().is_first_col():  # type: ignore[union-attr]
-            place.set_ylabel(axis)
+        place.set(title=label, xlabel=axis if k + columns >= count else "", ylabel="" if k % columns else axis)
         for ticks in (place.xaxis, place.yaxis):
             ticks.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    figure.colorbar(image, ax=axes, label=quantity, shrink=0.9, pad=0.02)  # type: ignore[arg-type]
+    figure.colorbar(image, ax=axes[:count], label=quantity, shrink=0.9, pad=0.02)  # type: ignore[arg-type]
     if title:
         figure.suptitle(title)
     path = Path(path)

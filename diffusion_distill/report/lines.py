@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 WIDE = 10.0  # values that differ by this factor are drawn on a logarithmic axis if the scale is "auto"
 SCALES: dict[str, None] = dict.fromkeys(("linear", "log", "asinh", "auto"))
 LEAST_WIDTH, LEAST_PANEL, HEIGHT = 9.0, 3.2, 3.4  # of a figure, of a panel, and of a row of panels, in inches
+MOST_TICKS = 8  # of an axis that is not linear
 LEGEND_COLUMNS, LEGEND_LINE = 4, 0.22  # the height in inches
 
 
@@ -80,9 +82,7 @@ def line_plot(rows: Sequence[Mapping[str, Panel]], path: str | Path, title: str 
     if not panels or not all(rows):
         raise ValueError("There are no panels. Pass rows [{title: Panel(lines)}, ...] of at least one panel each.")
     lines = dict(chain.from_iterable(panel.lines.items() for _, panel in panels))
-    groups = list(dict.fromkeys(line.like or label for label, line in lines.items()))
-    colours = {label: f"C{groups.index(line.like or label)}" for label, line in lines.items()}
-
+    colours = _colours(lines)
     counts, below = [len(row) for row in rows], -(-len(lines) // LEGEND_COLUMNS)
     figure, axes = figure_of(
         counts, (max(LEAST_WIDTH, LEAST_PANEL * max(counts)), HEIGHT * len(rows) + 0.3 + LEGEND_LINE * below)
@@ -133,7 +133,16 @@ def _checked(name: str, panel: Panel) -> Panel:
     return panel._replace(lines=lines)
 
 
-def _draw(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> dict[str, Any]:
+def _colours(lines: Mapping[str, Line]) -> dict[str, Any]:
+    """label -> colour, all different but for lines that are like others; of more than 20 some are the same."""
+    from matplotlib import colormaps
+
+    groups = list(dict.fromkeys(line.like or label for label, line in lines.items()))
+    palette = colormaps["tab10" if len(groups) <= 10 else "tab20"]
+    return {label: palette(groups.index(line.like or label) % palette.N) for label, line in lines.items()}
+
+
+def _draw(axes: Axes, panel: Panel, colours: Mapping[str, Any]) -> dict[str, Any]:
     """Draws a panel; returns label -> what the legend shows."""
     handles = {}
     for label, line in panel.lines.items():
@@ -152,24 +161,35 @@ def _draw(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> dict[str, Any
 
 
 def _scale(axes: Axes, name: str, scale: str, linear: float | None, values: Sequence[Any]) -> None:
-    """Sets the scale of the x or y axis, and ticks that can be read where it is logarithmic."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    """Sets the scale of the x or y axis, with ticks at round numbers."""
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
     together = np.concatenate(values)
-    sizes = _sizes(together)
     scale = fitting_scale(together) if scale == "auto" else scale
+    if scale == "linear":
+        return
+    sizes = _sizes(together)
+    width = linear or (float(np.median(sizes)) if sizes.size else 1.0)
+    options = {"linear_width": width} if scale == "asinh" else {}
     axis, set_scale = (axes.xaxis, axes.set_xscale) if name == "x" else (axes.yaxis, axes.set_yscale)
-    if scale == "asinh":
-        set_scale("asinh", linear_width=linear or (np.median(sizes) if sizes.size else 1.0))
-        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    elif scale == "log":
-        set_scale("log")
-        decades = np.log10(sizes.max() / sizes.min())
-        steps = (1, 1.5, 2, 3, 5, 7) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
-        axis.set_major_locator(LogLocator(subs=steps))
-        axis.set_minor_formatter(NullFormatter())
-        if sizes.min() > 1e-3 and sizes.max() < 1e5:
-            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    set_scale(scale, **options)
+    low, high = axis.get_view_interval()
+    ticks = _round_numbers(low, high, np.log if scale == "log" else lambda value: np.arcsinh(value / width))
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _round_numbers(low: float, high: float, place: Callable[[float], float]) -> list[float]:
+    """Round numbers between low and high, the roundest first, whose places on the axis are not too near."""
+    top = math.floor(math.log10(max(abs(low), abs(high))))
+    bottom = math.floor(math.log10(low)) if low > 0 else top - 12
+    sizes = [digit * 10.0**power for digit in (1, 5, 2, 3) for power in range(top, bottom - 1, -1)]
+    least, kept = (place(high) - place(low)) / MOST_TICKS, []
+    for number in [0.0, *(sign * size for size in sizes for sign in (1, -1))]:
+        if low <= number <= high and all(abs(place(number) - place(other)) >= least for other in kept):
+            kept.append(number)
+    return kept
 
 
 def _sizes(values: ArrayLike) -> NDArray[np.float64]:

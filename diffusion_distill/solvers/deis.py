@@ -15,13 +15,13 @@ float64, panel by panel between a schedule's knots. The published programs sum i
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
 from diffusion_distill.diffusion import grids
 from diffusion_distill.diffusion.schedules import Schedule
-from diffusion_distill.errors import choose
+from diffusion_distill.errors import choose, positive_int
 from diffusion_distill.levels import Level
 from diffusion_distill.solvers.adams import adams
 from diffusion_distill.solvers.table import Table
@@ -51,8 +51,7 @@ def deis(
       ValueError: an order below 1, an unknown quadrature, a published one of a schedule without a rate, or a
         grid that does not decrease.
     """
-    if order < 1:
-        raise ValueError(f"DEIS combines at least 1 output, got order={order!r}.")
+    order = positive_int("The order of DEIS, the most outputs it combines,", order)
     integrate = choose("quadrature", quadrature, QUADRATURES)
     if quadrature != "exact" and schedule is not None and not hasattr(schedule, "rate"):
         raise ValueError(f"The quadrature {quadrature!r} sums in the time of a schedule with a rate, got {schedule!r}.")
@@ -85,12 +84,18 @@ def _exact(schedule: Schedule | None, q: np.ndarray, times: np.ndarray, f: Integ
     panels = np.array([q[0], *_between(schedule, times), q[1]])
     in_log = q[1] > 0
     ends = np.log(panels) if in_log else panels
-    nodes, share = np.polynomial.legendre.leggauss(GAUSS_NODES if len(ends) == 2 else KNOT_NODES)
+    nodes, share = _gauss(GAUSS_NODES if len(ends) == 2 else KNOT_NODES)
     middle, half = (ends[1:] + ends[:-1]) / 2, (ends[1:] - ends[:-1]) / 2
     u = middle[:, None] + half[:, None] * nodes
     at, rate = (np.exp(u), np.exp(u)) if in_log else (u, 1.0)  # q and dq/du
     t = at if schedule is None else schedule.time(Level(np.ones_like(at), at))
     return float(np.sum(half[:, None] * share * rate * f(t)))
+
+
+@lru_cache(maxsize=4)
+def _gauss(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of Gauss-Legendre quadrature."""
+    return np.polynomial.legendre.leggauss(count)
 
 
 def _between(schedule: Schedule | None, times: np.ndarray) -> np.ndarray:

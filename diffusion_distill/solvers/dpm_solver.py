@@ -15,6 +15,8 @@ it, or at the levels before (multistep). c is (e^g - 1)/2 ('dpmsolver') or psi_2
 grid with the nodes in it, one level per evaluation, so NFE is the number of steps of the grid; `order_plan` says which
 of them belong together. The step to zero noise is always of order 1, which gives x_hat.
 
+Of multistep's third order D2 has the published weight, half of a Taylor expansion's, which makes it an order 2 method.
+
 D-DPM-Solver, arXiv:2309.16421 Eq. 29 to 32: the first output of a step is moved by its difference from the last output
 of the step before; the others, by the step's own difference terms. In a multistep table every output is, as in D-DDIM.
 """
@@ -71,8 +73,7 @@ def tabulate(
     Raises:
       ValueError: unknown settings, a plan that does not fit the grid, or a grid that does not decrease.
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"DPM-Solver has the orders 1, 2 and 3, got order={order!r}.")
+    _check_order(order)
     make = choose("method of DPM-Solver", method, METHODS)
     if kind not in KINDS:
         raise ValueError(f"The kind of DPM-Solver must be one of {KINDS}, got {kind!r}.")
@@ -85,11 +86,17 @@ def order_plan(nfe: int, order: int) -> list[int]:
 
     Source: arXiv:2206.00927, section 3.4 and its code; 3 steps of order 3 for 9 evaluations are [3, 3, 2, 1].
     """
-    nfe = positive_int("The number of evaluations", nfe)
+    nfe, order = positive_int("The number of evaluations", nfe), _check_order(order)
     if order == 3:
         tail = {0: [2, 1], 1: [1], 2: [2]}[nfe % 3]
         return [3] * ((nfe - sum(tail)) // 3) + tail
     return [order] * (nfe // order) + [1] * (nfe % order)
+
+
+def _check_order(order: int) -> int:
+    if isinstance(order, float) or order not in (1, 2, 3):
+        raise ValueError(f"DPM-Solver has the orders 1, 2 and 3, got order={order!r}.")
+    return order
 
 
 class Step(NamedTuple):

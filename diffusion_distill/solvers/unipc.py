@@ -18,6 +18,7 @@ import math
 import numpy as np
 
 from diffusion_distill.diffusion import grids
+from diffusion_distill.errors import positive_int
 from diffusion_distill.levels import Level
 from diffusion_distill.solvers.ddim import along_difference, before
 from diffusion_distill.solvers.dpm_solver import Step, step_order
@@ -50,8 +51,7 @@ def unipc(
     Raises:
       ValueError: unknown settings, a grid that does not decrease, or no noise at the end to be corrected at.
     """
-    if order < 1:
-        raise ValueError(f"UniPC's order must be at least 1, got {order!r}.")
+    order = positive_int("The order of UniPC", order)
     if variant not in VARIANTS:
         raise ValueError(f"The variant of UniPC must be one of {VARIANTS}, got {variant!r}.")
     grid = grids.check(grid)
@@ -62,7 +62,7 @@ def unipc(
     older = list(map(register, memories))
 
     def update(k: int, start: Form, outputs: list[Form], reached: Form | None = None) -> Form:
-        past = [grid.at(j) for j in range(k, -1, -1)][: step_order(k, order, steps, lower_order_final)]
+        past = [grid.at(k - j) for j in range(step_order(k, order, steps, lower_order_final))]
         return _update(Step(past[0], grid.at(k + 1), output), start, outputs, past, variant, reached)
 
     rows, directions = [], []

@@ -1,22 +1,26 @@
 """Fixtures of the base solvers (folder solvers): mixture, schedules, base_*, reference_convergence, order_smooth.
 
 The network is the README's, exact for a mixture of Gaussians (solvers_common.py). Tables run in float64 by `run_host`
-at the README's 1e-8, and by the engine in float32 at its 2e-3, relative to the largest number of a run if above 1. What
-a run magnifies is allowed in float32: see `run_rules`. A run is called in a file by its key without "final/" or "full/";
-`*_run` turn that name and the number of evaluations or sigmas into the package's words.
+at the README's 1e-8, and by the engine in float32 at its 2e-3, relative to the largest number of a run if above 1.
+Runs of fewer than 10 evaluations blow up: there float32 may also differ by 5 times what rounding start and network to
+float32 changes in float64. Errors and orders of convergence are float64 only. A run is called in a file by its key
+without "final/" or "full/"; `*_run` turn that name and the number of evaluations or sigmas into the package's words.
 
-Left out: the originals' line through the first two knots of the betas, extended to times before the first (our schedule
-goes to zero noise there); the toolbox's ipndm_v from the third step on, where its weights are wrong (DODE.md section 5).
+Left out: the originals' line through the first two knots of the betas, extended to times before the first (our
+schedule goes to zero noise there); the toolbox's ipndm_v from the third step on, where its weights are wrong (DODE.md,
+section 5).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill import sampling
@@ -31,12 +35,12 @@ from diffusion_distill.diffusion.schedules import (
 )
 from diffusion_distill.diffusion.spacings import ddim_indices, refine, singlestep, spaced, spaced_times
 from diffusion_distill.levels import Level, from_logsnr
-from diffusion_distill.model import Clipped
+from diffusion_distill.model import Clipped, Thresholded
 from diffusion_distill.solvers import Table, ddim, deis, heun, ipndm, unipc
 from diffusion_distill.solvers.dpm_solver import order_plan, tabulate
 from diffusion_distill.solvers.table import run_host
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, Rule, absolute, of_each, relative
-from golden_checks.solvers_common import Mixture, Thresholded, mixture
+from golden_checks.solvers_common import Mixture, mixture
 
 #: The published schedules, which go on to zero noise at time 0. iPNDM and DEIS have their own between the knots.
 DISCRETE, ALPHA = LinearBetaDiscrete(logsnr_max=math.inf), LinearAlphaDiscrete(logsnr_max=math.inf)
@@ -44,6 +48,9 @@ LINEAR, COSINE = LinearBeta(t_min=0.0), IDDPMCosine(t_min=0.0, t_max=1.0)
 SCHEDULES: dict[str, Schedule] = {"discrete": DISCRETE, "linear": LINEAR, "cosine": COSINE}
 FIRST_KNOT = 1 / DISCRETE.steps
 T_0 = 1e-3  # where continuous samplers stop
+ENDS = {family: {"start": 1.0, "end": T_0} for family in SCHEDULES} | {
+    "cosine": {"start": IDDPMCosine().t_max, "end": T_0}
+}
 #: The programs' names of spacings -> the package's.
 SKIPS = {"time_uniform": "time", "time_quadratic": "quadratic", "logSNR": "logsnr"}
 DEIS_GRIDS = {"t1": "time", "t2": "quadratic", "log1": "logsnr", "rho7": "rho"}
@@ -51,10 +58,12 @@ EDM_GRIDS = {"polynomial": "edm", "logsnr": "ve", "time_uniform": "vp"}
 SIGMA_RANGE = 0.002, 80.0
 #: (float64, float32), README.
 STATE, SCHEDULE = (1e-8, 2e-3), (1e-10, 2e-5)
+#: Runs of fewer evaluations blow up; there float32 may differ by so many times what rounding the network changes.
+ORDINARY_NFE, MAGNIFIED = 10, 5.0
 COEFFICIENT = of_each(1e-9)
-MAGNIFIED = 5.0  # times what rounding the network's output to float32 changes
-ERRORS, ORDERS = relative(1e-5), absolute(0.3)
-REFERENCE, REFERENCE_STEPS = 1e-6, 400  # our own accurate run between two recorded levels
+#: Of errors: what 1e-8 in a state may change, and more where they are large. Of orders: README.
+ERRORS, ORDERS = Rule(1e-5, "·(|ref| + 1e-3)", lambda ref: np.abs(ref) + 1e-3), absolute(0.3)
+REFERENCE, REFERENCE_STEPS = 1e-5, 200  # of UniPC between two recorded levels
 
 
 # ------------------------------------------------------------------------------------------------- checks
@@ -63,14 +72,15 @@ REFERENCE, REFERENCE_STEPS = 1e-6, 400  # our own accurate run between two recor
 def check_mixture(fixture: Fixture, mode: Mode) -> None:
     network, probe = mixture(fixture, mode), mode.array(fixture.input("probe_x"))
     index = fixture.input("vp_t_input")
-    level, known = Level(fixture.input("vp_alpha"), fixture.input("vp_sigma")), index >= 0
-    for key, got in zip(("vp_alpha", "vp_sigma"), DISCRETE.level(mode.array((index + 1) / DISCRETE.steps)), strict=True):
-        compare_where(fixture, key, got, known, mode, relative(SCHEDULE[mode is not FLOAT64]), "before the first knot")
-    rule = of_each_run(SCHEDULE[mode is not FLOAT64])
+    level, bound = Level(fixture.input("vp_alpha"), fixture.input("vp_sigma")), SCHEDULE[mode is not FLOAT64]
+    made = DISCRETE.level(mode.array((index + 1) / DISCRETE.steps))
+    for key, got in zip(("vp_alpha", "vp_sigma"), made, strict=True):
+        compare_where(fixture, key, got, index >= 0, mode, relative(bound), BEFORE)
+    rule = of_each_run(bound)
     x_hats = [network(probe, constant(level.at(k), probe, mode)) for k in range(len(index))]
     eps = [eps_from_x(probe, x, constant(level.at(k), probe, mode)) for k, x in enumerate(x_hats)]
     fixture.compare("vp_x0", stack(x_hats), mode, rule)
-    fixture.compare("vp_eps", stack(eps), mode, rule)
+    fixture.compare("vp_eps", stack(eps), mode, rule if mode is FLOAT64 else eps_rule(bound, level))
     exploding = [Level(np.float64(1), sigma) for sigma in fixture.input("edm_sigma")]
     denoised = [network(probe, constant(level, probe, mode)) for level in exploding]
     fixture.compare("edm_denoised", stack(denoised), mode, rule)
@@ -94,7 +104,7 @@ def check_functions(fixture: Fixture, mode: Mode, family: str, bound: float) -> 
     known = times >= FIRST_KNOT if family == "discrete" else np.full(times.shape, True)
 
     def compare(key: str, got: Any, rule: Rule, where: np.ndarray) -> None:
-        compare_where(fixture, f"{family}/{key}", got, where, mode, rule, "before the first knot")
+        compare_where(fixture, f"{family}/{key}", got, where, mode, rule, BEFORE)
 
     compare("alpha", level.alpha, relative(bound), known)
     compare("sigma", level.sigma, relative(bound), known)
@@ -108,13 +118,13 @@ def check_functions(fixture: Fixture, mode: Mode, family: str, bound: float) -> 
 
 
 def check_grids(fixture: Fixture, rule: Rule) -> None:
-    """All grids, between the times at which the recorded ones begin and end."""
+    """All grids."""
     compare = partial(fixture.compare, mode=FLOAT64, rule=rule)
     for match in fixture.matches(r"(\w+)/grid/(\w+)/(\d+)"):
-        compare(match[0], spaced_times(SCHEDULES[match[1]], int(match[3]), SKIPS[match[2]], **ends(fixture, match[0])))
+        compare(match[0], spaced_times(SCHEDULES[match[1]], int(match[3]), SKIPS[match[2]], **ENDS[match[1]]))
     for match in fixture.matches(r"((\w+)/ss(\d)/(\w+)/(\d+))/outer"):
         schedule, plan = SCHEDULES[match[2]], order_plan(int(match[5]), int(match[3]))
-        grid = singlestep(schedule, plan, SKIPS[match[4]], **ends(fixture, match[0]))
+        grid = singlestep(schedule, plan, SKIPS[match[4]], **ENDS[match[2]])
         compare(match[0], schedule.time(grid.at(np.cumsum([0, *plan]))))
         fixture.equal(f"{match[1]}/orders", plan)
     for match in fixture.matches(r"ddim/(\w+)/(\d+)"):
@@ -122,7 +132,7 @@ def check_grids(fixture: Fixture, rule: Rule) -> None:
     for match in fixture.matches(r"deis_discrete/t/(\d+)"):
         compare(match[0], discrete_times(int(match[1])) * DISCRETE.steps - 1)
     for match in fixture.matches(r"deis_linear/(\w+)/(\d+)"):
-        compare(match[0], spaced_times(LINEAR, int(match[2]), DEIS_GRIDS[match[1]], **ends(fixture, match[0])))
+        compare(match[0], spaced_times(LINEAR, int(match[2]), DEIS_GRIDS[match[1]], **ENDS["linear"]))
     for match in fixture.matches(r"edm/rho7/(\d+)"):
         compare(match[0], grids.discretized("edm", int(match[1]), *SIGMA_RANGE).sigma)
 
@@ -168,7 +178,8 @@ def check_convergence(fixture: Fixture, mode: Mode) -> None:
         runs = [convergence_run(family, name, steps) for steps in step_counts(fixture, name)]
         end = fixture.input(f"ref/{family}" if f"ref/{family}" in fixture else f"ref/{family}/x")
         end = end if end.shape == start.shape else end[-1]
-        errors = np.array([np.sqrt(np.mean((run_host(run.table, network, start) - end) ** 2)) for run in runs])
+        finals = np.array([result(run, network, start, mode) for run in runs])
+        errors = np.sqrt(np.mean((finals - end) ** 2, axis=tuple(range(1, finals.ndim))))
         counts = np.array(step_counts(fixture, name))
         fixture.compare(match[0], errors, mode, ERRORS)
         fixture.compare(
@@ -182,15 +193,15 @@ def check_convergence(fixture: Fixture, mode: Mode) -> None:
 def check_references(fixture: Fixture, network: Mixture, start: np.ndarray) -> None:
     """Recorded accurate solutions against steps of UniPC that are so short that they are as good."""
     for match in fixture.matches(r"ref/(\w+)(/x)?"):
-        family, places = match[1], "sigma" if match[1] == "edm" else "t"
-        at = fixture.input(f"ref/{family}/{places}") if match[2] else np.array([SIGMA_RANGE[0] if family == "edm" else T_0])
+        family, places, end = (match[1], "sigma", SIGMA_RANGE[0]) if match[1] == "edm" else (match[1], "t", T_0)
+        at = fixture.input(f"ref/{family}/{places}") if match[2] else np.array([end])
         if family == "edm":
             levels = grids.exploding([SIGMA_RANGE[1], *at]).at(slice(None, -1))
         else:
             first = float(fixture.input(f"ref/{family}/t_T")) if f"ref/{family}/t_T" in fixture else 1.0
             levels = SCHEDULES[family].level(np.array([first, *at]))
-        states = run_host(unipc(between(levels, REFERENCE_STEPS)).plain(), network, start, states=True)
-        got = states[REFERENCE_STEPS::REFERENCE_STEPS]
+        seen = run_host(unipc(between(levels, REFERENCE_STEPS)).plain(), network, start, states=True)
+        got = seen[REFERENCE_STEPS::REFERENCE_STEPS]
         fixture.compare(match[0], got if match[2] else got[0], FLOAT64, of_each_run(REFERENCE))
 
 
@@ -218,57 +229,97 @@ class Run(NamedTuple):
     agrees: float = math.inf
 
 
-THRESHOLDS: dict[str, Callable[[Mixture], Any]] = {"": lambda network: network, "static": Clipped, "dynamic": Thresholded}
+THRESHOLDS: dict[str, Callable[[Any], Any]] = {"": lambda x: x, "static": Clipped, "dynamic": Thresholded}
 
 
 def check_runs(fixture: Fixture, mode: Mode, start_key: str, make: Callable[[str, int], Run]) -> None:
     """All results and all states, of the runs that `make` gives for a name and a count."""
     network, start = mixture(fixture, mode), mode.array(fixture.input(start_key))
+    exact = mixture(fixture, FLOAT64), fixture.input(start_key)
     counts = fixture.meta.get("valid_nfes") or fixture.meta["valid_num_steps"]
     for key in [key for key in counts if key in fixture]:
         runs = [make(key.removeprefix("final/"), count) for count in counts[key]]
         finals = stack([result(run, network, start, mode) for run in runs])
         known = np.array([run.table.nfe <= run.agrees for run in runs])
-        compare_where(fixture, key, finals, known, mode, run_rule(mode), DEVIATES)
+        magnified = None if mode is FLOAT64 else [rounding(partial(result, run), run, *exact).max() for run in runs]
+        compare_where(fixture, key, finals, known, mode, run_rule(mode, magnified), DEVIATES)
     for key in {match[1]: None for match in fixture.matches(r"(full/.*/\d+)/\w+")}:
         name, count = key.removeprefix("full/").rsplit("/", 1)
-        check_states(fixture, mode, key, make(name, int(count)), network, start)
+        check_states(fixture, mode, key, make(name, int(count)), (network, start), exact)
 
 
-def check_states(fixture: Fixture, mode: Mode, key: str, run: Run, network: Mixture, start: Any) -> None:
+def check_states(
+    fixture: Fixture, mode: Mode, key: str, run: Run, given: tuple[Mixture, Any], exact: tuple[Mixture, np.ndarray]
+) -> None:
     """Every state, and every call of the network with its output."""
-    told, rows = run.table.level, range(run.table.nfe)
-    states = all_states(run, network, start, mode)
-    levels = [constant(told.at(k), start, mode) for k in rows]
-    x_hats = [network(states[k], levels[k]) for k in rows]
-    eps = [eps_from_x(states[k], x_hats[k], levels[k]) for k in rows]
+    rows = range(run.table.nfe)
 
-    def compare(what: str, got: Any, at: Sequence[int]) -> None:
-        compare_where(fixture, f"{key}/{what}", stack(got), np.array(at) <= run.agrees, mode, run_rule(mode), DEVIATES)
+    def compare(what: str, of: Callable[..., np.ndarray], at: Sequence[int]) -> None:
+        if f"{key}/{what}" not in fixture:
+            return
+        got, known = of(run, *given, mode)[list(at)], np.array(at) <= run.agrees
+        magnified = None if mode is FLOAT64 else rounding(partial(of, run), run, *exact)[list(at)]
+        compare_where(fixture, f"{key}/{what}", got, known, mode, run_rule(mode, magnified), DEVIATES)
 
-    compare("states", [states[k] for k in run.kept], run.kept)
-    compare("eval_x", states[:-1], rows)
-    compare("eval_eps", eps, rows)
-    compare("eval_denoised", x_hats, rows)
-    compare("x0_preds", x_hats, rows)
+    compare("states", states, run.kept)
+    compare("eval_x", states, rows)
+    compare("eval_eps", noise_estimates, rows)
+    compare("eval_denoised", estimates, rows)
+    compare("x0_preds", estimates, rows)
     if mode is FLOAT64:
         for what in ("eval_t", "eval_sigma"):
-            fixture.compare(f"{key}/{what}", run.argument(told), mode, of_each(SCHEDULE[0]))
+            fixture.compare(f"{key}/{what}", run.argument(run.table.level), mode, of_each(SCHEDULE[0]))
 
 
-def result(run: Run, network: Mixture, start: Any, mode: Mode) -> Any:
+def result(run: Run, network: Any, start: Any, mode: Mode) -> np.ndarray:
     """Where a run ends."""
     denoise, table = THRESHOLDS[run.threshold](network), run.table.plain()
     got = run_host(table, denoise, start) if mode is FLOAT64 else sampling.integrate(denoise, table, start)
-    return got if run.clean is None else denoise(got, constant(run.clean, start, mode))
+    return np.asarray(got if run.clean is None else denoise(got, constant(run.clean, start, mode)))
 
 
-def all_states(run: Run, network: Mixture, start: Any, mode: Mode) -> Any:
-    """[nfe + 1, batch, ...]."""
+def states(run: Run, network: Any, start: Any, mode: Mode) -> np.ndarray:
+    """What the network sees in each row, and the result, [nfe + 1, batch, ...]."""
     denoise, table = THRESHOLDS[run.threshold](network), run.table.plain()
     if mode is FLOAT64:
         return run_host(table, denoise, start, states=True)
-    return sampling.integrate(denoise, table, start, states=True)
+    return np.asarray(sampling.integrate(denoise, table, start, states=True))
+
+
+def estimates(run: Run, network: Any, start: Any, mode: Mode) -> np.ndarray:
+    """The network's own x_hat in each row, not thresholded, [nfe, batch, ...]."""
+    seen = states(run, network, start, mode)
+    levels = [constant(run.table.level.at(k), start, mode) for k in range(run.table.nfe)]
+    return stack([network(mode.array(z), level) for z, level in zip(seen, levels, strict=False)])
+
+
+def noise_estimates(run: Run, network: Any, start: Any, mode: Mode) -> np.ndarray:
+    """The same as eps."""
+    x_hats, told = estimates(run, network, start, mode), run.table.level
+    level = Level(*(part.astype(x_hats.dtype)[:, None] for part in told)).expand(x_hats)
+    return eps_from_x(states(run, network, start, mode)[:-1], x_hats, level)
+
+
+def rounding(of: Callable[..., np.ndarray], run: Run, network: Mixture, start: np.ndarray) -> np.ndarray:
+    """By how much rounding start and network to float32 changes a run of few steps, for each of the first axis."""
+    if run.table.nfe >= ORDINARY_NFE:
+        return np.zeros(run.table.nfe + 1)
+    exact, rough = of(network, start, FLOAT64), of(Rounded(network), float32(start), FLOAT64)
+    return np.abs(rough - exact).max(axis=tuple(range(1, exact.ndim)))
+
+
+class Rounded(NamedTuple):
+    """A network in float32, of which nothing but its input and output is rounded."""
+
+    network: Mixture
+
+    def __call__(self, z: np.ndarray, level: Level, labels: Any = None) -> np.ndarray:
+        return float32(self.network(float32(z), level))
+
+
+def float32(values: np.ndarray) -> np.ndarray:
+    """Rounded to float32."""
+    return values.astype(np.float32).astype(np.float64)
 
 
 @cache
@@ -281,9 +332,11 @@ def adams_run(name: str, steps: int, quadrature: str = "left") -> Run:
     solver, spacing, *shift = parts
     if family == "discrete":
         times, lower = discrete_times(steps), int(shift[0].removeprefix("shift")) if shift else 0
-        grid, told, schedule, argument = ALPHA.level(times), DISCRETE.level(times[:-1] - lower * FIRST_KNOT), ALPHA, index_of
+        schedule, grid, argument = ALPHA, ALPHA.level(times), index_of
+        told = DISCRETE.level(times[:-1] - lower * FIRST_KNOT)
     else:
-        grid, told, schedule, argument = spaced(LINEAR, steps, DEIS_GRIDS[spacing], end=T_0), None, LINEAR, LINEAR.time
+        schedule, grid, argument = LINEAR, spaced(LINEAR, steps, DEIS_GRIDS[spacing], end=T_0), LINEAR.time
+        told = None
     if solver == "ipndm":
         table = ipndm(grid, told=told)
     else:
@@ -299,7 +352,8 @@ def dpm_run(family: str, start: float, end: float, name: str, nfe: int) -> Run:
     solver, method, *kind, skip, variant = name.split("/")
     method, order = method[:-1], int(method[-1])
     schedule, spacing, among = SCHEDULES[family], SKIPS[skip], {"start": start, "end": end}
-    options: dict[str, Any] = {"output": "eps" if solver == "dpmsolver" else "x_hat", "kind": (kind or ["dpmsolver"])[0]}
+    output, form = "eps" if solver == "dpmsolver" else "x_hat", (kind or ["dpmsolver"])[0]
+    options: dict[str, Any] = {"output": output, "kind": form}
     if method == "multistep":
         grid, kept = spaced(schedule, nfe, spacing, **among), range(nfe + 1)
         options["lower_order_final"] = False if variant == "nolof" else None
@@ -378,6 +432,7 @@ def convergence_run(family: str, name: str, steps: int) -> Run:
 # ------------------------------------------------------------------------------------------------- parts
 
 
+BEFORE = "times before the first knot, where the program extends its schedule otherwise"
 DEVIATES = "the program's weights are wrong, DODE.md section 5"
 
 
@@ -404,8 +459,29 @@ def of_each_run(bound: float) -> Rule:
     return Rule(bound, "·max(1, max|ref of the run|)", scale)
 
 
-def run_rule(mode: Mode) -> Rule:
-    return of_each_run(STATE[mode is not FLOAT64])
+def eps_rule(bound: float, level: Level) -> Rule:
+    """The same, and what eps = (z - alpha·x_hat) / sigma of rounded numbers loses at levels [count, ...]."""
+    lost = 8 * np.finfo(np.float32).eps / 2 * level.alpha / level.sigma
+    rule = of_each_run(bound)
+
+    def scale(ref: np.ndarray) -> np.ndarray:
+        return rule.scale(ref) + lost.reshape(-1, *[1] * (ref.ndim - 1)) / bound
+
+    return Rule(bound, f"{rule.text} + 8 units in the last place·alpha/sigma", scale)
+
+
+def run_rule(mode: Mode, magnified: Any = None) -> Rule:
+    """The README's; in float32 at least some times what a run of few steps makes of rounding, [count]."""
+    rule = of_each_run(STATE[mode is not FLOAT64])
+    if magnified is None:
+        return rule
+    least = MAGNIFIED * np.asarray(magnified) / rule.bound
+    text = rule.text if not least.any() else f"{rule.text}, or {MAGNIFIED:g} times the effect of rounding"
+
+    def scale(ref: np.ndarray) -> np.ndarray:
+        return np.maximum(rule.scale(ref), least.reshape(-1, *[1] * (ref.ndim - 1)))
+
+    return Rule(rule.bound, text, scale)
 
 
 def index_of(level: Level) -> np.ndarray:
@@ -414,8 +490,12 @@ def index_of(level: Level) -> np.ndarray:
 
 
 def discrete_times(steps: int) -> np.ndarray:
-    """From the last index to the first, in equal steps."""
-    return spaced_times(ALPHA, steps, end=FIRST_KNOT)
+    """From the last index to the first, in equal steps, to the last bit as the program made them.
+
+    Where a step begins at an index or just beside it, the sums of DEIS depend on that bit.
+    """
+    with jax.enable_x64(True):
+        return (np.asarray(jnp.linspace(DISCRETE.steps - 1, 0, steps + 1)) + 1) / DISCRETE.steps
 
 
 def factors(run: Run) -> tuple[np.ndarray, np.ndarray]:
@@ -436,11 +516,6 @@ def family_of(fixture: Fixture) -> str:
             raise ValueError("Nothing in this file tells its schedule: it has no eval_t, and its name does not either.")
         return named[0]
     return "discrete" if np.max(fixture.arrays[told[0][0]]) > 1 else "linear"
-
-
-def ends(fixture: Fixture, key: str) -> dict[str, float]:
-    """Where a recorded grid begins and ends."""
-    return {"start": float(fixture.arrays[key][0]), "end": float(fixture.arrays[key][-1])}
 
 
 def constant(level: Level, like: Any, mode: Mode) -> Level:
@@ -491,8 +566,8 @@ def _is_convergence(fixture: Fixture) -> bool:
     return bool(fixture.matches("err/.*") and fixture.matches("ref/.*"))
 
 
-def _wrong_solver(fixture: Fixture) -> Iterator[tuple[list[str], str]]:
-    yield [match[0] for match in fixture.matches(r"(err|local_order)/edm/ipndm_v/.*")], DEVIATES
+def _wrong_solver(fixture: Fixture) -> list[tuple[list[str], str]]:
+    return [([match[0] for match in fixture.matches(r"(err|local_order)/edm/ipndm_v/.*")], DEVIATES)]
 
 
 KINDS = [

@@ -61,23 +61,3 @@ def _beside(fixture: Fixture) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"{fixture.path.name} needs the mixture.npz of its folder beside it: put it there.")
     with np.load(path) as stored:
         return {name: stored[name] for name in PARAMETERS}
-
-
-class Thresholded(struct.PyTreeNode):
-    """A denoiser with the published programs' dynamic thresholding: x_hat clipped to ±s and divided by s.
-
-    s is a sample's quantile of |x_hat|, but at least 1 (arXiv:2205.11487 section 2.3).
-    """
-
-    denoise: Any
-
-    def __call__(self, z: Any, level: Level, labels: Any = None) -> Any:
-        return thresholded(self.denoise(z, level, labels))
-
-
-def thresholded(x_hat: Any, quantile: float = 0.995, least: float = 1.0) -> Any:
-    """Dynamic thresholding of x_hat [batch, height, width, channels]."""
-    xp = namespace(x_hat)
-    most = xp.quantile(abs(x_hat), quantile, axis=tuple(range(1, x_hat.ndim)), keepdims=True)
-    most = xp.maximum(most, least)
-    return xp.clip(x_hat, -most, most) / most

@@ -1,0 +1,404 @@
+"""D-ODE solvers: what is fitted, to what, and that it does not depend on what it should not depend on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from flax import struct
+
+from diffusion_distill import runs, sampling
+from diffusion_distill.diffusion import grids
+from diffusion_distill.diffusion.schedules import Cosine, Karras
+from diffusion_distill.diffusion.spacings import spaced
+from diffusion_distill.distillation import dode
+from diffusion_distill.distillation.fitted import FittedSolver
+from diffusion_distill.levels import Level
+from diffusion_distill.model import Denoiser, Model
+from diffusion_distill.runs import comparison as comparison_run
+from diffusion_distill.runs.comparison import Comparison, Setting, compare_solvers
+from diffusion_distill.runs.fitting import FIRST, FitSettings, fit_solver
+from diffusion_distill.solvers import Table, ancestral, ddim, heun, tabulate
+from diffusion_distill.solvers.table import run_host
+from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.training.sharding import data_mesh, devices_for, replicated, split
+
+SHAPE = (2, 2, 1)
+SCHEDULE = Cosine(-6, 9)
+VE = Karras(6, sigma_max=20.0)
+#: name -> (solver, schedule): every kind of table with directions.
+STUDENTS: dict[str, tuple[str, Any]] = {
+    "ddim": ("ddim", SCHEDULE),
+    "ddim, VE": ("ddim", VE),
+    "heun, VE": ("heun", VE),
+    "heun, published": ("heun keep_slope=true", VE),
+    "ipndm": ("ipndm", SCHEDULE),
+    "deis": ("deis", SCHEDULE),
+    "deis, VE": ("deis", VE),
+    "singlestep": ("dpm_solver order=3 method=singlestep", SCHEDULE),
+    "multistep": ("dpm_solver++ order=3", SCHEDULE),
+    "unipc": ("unipc", SCHEDULE),
+    "two lambdas": ("ddim-2", SCHEDULE),
+    "all outputs": ("ddim-all", SCHEDULE),
+}
+every_student = pytest.mark.parametrize("name", STUDENTS)
+
+
+def student_of(name: str, steps: int = 5) -> tuple[Table, Any]:
+    """The table on a grid to zero noise, and its schedule."""
+    solver, schedule = STUDENTS[name]
+    return tabulate(solver, grids.clean_end(spaced(schedule, steps)), schedule), schedule
+
+
+class Curved(struct.PyTreeNode):
+    """A smooth denoiser that no solver integrates exactly, on both sides of NumPy and JAX."""
+
+    def __call__(self, z: Any, level: Level, labels: Any = None) -> Any:
+        return toys.Curved().raw((), z, level, labels, None)
+
+
+def noise(batch: int = 24) -> np.ndarray:
+    return np.random.default_rng(3).standard_normal((batch, *SHAPE))
+
+
+# --------------------------------------------------------------------------------------------- least squares
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_least_squares_is_numpys(count: int) -> None:
+    rng = np.random.default_rng(count)
+    columns, target = rng.standard_normal((count, 30, 4)), rng.standard_normal((30, 4))
+    expected = np.linalg.lstsq(columns.reshape(count, -1).T, target.ravel(), rcond=None)[0]
+    np.testing.assert_allclose(dode.least_squares(list(columns), target), expected, rtol=1e-11)
+    single = [jnp.asarray(c, jnp.float32) for c in columns]
+    np.testing.assert_allclose(dode.least_squares(single, jnp.asarray(target, jnp.float32)), expected, atol=2e-6)
+
+
+@pytest.mark.fast
+def test_least_squares_of_nearly_parallel_columns_keeps_its_digits() -> None:
+    """Normal equations would square the condition 1e4, which leaves nothing in float32."""
+    rng = np.random.default_rng(0)
+    base, other = rng.standard_normal((2, 400))
+    columns = [base, base + 1e-4 * other]
+    target = 3 * columns[0] - 2 * columns[1]
+    single = [jnp.asarray(c, jnp.float32) for c in columns]
+    found = dode.least_squares(single, jnp.asarray(target, jnp.float32))
+    np.testing.assert_allclose(found, [3, -2], rtol=2e-2)
+
+
+@pytest.mark.fast
+def test_least_squares_leaves_out_what_says_nothing_new() -> None:
+    column = np.arange(1.0, 9).reshape(2, 4)
+    found = dode.least_squares([column, np.zeros_like(column), 2 * column], 5 * column)
+    np.testing.assert_allclose(found, [5, 0, 0], atol=1e-12)
+
+
+# --------------------------------------------------------------------------------------------------- fitting
+
+
+@pytest.mark.fast
+@every_student
+def test_a_fit_is_the_least_squares_solution_of_each_row(name: str) -> None:
+    """By hand: the student's states with the lambdas found so far, against the teacher's, by numpy.linalg.lstsq."""
+    student, schedule = student_of(name)
+    teacher = dode.nested(student, schedule, 4, ddim)
+    fit = dode.fit_host(Curved(), student, teacher, noise())
+    states = run_host(teacher.table.plain(), Curved(), noise(), states=True)
+    assert student.directions is not None
+    registers = np.stack([student.init * noise()] * student.weights.shape[1])
+    for k, target in enumerate(teacher.targets):
+        level = Level(*(np.full(24, a[k]) for a in student.level))
+        operands = np.stack([*registers, Curved()(registers[0], level)])
+        registers = np.tensordot(student.weights[k], operands, axes=1)
+        moves = np.tensordot(student.directions.weights[k], operands, axes=1)
+        moving = [j for j, move in enumerate(moves) if np.abs(move).max() > 1e-12]
+        expected = np.zeros(len(moves))
+        if moving:
+            columns = moves[moving].reshape(len(moving), -1).T
+            expected[moving] = np.linalg.lstsq(columns, (states[target] - registers[0]).ravel(), rcond=None)[0]
+        np.testing.assert_allclose(fit.lambdas[k], expected, rtol=1e-6, atol=1e-6)
+        before = np.sqrt(np.mean((states[target] - registers[0]) ** 2))
+        registers[0] += np.tensordot(fit.lambdas[k], moves, axes=1)
+        after = np.sqrt(np.mean((states[target] - registers[0]) ** 2))
+        np.testing.assert_allclose([fit.plain[k], fit.fitted[k]], [before, after], rtol=1e-9)
+        assert after <= before
+    np.testing.assert_allclose(fit.result, registers[0], rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(run_host(student.distilled(fit.lambdas), Curved(), noise()), fit.result, atol=1e-9)
+
+
+@pytest.mark.fast
+@every_student
+def test_the_teacher_passes_through_the_levels_of_the_student(name: str) -> None:
+    student, schedule = student_of(name)
+    assert student.directions is not None
+    for make in (ddim, heun):
+        teacher = dode.nested(student, schedule, 3, make)
+        reached = teacher.table.directions.reached  # type: ignore[union-attr]
+        for k, target in enumerate(teacher.targets):
+            ratio = reached.sigma[target - 1] / reached.alpha[target - 1]
+            wanted = student.directions.reached.sigma[k] / student.directions.reached.alpha[k]
+            assert ratio == pytest.approx(wanted, rel=1e-9)
+        assert teacher.targets[-1] == teacher.table.nfe
+        if make is ddim:
+            assert teacher.table.nfe == 3 * student.nfe
+
+
+@pytest.mark.fast
+def test_a_student_that_is_its_teacher_needs_no_lambdas() -> None:
+    student, schedule = student_of("ddim")
+    fit = dode.fit_host(Curved(), student, dode.nested(student, schedule, 1, ddim), noise())
+    np.testing.assert_allclose(fit.lambdas, 0, atol=1e-10)
+    np.testing.assert_allclose(fit.plain, 0, atol=1e-12)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["ddim", "ddim, VE", "heun, VE", "singlestep"])
+def test_fitted_solvers_follow_the_exact_flow_better(name: str) -> None:
+    """On noise the lambdas have not seen, against the closed-form flow of Gaussian data."""
+    data = toys.Gaussian(mean=0.2, std=0.3)
+    optimal = lambda z, level, labels=None: data.raw((), z, level, labels, None)  # noqa: E731
+    student, schedule = student_of(name, 6)
+    fit = dode.fit_host(optimal, student, dode.nested(student, schedule, 20, ddim), noise(200))
+    fresh = np.random.default_rng(9).standard_normal((64, *SHAPE))
+    start = student.directions.start  # type: ignore[union-attr]
+    truth = data.flow(student.init * fresh, start, Level(np.float64(1), np.float64(0)))
+    errors = [
+        np.sqrt(np.mean((run_host(table, optimal, fresh) - truth) ** 2))
+        for table in (student.plain(), student.distilled(fit.lambdas))
+    ]
+    assert errors[1] < 0.6 * errors[0]
+
+
+@every_student
+def test_the_engine_fits_what_the_host_fits(name: str) -> None:
+    student, schedule = student_of(name)
+    teacher = dode.nested(student, schedule, 4, ddim)
+    host = dode.fit_host(Curved(), student, teacher, noise())
+    device = dode.fit(Curved(), student, teacher, jnp.asarray(noise(), jnp.float32))
+    np.testing.assert_allclose(device.plain, host.plain, rtol=2e-2, atol=1e-5)
+    np.testing.assert_allclose(device.fitted, host.fitted, rtol=2e-2, atol=1e-5)
+    # Lambdas of short directions are not determined by float32 states; what they do to the states is.
+    np.testing.assert_allclose(device.result, host.result, atol=1e-4)
+    if name in ("ddim", "ipndm", "multistep"):
+        np.testing.assert_allclose(device.lambdas, host.lambdas, rtol=2e-3, atol=2e-3)
+
+
+def test_a_fit_does_not_depend_on_the_number_of_devices(tiny_model: Model) -> None:
+    student, schedule = student_of("ddim")
+    teacher, found = dode.nested(student, schedule, 3, ddim), []
+    for count in (1, 2, 8):
+        mesh = data_mesh(jax.devices()[:count])
+        denoise = tiny_model.denoiser(jax.device_put(toys.parameters(tiny_model), replicated(mesh)))
+        start = jax.device_put(jnp.asarray(noise(), jnp.float32), split(mesh))
+        fit = dode.fit(denoise, student, teacher, start)
+        assert len(fit.result.devices()) == count
+        found.append(fit.lambdas)
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-4, atol=1e-5)
+    assert np.abs(found[0][1:]).min() > 1e-2, "lambdas must be something for this to mean anything"
+
+
+@pytest.mark.fast
+def test_batches_are_split_over_as_many_devices_as_divide_them() -> None:
+    assert [len(devices_for(batch)) for batch in (100, 96, 7, 1)] == [5, 8, 7, 1]
+
+
+def test_a_fit_costs_one_batch_for_each_evaluation(exact: Denoiser) -> None:
+    calls: list[int] = []
+
+    class Counting(struct.PyTreeNode):
+        def __call__(self, z: Any, level: Level, labels: Any = None) -> Any:
+            jax.debug.callback(lambda: calls.append(len(z)))
+            return exact(z, level, labels)
+
+    student, schedule = student_of("ddim")
+    dode.fit(Counting(), student, dode.nested(student, schedule, 4, ddim), jnp.asarray(noise(), jnp.float32))
+    jax.effects_barrier()
+    assert len(calls) == (4 + 1) * student.nfe and set(calls) == {24}
+
+
+def test_conditional_models_are_fitted_as_they_are_sampled() -> None:
+    class Labelled(struct.PyTreeNode):
+        def __call__(self, z: Any, level: Level, labels: Any = None) -> Any:
+            return jnp.tanh(z + (labels[:, None, None, None] - 1))
+
+    student, schedule = student_of("ddim")
+    teacher, start = dode.nested(student, schedule, 4, ddim), jnp.asarray(noise(), jnp.float32)
+    zero, two = (dode.fit(Labelled(), student, teacher, start, jnp.full(24, c)).lambdas for c in (0, 2))
+    assert np.abs(zero - two).max() > 1e-3
+
+
+@pytest.mark.fast
+def test_one_lambda_for_all_rows_is_searched(exact: Denoiser) -> None:
+    student, schedule = student_of("ddim", 4)
+    start = jnp.asarray(noise(), jnp.float32)
+    target = sampling.integrate(exact, dode.nested(student, schedule, 50, ddim).table, start)
+    candidates = [0.0, 0.25, 0.5, 0.75, 1.0]
+    best, errors = dode.search(exact, student, start, target, candidates)
+    assert errors.shape == (5,) and best == candidates[int(errors.argmin())] != 0.0
+    plain = float(jnp.sqrt(jnp.mean((sampling.integrate(exact, student, start) - target) ** 2)))
+    assert errors[0] == pytest.approx(plain, rel=1e-5) and errors.min() < 0.6 * plain
+
+
+# -------------------------------------------------------------------------------------------------- artefacts
+
+
+@pytest.fixture
+def fitted(teacher: Artefact) -> FittedSolver:
+    """A solver fitted to an untrained teacher."""
+    return fit_solver(teacher, "deis order=2", 4, FitSettings(scale=3, batch_size=24))
+
+
+def test_a_fitted_solver_is_what_it_was_after_saving(fitted: FittedSolver, tmp_path: Path) -> None:
+    again = FittedSolver.load(fitted.save(tmp_path / "new" / "solver.json"))
+    jax.tree.map(np.testing.assert_array_equal, again.table(), fitted.table())
+    assert again.provenance == fitted.provenance and again.schedule == fitted.schedule
+    assert fitted.provenance["evaluations"] == 4 and fitted.provenance["teacher's evaluations"] == 12
+    assert fitted.provenance["teacher's solver"] == "deis order=2"
+    assert (fitted.fitted <= fitted.plain * (1 + 1e-5)).all()
+
+
+def test_samples_of_a_fitted_solver_are_those_of_its_table(fitted: FittedSolver, teacher: Artefact) -> None:
+    drawn = runs.sample(teacher, 16, fitted=fitted, seed=5)
+    denoise, keys = teacher.denoiser(), sampling.sample_keys(jax.random.key(5), np.arange(16))
+    expected = sampling.integrate(denoise, fitted.table(), sampling.noise(keys, 0, SHAPE))
+    np.testing.assert_allclose(drawn, expected, atol=1e-5)
+    other = Artefact(teacher.model, toys.parameters(teacher.model, seed=1))
+    with pytest.warns(UserWarning, match="fitted on another model"):
+        runs.sample(other, 8, fitted=fitted)
+
+
+def test_the_noise_of_a_fit_is_not_that_of_samples(teacher: Artefact) -> None:
+    """Lambdas of the first samples' own noise would look better than they are."""
+    seed = FitSettings().seed
+    of_fit, of_samples = (
+        sampling.noise(sampling.sample_keys(jax.random.key(seed), first + np.arange(8)), 0, SHAPE)
+        for first in (FIRST, 0)
+    )
+    assert float(jnp.abs(of_fit - of_samples).min(axis=(1, 2, 3)).min()) > 0
+
+
+@pytest.mark.parametrize("pairing", ["nested", "published"])
+@pytest.mark.parametrize("teacher_solver", ["", "unipc order=2"])
+def test_any_solver_teaches(teacher: Artefact, pairing: str, teacher_solver: str) -> None:
+    settings = FitSettings(scale=4, batch_size=24, pairing=pairing, teacher_solver=teacher_solver)
+    found = fit_solver(teacher, "ddim", 4, settings)
+    assert found.provenance["teacher's solver"] == (teacher_solver or "ddim")
+    assert found.provenance["teacher's evaluations"] == 16 and found.lambdas.shape == (4, 1)
+
+
+def test_distilled_students_are_fitted_to_the_model_they_come_from(teacher: Artefact) -> None:
+    student = Artefact(teacher.model, toys.parameters(teacher.model, seed=2), steps=4)
+    with pytest.raises(ValueError, match=r"made for 4 steps.*--config.teacher=FOLDER"):
+        fit_solver(student, "ddim")
+    found = fit_solver(student, "ddim", settings=FitSettings(scale=4, batch_size=24), teacher=teacher)
+    assert found.lambdas.shape == (4, 1)
+    assert found.provenance["model"] != found.provenance["teacher's model"]
+
+
+def changed(content: dict[str, Any], **changes: Any) -> str:
+    return json.dumps({**content, **changes})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda c: "not json", "is no fitted solver"),
+        (lambda c: changed(c, format=9), "format is 9, this version reads 1"),
+        (lambda c: changed(c, solver="dimm"), "Did you mean 'ddim'"),
+        (lambda c: changed(c, lambdas=[[1.0]]), r"takes lambdas of shape \(4, 1\)"),
+        (lambda c: changed(c, grid={"alpha": [1, 1], "sigma": [0, 1]}), "must decrease"),
+        (lambda c: json.dumps({k: v for k, v in c.items() if k != "schedule"}), "it has no 'schedule'"),
+    ],
+)
+def test_spoilt_files_are_refused_in_words(
+    fitted: FittedSolver, tmp_path: Path, spoil: Callable[[dict], str], said: str
+) -> None:
+    path = fitted.save(tmp_path / "solver.json")
+    path.write_text(spoil(json.loads(path.read_text())))
+    with pytest.raises(ValueError, match=said):
+        FittedSolver.load(path)
+
+
+NOT_FITTED: dict[str, tuple[Callable[[Artefact], Any], str]] = {
+    "a solver that draws noise": (partial(fit_solver, solver="ancestral", steps=3), "draw no noise"),
+    "a teacher that draws noise": (
+        lambda a: fit_solver(a, "ddim", 3, FitSettings(teacher_solver="ancestral")),
+        "draw no noise",
+    ),
+    "an unknown teacher": (lambda a: fit_solver(a, "ddim", 3, FitSettings(teacher_solver="huen")), "mean 'heun'"),
+    "an unknown option": (lambda a: fit_solver(a, "ddim ordr=3", 3), "no option ordr"),
+    "an option without a value": (lambda a: fit_solver(a, "deis 3", 3), "option=value, got '3'"),
+    "no file": (lambda a: runs.sample(a, 8, fitted="nothing.json"), "--mode=fit writes one"),
+}
+
+
+@pytest.mark.parametrize(("make", "said"), NOT_FITTED.values(), ids=NOT_FITTED)
+def test_what_cannot_be_fitted_is_refused(make: Callable[[Artefact], Any], said: str, teacher: Artefact) -> None:
+    with pytest.raises((ValueError, TypeError, FileNotFoundError), match=said):
+        make(teacher)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: FitSettings(scale=0), "scale must be"),
+        (lambda: FitSettings(pairing="matched"), "Known: nested, published"),
+        (lambda: Comparison(solvers=()), "needs solvers"),
+        (lambda: Comparison(nfe=(0,)), "at least 1"),
+        (lambda: Comparison(truth="fine"), "Unknown solver 'fine'"),
+        (lambda: dode.nested(student_of("ddim")[0], SCHEDULE, 0, ddim), "scale must be"),
+        (lambda: dode.nested(student_of("ddim")[0], SCHEDULE, 2, ancestral), "draw no noise"),
+        (lambda: dode.fit_host(Curved(), student_of("ddim")[0].plain(), dode.Teacher(None, []), noise()), "nothing"),  # type: ignore[arg-type]
+        (lambda: student_of("ddim")[0].plain().distilled(np.zeros((5, 1))), "no D-ODE variant"),
+    ],
+)
+def test_settings_out_of_range_are_refused(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
+
+
+@pytest.mark.fast
+def test_targets_are_checked() -> None:
+    student, schedule = student_of("ddim")
+    teacher = dode.nested(student, schedule, 2, ddim)
+    for targets in ([1], [*teacher.targets[:-1], 99]):
+        with pytest.raises(ValueError, match="needs one state, 0 to 10"):
+            dode.fit_host(Curved(), student, teacher._replace(targets=targets), noise())
+
+
+# ------------------------------------------------------------------------------------------------- comparisons
+
+
+def test_a_comparison_goes_on_where_it_was(teacher: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison = Comparison(("ddim", "heun", "deis order=2"), (2, 3), truth_steps=8)
+    setting, fit = Setting(teacher, 24, batch_size=24), FitSettings(scale=2, batch_size=24)
+    reference = np.clip(np.random.default_rng(0).normal(0, 0.4, (40, *SHAPE)), -1, 1).astype(np.float32)
+    drawn: list[dict[str, Any]] = []
+    compare = partial(compare_solvers, setting, fit=fit, reference=reference, workdir=tmp_path, log=drawn.append)
+    few = compare(Comparison(("ddim",), (2,), truth_steps=8))
+    assert len(few) == len(drawn) == 2
+    rows = compare(comparison)
+    assert [(row["solver"], row["nfe"], row["fitted"]) for row in rows] == [
+        *((name, n, fitted) for name in ("ddim",) for n in (2, 3) for fitted in (False, True)),
+        ("heun", 3, False),
+        ("heun", 3, True),
+        *(("deis order=2", n, fitted) for n in (2, 3) for fitted in (False, True)),
+    ]
+    assert rows[:2] == few and len(drawn) == len(rows), "what was measured is not measured again"
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
+    assert (tmp_path / "quality.png").stat().st_size > 10_000
+    monkeypatch.setattr(comparison_run, "sample", None)
+    assert compare(comparison) == rows
+    with pytest.raises(ValueError, match="holds a comparison with another seed"):
+        compare_solvers(Setting(teacher, 24, seed=1), comparison, fit, reference, tmp_path)

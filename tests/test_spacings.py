@@ -1,0 +1,232 @@
+"""Spacings of grids: what is equal in them, their ends, refinement, and the indices that published programs visit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffusion_distill.diffusion import grids
+from diffusion_distill.diffusion.schedules import (
+    Cosine,
+    IDDPMCosine,
+    Karras,
+    LinearAlphaDiscrete,
+    LinearBeta,
+    LinearBetaDiscrete,
+    Schedule,
+    VarianceExploding,
+)
+from diffusion_distill.diffusion.spacings import SPACINGS, ddim_indices, refine, singlestep, spaced, spaced_times
+from diffusion_distill.levels import Level
+
+pytestmark = pytest.mark.fast
+
+SCHEDULES: list[Schedule] = [
+    Cosine(),
+    LinearBeta(),
+    LinearBeta(t_min=0.0),
+    LinearBetaDiscrete(),
+    LinearAlphaDiscrete(),
+    IDDPMCosine(),
+    Karras(),
+    Karras(5, 0.01, 10.0, 3.0),
+]
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+every_spacing = pytest.mark.parametrize("spacing", SPACINGS)
+
+
+def in_equal_steps(schedule: Schedule, times: np.ndarray, spacing: str, rho: float = 7.0) -> np.ndarray:
+    """What has equal steps, at a schedule's times."""
+    alpha, sigma = schedule.level(times)
+    return {
+        "time": times,
+        "quadratic": np.sqrt(times),
+        "logsnr": 2 * np.log(alpha / sigma),
+        "rho": (sigma / alpha) ** (1 / rho),
+    }[spacing]
+
+
+@every_schedule
+@every_spacing
+@pytest.mark.parametrize(("start", "end", "steps"), [(1.0, 1e-3, 1), (1.0, 1e-3, 12), (0.9, 0.25, 7), (1.0, 0.5, 64)])
+def test_steps_are_equal_and_ends_exact(schedule: Schedule, spacing: str, start: float, end: float, steps: int) -> None:
+    times = spaced_times(schedule, steps, spacing, start=start, end=end)
+    assert times.shape == (steps + 1,) and (times[0], times[-1]) == (start, end)
+    assert (np.diff(times) < 0).all()
+    along = in_equal_steps(schedule, times, spacing)
+    np.testing.assert_allclose(along, np.linspace(along[0], along[-1], steps + 1), rtol=1e-9, atol=1e-9)
+    level = spaced(schedule, steps, spacing, start=start, end=end)
+    np.testing.assert_array_equal(np.stack(level), np.stack(schedule.level(times)))
+    np.testing.assert_array_equal(np.stack(level.at([0, -1])), np.stack(schedule.level(np.array([start, end]))))
+    grids.check(level)
+
+
+@every_schedule
+@pytest.mark.parametrize("spacing", ["time", "quadratic"])
+def test_time_zero_is_an_end(schedule: Schedule, spacing: str) -> None:
+    times = spaced_times(schedule, 8, spacing)
+    expected = np.arange(8, -1, -1) / 8
+    np.testing.assert_allclose(times, expected if spacing == "time" else expected**2, rtol=1e-14, atol=1e-16)
+
+
+@pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
+def test_equal_steps_of_rho_are_edms(rho: float) -> None:
+    for schedule, start, end in ((VarianceExploding(), 80.0, 0.002), (Karras(9), 1.0, 1 / 9)):
+        found = spaced(schedule, 12, "rho", start=start, end=end, rho=rho)
+        np.testing.assert_allclose(found.sigma, grids.edm(13, rho=rho).sigma[:-1], rtol=1e-11)
+
+
+@pytest.mark.parametrize("k", [2, 3, 5, 10, 49])
+@pytest.mark.parametrize("steps", [1, 3, 10, 49])
+@pytest.mark.parametrize(("start", "end"), [(1.0, 0.0), (1.0, 1e-3), (0.7, 0.1)])
+def test_grids_equal_in_time_nest_bit_for_bit(k: int, steps: int, start: float, end: float) -> None:
+    for schedule in SCHEDULES[1:5]:
+        coarse, fine = (spaced(schedule, n, start=start, end=end) for n in (steps, k * steps))
+        for some, all_ in zip(coarse, fine, strict=True):
+            np.testing.assert_array_equal(all_[::k], some)
+    if (start, end) == (1.0, 0.0):
+        np.testing.assert_array_equal(spaced_times(Cosine(), k * steps), grids.uniform_times(k * steps))
+
+
+@every_schedule
+@every_spacing
+def test_other_grids_nest_but_for_rounding(schedule: Schedule, spacing: str) -> None:
+    coarse, fine = (spaced(schedule, n, spacing, end=0.01) for n in (6, 30))
+    np.testing.assert_allclose(fine.at(slice(None, None, 5)).logsnr, coarse.logsnr, rtol=0, atol=1e-9)
+
+
+# --- refinement
+
+REFINED: dict[str, tuple[Schedule, Level]] = {
+    **{str(schedule): (schedule, spaced(schedule, 6, end=0.05)) for schedule in SCHEDULES},
+    "clean end": (LinearBeta(), grids.clean_end(grids.uniform(LinearBeta(), 6))),
+    "clean end, zero noise at time 0": (LinearBeta(t_min=0.0), grids.uniform(LinearBeta(t_min=0.0), 6)),
+    "cosine, clean end": (Cosine(), grids.clean_end(grids.uniform(Cosine(), 6))),
+    "EDM's grid": (Karras(6), grids.edm(6)),
+    "EDM's grid, in sigma": (VarianceExploding(), grids.edm(6)),
+    "EDM's grid, noisy end": (Karras(7), grids.edm(7).at(slice(0, 7))),
+    "levels of another schedule": (Cosine(), spaced(LinearBeta(), 6, "logsnr", start=0.9, end=0.05)),
+}
+every_grid = pytest.mark.parametrize(("schedule", "grid"), REFINED.values(), ids=REFINED)
+
+
+@every_grid
+@pytest.mark.parametrize("parts", [1, 2, 10, [1, 4, 2, 1, 3, 5]], ids=str)
+def test_refinement_keeps_the_levels_there_are(schedule: Schedule, grid: Level, parts: int | list[int]) -> None:
+    counts = [parts] * 6 if isinstance(parts, int) else parts
+    fine = refine(schedule, grid, parts)
+    assert fine.alpha.shape == fine.sigma.shape == (sum(counts) + 1,)
+    for own, all_ in zip(grid, fine, strict=True):
+        np.testing.assert_array_equal(all_[np.cumsum([0, *counts])], own)
+    grids.check(fine)
+    times = np.where(fine.sigma > 0, schedule.time(Level(fine.alpha, np.where(fine.sigma > 0, fine.sigma, 1.0))), 0.0)
+    for k, begin in enumerate(np.cumsum([0, *counts])[:-1]):
+        inner = times[begin : begin + counts[k] + 1]
+        np.testing.assert_allclose(inner, np.linspace(inner[0], inner[-1], len(inner)), rtol=0, atol=1e-10 * times[0])
+
+
+@pytest.mark.parametrize("spacing", ["logsnr", "rho", "quadratic"])
+def test_refinement_in_another_spacing(spacing: str) -> None:
+    for schedule in (LinearBeta(), Karras(7)):
+        grid = spaced(schedule, 4, spacing, end=0.2)
+        fine, whole = refine(schedule, grid, 3, spacing), spaced(schedule, 12, spacing, end=0.2)
+        np.testing.assert_array_equal(fine.sigma[::3], grid.sigma)
+        np.testing.assert_allclose(fine.logsnr, whole.logsnr, rtol=0, atol=1e-10)
+
+
+def test_a_step_to_zero_noise_is_divided_down_to_time_zero() -> None:
+    schedule = LinearBeta()
+    fine = refine(schedule, grids.clean_end(grids.uniform(schedule, 3)), 4)
+    whole = grids.clean_end(grids.uniform(schedule, 12))
+    np.testing.assert_allclose(np.stack(fine), np.stack(whole), rtol=1e-12)
+    edm = refine(Karras(3), grids.edm(3), 4)
+    np.testing.assert_allclose(edm.sigma, Karras(3).level(grids.uniform_times(12)).sigma, rtol=1e-12)
+
+
+# --- singlestep
+
+PLANS = [[1, 1, 1], [2, 2, 1], [3, 3, 2, 1], [3, 3, 2]]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES[:6], ids=str)
+def test_nodes_of_singlestep(plan: list[int], schedule: Schedule) -> None:
+    """Equal in time, steps and nodes are one uniform grid; equal in log-SNR, whatever the order of a step is."""
+    ends = np.cumsum([0, *plan])
+    found = singlestep(schedule, plan)
+    np.testing.assert_allclose(found.logsnr, spaced(schedule, sum(plan), end=1e-3).logsnr, rtol=1e-9, atol=1e-9)
+    logsnr = singlestep(schedule, plan, "logsnr", end=0.01).logsnr
+    first, last = schedule.level(np.array([1.0, 0.01])).logsnr
+    np.testing.assert_allclose(logsnr[ends], np.linspace(first, last, len(plan) + 1), rtol=1e-9, atol=1e-9)
+    quadratic = singlestep(schedule, plan, "quadratic", end=0.01)
+    np.testing.assert_array_equal(quadratic.sigma[ends], spaced(schedule, sum(plan), "quadratic", end=0.01).sigma[ends])
+    roots = np.sqrt(schedule.time(quadratic))
+    for k, count in enumerate(plan):
+        for along in (logsnr, roots):
+            inside = along[ends[k] : ends[k + 1] + 1]
+            np.testing.assert_allclose(inside, np.linspace(inside[0], inside[-1], count + 1), rtol=1e-8, atol=1e-8)
+
+
+# --- indices of published DDIM programs
+
+
+def test_indices_cut_off_in_float32() -> None:
+    """Facts of the published program: 84 of the step counts have entries one below the exact ones."""
+    off = {}
+    for steps in range(1, 1001):
+        found = ddim_indices("uniform_torch", steps)
+        exact = np.array([int(Fraction(1000 * k, steps)) for k in range(steps)])[::-1]
+        if (found != exact).any():
+            assert set(exact - found) == {0, 1}
+            off[steps] = found[found != exact].tolist()
+    assert len(off) == 84
+    assert off[60] == [449, 249] and off[120][-3:] == [249, 224, 124]
+    np.testing.assert_array_equal(ddim_indices("uniform_torch", 1000), np.arange(999, -1, -1))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 10, 50, 300, 1000])
+def test_other_indices(steps: int) -> None:
+    uniform, quad = (ddim_indices(rule, steps) for rule in ("uniform", "quad"))
+    assert uniform.tolist() == list(range(0, 1000, 1000 // steps))[:steps][::-1]
+    assert quad.shape == (steps,) and quad[-1] == 0 and (np.diff(quad) <= 0).all()
+    roots = (800**0.5) * np.arange(steps)[::-1] / max(steps - 1, 1)
+    assert ((roots**2 - quad > -1e-9) & (roots**2 - quad < 1 + 1e-9)).all()
+
+
+def test_indices_of_other_numbers_of_betas() -> None:
+    assert ddim_indices("uniform", 5, 50).tolist() == [40, 30, 20, 10, 0]
+    assert ddim_indices("uniform_torch", 4, 50).tolist() == [37, 25, 12, 0]
+    assert ddim_indices("quad", 3, 500).tolist() == [400, 100, 0]
+
+
+# --- bad input
+
+SIX = grids.uniform(Cosine(), 6)
+BAD: dict[str, tuple[Callable[[], Any], str]] = {
+    "an unknown spacing": (lambda: spaced(Cosine(), 4, "logSNR"), r"spacing 'logSNR'.*logsnr"),
+    "an unknown spacing of a refinement": (lambda: refine(Cosine(), SIX, 2, "log"), r"spacing 'log'"),
+    "no steps": (lambda: spaced(Cosine(), 0), r"number of steps must be .*at least 1, got 0"),
+    "an end at the start": (lambda: spaced(Cosine(), 4, start=0.5, end=0.5), r"down from .* got 0.5 and 0.5"),
+    "an end above the start": (lambda: spaced(Cosine(), 4, start=0.1, end=0.5), r"got 0.1 and 0.5"),
+    "a negative end": (lambda: spaced(Cosine(), 4, end=-0.1), r"got 1.0 and -0.1"),
+    "a start that is no number": (lambda: spaced(Cosine(), 4, start=float("nan")), r"got nan and 0.0"),
+    "log-SNR to zero noise": (lambda: spaced(LinearBeta(t_min=0.0), 4, "logsnr"), r"need noise at their end"),
+    "rho to zero noise": (lambda: spaced(Karras(4), 4, "rho"), r"need noise at their end.*later end"),
+    "parts for other steps": (lambda: refine(Cosine(), SIX, [1, 2]), r"grid of 6 steps.* got 2 num"),
+    "no parts": (lambda: refine(Cosine(), SIX, 0), r"at least 1, got 0"),
+    "a rising grid": (
+        lambda: refine(Cosine(), SIX.at(slice(None, None, -1)), 2), r"must decrease in noise"),
+    "an unknown rule": (lambda: ddim_indices("linspace", 10), r"rule of DDIM's indices 'linspace'.*quad, uniform"),
+    "more steps than betas": (lambda: ddim_indices("uniform", 1001), r"1000 betas has at most 1000 steps, got 1001"),
+    "no indices": (lambda: ddim_indices("quad", 0), r"number of steps must be .*at least 1, got 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "said"), BAD.values(), ids=BAD)
+def test_bad_input_is_told_what_it_is_and_what_is_allowed(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make()
