@@ -36,8 +36,8 @@ METHODS = {"denoising": Denoising, **DISTILLERS}
 
 def config_of(
     model: Model | None,
-    method: Any,
-    settings: Settings,
+    method: Any | None,
+    settings: Settings | None,
     data: Mapping[str, Any],
     reference: Mapping[str, Any],
     student: Model | None = None,
@@ -47,19 +47,25 @@ def config_of(
 
     Args:
       model: of a teacher to train; None for a distillation, whose model is its teacher's.
+      method, settings: of a training run; None where nothing is trained.
       data, reference: {"name": one of SOURCES, ...its arguments}.
       student: of a distillation to another network.
       sample: changes to the sampling defaults.
     """
-    name = next(name for name, kind in METHODS.items() if kind is type(method))
+    training = {}
+    if method is not None and settings is not None:
+        name = next(name for name, kind in METHODS.items() if kind is type(method))
+        training = {
+            "method": {"name": name, **to_mapping(method)},
+            "run": {**to_mapping(settings), "optimizer": to_mapping(settings.optimizer)},
+        }
     sampling = {"count": 64, "steps": 0, "solver": "ddim", "spacing": "time", "end": 0.0, "fitted": "", "guidance": 1.0,
                 "null_label": -1, "seed": 0, "clip": True, "batch_size": 256}  # fmt: skip
     return ConfigDict(
         {
             **({"model": model.to_dict()} if model else {}),
             **({"student": student.to_dict()} if student else {}),
-            "method": {"name": name, **to_mapping(method)},
-            "run": {**to_mapping(settings), "optimizer": to_mapping(settings.optimizer)},
+            **training,
             "data": dict(data),
             "reference": dict(reference),
             "sample": {**sampling, **sample},
@@ -106,6 +112,8 @@ def source(config: Any, part: str = "data") -> Source:
 
 def method(config: Any) -> Any:
     """The training method of config.method."""
+    if "method" not in config:
+        raise ValueError("This config describes no training. Use one with the parts 'method' and 'run'.")
     values = dict(config.method)
     name = values.pop("name")
     return from_mapping(choose("method", name, METHODS), f"method {name!r}", values)

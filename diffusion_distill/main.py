@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,15 @@ def fit(config: Any, workdir: Path) -> None:
     artefact, teacher = build.artefact(config, "artefact"), build.optional_artefact(config, "teacher")
     fitted = runs.fit_solver(artefact, settings=build.fitting(config), teacher=teacher, **build.solver(config))
     path = fitted.save(workdir / "solver.json")
+    distances = zip(fitted.plain, fitted.fitted, strict=True)  # of each row, or of the result alone
     rows = [
-        {"row": k, **{f"lambda_{j + 1}": value for j, value in enumerate(row)}, "distance without": without, "with": by}
-        for k, (row, without, by) in enumerate(zip(fitted.lambdas, fitted.plain, fitted.fitted, strict=True))
+        {
+            "row": k,
+            **{f"lambda_{j + 1}": value for j, value in enumerate(row)},
+            "distance without": pair[0],
+            "with": pair[1],
+        }
+        for k, (row, pair) in enumerate(zip_longest(fitted.lambdas, distances, fillvalue=(None, None)))
     ]
     print(format_table(rows))
     print(f"The solver is {path}: sample with --config.sample.fitted={path}")

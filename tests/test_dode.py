@@ -240,13 +240,22 @@ def test_conditional_models_are_fitted_as_they_are_sampled() -> None:
 @pytest.mark.fast
 def test_one_lambda_for_all_rows_is_searched(exact: Denoiser) -> None:
     student, schedule = student_of("ddim", 4)
-    start = jnp.asarray(noise(), jnp.float32)
-    target = sampling.integrate(exact, dode.nested(student, schedule, 50, ddim).table, start)
-    candidates = [0.0, 0.25, 0.5, 0.75, 1.0]
-    best, errors = dode.search(exact, student, start, target, candidates)
-    assert errors.shape == (5,) and best == candidates[int(errors.argmin())] != 0.0
-    plain = float(jnp.sqrt(jnp.mean((sampling.integrate(exact, student, start) - target) ** 2)))
-    assert errors[0] == pytest.approx(plain, rel=1e-5) and errors.min() < 0.6 * plain
+    start, teacher = jnp.asarray(noise(), jnp.float32), dode.nested(student, schedule, 50, ddim)
+    target = sampling.integrate(exact, teacher.table, start)
+    candidates = (0.25, 0.5, 0.75, 1.0)
+    found = dode.search(exact, student, teacher, start, candidates)
+    ends = [sampling.integrate(exact, student.distilled(np.full((4, 1), c)), start) for c in (0.0, *candidates)]
+    errors = [float(jnp.sqrt(jnp.mean((end - target) ** 2))) for end in ends]
+    assert (found.lambdas == candidates[int(np.argmin(errors[1:]))]).all() and found.lambdas.shape == (4, 1)
+    np.testing.assert_allclose([found.plain[0], found.fitted[0]], [errors[0], min(errors[1:])], rtol=1e-5)
+    assert found.fitted[0] < 0.6 * found.plain[0]
+
+
+def test_searched_solvers_are_artefacts_too(teacher: Artefact) -> None:
+    settings = FitSettings(scale=4, batch_size=24, candidates=(0.1, 0.3))
+    found = fit_solver(teacher, "ddim-la", 4, settings)
+    assert found.lambdas.shape == (4, 1) and found.lambdas[0, 0] in (0.1, 0.3)
+    assert found.table().nfe == 4 and found.plain.shape == (1,)
 
 
 # -------------------------------------------------------------------------------------------------- artefacts

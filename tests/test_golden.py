@@ -15,7 +15,7 @@ import pytest
 SMALL = Path(__file__).parent / "golden"
 FULL = Path(__file__).parents[2] / "shared" / "golden"
 #: What the library implements so far.
-IN_SCOPE = ("btd/*", "tract/*", "edm/*")
+IN_SCOPE = ("btd/*", "tract/*", "edm/*", "solvers/*", "ddpm/guidance.npz")
 COPIES = [name for name, _ in golden_check.data_files(SMALL)]
 ORIGINALS = [name for name, _ in golden_check.data_files(FULL, IN_SCOPE)] if FULL.is_dir() else []
 needs_full = pytest.mark.skipif(not ORIGINALS, reason="needs the optional sibling folder ../shared/golden")

@@ -147,23 +147,26 @@ def fit_host(denoise: Denoise, student: Table, teacher: Teacher, start: Image, l
 def search(
     denoise: Denoise,
     student: Table,
+    teacher: Teacher,
     start: Image,
-    target: Image,
     candidates: Sequence[float],
     labels: Labels | None = None,
-) -> tuple[float, np.ndarray]:
-    """The one lambda for all rows with which the student ends nearest to a target (the paper's 'Fixed' and 'LA').
+    teacher_denoise: Denoise | None = None,
+) -> Fit:
+    """The one lambda of the candidates, for all rows, with which the student ends nearest to the teacher's result.
 
-    Args:
-      target: the teacher's result from the same start, [batch, ...].
+    The paper's 'Fixed' and 'LA'. Arguments as in `fit`; the distances of the Fit are those of the result, [1] each, the
+    plain one that of lambda 0.
 
-    Returns:
-      (the best candidate, root mean square distance of each).
+    Raises:
+      ValueError: a student without directions.
     """
     shape = _directions(student).weights.shape[:2]
-    ends = [integrate(denoise, student.distilled(np.full(shape, c)), start, labels) for c in candidates]
-    errors = np.array([float(jnp.sqrt(jnp.mean((end - target) ** 2))) for end in ends])
-    return float(candidates[int(errors.argmin())]), errors
+    target = integrate(teacher_denoise or denoise, teacher.table, start, labels)
+    tried = [(c, integrate(denoise, student.distilled(np.full(shape, c)), start, labels)) for c in (*candidates, 0.0)]
+    errors = np.array([float(jnp.sqrt(jnp.mean((end - target) ** 2))) for _, end in tried])
+    best = int(errors[:-1].argmin())
+    return Fit(np.full(shape, tried[best][0]), errors[-1:], errors[best : best + 1], tried[best][1])
 
 
 def least_squares(columns: Sequence[Image], target: Image) -> Array:

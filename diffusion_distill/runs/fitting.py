@@ -38,6 +38,8 @@ class FitSettings:
       seed: of their noise.
       teacher_solver: any solver, perhaps with options; empty for the paper's (DDIM; of iPNDM and DEIS, themselves).
       pairing: 'nested', or 'published': by the number of the state, whatever its level.
+      candidates: if given, one lambda for all rows is searched among them, by the distance from the teacher's result
+        (the paper's 'Fixed', and with the solver 'ddim-la' its 'LA').
 
     Raises:
       ValueError: counts that are not positive, an unknown pairing.
@@ -48,6 +50,7 @@ class FitSettings:
     seed: int = 0
     teacher_solver: str = ""
     pairing: str = "nested"
+    candidates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         positive_int("scale", self.scale)
@@ -103,7 +106,10 @@ def fit_solver(
     here = None if given is None else jax.device_put(given, place)
     own = denoiser_of(artefact, clip, guidance, mesh)
     its = denoiser_of(teacher, clip, guidance, mesh) if teacher else None
-    found = dode.fit(own, student, pair, start, here, its)
+    if settings.candidates:
+        found = dode.search(own, student, pair, start, settings.candidates, here, its)
+    else:
+        found = dode.fit(own, student, pair, start, here, its)
     return FittedSolver(
         solver,
         model.schedule,
@@ -121,6 +127,7 @@ def fit_solver(
             "images": batch,
             "seed": settings.seed,
             "pairing": settings.pairing,
+            "candidates": list(settings.candidates),
             "spacing": spacing,
             "end": end,
             "clip": clip,

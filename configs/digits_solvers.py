@@ -1,0 +1,40 @@
+"""D-ODE solvers on the digits teachers: fit one, or compare all of them, base and D-, at 2 to 25 evaluations.
+
+    paper      arXiv:2309.16421, Tables 5 to 9 in small: scale C = 10, batch B = 100, uniform time
+    cost       a fit of 10 evaluations is 110 evaluations of 100 images: seconds; the comparison is minutes on two cores
+
+    python -m diffusion_distill.main --mode=fit --config=configs/digits_solvers.py --workdir=runs/digits_dode \
+        --config.artefact=runs/digits/teacher/teacher --config.sample.solver=ddim --config.sample.steps=10
+    python -m diffusion_distill.main --mode=sample --config=configs/digits_solvers.py --workdir=runs/digits_dode \
+        --config.artefact=runs/digits/teacher/teacher --config.sample.fitted=runs/digits_dode/solver.json
+    python -m diffusion_distill.main --mode=solvers --config=configs/digits_solvers.py --workdir=runs/digits_solvers \
+        --config.artefact=runs/digits/teacher/teacher
+
+For the EDM teacher: --config=configs/digits_solvers.py:edm. A distilled student is fitted to the model it comes from:
+--config.artefact=runs/digits/tract_4/student_4 --config.teacher=runs/digits/teacher/teacher
+"""
+
+from diffusion_distill.build import config_of
+from diffusion_distill.runs import Comparison
+
+#: The published solvers of each kind of model; NFE that a solver cannot make are left out.
+SOLVERS = {
+    "vp": ("ddim", "ipndm", "deis", "dpm_solver", "dpm_solver++", "dpm_solver++ method=singlestep", "unipc"),
+    "edm": ("ddim", "heun", "ipndm", "deis", "dpm_solver++", "unipc"),
+}
+
+
+def get_config(kind: str = "vp"):
+    """The config; `kind` of the teacher is 'vp' or 'edm'."""
+    config = config_of(
+        model=None,
+        method=None,
+        settings=None,
+        data={"name": "digits", "split": "train"},
+        reference={"name": "digits", "split": "train"},
+        count=900,
+        batch_size=300,
+        steps=10,
+    )
+    config.solvers.solvers = Comparison(SOLVERS[kind]).solvers
+    return config
