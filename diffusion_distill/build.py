@@ -148,6 +148,12 @@ def solver(config: Any) -> dict[str, Any]:
     return {name: values[name] for name in ("solver", "steps", "spacing", "end", "clip", "guidance")}
 
 
+def looked_at(config: Any) -> dict[str, Any]:
+    """Keyword arguments of `runs.analysis.subject`."""
+    values = sampling(config)
+    return {**solver(config), **{name: values[name] for name in ("fitted", "count", "seed")}}
+
+
 def fitting(config: Any) -> FitSettings:
     """How lambdas are fitted, config.fit."""
     return from_mapping(FitSettings, "fit", config.fit.to_dict())

@@ -4,8 +4,9 @@
     python -m diffusion_distill.main --mode=distill  --config=configs/digits_tract.py   --workdir=runs/tract
     python -m diffusion_distill.main --mode=sample   --config=configs/digits_tract.py   --workdir=runs/tract
     python -m diffusion_distill.main --mode=evaluate --config=configs/digits_tract.py   --workdir=runs/tract
-    python -m diffusion_distill.main --mode=fit      --config=configs/digits_teacher.py --workdir=runs/dode
-    python -m diffusion_distill.main --mode=solvers  --config=configs/digits_teacher.py --workdir=runs/solvers
+    python -m diffusion_distill.main --mode=fit      --config=configs/digits_solvers.py --workdir=runs/dode
+    python -m diffusion_distill.main --mode=solvers  --config=configs/digits_solvers.py --workdir=runs/solvers
+    python -m diffusion_distill.main --mode=similarity  (or trajectories, or lambdas; to look at solvers, as fit)
     python -m diffusion_distill.main --mode=import   --model=cifar_original             --workdir=runs/cifar_original
     python -m diffusion_distill.main --mode=export   --model=runs/tract/student_1       --workdir=runs/exports
 
@@ -30,6 +31,7 @@ from ml_collections import config_flags
 from diffusion_distill import build, interrupts, runs
 from diffusion_distill.report.pictures import image_grid
 from diffusion_distill.report.tables import format_table
+from diffusion_distill.runs import analysis
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.sharding import use_cpu_devices
 
@@ -113,6 +115,28 @@ def solvers(config: Any, workdir: Path) -> None:
     print(f"Seconds are per 1000 images. All is in {workdir / 'results.json'}, drawn in quality.png beside it.")
 
 
+def trajectories(config: Any, workdir: Path) -> None:
+    """Draws norms and pixels along trajectories of config.sample's solver into WORKDIR/trajectories.png and .json."""
+    looked = analysis.subject(build.artefact(config, "artefact"), **build.looked_at(config))
+    analysis.trajectories(looked.denoise, looked.tables, looked.start, workdir, looked.labels)
+    print(f"The trajectories are drawn in {workdir / 'trajectories.png'}, their numbers are in trajectories.json")
+
+
+def similarity(config: Any, workdir: Path) -> None:
+    """Draws the similarities of the network's outputs between steps into WORKDIR/similarity.png and .json."""
+    looked = analysis.subject(build.artefact(config, "artefact"), **build.looked_at(config))
+    analysis.similarity(looked.denoise, looked.tables, looked.start, workdir, looked.labels)
+    print(f"The similarities are drawn in {workdir / 'similarity.png'}, their numbers are in similarity.json")
+
+
+def lambdas(config: Any, workdir: Path) -> None:
+    """Draws the lambdas in the file or folder config.sample.fitted into WORKDIR/lambdas.png and .json."""
+    if not config.sample.fitted:
+        raise ValueError("This mode needs fitted solvers: give a file or a folder with --config.sample.fitted=PATH.")
+    analysis.lambdas(analysis.fits_in(config.sample.fitted), workdir)
+    print(f"The lambdas are drawn in {workdir / 'lambdas.png'}, their numbers are in lambdas.json")
+
+
 def import_weights(config: Any, workdir: Path) -> None:
     """Turns the published weights or the file --model into the artefact WORKDIR."""
     model = build.model(config) if config is not None else None
@@ -146,6 +170,9 @@ MODES: dict[str, Callable[[Any, Path], None]] = {
     "evaluate": evaluate,
     "fit": fit,
     "solvers": solvers,
+    "trajectories": trajectories,
+    "similarity": similarity,
+    "lambdas": lambdas,
     "import": import_weights,
     "export": export_weights,
 }

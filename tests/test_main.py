@@ -20,7 +20,7 @@ from absl.testing import flagsaver
 from ml_collections import ConfigDict
 from toys import equal
 
-from diffusion_distill import build, interrupts, main
+from diffusion_distill import build, interrupts, main, runs
 from diffusion_distill.model import Model
 from diffusion_distill.networks import UNet
 from diffusion_distill.training.artefact import Artefact
@@ -45,7 +45,6 @@ def config_of(name: str, **changes):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configs_describe_a_run(name: str, tmp_path: Path) -> None:
     config = config_of(name)
-    method, settings = build.method(config), build.settings(config)
     if config.data.name == "tfds":
         config.data.data_dir = str(tmp_path)
         with pytest.raises(FileNotFoundError, match=rf"(?s)not prepared in .*tfds build {config.data.dataset} "):
@@ -56,8 +55,15 @@ def test_configs_describe_a_run(name: str, tmp_path: Path) -> None:
     for part, made in (("model", build.model), ("student", build.student)):
         if part in config:
             assert plain(made(config).to_dict()) == plain(config[part].to_dict())  # type: ignore[union-attr]
-    phases = method.phases(toys.Gaussian(0.0, 1.0), settings.batch_size)  # type: ignore[arg-type]
-    assert all(phase.updates > 50 for phase in phases)
+    build.fitting(config)
+    assert build.solver(config)["clip"] == config.sample.clip
+    if "method" in config:
+        method, settings = build.method(config), build.settings(config)
+        phases = method.phases(toys.Gaussian(0.0, 1.0), settings.batch_size)  # type: ignore[arg-type]
+        assert all(phase.updates > 50 for phase in phases)
+    else:
+        with pytest.raises(ValueError, match="describes no training"):
+            build.method(config)
 
 
 def test_train_distill_sample_evaluate(tmp_path: Path) -> None:
@@ -100,7 +106,32 @@ def test_mistakes_are_answered_before_any_compute(arguments: list[str], said: st
     assert not list(tmp_path.glob("checkpoints/*"))
 
 
-@pytest.mark.parametrize("mode", ["distill", "sample", "evaluate"])
+def test_fit_sample_compare_and_look(tmp_path: Path, teacher: Artefact) -> None:
+    folder = str(teacher.save(tmp_path / "teacher"))
+    small = {"artefact": folder, "fit.batch_size": 16, "fit.scale": 2, "sample.count": 24, "sample.batch_size": 24}
+    config = config_of("digits_solvers", **small, **{"sample.steps": 3, "sample.solver": "deis order=2"})
+    main.fit(config, tmp_path / "fit")
+    fitted = str(tmp_path / "fit" / "solver.json")
+    config.sample.fitted = fitted
+    main.sample(config, tmp_path / "fit")
+    images = np.load(tmp_path / "fit" / "samples.npz")["images"]
+    np.testing.assert_allclose(images, runs.sample(teacher, 24, fitted=fitted, batch_size=24), atol=1e-6)
+    for mode in ("trajectories", "similarity", "lambdas"):
+        main.MODES[mode](config, tmp_path / "look")
+        assert (tmp_path / "look" / f"{mode}.png").stat().st_size > 5_000
+    labels = list(json.loads((tmp_path / "look" / "similarity.json").read_text())["tables"])
+    assert labels == ["deis order=2, 3 NFE", "D-deis order=2, 3 NFE", "ddim, 30 NFE"]
+    np.savez(tmp_path / "reference.npz", images=np.zeros((30, 2, 2, 1), np.uint8))
+    compared = config_of(
+        "digits_solvers", **small, **{"solvers.solvers": ("ddim",), "solvers.nfe": (2,), "solvers.truth_steps": 5}
+    )
+    compared.reference = {"name": "npz", "path": str(tmp_path / "reference.npz")}
+    main.solvers(compared, tmp_path / "compared")
+    rows = json.loads((tmp_path / "compared" / "results.json").read_text())["rows"]
+    assert [(row["solver"], row["fitted"]) for row in rows] == [("ddim", False), ("ddim", True)]
+
+
+@pytest.mark.parametrize("mode", ["distill", "sample", "evaluate", "fit", "solvers", "trajectories", "similarity"])
 def test_modes_that_need_an_artefact_say_so(mode: str, tmp_path: Path) -> None:
     part = "teacher" if mode == "distill" else "artefact"
     with pytest.raises(ValueError, match=f"--config.{part}=FOLDER"):

@@ -20,7 +20,7 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,16 @@ from diffusion_distill.arrays import Array
 from diffusion_distill.diffusion.parameterization import eps_from_x
 from diffusion_distill.errors import choose, positive_int
 from diffusion_distill.levels import Level
+from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.report import Line, Panel, heat_maps, line_plot
+from diffusion_distill.runs.sampling import TEACHER_STEPS, denoiser_of, labels_for, sample_keys, table_for
 from diffusion_distill.solvers.table import Table
 from diffusion_distill.training import sharding
+from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.typing import Denoise, Image, Labels
 
+#: A solver is shown beside DDIM with so many times its evaluations.
+FINE = 10
 #: What the network's output can be read as.
 OUTPUTS = {"eps": "eps", "x_hat": "x_hat"}
 #: What trajectories can be drawn against -> the label of the axis.
@@ -45,6 +50,72 @@ MARKED = 30  # lines of at most so many points show them
 WIDE_PIXELS = 10.0  # beyond any noise of VP levels; clean pixels are in [-1, 1]
 STYLES = ("-", "--", ":", "-.")
 DIGITS = 7  # of the numbers written, as many as float32 has
+
+
+class Subject(NamedTuple):
+    """What is looked at: the first arguments of `trajectories` and `similarity`."""
+
+    denoise: Denoise
+    tables: Mapping[str, Table]
+    start: Image
+    labels: Labels | None
+
+
+def subject(
+    artefact: Artefact,
+    *,
+    solver: str = "ddim",
+    steps: int | None = None,
+    spacing: str = "time",
+    end: float = 0.0,
+    fitted: str = "",
+    clip: bool = True,
+    guidance: Mapping[str, Any] | None = None,
+    count: int = 64,
+    seed: int = 0,
+) -> Subject:
+    """A solver, with `fitted` its D-ODE variant in that file, and DDIM in ten times its evaluations, for the same noise.
+
+    Args:
+      artefact and the others: as in `runs.sample`; of a fitted solver, solver and grid are the file's.
+      count: images.
+    """
+    steps, found = steps or artefact.steps or TEACHER_STEPS, FittedSolver.load(fitted) if fitted else None
+    if found:
+        solver, base = found.solver, found.base.plain()
+    else:
+        base = table_for(artefact.on_grid(steps).model, steps, solver, spacing=spacing, end=end)
+    tables = {f"{solver}, {base.nfe} NFE": base}
+    if found:
+        tables[f"D-{solver}, {base.nfe} NFE"] = found.table()
+    fine = FINE * base.nfe
+    tables[f"ddim, {fine} NFE"] = table_for(artefact.on_grid(fine).model, fine, spacing=spacing, end=end)
+    mesh = sharding.data_mesh(sharding.devices_for(count))
+    keys = sample_keys(jax.random.key(seed), np.arange(count), sharding.split(mesh))
+    labels = labels_for(artefact.model, count, None, seed)
+    here = None if labels is None else jax.device_put(labels, sharding.split(mesh))
+    start = sampling.noise(keys, 0, artefact.model.image_shape)
+    return Subject(denoiser_of(artefact, clip, guidance, mesh), tables, start, here)
+
+
+def fits_in(path: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The first argument of `lambdas` from a fitted solver's file, or from all in a folder.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"The folder {path} holds no fitted solver. --mode=fit and --mode=solvers write them.")
+    found = {file: FittedSolver.load(file) for file in files}
+    return {
+        f"D-{fit.solver}, {fit.base.nfe} NFE{'' if len(files) == 1 else f' ({file.stem})'}": (
+            fit.lambdas,
+            fit.base.level.logsnr,
+        )
+        for file, fit in found.items()
+    }
 
 
 def trajectories(
