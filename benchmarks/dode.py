@@ -45,7 +45,7 @@ def measure(name: str, steps: int, scale: int, batch: int) -> None:
     for solver in ("ddim", "ipndm", "dpm_solver++ method=singlestep", "ddim-all"):
         student = tabulate(solver, grid_for(model, steps))
         teacher = dode.nested(student, model.schedule, scale, ddim)
-        fit = lambda: dode.fit(denoise, student, teacher, start)  # noqa: B023, E731
+        fit = lambda: dode.fit(denoise, student, teacher, start)  # noqa: E731
         found = []
         for _ in range(ROUNDS + 1):
             seconds = []

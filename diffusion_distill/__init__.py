@@ -1,4 +1,4 @@
-"""Distilling diffusion models in time, in JAX: BTD, TRACT, and what they need.
+"""Distilling diffusion models in time, in JAX: BTD, TRACT, D-ODE solvers, and what they need.
 
     import diffusion_distill as dd
 
@@ -7,6 +7,7 @@
     teacher = dd.train(dd.Model(network, image_shape=(8, 8, 1)), source, dd.Denoising(length="200K"))
     students = dd.distill(teacher, source, dd.Tract((1024, 32, 1), length="200K"))
     images = dd.sample(students[1], 16)
+    images = dd.sample(teacher, 16, fitted=dd.fit_solver(teacher, "ddim", 10))
 
 Conventions: images are [batch, height, width, channels] float32 in [-1, 1]; a noise level is
 (alpha, sigma) with z = alpha·x + sigma·eps; for VP schedules time 1 is noise and 0 is clean.
@@ -16,10 +17,22 @@ from diffusion_distill import data, metrics, report, weights
 from diffusion_distill.diffusion.preconditioning import EDMInput, LogsnrInput
 from diffusion_distill.diffusion.schedules import SCHEDULES, Cosine, Karras, LinearBeta, LinearBetaDiscrete
 from diffusion_distill.distillation import DISTILLERS, Denoising, Knowledge, Progressive, Tract
+from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.guidance import ClassifierFree, ClassifierGuided
 from diffusion_distill.model import Model, Thresholded
 from diffusion_distill.networks import ADM, NETWORKS, SongUNet, UNet
-from diffusion_distill.runs import Settings, distill, evaluate, export_weights, import_weights, sample, table_for, train
+from diffusion_distill.runs import (
+    FitSettings,
+    Settings,
+    distill,
+    evaluate,
+    export_weights,
+    fit_solver,
+    import_weights,
+    sample,
+    table_for,
+    train,
+)
 from diffusion_distill.solvers import SOLVERS
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.optimizers import OptimizerSettings
@@ -37,6 +50,8 @@ __all__ = [
     "Cosine",
     "Denoising",
     "EDMInput",
+    "FitSettings",
+    "FittedSolver",
     "Karras",
     "Knowledge",
     "LinearBeta",
@@ -55,6 +70,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export_weights",
+    "fit_solver",
     "import_weights",
     "metrics",
     "report",

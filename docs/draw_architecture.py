@@ -6,7 +6,7 @@ python docs/draw_architecture.py
 from pathlib import Path
 
 FLOORS = [
-    ("7  main", ["main.py: train · distill · sample · evaluate", "import · export"]),
+    ("7  main", ["main.py: train · distill · sample · evaluate", "fit · solvers · similarity … · import · export"]),
     ("6  build", ["build.py: config → objects"]),
     ("5  runs", ["runs/: the same as plain functions"]),
     (
@@ -14,10 +14,13 @@ FLOORS = [
         ["loop · step · gradients · state · ema", "optimizers · sharding · logs", "checkpoint · workdir · artefact"],
     ),
     (
-        "3  methods, engine",
-        ["distillation/: progressive · tract · knowledge", "closure · phases · denoising", "sampling.py · weights/"],
+        "3  methods",
+        ["distillation/: progressive · tract · knowledge", "closure · phases · denoising · dode", "weights/"],
     ),
-    ("2  tables, models", ["solvers/: ddim · ancestral · table", "model.py: network + schedule = denoiser"]),
+    (
+        "2  tables, models",
+        ["solvers/: ddim · deis · dpm_solver · …", "sampling.py: the engine of all tables", "model.py · guidance.py"],
+    ),
     ("1  concepts", ["diffusion/: schedules · grids · forward …", "networks/ · data/ · metrics/ · report/"]),
     ("0  language", ["levels.py: (alpha, sigma)", "typing · arrays · settings · errors"]),
 ]
@@ -62,7 +65,7 @@ def main() -> None:
     )  # fmt: skip
     parts += journey(
         910, NOISE,
-        [(5, "sample: keys per image"), (3, "engine: row by row"), (2, "table × denoiser"), (1, "x_hat at the end")],
+        [(5, "sample: keys per image"), (2, "engine: table × denoiser, row by row"), (1, "x_hat at the end")],
     )  # fmt: skip
     Path(__file__).with_name("architecture.svg").write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
 

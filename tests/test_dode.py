@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from diffusion_distill.model import Denoiser, Model
 from diffusion_distill.runs import comparison as comparison_run
 from diffusion_distill.runs.comparison import Comparison, Setting, compare_solvers
 from diffusion_distill.runs.fitting import FIRST, FitSettings, fit_solver
-from diffusion_distill.solvers import Table, ancestral, ddim, heun, tabulate
+from diffusion_distill.solvers import Table, ancestral, ddim, heun, registry, tabulate
 from diffusion_distill.solvers.table import run_host
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.sharding import data_mesh, devices_for, replicated, split
@@ -384,6 +385,20 @@ def test_targets_are_checked() -> None:
     for targets in ([1], [*teacher.targets[:-1], 99]):
         with pytest.raises(ValueError, match="needs one state, 0 to 10"):
             dode.fit_host(Curved(), student, teacher._replace(targets=targets), noise())
+
+
+def test_the_solver_of_the_documentation(teacher: Artefact, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "solvers.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code is not None
+    monkeypatch.setattr(registry, "SOLVERS", dict(registry.SOLVERS))
+    exec(code[1].replace("from diffusion_distill.solvers import SOLVERS", "from test_dode import registry"
+         ).replace('SOLVERS["', 'registry.SOLVERS["'), {})  # fmt: skip
+    found = fit_solver(teacher, "extrapolated weight=0.3", 4, FitSettings(scale=3, batch_size=24))
+    assert (found.lambdas[1:] != 0).all() and (found.fitted <= found.plain * (1 + 1e-5)).all()
+    grid = grids.clean_end(spaced(SCHEDULE, 4))
+    none, ddims = tabulate("extrapolated weight=0", grid).plain(), ddim(grid).plain()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), none, ddims)
 
 
 # ------------------------------------------------------------------------------------------------- comparisons

@@ -22,6 +22,7 @@ SCALES: dict[str, None] = dict.fromkeys(("linear", "log", "asinh", "auto"))
 LEAST_WIDTH, LEAST_PANEL, HEIGHT = 9.0, 3.2, 3.4  # of a figure, of a panel, and of a row of panels, in inches
 MOST_TICKS = 8  # of an axis that is not linear
 LEGEND_COLUMNS, LEGEND_LINE = 4, 0.22  # the height in inches
+LEGEND_LETTER, LEGEND_HANDLE = 0.09, 0.6  # widths in inches
 
 
 class Line(NamedTuple):
@@ -83,10 +84,12 @@ def line_plot(rows: Sequence[Mapping[str, Panel]], path: str | Path, title: str 
         raise ValueError("There are no panels. Pass rows [{title: Panel(lines)}, ...] of at least one panel each.")
     lines = dict(chain.from_iterable(panel.lines.items() for _, panel in panels))
     colours = _colours(lines)
-    counts, below = [len(row) for row in rows], -(-len(lines) // LEGEND_COLUMNS)
-    figure, axes = figure_of(
-        counts, (max(LEAST_WIDTH, LEAST_PANEL * max(counts)), HEIGHT * len(rows) + 0.3 + LEGEND_LINE * below)
-    )
+    counts = [len(row) for row in rows]
+    width = max(LEAST_WIDTH, LEAST_PANEL * max(counts))
+    entry = LEGEND_HANDLE + LEGEND_LETTER * max(map(len, lines))
+    columns = max(1, min(LEGEND_COLUMNS, len(lines), int(width / entry)))
+    below = -(-len(lines) // columns)
+    figure, axes = figure_of(counts, (width, HEIGHT * len(rows) + 0.3 + LEGEND_LINE * below))
     handles = {}
     for place, (name, panel) in zip(axes, panels, strict=True):
         for label, handle in _draw(place, panel, colours).items():
@@ -94,7 +97,6 @@ def line_plot(rows: Sequence[Mapping[str, Panel]], path: str | Path, title: str 
         place.set_title(name, loc="left")  # the right is for the names of marks
     if title:
         figure.suptitle(title)
-    columns = min(LEGEND_COLUMNS, len(handles))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
     path = Path(path)
     figure.savefig(path)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,11 @@ class Entry:
 
 @dataclass
 class Setting:
-    """What all samplers of a comparison share; see `runs.sample`."""
+    """What all samplers of a comparison share; see `runs.sample`.
+
+    Attributes:
+      teacher: of a distilled student, the model it comes from: it is fitted to that model, and the flow is that model's.
+    """
 
     artefact: Artefact
     count: int
@@ -158,22 +162,23 @@ def entries(setting: Setting, comparison: Comparison) -> Iterator[Entry]:
 def quality_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
     """Fréchet distance and error of all samplers against evaluations and against seconds; D-ODE dashed."""
     panels = []
-    for measure, ylabel in (("frechet", "pixel Fréchet distance"), ("error", "distance from the flow (RMS)")):
+    for measure, ylabel in (("frechet", "Fréchet distance"), ("error", "distance from the flow")):
         row = {}
-        for x, xlabel in (("nfe", "network evaluations"), ("seconds", "seconds per 1000 images")):
+        for x, xlabel in (("nfe", "evaluations"), ("seconds", "seconds per 1000 images")):
             lines = {}
             for name, fitted in dict.fromkeys((row["solver"], row["fitted"]) for row in rows):
                 points = [(r[x], r[measure]) for r in rows if (r["solver"], r["fitted"]) == (name, fitted)]
                 label, (xs, ys) = f"D-{name}" if fitted else name, zip(*points, strict=True)
                 lines[label] = Line(xs, ys, "--" if fitted else "-", "o", name if fitted else None)
-            row[f"{ylabel} against {xlabel}"] = Panel(lines, xlabel, ylabel, "log", "log")
+            row[f"{ylabel} by {'time' if x == 'seconds' else xlabel}"] = Panel(lines, xlabel, ylabel, "log", "log")
         panels.append(row)
     return line_plot(panels, path)
 
 
 def _truth(setting: Setting, comparison: Comparison) -> np.ndarray:
     fine = {"solver": comparison.truth, "steps": comparison.truth_steps}
-    return setting.draw(setting.count, **fine, spacing=setting.spacing, end=setting.end)
+    model = replace(setting, artefact=setting.teacher or setting.artefact)
+    return model.draw(setting.count, **fine, spacing=setting.spacing, end=setting.end)
 
 
 def _measure(
