@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,38 @@ def denoiser_of(
     return jax.device_put(Clipped(denoise) if clip else denoise, sharding.replicated(mesh or sharding.data_mesh()))
 
 
-def sample(
+@dataclass(frozen=True)
+class Sampler:
+    """A model bound to a solver: draws image number i of a seed, whatever is drawn with it.
+
+    Attributes:
+      model: without parameters.
+      table: the solver on its grid.
+      denoise: the model's denoiser, a copy on every device of the mesh.
+      seed: of all noise.
+    """
+
+    model: Model
+    table: Table
+    denoise: Denoise
+    mesh: Mesh
+    seed: int = 0
+
+    def draw(self, first: int, count: int, labels: np.ndarray | None = None) -> np.ndarray:
+        """Images first .. first + count - 1, [count, height, width, channels] float32; labels [count] int32.
+
+        Counts that the devices do not divide are rounded up, and the rest is thrown away.
+        """
+        batch, place = -(-count // self.mesh.size) * self.mesh.size, sharding.split(self.mesh)
+        keys = sample_keys(jax.random.key(self.seed), np.arange(first, first + batch), place)
+        here = None if labels is None else jax.device_put(np.resize(labels, batch), place)
+        start = sampling.noise(keys, 0, self.model.image_shape)
+        rows = None if self.table.deterministic else keys
+        return sharding.fetch(sampling.integrate(self.denoise, self.table, start, here, row_noise=rows))[:count]
+
+
+def sampler_of(
     artefact: Artefact,
-    count: int,
     steps: int | None = None,
     *,
     solver: str = "ddim",
@@ -79,22 +109,44 @@ def sample(
     fitted: FittedSolver | str | Path | None = None,
     guidance: Mapping[str, Any] | None = None,
     seed: int = 0,
-    labels: np.ndarray | None = None,
     clip: bool = True,
+) -> Sampler:
+    """An artefact with a solver; arguments and errors as in `sample`."""
+    table = _fitted_table(artefact, fitted) if fitted else None
+    if table is None:
+        steps = positive_int("steps", (artefact.steps or TEACHER_STEPS) if steps is None else steps)
+        artefact = artefact.on_grid(steps)
+        if artefact.steps and steps != artefact.steps:
+            warnings.warn(f"A student made for {artefact.steps} steps is sampled with {steps}.", stacklevel=3)
+        table = table_for(artefact.model, steps, solver, spacing=spacing, end=end)
+    mesh = sharding.data_mesh()
+    return Sampler(artefact.model, table, denoiser_of(artefact, clip, guidance, mesh), mesh, seed)
+
+
+def sample(
+    artefact: Artefact,
+    count: int,
+    steps: int | None = None,
+    *,
+    labels: np.ndarray | None = None,
     batch_size: int = 256,
     name: str | None = None,
+    seed: int = 0,
+    **how: Any,
 ) -> np.ndarray:
     """Draws images.
 
     Args:
       count: how many; image i has the same noise whatever count, batch_size or the devices.
       steps: of the solver; the student's own number by default, 64 for a teacher.
-      solver: a name of `SOLVERS`, perhaps with options: 'deis order=2'.
-      spacing, end: of the grid, see `grid_for`.
-      fitted: a D-ODE solver or its file, in place of steps, solver, spacing and end.
-      guidance: {"scale": s, "null_label": label}, see `denoiser_of`.
       labels: [count] classes for conditional models; drawn uniformly by default.
       name: reports progress under this name.
+      how: of `sampler_of`:
+        solver: a name of `SOLVERS`, perhaps with options: 'deis order=2'.
+        spacing, end: of the grid, see `grid_for`.
+        fitted: a D-ODE solver or its file, in place of steps, solver, spacing and end.
+        guidance: {"scale": s, "null_label": label}, see `denoiser_of`.
+        clip: x_hat to [-1, 1], True by default.
 
     Returns:
       [count, height, width, channels] float32 in [-1, 1] if clip.
@@ -104,26 +156,14 @@ def sample(
       Interrupted: the program was asked to stop.
     """
     count = positive_int("count", count)
-    table = _fitted_table(artefact, fitted) if fitted else None
-    if table is None:
-        steps = positive_int("steps", (artefact.steps or TEACHER_STEPS) if steps is None else steps)
-        artefact = artefact.on_grid(steps)
-        if artefact.steps and steps != artefact.steps:
-            warnings.warn(f"A student made for {artefact.steps} steps is sampled with {steps}.", stacklevel=2)
-        table = table_for(artefact.model, steps, solver, spacing=spacing, end=end)
+    drawn = sampler_of(artefact, steps, seed=seed, **how)
     labels = labels_for(artefact.model, count, labels, seed)
-    mesh = sharding.data_mesh()
-    batch = max(1, min(batch_size, count) // mesh.size) * mesh.size
-    split = sharding.split(mesh)
-    denoise = denoiser_of(artefact, clip, guidance, mesh)
+    batch = max(1, min(batch_size, count) // drawn.mesh.size) * drawn.mesh.size
     progress = Progress(name, -(-count // batch), batch) if name else None
     images = []
     for begin in range(0, count, batch):
-        keys = sample_keys(jax.random.key(seed), np.arange(begin, begin + batch), split)
-        here = None if labels is None else jax.device_put(np.resize(labels[begin : begin + batch], batch), split)
-        start = sampling.noise(keys, 0, artefact.model.image_shape)
-        rows = None if table.deterministic else keys
-        images.append(sharding.fetch(sampling.integrate(denoise, table, start, here, row_noise=rows)))
+        here = None if labels is None else np.resize(labels[begin : begin + batch], batch)
+        images.append(drawn.draw(begin, batch, here))
         interrupts.check()
         if progress:
             progress.update(len(images))
@@ -136,7 +176,7 @@ def _fitted_table(artefact: Artefact, fitted: FittedSolver | str | Path) -> Tabl
     """Warns of lambdas that were fitted on another model."""
     solver = fitted if isinstance(fitted, FittedSolver) else FittedSolver.load(fitted)
     if solver.provenance.get("model", "") not in ("", fingerprint(artefact.params)):
-        warnings.warn("The solver was fitted on another model than the one it samples.", stacklevel=3)
+        warnings.warn("The solver was fitted on another model than the one it samples.", stacklevel=4)
     return solver.table()
 
 
