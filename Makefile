@@ -20,7 +20,7 @@ demo: $(INSTALLED) ## Train a teacher on digits, distil it to one step, draw the
 	@$(RUN) experiments/digits.py $(ARGS)
 
 test: lint ## Lint, types, all tests; then the fast tests on the newest Python of this machine.
-	$(RUN) -m pytest --nbmake
+	$(RUN) -m pytest --nbmake -n 2 --dist worksteal
 	@$(RUN) tests/newest_python.py
 
 lint: $(INSTALLED) ## Check style (ruff) and types (pyright).

@@ -37,13 +37,13 @@ EXTRAS = {
     "export": EXPORT,
     "prepare": ["tensorflow-cpu"],  # only to prepare a TFDS data set, once
     "bench": ["torch", "pytorch-fid", "diffusers"],
-    "dev": [*DEMO, *TENSORBOARD, *EXPORT, "pytest", "nbmake", "ipykernel", *CHECKERS],
+    "dev": [*DEMO, *TENSORBOARD, *EXPORT, "pytest", "pytest-xdist", "nbmake", "ipykernel", *CHECKERS],
 }
 
 setup(
     name="diffusion_distill",
     version="0.1.0",
-    description="Distils diffusion models in time, in JAX and Flax: BTD (progressive distillation) and TRACT",
+    description="Distils diffusion models in time, in JAX and Flax: BTD, TRACT and D-ODE solvers",
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     author="diffusion_distill contributors",

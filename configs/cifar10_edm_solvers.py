@@ -19,7 +19,7 @@ from diffusion_distill.runs import Comparison
 
 def get_config(path: str = ""):
     """The config; the model is the imported teacher's."""
-    config = config_of(
+    return config_of(
         model=None,
         method=None,
         settings=None,
@@ -28,6 +28,5 @@ def get_config(path: str = ""):
         count=50_000,
         clip=False,
         steps=5,
+        comparison=Comparison(("ddim", "heun", "ipndm", "deis", "dpm_solver++", "unipc")),
     )
-    config.solvers.solvers = Comparison(("ddim", "heun", "ipndm", "deis", "dpm_solver++", "unipc")).solvers
-    return config

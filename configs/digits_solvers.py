@@ -26,7 +26,7 @@ SOLVERS = {
 
 def get_config(kind: str = "vp"):
     """The config; `kind` of the teacher is 'vp' or 'edm'."""
-    config = config_of(
+    return config_of(
         model=None,
         method=None,
         settings=None,
@@ -35,6 +35,5 @@ def get_config(kind: str = "vp"):
         count=900,
         batch_size=300,
         steps=10,
+        comparison=Comparison(SOLVERS[kind]),
     )
-    config.solvers.solvers = Comparison(SOLVERS[kind]).solvers
-    return config

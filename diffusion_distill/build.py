@@ -12,12 +12,17 @@ A config has these parts, each read by one function below:
     sample     count, steps, solver, spacing, end, fitted, guidance, null_label, seed, clip, batch_size
     fit        how lambdas are fitted for the solver of `sample`: scale, batch_size, teacher_solver, ... -> FitSettings
     solvers    what --mode=solvers compares: solvers, nfe, ...                    -> Comparison
+    evaluation how samplers are measured: count (0: that of `sample`), repetitions, ...; features, statistics (a file in
+               place of `reference`), and the solvers and steps to measure -> EvaluationSettings
+    classifier how a classifier is trained for its features                   -> ClassifierSettings
     reference  data to evaluate against, like `data`
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -27,8 +32,13 @@ from diffusion_distill.distillation import DISTILLERS, Denoising
 from diffusion_distill.errors import choose
 from diffusion_distill.model import Model
 from diffusion_distill.runs import Comparison, FitSettings, Setting, Settings
+from diffusion_distill.runs import evaluation as evaluation_run
+from diffusion_distill.runs.classifier import ClassifierSettings
+from diffusion_distill.runs.evaluation import EvaluationSettings
+from diffusion_distill.runs.sampling import Sampler, sampler_of
 from diffusion_distill.settings import from_mapping, to_mapping
 from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.training.optimizers import OptimizerSettings
 
 METHODS = {"denoising": Denoising, **DISTILLERS}
@@ -41,6 +51,8 @@ def config_of(
     data: Mapping[str, Any],
     reference: Mapping[str, Any],
     student: Model | None = None,
+    comparison: Comparison | None = None,
+    classifier: ClassifierSettings | None = None,
     **sample: Any,
 ) -> ConfigDict:
     """A complete config from objects: every field is there, with its value, to be overridden.
@@ -50,6 +62,8 @@ def config_of(
       method, settings: of a training run; None where nothing is trained.
       data, reference: {"name": one of SOURCES, ...its arguments}.
       student: of a distillation to another network.
+      comparison: what --mode=solvers compares, if not the default.
+      classifier: to train.
       sample: changes to the sampling defaults.
     """
     training = {}
@@ -60,17 +74,26 @@ def config_of(
             "run": {**to_mapping(settings), "optimizer": to_mapping(settings.optimizer)},
         }
     sampling = {"count": 64, "steps": 0, "solver": "ddim", "spacing": "time", "end": 0.0, "fitted": "", "guidance": 1.0,
-                "null_label": -1, "seed": 0, "clip": True, "batch_size": 256}  # fmt: skip
+                "null_label": -1, "seed": 0, "clip": True, "batch_size": 256, "form": "npz"}  # fmt: skip
     return ConfigDict(
         {
             **({"model": model.to_dict()} if model else {}),
             **({"student": student.to_dict()} if student else {}),
             **training,
+            **({"classifier": to_mapping(classifier)} if classifier else {}),
             "data": dict(data),
             "reference": dict(reference),
             "sample": {**sampling, **sample},
             "fit": to_mapping(FitSettings()),
-            "solvers": to_mapping(Comparison()),
+            "solvers": to_mapping(comparison or Comparison()),
+            "evaluation": {
+                **to_mapping(EvaluationSettings(count=1, repetitions=1)),
+                "count": 0,
+                "features": "pixels",
+                "statistics": "",
+                "solvers": (),
+                "steps": (),
+            },
             "teacher": "",
             "artefact": "",
         }
@@ -137,7 +160,7 @@ def artefact(config: Any, part: str) -> Artefact:
 def sampling(config: Any) -> dict[str, Any]:
     """Keyword arguments of `runs.sample` from config.sample; steps 0 and null_label -1 mean the model's own."""
     values = config.sample.to_dict()
-    scale, null_label = values.pop("guidance"), values.pop("null_label")
+    scale, null_label, _ = values.pop("guidance"), values.pop("null_label"), values.pop("form")
     guidance = {"scale": scale, **({} if null_label < 0 else {"null_label": null_label})}
     return {**values, "steps": values["steps"] or None, "guidance": guidance if scale != 1 else {}}
 
@@ -157,6 +180,80 @@ def looked_at(config: Any) -> dict[str, Any]:
 def fitting(config: Any) -> FitSettings:
     """How lambdas are fitted, config.fit."""
     return from_mapping(FitSettings, "fit", config.fit.to_dict())
+
+
+def evaluation(config: Any) -> EvaluationSettings:
+    """How samplers are measured, config.evaluation."""
+    values = config.evaluation.to_dict()
+    for name in ("features", "statistics", "solvers", "steps"):
+        values.pop(name)
+    return from_mapping(EvaluationSettings, "evaluation", {**values, "count": values["count"] or config.sample.count})
+
+
+def artefacts(config: Any) -> dict[str, Artefact]:
+    """The artefacts in the folders config.artefact, with commas between."""
+    folders = config.artefact.split(",") if config.artefact else []
+    return {folder: Artefact.load(folder) for folder in folders} or {"": artefact(config, "artefact")}
+
+
+def features(config: Any) -> evaluation_run.Measured:
+    """The features of config.evaluation."""
+    image_shape = next(iter(artefacts(config).values())).model.image_shape
+    return evaluation_run.features_named(config.evaluation.features, image_shape)
+
+
+def reference(
+    config: Any, features: evaluation_run.Measured, settings: EvaluationSettings, path: Path
+) -> evaluation_run.Part:
+    """What samples are compared with: published statistics, or the features of config.reference, kept in `path`."""
+    if config.evaluation.statistics:
+        return evaluation_run.published_reference(config.evaluation.statistics)
+    return evaluation_run.reference_of(source(config, "reference"), features, settings, path)
+
+
+def conventions(config: Any) -> dict[str, Any]:
+    """What is written beside the numbers of an evaluation."""
+    return {
+        "reference": config.evaluation.statistics or config.reference.to_dict(),
+        "artefacts": {
+            folder: {"fingerprint": fingerprint(found.params), "steps": found.steps, "provenance": found.provenance}
+            for folder, found in artefacts(config).items()
+        },
+        "weights": "eval average",
+        "sample": {**solver(config), "fitted": config.sample.fitted, "seed": config.sample.seed},
+    }
+
+
+def samplers(config: Any) -> dict[str, Callable[[], Sampler]]:
+    """What config.evaluation measures: label -> makes it.
+
+    config.artefact may name several folders, with commas between. Solvers and steps that config.evaluation leaves out
+    are those of config.sample.
+    """
+    values, found = {**solver(config), "seed": config.sample.seed}, {}
+    folders = config.artefact.split(",")
+    distinct = len({Path(folder).name for folder in folders}) == len(folders)
+    for folder in folders:
+        title = Path(folder).name if distinct else folder
+        for name in config.evaluation.solvers or (values["solver"],):
+            for steps in config.evaluation.steps or (values["steps"],):
+                label = " ".join(filter(None, (title, name, f"{steps} steps" if steps else "")))
+                how = {**values, "solver": name, "steps": steps, "fitted": config.sample.fitted}
+                found[label] = partial(_sampler, folder, how)
+    return found
+
+
+def _sampler(folder: str, how: Mapping[str, Any]) -> Sampler:
+    return sampler_of(Artefact.load(folder), **how)
+
+
+def classifier(config: Any) -> ClassifierSettings:
+    """How a classifier is trained, config.classifier."""
+    if "classifier" not in config:
+        raise ValueError(
+            "This config describes no classifier. configs/digits_classifier.py and mnist_classifier.py do."
+        )
+    return from_mapping(ClassifierSettings, "classifier", config.classifier.to_dict())
 
 
 def comparison(config: Any) -> tuple[Setting, Comparison]:

@@ -16,7 +16,6 @@ SIGTERM and Ctrl-C save what a run has and end the program; the same command goe
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
@@ -29,9 +28,11 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from diffusion_distill import build, interrupts, runs
+from diffusion_distill.errors import choose
 from diffusion_distill.report.pictures import image_grid
 from diffusion_distill.report.tables import format_table
-from diffusion_distill.runs import analysis
+from diffusion_distill.runs import analysis, evaluation, images_out
+from diffusion_distill.runs.classifier import train_classifier
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.sharding import use_cpu_devices
 
@@ -57,32 +58,26 @@ def distill(config: Any, workdir: Path) -> None:
 
 
 def sample(config: Any, workdir: Path) -> None:
-    """Draws images of config.artefact into WORKDIR/samples.npz and samples.png."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    artefact = build.artefact(config, "artefact")
-    images = runs.sample(artefact, name="sampling", **build.sampling(config))
-    np.savez(workdir / "samples.npz", images=images)
+    """Draws images of config.artefact into WORKDIR/samples.npz (or .zip, or a folder of PNGs) and samples.png."""
+    artefact, how, form = build.artefact(config, "artefact"), build.sampling(config), config.sample.form
+    choose("form of images", form, images_out.FORMS)
+    labels = runs.labels_for(artefact.model, how["count"], None, how["seed"])
+    images = runs.sample(artefact, name="sampling", labels=labels, **how)
+    path = images_out.save_images(images, workdir, form, labels)
     image_grid({"": images[:16]}, workdir / "samples.png")
-    print(f"{len(images)} images are in {workdir / 'samples.npz'}, the first of them in {workdir / 'samples.png'}")
+    print(f"{len(images)} images are in {path}, the first of them in {workdir / 'samples.png'}")
 
 
 def evaluate(config: Any, workdir: Path) -> None:
-    """Measures samples of config.artefact against config.reference into WORKDIR/results.json."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    artefact, reference = build.artefact(config, "artefact"), build.source(config, "reference")
-    options = build.sampling(config)
-    images = runs.sample(artefact, name="sampling", **options)
-    scores = runs.evaluate(images, reference.gather(np.arange(len(reference)))["image"])
-    results = {
-        "artefact": config.artefact,
-        "sample": {**options, "steps": options["steps"] or artefact.steps or runs.TEACHER_STEPS},
-        "reference": {**config.reference.to_dict(), "images": len(reference)},
-        "features": "pixels in [-1, 1]",
-        "weights": "eval average",
-        **scores,
-    }
-    (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(format_table([{"steps": results["sample"]["steps"], **scores}], ["steps", *scores]))
+    """Measures samples of config.artefact against config.reference into WORKDIR/results.json, with pictures.
+
+    An interrupted evaluation goes on where it was.
+    """
+    settings, features, samplers = build.evaluation(config), build.features(config), build.samplers(config)
+    reference = build.reference(config, features, settings, workdir / "reference.npz")
+    conventions = build.conventions(config)
+    rows = evaluation.evaluate_samplers(samplers, features, reference, settings, conventions, workdir)
+    print(format_table([evaluation.in_short(row) for row in rows]))
 
 
 def fit(config: Any, workdir: Path) -> None:
@@ -137,10 +132,24 @@ def lambdas(config: Any, workdir: Path) -> None:
     print(f"The lambdas are drawn in {workdir / 'lambdas.png'}, their numbers are in lambdas.json")
 
 
+def classifier(config: Any, workdir: Path) -> None:
+    """Trains a classifier on config.data into WORKDIR/classifier, whose features --mode=evaluate can use."""
+    found = train_classifier(build.source(config), build.source(config, "reference"), build.classifier(config), workdir)
+    print(
+        f"The classifier is in {workdir / 'classifier'}: {found.about['accuracy']:.2%} of the held-out images are right"
+    )
+
+
 def import_weights(config: Any, workdir: Path) -> None:
-    """Turns the published weights or the file --model into the artefact WORKDIR."""
+    """Turns the published weights or the file --model into the artefact WORKDIR, or FID's network into features."""
+    name = _asked_model("a published name or a file")
+    if runs.is_inception(name):
+        weights = runs.import_inception(name, workdir)
+        print(f"FID's InceptionV3 ({weights.layout}, input rule {weights.rule}) is in {workdir}: measure with "
+              f"--config.evaluation.features={workdir}")  # fmt: skip
+        return
     model = build.model(config) if config is not None else None
-    artefact = runs.import_weights(_asked_model("a published name or a file"), workdir, model)
+    artefact = runs.import_weights(name, workdir, model)
     print(f"The artefact is in {workdir}: {_in_words(artefact)}")
 
 
@@ -173,6 +182,7 @@ MODES: dict[str, Callable[[Any, Path], None]] = {
     "trajectories": trajectories,
     "similarity": similarity,
     "lambdas": lambdas,
+    "classifier": classifier,
     "import": import_weights,
     "export": export_weights,
 }

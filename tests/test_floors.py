@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 #: (floor, the modules or folders of one concept)
 FLOORS = [
-    (0, ("version", "errors", "interrupts", "arrays", "levels", "settings", "typing")),
+    (0, ("version", "errors", "interrupts", "arrays", "quantise", "levels", "settings", "typing")),
     (1, ("diffusion",)),
     (1, ("networks",)),
     (1, ("data",)),
@@ -26,6 +26,7 @@ FLOORS = [
     (1, ("report",)),
     (2, ("solvers", "sampling")),
     (2, ("model",)),
+    (2, ("features",)),
     (2, ("guidance",)),
     (3, ("distillation",)),
     (3, ("weights",)),

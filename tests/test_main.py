@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from absl.testing import flagsaver
 from ml_collections import ConfigDict
 from toys import equal
 
-from diffusion_distill import build, interrupts, main, runs
+from diffusion_distill import build, data, interrupts, main, runs
 from diffusion_distill.model import Model
 from diffusion_distill.networks import UNet
+from diffusion_distill.runs import images_out
 from diffusion_distill.training.artefact import Artefact
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,12 +80,13 @@ def test_train_distill_sample_evaluate(tmp_path: Path) -> None:
     student = str(tmp_path / "tract" / "student_1")
     used = config_of("digits_tract", **{"artefact": student, "sample.count": 16, "sample.batch_size": 16})
     main.sample(used, tmp_path / "out")
-    images = np.load(tmp_path / "out" / "samples.npz")["images"]
-    assert images.shape == (16, 8, 8, 1) and np.isfinite(images).all() and np.abs(images).max() <= 1
+    images = np.load(tmp_path / "out" / "samples.npz")["arr_0"]
+    assert images.shape == (16, 8, 8, 1) and images.dtype == np.uint8 and images.std() > 0
     assert (tmp_path / "out" / "samples.png").stat().st_size > 0
     main.evaluate(used, tmp_path / "out")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["sample"]["steps"] == 1 and results["reference"]["images"] == 900 and results["frechet"] > 0
+    assert results["count"] == 16 and results["reference images"] == 900 and results["rows"][0]["nfe"] == 1
+    assert results["rows"][0]["frechet"] > 0 and results["artefacts"][student]["steps"] == 1
 
 
 @pytest.mark.parametrize(
@@ -114,8 +117,9 @@ def test_fit_sample_compare_and_look(tmp_path: Path, teacher: Artefact) -> None:
     fitted = str(tmp_path / "fit" / "solver.json")
     config.sample.fitted = fitted
     main.sample(config, tmp_path / "fit")
-    images = np.load(tmp_path / "fit" / "samples.npz")["images"]
-    np.testing.assert_allclose(images, runs.sample(teacher, 24, fitted=fitted, batch_size=24), atol=1e-6)
+    images = np.load(tmp_path / "fit" / "samples.npz")["arr_0"].astype(np.float32)
+    drawn = runs.sample(teacher, 24, fitted=fitted, batch_size=24)
+    np.testing.assert_allclose(images, np.clip(127.5 * (drawn + 1), 0, 255), atol=0.6)  # rounded
     for mode in ("trajectories", "similarity", "lambdas"):
         main.MODES[mode](config, tmp_path / "look")
         assert (tmp_path / "look" / f"{mode}.png").stat().st_size > 5_000
@@ -171,6 +175,46 @@ def _wait_for(metrics: Path, update: int, process: subprocess.Popen) -> None:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.1)
     raise AssertionError(f"No update {update} in two minutes.")
+
+
+def test_classifier_features_measure_samples(tmp_path: Path, toy_networks: None) -> None:
+    config = config_of("digits_classifier", **{"classifier.length": "640", "classifier.ch": 8})
+    main.classifier(config, tmp_path / "classifier")
+    folder = str(tmp_path / "classifier" / "classifier")
+    model = Model(toys.Perceptron(out_ch=1), (8, 8, 1), prediction="v")
+    student = Artefact(model, toys.parameters(model), steps=2)
+    student.save(tmp_path / "student_2")
+    changes = {"artefact": str(tmp_path / "student_2"), "evaluation.features": folder, "evaluation.count": 40}
+    main.evaluate(config_of("digits_tract", **changes), tmp_path / "results")
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    assert results["features"].startswith("classifier ") and "held-out accuracy" in results["features"]
+    assert set(results["rows"][0]) >= {"frechet", "precision", "recall", "kid"}
+    with pytest.raises(ValueError, match="describes no classifier"):
+        main.classifier(config_of("digits_tract"), tmp_path)
+
+
+@pytest.mark.parametrize("form", ["npz", "png", "zip"])
+def test_samples_as_files(form: str, tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (1002, 4, 4, 3), np.uint8)
+    labels = np.arange(1002) % 7
+    path = images_out.save_images(images, tmp_path, form, labels)
+    if form == "npz":
+        stored = np.load(path)
+        again, classes = stored["arr_0"], stored["arr_1"]
+    else:
+        source = data.folder(path)
+        found = source.gather(np.arange(len(source)))
+        again = np.rint(127.5 * (found["image"] + 1)).astype(np.uint8)
+        named = json.loads((zipfile.ZipFile(path).read("dataset.json") if form == "zip"
+                            else (path / "dataset.json").read_bytes()).decode())  # fmt: skip
+        classes = np.array([label for _, label in named["labels"]])
+        assert named["labels"][1001][0] == "00001/img00001001.png"
+    np.testing.assert_array_equal(again, images)
+    np.testing.assert_array_equal(classes, labels)
+    with pytest.raises(ValueError, match="form of images 'gif'"):
+        images_out.save_images(images, tmp_path, "gif")
+    with pytest.raises(ValueError, match="need as many labels"):
+        images_out.save_images(images, tmp_path, form, labels[:3])
 
 
 def test_import_and_export(tmp_path: Path) -> None:

@@ -1,16 +1,48 @@
-"""Metrics on feature arrays [n, width]: Fréchet distance, precision and recall."""
+"""Metrics on feature arrays [n, width], their statistics in batches, and reference statistics on disk."""
 
 from diffusion_distill.metrics.features import pixel_features
-from diffusion_distill.metrics.frechet import Moments, frechet_distance, merge, moments
+from diffusion_distill.metrics.frechet import (
+    FrechetTerms,
+    Moments,
+    extrapolated,
+    frechet_bias,
+    frechet_distance,
+    frechet_terms,
+    merge,
+    moments,
+)
+from diffusion_distill.metrics.inception_score import InceptionScore, inception_score
+from diffusion_distill.metrics.kid import Kid, consecutive_blocks, kid, random_subsets
+from diffusion_distill.metrics.pca import Pca, principal_components
 from diffusion_distill.metrics.precision_recall import PrecisionRecall, memberships, precision_recall
+from diffusion_distill.metrics.references import Reference, read_reference, write_reference, write_tract
+from diffusion_distill.metrics.statistics import Accumulator, FeatureStore
 
 __all__ = [
+    "Accumulator",
+    "FeatureStore",
+    "FrechetTerms",
+    "InceptionScore",
+    "Kid",
     "Moments",
+    "Pca",
     "PrecisionRecall",
+    "Reference",
+    "consecutive_blocks",
+    "extrapolated",
+    "frechet_bias",
     "frechet_distance",
+    "frechet_terms",
+    "inception_score",
+    "kid",
     "memberships",
     "merge",
     "moments",
     "pixel_features",
     "precision_recall",
+    "principal_components",
+    "random_subsets",
+    "read_reference",
+    "write_reference",
+    "write_tract",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -36,7 +38,12 @@ def checked_features(name: str, features: ArrayLike) -> NDArray[np.float64]:
     Raises:
         ValueError: not [n, width], or rows with NaN or infinity.
     """
-    features = np.asarray(features, np.float64)
+    return as_features(name, features).astype(np.float64, copy=False)
+
+
+def as_features(name: str, features: ArrayLike) -> NDArray[Any]:
+    """As `checked_features`, in the features' own precision: for metrics that work on a block at a time."""
+    features = np.asarray(features)
     if features.ndim != 2 or 0 in features.shape:
         raise ValueError(f"{name} have shape {features.shape}; need [n, width] with n and width at least 1.")
     bad = int((~np.isfinite(features).all(axis=1)).sum())

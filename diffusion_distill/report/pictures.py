@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_distill.arrays import to_byte_range
+from diffusion_distill.quantise import quantise
 
 MARGIN = 16  # around the picture and between labels and images, in pixels of the PNG
 ROW_GAP = 8
@@ -30,14 +30,7 @@ def to_uint8(images: ArrayLike) -> NDArray[np.uint8]:
         TypeError: neither floats nor uint8 (which pass unchanged).
         ValueError: NaN, which is no grey level.
     """
-    images = np.asarray(images)
-    if images.dtype == np.uint8:
-        return images
-    if not np.issubdtype(images.dtype, np.floating):
-        raise TypeError(f"Images have dtype {images.dtype}; need floats in [-1, 1], or uint8.")
-    if np.isnan(images).any():
-        raise ValueError("Images hold NaN, so there is nothing to show. Find out which step made them.")
-    return np.rint(to_byte_range(images)).astype(np.uint8)
+    return quantise(np.asarray(images), "round_half_even")
 
 
 def image_grid(

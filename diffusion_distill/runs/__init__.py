@@ -9,9 +9,9 @@ images = sample(teacher, 16, fitted=fit_solver(teacher, "ddim", 10))
 
 from diffusion_distill.runs.comparison import Comparison, Setting, compare_solvers
 from diffusion_distill.runs.evaluation import evaluate
-from diffusion_distill.runs.exchange import export_weights, import_weights
+from diffusion_distill.runs.exchange import export_weights, import_inception, import_weights, is_inception
 from diffusion_distill.runs.fitting import FitSettings, fit_solver
-from diffusion_distill.runs.sampling import TEACHER_STEPS, denoiser_of, grid_for, sample, table_for
+from diffusion_distill.runs.sampling import TEACHER_STEPS, denoiser_of, grid_for, labels_for, sample, table_for
 from diffusion_distill.runs.settings import Settings
 from diffusion_distill.runs.training import distill, train
 
@@ -28,7 +28,10 @@ __all__ = [
     "export_weights",
     "fit_solver",
     "grid_for",
+    "import_inception",
     "import_weights",
+    "is_inception",
+    "labels_for",
     "sample",
     "table_for",
     "train",

@@ -30,9 +30,9 @@ from numpy.typing import ArrayLike
 from diffusion_distill import sampling
 from diffusion_distill.arrays import Array
 from diffusion_distill.diffusion.parameterization import eps_from_x
+from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.errors import choose, positive_int
 from diffusion_distill.levels import Level
-from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.report import Line, Panel, heat_maps, line_plot
 from diffusion_distill.runs.sampling import TEACHER_STEPS, denoiser_of, labels_for, sample_keys, table_for
 from diffusion_distill.solvers.table import Table
@@ -74,7 +74,7 @@ def subject(
     count: int = 64,
     seed: int = 0,
 ) -> Subject:
-    """A solver, with `fitted` its D-ODE variant in that file, and DDIM in ten times its evaluations, for the same noise.
+    """A solver, with `fitted` its D-ODE variant in that file, and DDIM in ten times its evaluations; their noise.
 
     Args:
       artefact and the others: as in `runs.sample`; of a fitted solver, solver and grid are the file's.

@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.errors import positive_int
 from diffusion_distill.report.lines import Line, Panel, line_plot
-from diffusion_distill.runs.evaluation import evaluate
+from diffusion_distill.runs.evaluation import claim, evaluate, features_named
 from diffusion_distill.runs.fitting import FitSettings, fit_solver
 from diffusion_distill.runs.sampling import grid_for, sample
 from diffusion_distill.solvers import spelled, steps_for, tabulate
@@ -40,6 +41,7 @@ class Comparison:
       solvers: names of `SOLVERS`, perhaps with options, as in 'dpm_solver++ order=3 method=singlestep'.
       nfe: numbers of evaluations; a solver leaves out those it cannot make.
       fit: also compare each solver's D-ODE variant, if it has one.
+      features: of the distances, see `evaluation.features_named`: 'pixels', or the folder of a classifier.
       truth: the fine solver whose samples are the flow's, and its steps.
 
     Raises:
@@ -49,6 +51,7 @@ class Comparison:
     solvers: tuple[str, ...] = ("ddim", "ipndm", "deis", "dpm_solver", "dpm_solver++", "unipc")
     nfe: tuple[int, ...] = (2, 3, 5, 7, 10, 15, 20, 25)
     fit: bool = True
+    features: str = "pixels"
     truth: str = "dpm_solver++ order=2"
     truth_steps: int = 200
 
@@ -81,7 +84,7 @@ class Setting:
     """What all samplers of a comparison share; see `runs.sample`.
 
     Attributes:
-      teacher: of a distilled student, the model it comes from: it is fitted to that model, and the flow is that model's.
+      teacher: of a distilled student, the model it comes from, to which it is fitted and whose flow counts.
     """
 
     artefact: Artefact
@@ -126,16 +129,24 @@ def compare_solvers(
       Interrupted: the program was asked to stop; what was done is in WORKDIR.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    facts = {**setting.facts(), "fit": vars(fit), "truth": comparison.truth, "truth steps": comparison.truth_steps}
-    _claim(workdir / "comparison.json", facts)
+    facts = {
+        **setting.facts(),
+        "fit": vars(fit),
+        "features": comparison.features,
+        "truth": comparison.truth,
+        "truth steps": comparison.truth_steps,
+    }
+    claim(workdir / "comparison.json", facts)
     path, truth = workdir / "results.jsonl", None
+    features = features_named(comparison.features, reference.shape[1:])
+    measure = partial(evaluate, reference=reference, features=None if comparison.features == "pixels" else features)
     done = {(row["solver"], row["nfe"], row["fitted"]): row for row in (read_json_lines(path) if path.exists() else [])}
     rows = []
     for entry in entries(setting, comparison):
         key = entry.solver, entry.nfe, entry.fitted
         if key not in done:
             truth = _truth(setting, comparison) if truth is None else truth
-            done[key] = _measure(setting, entry, fit, reference, truth, workdir)
+            done[key] = _measure(setting, entry, fit, measure, truth, workdir)
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(done[key]) + "\n")
             log("  ".join(f"{name} {_short(value)}" for name, value in done[key].items()))
@@ -182,7 +193,7 @@ def _truth(setting: Setting, comparison: Comparison) -> np.ndarray:
 
 
 def _measure(
-    setting: Setting, entry: Entry, fit: FitSettings, reference: np.ndarray, truth: np.ndarray, workdir: Path
+    setting: Setting, entry: Entry, fit: FitSettings, measure: Any, truth: np.ndarray, workdir: Path
 ) -> dict[str, Any]:
     """One line of the table."""
     sampler: dict[str, Any] = {"solver": entry.solver, "steps": entry.steps}
@@ -196,7 +207,7 @@ def _measure(
     images = setting.draw(setting.count, **sampler)
     seconds = (time.monotonic() - begun) / setting.count * 1000
     error = float(np.sqrt(np.mean((images - truth) ** 2)))
-    scores = evaluate(images, reference)
+    scores = measure(images)
     return {"solver": entry.solver, "fitted": entry.fitted, "nfe": entry.nfe, "seconds": seconds, **scores,
             "error": error, **facts}  # fmt: skip
 
@@ -210,21 +221,6 @@ def _fit(setting: Setting, entry: Entry, fit: FitSettings, workdir: Path) -> Fit
     fitted = fit_solver(setting.artefact, entry.solver, entry.steps, fit, teacher=setting.teacher, **shared)
     fitted.save(path)
     return fitted
-
-
-def _claim(path: Path, facts: Mapping[str, Any]) -> None:
-    """Writes down what a comparison is of, or refuses to mix two."""
-    facts = json.loads(json.dumps(facts))
-    if not path.exists():
-        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        return
-    known = json.loads(path.read_text(encoding="utf-8"))
-    if changed := [name for name in facts if facts[name] != known.get(name)]:
-        raise ValueError(
-            f"{path.parent} holds a comparison with another {', '.join(changed)}: "
-            f"{ {name: known.get(name) for name in changed} } there, { {name: facts[name] for name in changed} } now. "
-            "Take another workdir."
-        )
 
 
 def _short(value: Any) -> str:

@@ -1,18 +1,370 @@
-"""Measuring images against reference images."""
+"""Measuring images against reference images: at once, or as a long evaluation that survives interruption.
+
+A long evaluation draws `count` images of each sampler, `repetitions` times (repetition r takes the images numbered from
+r·count), turns them into 8 bits, and takes their features. Moments are summed in float64 batch by batch; features for
+precision, recall and KID are kept for the first `kept` images only, logits for all. What is drawn is on disk every
+`SAVE_EVERY` seconds and when the program is asked to stop:
+
+WORKDIR/parts/<sampler>_<repetition>/    moments, kept features, logits, and how many images are in them
+WORKDIR/results.json                     every number with its conventions
+WORKDIR/<sampler>.png                    the first images
+WORKDIR/reference.npz                    moments and kept features of the reference
+
+Batches do not move when a run goes on, so its numbers are those of a run that was never stopped, to the last bit.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
 import numpy as np
 
-from diffusion_distill.metrics import frechet_distance, moments, pixel_features, precision_recall
+from diffusion_distill import interrupts
+from diffusion_distill.data.sources import Source
+from diffusion_distill.errors import choose, positive_int
+from diffusion_distill.features import Features, FromFunction, Inception, InceptionFeatures, Pixels
+from diffusion_distill.metrics import (
+    Moments,
+    frechet_distance,
+    inception_score,
+    kid,
+    moments,
+    pixel_features,
+    precision_recall,
+    random_subsets,
+    read_reference,
+)
+from diffusion_distill.quantise import RULES, quantise
+from diffusion_distill.report.pictures import image_grid
+from diffusion_distill.runs.classifier import TrainedClassifier
+from diffusion_distill.runs.sampling import Sampler, labels_for
+from diffusion_distill.training.progress import Progress
+from diffusion_distill.weights.inception import load_inception
+
+#: Seconds between savings of a part.
+SAVE_EVERY = 30.0
+SHOWN = 64
+Measured = Features | Inception
 
 
-def evaluate(images: np.ndarray, reference: np.ndarray, k: int = 3) -> dict[str, float]:
-    """Pixel Fréchet distance, precision and recall of images against reference images (both in [-1, 1]).
+def evaluate(
+    images: np.ndarray, reference: np.ndarray, k: int = 3, features: Measured | None = None
+) -> dict[str, float]:
+    """Fréchet distance, precision and recall of images against reference images (both in [-1, 1]).
 
-    These see means, covariances and neighbourhoods of pixels, not what people see.
+    Args:
+      k: neighbours of precision and recall.
+      features: the pixels themselves by default, whose distances see means, covariances and neighbourhoods of pixels,
+        not what people see; with others, images are rounded to 8 bits first.
     """
-    features, real = pixel_features(images), pixel_features(reference)
-    distance = frechet_distance(moments(features), moments(real))
-    precision, recall = precision_recall(real, features, k=k)
+    if features is None:
+        taken, real = pixel_features(images), pixel_features(reference)
+    else:
+        taken, real = (outputs_of(features, quantise(part))["features"] for part in (images, reference))
+    distance = frechet_distance(moments(taken), moments(real))
+    precision, recall = precision_recall(real, taken, k=k)
     return {"frechet": float(distance), "precision": float(precision), "recall": float(recall)}
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How samplers are measured.
+
+    Attributes:
+      count: images per repetition.
+      repetitions: independent sets of images; their least, mean and standard deviation are reported.
+      batch_size: images drawn together.
+      kept: images whose features are kept for precision, recall and KID.
+      neighbours: k of precision and recall.
+      quantisation: one of `quantise.RULES`.
+
+    Raises:
+      ValueError: counts that are not positive, an unknown rule.
+    """
+
+    count: int = 50_000
+    repetitions: int = 3
+    batch_size: int = 256
+    kept: int = 10_000
+    neighbours: int = 3
+    quantisation: str = "round_half_up"
+
+    def __post_init__(self) -> None:
+        for name in ("count", "repetitions", "batch_size", "kept", "neighbours"):
+            positive_int(name, getattr(self, name))
+        choose("rule of quantisation", self.quantisation, RULES)
+
+
+def features_named(name: str, image_shape: tuple[int, int, int]) -> Measured:
+    """The features that a config names.
+
+    Args:
+      name: 'pixels'; or the folder of a classifier or of imported Inception weights, behind which ':tensorflow' or
+        ':pytorch_fid' names the input rule of the latter.
+
+    Raises:
+      FileNotFoundError: a folder that holds neither.
+      ValueError: a classifier of images of another shape, or an unknown rule.
+    """
+    if name == "pixels":
+        return Pixels(image_shape)
+    folder, _, rule = name.partition(":")
+    if (Path(folder) / "classifier.json").is_file():
+        trained = TrainedClassifier.load(folder)
+        if tuple(trained.image_shape) != tuple(image_shape):
+            raise ValueError(f"The classifier {folder} takes images {trained.image_shape}; these are {image_shape}.")
+        accuracy = trained.about.get("accuracy")
+        title = f"classifier {trained.fingerprint}, held-out accuracy {accuracy}"
+        return FromFunction(trained.features, title, int(trained.network.width))
+    weights = load_inception(folder)
+    return Inception(jax.device_put(weights.params), rule or weights.rule)
+
+
+@dataclass
+class Part:
+    """What has been taken of some images, in their order.
+
+    Attributes:
+      count: images taken so far.
+      moments: of the features by name ('features', 'spatial').
+      kept: features of the first images, [n, width].
+      logits: of all images, [n, classes]; None without a classifier.
+    """
+
+    count: int
+    moments: dict[str, Moments]
+    kept: np.ndarray
+    logits: np.ndarray | None
+
+    @classmethod
+    def empty(cls) -> Part:
+        """Nothing taken yet."""
+        return cls(0, {}, np.zeros((0, 0), np.float32), None)
+
+    def add(self, outputs: Mapping[str, np.ndarray], limit: int) -> None:
+        """Takes the features of further images; keeps rows up to `limit`."""
+        rows = outputs["features"]
+        for name in ("features", "spatial"):
+            if name in outputs:
+                known = self.moments.get(name)
+                self.moments[name] = known.update(outputs[name]) if known else moments(outputs[name])
+        if len(self.kept) < limit:
+            new = rows[: limit - len(self.kept)].astype(np.float32)
+            self.kept = np.concatenate([self.kept, new]) if self.count else new
+        if "logits" in outputs:
+            logits = outputs["logits"].astype(np.float32)
+            self.logits = logits if self.logits is None else np.concatenate([self.logits, logits])
+        self.count += len(rows)
+
+    def save(self, path: Path) -> None:
+        """Writes the file, whole or not at all."""
+        arrays: dict[str, Any] = {"count": self.count, "kept": self.kept}
+        for name, found in self.moments.items():
+            arrays |= {f"{name}.count": found.count, f"{name}.mean": found.mean, f"{name}.cov": found.cov}
+        if self.logits is not None:
+            arrays["logits"] = self.logits
+        path.parent.mkdir(parents=True, exist_ok=True)
+        half = path.with_suffix(".half.npz")
+        np.savez(half, **arrays)
+        half.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Part:
+        """Reads the file; an empty part if there is none."""
+        if not path.is_file():
+            return cls.empty()
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        names = [key.removesuffix(".mean") for key in arrays if key.endswith(".mean")]
+        found = {n: Moments(int(arrays[f"{n}.count"]), arrays[f"{n}.mean"], arrays[f"{n}.cov"]) for n in names}
+        return cls(int(arrays["count"]), found, arrays["kept"], arrays.get("logits"))
+
+
+def outputs_of(features: Measured, images: np.ndarray) -> dict[str, np.ndarray]:
+    """What features give for 8-bit images, by name."""
+    found: Any = features(images)
+    if isinstance(found, InceptionFeatures):
+        named = {"features": found.pool3, "spatial": found.spatial, "logits": found.logits}
+        return {name: np.asarray(value) for name, value in named.items()}
+    return {"features": np.asarray(found)}
+
+
+def evaluate_samplers(
+    samplers: Mapping[str, Callable[[], Sampler]],
+    features: Measured,
+    reference: Part,
+    settings: EvaluationSettings,
+    facts: Mapping[str, Any],
+    workdir: Path,
+    log: Callable[[str], None] = print,
+) -> list[dict[str, Any]]:
+    """Measures samplers and writes WORKDIR/results.json; goes on with what WORKDIR has.
+
+    Args:
+      samplers: label -> makes the sampler, when its turn comes.
+      reference: of the images to compare with, see `reference_of`.
+      facts: JSON-ready conventions that are written beside the numbers, and that WORKDIR must have been begun with.
+      log: is told each result.
+
+    Raises:
+      ValueError: WORKDIR was begun with other settings.
+      Interrupted: the program was asked to stop; what was drawn is in WORKDIR.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    facts = {**facts, "features": features.name, **vars(settings), "reference images": reference.count}
+    claim(workdir / "evaluation.json", facts)
+    rows = []
+    for label, make in samplers.items():
+        sampler, found = make(), []
+        for repetition in range(settings.repetitions):
+            path = workdir / "parts" / f"{_file_name(label)}_{repetition}.npz"
+            part = _drawn(sampler, features, settings, repetition, path, label, workdir)
+            found.append(scores(part, reference, settings))
+        row = {"sampler": label, "nfe": sampler.table.nfe, **_summary(found), "repetitions": found}
+        rows.append(row)
+        log("  ".join(f"{name} {value}" for name, value in in_short(row).items()))
+        (workdir / "results.json").write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    return rows
+
+
+def in_short(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of results as a line of a table: mean, standard deviation and least value of each number as text."""
+    found = {"sampler": row["sampler"], "nfe": row["nfe"]}
+    for name in row["repetitions"][0]:
+        spread = f" ± {row[f'{name} std']:.2g} (min {row[f'{name} min']:.4g})" if f"{name} std" in row else ""
+        found[name] = f"{row[name]:.4g}{spread}"
+    return found
+
+
+def scores(part: Part, reference: Part, settings: EvaluationSettings) -> dict[str, float]:
+    """Every number that the features allow."""
+    found = {"frechet": float(frechet_distance(part.moments["features"], reference.moments["features"]))}
+    if "spatial" in part.moments and "spatial" in reference.moments:
+        found["sfid"] = float(frechet_distance(part.moments["spatial"], reference.moments["spatial"]))
+    if len(reference.kept):
+        limit = min(settings.kept, len(reference.kept))
+        real, fake = reference.kept[:limit], part.kept[: settings.kept]
+        found["precision"], found["recall"] = map(float, precision_recall(real, fake, k=settings.neighbours))
+        size = min(1000, len(real), len(fake))
+        found["kid"] = float(kid(real, fake, random_subsets(len(real), len(fake), size=size)).mean)
+    if part.logits is not None:
+        found["inception_score"] = float(inception_score(part.logits, splits=min(10, len(part.logits))).mean)
+    return found
+
+
+def published_reference(path: str | Path) -> Part:
+    """Published statistics as a reference, see `metrics.references`: without precision, recall and KID.
+
+    Raises:
+      ValueError: a file that cannot be read, or that holds images only.
+    """
+    found = read_reference(path)
+    if found.moments is None:
+        raise ValueError(f"{path} holds images but no statistics: give it as config.reference, a source of images.")
+    named = {"features": found.moments, "spatial": found.spatial}
+    return Part(found.moments.count or 0, {n: m for n, m in named.items() if m is not None}, np.zeros((0, 0)), None)
+
+
+def reference_of(source: Source, features: Measured, settings: EvaluationSettings, path: Path | None = None) -> Part:
+    """The features of all images of a source; read from `path` if it has them, else written there.
+
+    Raises:
+      Interrupted: the program was asked to stop.
+    """
+    if path is not None and path.is_file():
+        part = Part.load(path)
+        if part.count == len(source):
+            return part
+    part, progress = Part.empty(), Progress("reference", -(-len(source) // settings.batch_size), settings.batch_size)
+    for done, begin in enumerate(range(0, len(source), settings.batch_size), start=1):
+        indices = np.arange(begin, min(begin + settings.batch_size, len(source)))
+        images = quantise(np.asarray(source.gather(indices)["image"]), settings.quantisation)
+        part.add(outputs_of(features, images), settings.kept)
+        progress.update(done)
+        interrupts.check()
+    progress.close()
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.save(path)
+    return part
+
+
+def claim(path: Path, facts: Mapping[str, Any]) -> None:
+    """Writes down what a folder is about, or refuses to mix two.
+
+    Raises:
+      ValueError: the folder is about something else; the message names what differs.
+    """
+    facts = json.loads(json.dumps(facts))
+    if not path.exists():
+        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        return
+    known = json.loads(path.read_text(encoding="utf-8"))
+    if changed := [name for name in {**facts, **known} if facts.get(name) != known.get(name)]:
+        there, now = ({name: mapping.get(name) for name in changed} for mapping in (known, facts))
+        raise ValueError(
+            f"{path.parent} was begun with another {', '.join(changed)}: {there} there, {now} now. "
+            "Take another workdir."
+        )
+
+
+def _drawn(
+    sampler: Sampler,
+    features: Measured,
+    settings: EvaluationSettings,
+    repetition: int,
+    path: Path,
+    label: str,
+    workdir: Path,
+) -> Part:
+    """The part of one repetition: read, or drawn from where it stopped."""
+    part, count, batch = Part.load(path), settings.count, settings.batch_size
+    if part.count == count:
+        return part
+    labels = labels_for(sampler.model, settings.repetitions * count, None, sampler.seed)
+    progress = Progress(f"{label}, {repetition + 1} of {settings.repetitions}", -(-count // batch), batch)
+    progress.start_at(part.count // batch)
+    saved = time.monotonic()
+    try:
+        for begin in range(part.count, count, batch):
+            first, size = repetition * count + begin, min(batch, count - begin)
+            here = None if labels is None else np.resize(labels[first : first + size], batch)
+            images = sampler.draw(first, batch, here)[:size]
+            if not begin and not repetition and images.shape[-1] in (1, 3):
+                image_grid({"": images[:SHOWN]}, workdir / f"{_file_name(label)}.png")
+            part.add(outputs_of(features, quantise(images, settings.quantisation)), settings.kept)
+            progress.update(begin // batch + 1)
+            if time.monotonic() - saved > SAVE_EVERY:
+                part.save(path)
+                saved = time.monotonic()
+            interrupts.check()
+    except interrupts.Interrupted:
+        part.save(path)
+        raise
+    progress.close()
+    part.save(path)
+    return part
+
+
+def _summary(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean, least and standard deviation over repetitions."""
+    summary = {}
+    for name in found[0]:
+        values = np.array([scores[name] for scores in found])
+        summary[name] = float(values.mean())
+        if len(values) > 1:
+            summary |= {f"{name} min": float(values.min()), f"{name} std": float(values.std(ddof=1))}
+    return summary
+
+
+def _file_name(label: str) -> str:
+    """A label as the name of a file, distinct for distinct labels."""
+    plain = "".join(c if c.isalnum() or c in "-+=." else "_" for c in label)
+    return plain if plain == label else f"{plain}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"

@@ -14,6 +14,8 @@ from diffusion_distill.model import Model
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.progress import Progress
 from diffusion_distill.typing import Params
+from diffusion_distill.weights import inception
+from diffusion_distill.weights.inception import INCEPTION_FILES, InceptionWeights
 
 SAFETENSORS = ".safetensors"
 PICKLE = ".pkl"
@@ -41,6 +43,29 @@ def import_weights(name: str | Path, folder: str | Path, model: Model | None = N
         artefact = _foreign(str(name), Path(folder), model)
     artefact.save(folder)
     return artefact
+
+
+def is_inception(name: str | Path) -> bool:
+    """Whether a published name or a file is of FID's InceptionV3; of files their names tell."""
+    path = Path(name)
+    if path.is_file():
+        return path.suffix in (".pth", ".pt", ".pb") or path.name in {
+            Path(f.url).name for f in INCEPTION_FILES.values()
+        }
+    return str(name) in INCEPTION_FILES
+
+
+def import_inception(name: str | Path, folder: str | Path) -> InceptionWeights:
+    """Turns one of `INCEPTION_FILES`, which is downloaded, or a file into a folder of InceptionV3's parameters.
+
+    Raises:
+      WeightsError: the file is not what it should be.
+    """
+    folder, path = Path(folder), Path(name)
+    found = inception.read(path) if path.is_file() else inception.fetch(str(name), folder / "download")
+    folder.mkdir(parents=True, exist_ok=True)
+    inception.save_inception(found, folder)
+    return found
 
 
 def export_weights(artefact: Artefact, path: str | Path) -> Path:

@@ -24,8 +24,8 @@ from diffusion_distill.training.checksum import fingerprint
 
 #: The first noise of a fit: samples are numbered from 0, and should not be those the lambdas were fitted on.
 FIRST = 2**30
-#: Solvers whose teacher is the same solver in the paper; the others' is DDIM.
-THEIR_OWN_TEACHERS = ("ipndm", "deis")
+#: Solvers whose teacher is the same solver: the paper's, and UniPC, which a DDIM teacher would hold back; else DDIM.
+THEIR_OWN_TEACHERS = ("ipndm", "deis", "unipc")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class FitSettings:
       scale: the teacher's steps per evaluation of the student, C.
       batch_size: images, B.
       seed: of their noise.
-      teacher_solver: any solver, perhaps with options; empty for the paper's (DDIM; of iPNDM and DEIS, themselves).
+      teacher_solver: any solver, perhaps with options; empty for DDIM; of iPNDM, DEIS and UniPC, themselves.
       pairing: 'nested', or 'published': by the number of the state, whatever its level.
       candidates: if given, one lambda for all rows is searched among them, by the distance from the teacher's result
         (the paper's 'Fixed', and with the solver 'ddim-la' its 'LA').

@@ -1,6 +1,6 @@
 """Weights: strict, safe importers of published files, their registry, download, and exchange as safetensors."""
 
-from diffusion_distill.weights import edm, exchange, progressive
+from diffusion_distill.weights import edm, exchange, inception, progressive
 from diffusion_distill.weights.download import Fetched, fetch
 from diffusion_distill.weights.matching import Checkpoint, WeightsError, digest, flatten, match, shapes_of, unflatten
 from diffusion_distill.weights.registry import PUBLISHED, READERS, Published
@@ -17,6 +17,7 @@ __all__ = [
     "exchange",
     "fetch",
     "flatten",
+    "inception",
     "match",
     "progressive",
     "shapes_of",

@@ -323,6 +323,7 @@ OPERATIONS: dict[int, tuple[str, Operation]] = {
     ord("("): ("MARK", _Machine.mark),
     0x94: ("MEMOIZE", lambda machine: machine.put(len(machine.memo))),
     ord("q"): ("BINPUT", lambda machine: machine.put(machine.number("<B"))),
+    ord("r"): ("LONG_BINPUT", lambda machine: machine.put(machine.number("<I"))),
     ord("h"): ("BINGET", lambda machine: machine.get("<B")),
     ord("j"): ("LONG_BINGET", lambda machine: machine.get("<I")),
     ord("N"): ("NONE", _value(lambda machine: None)),

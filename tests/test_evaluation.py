@@ -1,0 +1,120 @@
+"""Long evaluations: they go on where they were, to the last bit, and say what they are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from diffusion_distill import interrupts, runs
+from diffusion_distill.data import from_arrays
+from diffusion_distill.features import FromFunction, Pixels
+from diffusion_distill.metrics import frechet_distance, moments, pixel_features
+from diffusion_distill.quantise import quantise
+from diffusion_distill.runs import evaluation
+from diffusion_distill.runs.evaluation import EvaluationSettings, Part, evaluate_samplers, reference_of
+from diffusion_distill.runs.sampling import Sampler, sampler_of
+from diffusion_distill.training.artefact import Artefact
+
+SHAPE = (2, 2, 1)
+SETTINGS = EvaluationSettings(count=100, repetitions=2, batch_size=16, kept=60)
+PIXELS = Pixels(SHAPE)
+
+
+def real_images(count: int = 90) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, *SHAPE), np.uint8)
+
+
+@pytest.fixture
+def reference() -> Part:
+    """The features of some images."""
+    return reference_of(from_arrays(real_images()), PIXELS, SETTINGS)
+
+
+def samplers_of(teacher: Artefact) -> dict[str, Any]:
+    return {f"ddim, {n}": partial(sampler_of, teacher, n) for n in (1, 2)}
+
+
+def run(teacher: Artefact, reference: Part, workdir: Path, settings: EvaluationSettings = SETTINGS) -> list[dict]:
+    return evaluate_samplers(samplers_of(teacher), PIXELS, reference, settings, {"note": 1}, workdir, lambda line: None)
+
+
+def test_an_evaluation_measures_what_sampling_draws(teacher: Artefact, reference: Part, tmp_path: Path) -> None:
+    rows = run(teacher, reference, tmp_path)
+    drawn = runs.sample(teacher, 200, 2, batch_size=40)
+    real = moments(pixel_features(real_images().astype(np.float32) / 127.5 - 1))
+    for repetition, images in enumerate((drawn[:100], drawn[100:])):
+        taken = moments(pixel_features(quantise(images).astype(np.float32) / 127.5 - 1))
+        found = rows[1]["repetitions"][repetition]["frechet"]
+        assert found == pytest.approx(frechet_distance(taken, real), rel=1e-4)
+    row, each = rows[1], [scores["frechet"] for scores in rows[1]["repetitions"]]
+    assert (row["frechet"], row["frechet min"]) == pytest.approx((np.mean(each), min(each)))
+    assert row["frechet std"] == pytest.approx(np.std(each, ddof=1)) and row["nfe"] == 2
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["rows"] == rows and results["quantisation"] == "round_half_up" and results["features"] == "pixels"
+    assert results["count"] == 100 and results["note"] == 1 and results["reference images"] == 90
+    assert len(list(tmp_path.glob("*.png"))) == 2
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_bits(
+    teacher: Artefact, reference: Part, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, draw, calls = run(teacher, reference, tmp_path / "whole"), Sampler.draw, []
+
+    def stops(self: Sampler, *arguments: Any) -> np.ndarray:
+        calls.append(arguments[0])
+        if len(calls) in (3, 16):  # inside the first and inside a later repetition
+            raise interrupts.Interrupted("SIGTERM")
+        return draw(self, *arguments)
+
+    monkeypatch.setattr(Sampler, "draw", stops)
+    for _ in range(2):
+        with pytest.raises(interrupts.Interrupted):
+            run(teacher, reference, tmp_path / "stopped")
+    resumed = run(teacher, reference, tmp_path / "stopped")
+    assert resumed == whole, "exactly"
+    assert len(calls) == 4 * 7 + 2, "nothing is drawn twice but what was lost"
+    monkeypatch.setattr(Sampler, "draw", None)
+    assert run(teacher, reference, tmp_path / "stopped") == whole, "a finished one draws nothing"
+
+
+def test_another_evaluation_in_the_same_folder_is_refused(teacher: Artefact, reference: Part, tmp_path: Path) -> None:
+    small = replace(SETTINGS, count=16, repetitions=1)
+    run(teacher, reference, tmp_path, small)
+    with pytest.raises(ValueError, match=r"begun with another neighbours.*3.*there.*5.*now.*another workdir"):
+        run(teacher, reference, tmp_path, replace(small, neighbours=5))
+
+
+def test_parts_are_what_they_were_after_saving(tmp_path: Path) -> None:
+    rng, part = np.random.default_rng(1), Part.empty()
+    rows = rng.standard_normal((50, 3)).astype(np.float32)
+    logits = rng.standard_normal((50, 7)).astype(np.float32)
+    for begin in range(0, 50, 16):
+        part.add({"features": rows[begin : begin + 16], "logits": logits[begin : begin + 16]}, limit=20)
+    part.save(tmp_path / "a" / "part.npz")
+    again = Part.load(tmp_path / "a" / "part.npz")
+    for found in (part, again):
+        assert found.count == 50 and found.logits is not None
+        np.testing.assert_array_equal(found.kept, rows[:20])
+        np.testing.assert_array_equal(found.logits, logits)
+        np.testing.assert_allclose(found.moments["features"].cov, np.cov(rows.T), rtol=1e-5)
+    np.testing.assert_array_equal(again.moments["features"].cov, part.moments["features"].cov)
+    assert Part.load(tmp_path / "none.npz").count == 0
+
+
+def test_features_of_your_own(teacher: Artefact, tmp_path: Path) -> None:
+    mean = FromFunction(lambda images: images.reshape(len(images), -1)[:, :2].astype(np.float64), "corner", 2)
+    settings = replace(SETTINGS, count=32, repetitions=1)
+    reference = reference_of(from_arrays(real_images()), mean, settings, tmp_path / "reference.npz")
+    assert reference.moments["features"].width == 2
+    again = reference_of(from_arrays(real_images()), mean, settings, tmp_path / "reference.npz")
+    np.testing.assert_array_equal(again.kept, reference.kept)
+    rows = evaluate_samplers(samplers_of(teacher), mean, reference, settings, {}, tmp_path, lambda line: None)
+    assert json.loads((tmp_path / "results.json").read_text())["features"] == "corner" and rows[0]["frechet"] > 0
+    with pytest.raises(FileNotFoundError):
+        evaluation.features_named(str(tmp_path / "nothing"), SHAPE)
