@@ -11,7 +11,7 @@ From one EDM teacher, sampled with Heun's method: TRACT 32→1, 32→2 and 32→
 
 All are sampled from the same noise. The run folder gets picture.png, loss.png, results.json and the artefacts; an
 interrupted demo goes on where it was. Distances are between pixels, in which a Gaussian scores well without
-drawing a digit: look at the picture.
+drawing a digit, and between the features of a classifier trained on the same digits: look at the picture too.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ import jax
 import numpy as np
 
 import diffusion_distill as dd
+from diffusion_distill.features import FromFunction
+from diffusion_distill.runs.classifier import ClassifierSettings, train_classifier
 from diffusion_distill.training.logs import read_json_lines
 from diffusion_distill.training.sharding import use_cpu_devices
 
@@ -40,6 +42,7 @@ BATCH = 64
 TEACHER_UPDATES = 1200
 DISTILL_UPDATES = 1100  # TRACT's phases to one step together, and all of BTD's
 TO_TWO_OR_FOUR_UPDATES = 300
+CLASSIFIER_UPDATES = 800
 SAMPLES = 897
 LOSS_NOTE = "losses are means over the 64 pixels, but for TRACT's with a VP teacher: a sum"
 COLUMNS = 16
@@ -196,14 +199,28 @@ def sample_all(samplers: Sequence[Sampler], seed: int) -> list[tuple[np.ndarray,
     return drawn
 
 
-def scores(samplers: Sequence[Sampler], drawn: Sequence[tuple[np.ndarray, float]]) -> list[dict[str, Any]]:
+def train_judge(seed: int, scale: float, folder: Path) -> FromFunction:
+    """A classifier's features, which are nearer to what people see than pixels are."""
+    settings = ClassifierSettings(images(CLASSIFIER_UPDATES, scale), batch_size=BATCH, seed=seed)
+    train, heldout = map(dd.data.digits, ("train", "heldout"))
+    judge = train_classifier(train, heldout, settings, folder)
+    print(f"The classifier is right about {judge.about['accuracy']:.1%} of the held-out digits.")
+    return FromFunction(judge.features, "classifier", judge.network.width)
+
+
+def scores(
+    samplers: Sequence[Sampler], drawn: Sequence[tuple[np.ndarray, float]], judge: FromFunction
+) -> list[dict[str, Any]]:
     """One line per sampler: speed, and distances from the training images; the first is real data, the floor."""
     train, heldout = (s.gather(np.arange(len(s)))["image"] for s in map(dd.data.digits, ("train", "heldout")))
-    rows: list[dict[str, Any]] = [
-        {"method": "real, held out", "nfe": "", "samples/s": "", **dd.evaluate(heldout, train)}
-    ]
+
+    def of(found: np.ndarray) -> dict[str, float]:
+        judged = dd.evaluate(found, train, features=judge)
+        return {**dd.evaluate(found, train), "classifier frechet": judged["frechet"]}
+
+    rows: list[dict[str, Any]] = [{"method": "real, held out", "nfe": "", "samples/s": "", **of(heldout)}]
     for s, (found, speed) in zip(samplers, drawn, strict=True):
-        rows.append({"method": s.method, "nfe": s.nfe, "samples/s": round(speed), **dd.evaluate(found, train)})
+        rows.append({"method": s.method, "nfe": s.nfe, "samples/s": round(speed), **of(found)})
     return rows
 
 
@@ -233,6 +250,7 @@ def loss_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {
         path.parent.name: [(record["samples"], record["loss"]) for record in read_json_lines(path)]
         for path in sorted(folder.glob("*/metrics.jsonl"))
+        if path.parent.name != "classifier"
     }
 
 
@@ -249,15 +267,17 @@ def main() -> None:
     folder = run_folder(arguments.out or default)
     folder.mkdir(parents=True, exist_ok=True)
     jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").resolve()))
-    stage = Stages(7)
+    stage = Stages(8)
     devices = f"{jax.device_count()} {jax.default_backend()} device(s)"
     print(f"A teacher of digits and its students, on {devices}, into {folder}")
 
     samplers = train_all(RECIPES[arguments.teacher](arguments.scale), arguments.seed, folder, stage)
+    stage.begin("a classifier to judge by")
+    judge = train_judge(arguments.seed, arguments.scale, folder / "classifier")
     stage.begin("sampling")
     drawn = sample_all(samplers, arguments.seed)
     stage.begin("scores and pictures")
-    rows = scores(samplers, drawn)
+    rows = scores(samplers, drawn, judge)
     real = dd.data.digits("train").gather(np.arange(COLUMNS))["image"]
     pictures = {f"{s.method}, {s.nfe} NFE": found[:COLUMNS] for s, (found, _) in zip(samplers, drawn, strict=True)}
     dd.report.image_grid({"real": real, **pictures}, folder / "picture.png", columns=COLUMNS)
@@ -274,7 +294,8 @@ def main() -> None:
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print("\n" + dd.report.format_table(rows, list(rows[0])))
     print(
-        f"\nPixel Fréchet distance, precision and recall (k = 3) of {SAMPLES} samples against the 900 training images."
+        f"\nPixel Fréchet distance, precision and recall (k = 3) of {SAMPLES} samples against the 900 training images;"
+        "\nFréchet distance of a classifier's features."
         f"\nLook at {folder / 'picture.png'}; beside it are loss.png, results.json and the artefacts."
         f"\n{seconds:.0f} s, peak memory {memory:.1f} GB."
     )

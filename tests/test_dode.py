@@ -238,6 +238,23 @@ def test_conditional_models_are_fitted_as_they_are_sampled() -> None:
     assert np.abs(zero - two).max() > 1e-3
 
 
+def test_guided_models_are_sampled_and_fitted(toy_networks: None) -> None:
+    model = Model(toys.Perceptron(out_ch=1, num_classes=3), SHAPE, Cosine(), prediction="v")
+    conditional = Artefact(model, toys.parameters(model))
+    guidances: list[dict[str, Any]] = [{}, {"scale": 3.0, "null_label": 2}]
+    settings, labels, drawn = FitSettings(scale=3, batch_size=24), np.arange(16) % 2, []
+    fits = [fit_solver(conditional, "ddim", 4, settings, guidance=guidance) for guidance in guidances]
+    for fit, guidance in zip(fits, guidances, strict=True):
+        drawn.append(runs.sample(conditional, 16, fitted=fit, labels=labels, guidance=guidance))
+    assert np.abs(fits[0].lambdas - fits[1].lambdas).max() > 1e-3 and fits[1].provenance["guidance"] == guidances[1]
+    assert np.abs(drawn[0] - drawn[1]).max() > 1e-2
+    one = runs.sample(conditional, 16, fitted=fits[0], labels=labels, guidance={"scale": 1.0})
+    np.testing.assert_array_equal(one, drawn[0])
+    with pytest.raises(ValueError, match="unconditional"):
+        unconditional = Model(toys.Perceptron(out_ch=1), SHAPE, Cosine(), prediction="v")
+        runs.sample(Artefact(unconditional, toys.parameters(unconditional)), 8, 2, guidance=guidances[1])
+
+
 @pytest.mark.fast
 def test_one_lambda_for_all_rows_is_searched(exact: Denoiser) -> None:
     student, schedule = student_of("ddim", 4)

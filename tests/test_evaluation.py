@@ -107,6 +107,19 @@ def test_parts_are_what_they_were_after_saving(tmp_path: Path) -> None:
     assert Part.load(tmp_path / "none.npz").count == 0
 
 
+def test_extrapolation_takes_off_what_few_images_add() -> None:
+    """Gaussians of equal distribution, whose distance is b/n: to many images it is near 0. No measured value."""
+    rng, parts = np.random.default_rng(0), []
+    for count in (400, 100_000):
+        part = Part.empty()
+        part.add({"features": rng.standard_normal((count, 16))}, limit=400)
+        parts.append(part)
+    few, reference = parts
+    found = evaluation.scores(few, reference, replace(SETTINGS, kept=400, extrapolate=10**6))
+    assert abs(found["frechet extrapolated from 400 to 1000000"]) < 0.25 * found["frechet"]
+    assert not any("extrapolated" in name for name in evaluation.scores(few, reference, SETTINGS))
+
+
 def test_features_of_your_own(teacher: Artefact, tmp_path: Path) -> None:
     mean = FromFunction(lambda images: images.reshape(len(images), -1)[:, :2].astype(np.float64), "corner", 2)
     settings = replace(SETTINGS, count=32, repetitions=1)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch_files
 import toys
 from absl import flags
 from absl.testing import flagsaver
@@ -24,8 +25,9 @@ from toys import equal
 from diffusion_distill import build, data, interrupts, main, runs
 from diffusion_distill.model import Model
 from diffusion_distill.networks import UNet
-from diffusion_distill.runs import images_out
+from diffusion_distill.runs import evaluation, images_out
 from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.weights import inception
 
 ROOT = Path(__file__).resolve().parent.parent
 flags.FLAGS.mark_as_parsed()
@@ -191,6 +193,22 @@ def test_classifier_features_measure_samples(tmp_path: Path, toy_networks: None)
     assert set(results["rows"][0]) >= {"frechet", "precision", "recall", "kid"}
     with pytest.raises(ValueError, match="describes no classifier"):
         main.classifier(config_of("digits_tract"), tmp_path)
+
+
+def test_inception_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layout, rng, arrays = inception.LAYOUTS["pytorch_fid"], np.random.default_rng(0), {}
+    for path, shape in inception.shapes().items():
+        axes = layout.axes.get(len(shape), tuple(range(len(shape))))
+        size = [shape[axes.index(axis)] for axis in range(len(shape))]
+        arrays[layout.name(path)] = rng.random(size, np.float32)
+    file = torch_files.write_zip(tmp_path / "weights.pth", torch_files.state_dict(arrays))
+    with flagsaver.flagsaver(model=str(file)):
+        main.import_weights(None, tmp_path / "inception")
+    assert "InceptionV3 (pytorch_fid, input rule pytorch_fid)" in capsys.readouterr().out
+    found = evaluation.features_named(f"{tmp_path / 'inception'}:tensorflow", (32, 32, 3))
+    assert found.name.startswith("inception, tensorflow")
+    kernel = np.asarray(found.params["Conv2d_1a_3x3"]["conv"]["weight"])  # type: ignore[union-attr]
+    np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), arrays["Conv2d_1a_3x3.conv.weight"])
 
 
 @pytest.mark.parametrize("form", ["npz", "png", "zip"])

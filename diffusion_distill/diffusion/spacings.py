@@ -67,7 +67,7 @@ def refine(schedule: Schedule, grid: Level, parts: int | Sequence[int], spacing:
     """
     grid = grids.check(grid)
     steps = len(grid.sigma) - 1
-    counts = list(np.broadcast_to(parts, steps) if np.ndim(parts) == 0 else parts)  # type: ignore[arg-type]
+    counts = (np.broadcast_to(parts, steps) if np.ndim(parts) == 0 else np.asarray(parts)).tolist()
     if len(counts) != steps:
         raise ValueError(f"A grid of {steps} steps is divided by one number for each, got {len(counts)} numbers.")
     noisy = grid.at(grid.sigma > 0)

@@ -21,6 +21,7 @@ class Settings:
       keep_checkpoints: how many of the newest stay.
       evaluate_every: in training images, see `phases.samples` ('1M'); 0 for never.
       evaluate_count: images measured against the data at each evaluation; 0 draws a picture only.
+      evaluate_features: what they are measured on, see `evaluation.features_named`: 'pixels', or a classifier's folder.
       flip: random horizontal flips of the training images.
       tensorboard: also write event files.
       wandb: Weights & Biases project to report to; empty for none.
@@ -37,6 +38,7 @@ class Settings:
     keep_checkpoints: int = 2
     evaluate_every: str | int = 0
     evaluate_count: int = 0
+    evaluate_features: str = "pixels"
     flip: bool = False
     tensorboard: bool = False
     wandb: str = ""
