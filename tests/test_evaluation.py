@@ -116,7 +116,7 @@ def test_extrapolation_takes_off_what_few_images_add() -> None:
         parts.append(part)
     few, reference = parts
     found = evaluation.scores(few, reference, replace(SETTINGS, kept=400, extrapolate=10**6))
-    assert abs(found["frechet extrapolated from 400 to 1000000"]) < 0.25 * found["frechet"]
+    assert abs(found["frechet extrapolated from 400 to 1000000"]) < 0.4 * found["frechet"]
     assert not any("extrapolated" in name for name in evaluation.scores(few, reference, SETTINGS))
 
 
