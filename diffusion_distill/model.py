@@ -159,7 +159,8 @@ class Clipped(struct.PyTreeNode):
 
     def __call__(self, z: Image, level: Level, labels: Labels | None = None) -> Image:
         """x_hat in [-1, 1]."""
-        return jnp.clip(self.denoise(z, level, labels), -1, 1)
+        x = self.denoise(z, level, labels)
+        return namespace(x).clip(x, -1, 1)
 
 
 class Thresholded(struct.PyTreeNode):

@@ -167,6 +167,14 @@ class Part:
             self.logits = logits if self.logits is None else np.concatenate([self.logits, logits])
         self.count += len(rows)
 
+    def digest(self) -> str:
+        """A short text that stands for the moments."""
+        found = hashlib.sha256()
+        for name in sorted(self.moments):
+            found.update(np.ascontiguousarray(self.moments[name].mean).tobytes())
+            found.update(np.ascontiguousarray(self.moments[name].cov).tobytes())
+        return found.hexdigest()[:16]
+
     def save(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
         arrays: dict[str, Any] = {"count": self.count, "kept": self.kept}
@@ -222,7 +230,8 @@ def evaluate_samplers(
       Interrupted: the program was asked to stop; what was drawn is in WORKDIR.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    facts = {**facts, "features": features.name, **vars(settings), "reference images": reference.count}
+    measured = {"features": features.name, "reference images": reference.count, "reference hash": reference.digest()}
+    facts = {**facts, **vars(settings), **measured}
     claim(workdir / "evaluation.json", facts)
     rows = []
     for label, make in samplers.items():
