@@ -28,7 +28,6 @@ def save_images(images: np.ndarray, folder: str | Path, form: str = "npz", label
 
     Raises:
       ValueError: an unknown form, labels of another number, or channels that PNG does not have.
-      ImportError: Pillow is not installed, for PNGs.
     """
     write, folder = choose("form of images", form, FORMS), Path(folder)
     if labels is not None and np.shape(labels) != (len(images),):
@@ -72,10 +71,8 @@ def _name(number: int) -> str:
 
 
 def _encoded(image: np.ndarray) -> bytes:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ImportError("PNG files need Pillow: pip install 'diffusion_distill[images]'") from error
+    from PIL import Image
+
     buffer = io.BytesIO()
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
     return buffer.getvalue()
