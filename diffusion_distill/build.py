@@ -20,6 +20,8 @@ A config has these parts, each read by one function below:
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -203,12 +205,19 @@ def features(config: Any) -> evaluation_run.Measured:
 
 
 def reference(
-    config: Any, features: evaluation_run.Measured, settings: EvaluationSettings, path: Path
+    config: Any, features: evaluation_run.Measured, settings: EvaluationSettings, workdir: Path
 ) -> evaluation_run.Part:
-    """What samples are compared with: published statistics, or the features of config.reference, kept in `path`."""
+    """What samples are compared with: published statistics, or the features of config.reference.
+
+    The latter are kept in WORKDIR, under a name of their own for every set, features and rounding.
+    """
     if config.evaluation.statistics:
         return evaluation_run.published_reference(config.evaluation.statistics)
-    return evaluation_run.reference_of(source(config, "reference"), features, settings, path)
+    what = [config.reference.to_dict(), features.name, settings.quantisation, settings.kept]
+    name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
+    return evaluation_run.reference_of(
+        source(config, "reference"), features, settings, workdir / f"reference-{name}.npz"
+    )
 
 
 def conventions(config: Any) -> dict[str, Any]:

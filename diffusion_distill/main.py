@@ -74,7 +74,7 @@ def evaluate(config: Any, workdir: Path) -> None:
     An interrupted evaluation goes on where it was.
     """
     settings, features, samplers = build.evaluation(config), build.features(config), build.samplers(config)
-    reference = build.reference(config, features, settings, workdir / "reference.npz")
+    reference = build.reference(config, features, settings, workdir)
     conventions = build.conventions(config)
     rows = evaluation.evaluate_samplers(samplers, features, reference, settings, conventions, workdir)
     print(format_table([evaluation.in_short(row) for row in rows]))

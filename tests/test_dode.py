@@ -441,5 +441,5 @@ def test_a_comparison_goes_on_where_it_was(teacher: Artefact, tmp_path: Path, mo
     assert (tmp_path / "quality.png").stat().st_size > 10_000
     monkeypatch.setattr(comparison_run, "sample", None)
     assert compare(comparison) == rows
-    with pytest.raises(ValueError, match="was begun with another seed"):
+    with pytest.raises(ValueError, match=r"holds another comparison.*seed \(there 0, asked 1\)"):
         compare_solvers(Setting(teacher, 24, seed=1), comparison, fit, reference, tmp_path)

@@ -87,7 +87,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_bits(
 def test_another_evaluation_in_the_same_folder_is_refused(teacher: Artefact, reference: Part, tmp_path: Path) -> None:
     small = replace(SETTINGS, count=16, repetitions=1)
     run(teacher, reference, tmp_path, small)
-    with pytest.raises(ValueError, match=r"begun with another neighbours.*3.*there.*5.*now.*another workdir"):
+    with pytest.raises(ValueError, match=r"holds another evaluation.*neighbours \(there 3, asked 5\)"):
         run(teacher, reference, tmp_path, replace(small, neighbours=5))
 
 

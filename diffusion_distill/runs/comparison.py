@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,13 +25,14 @@ import numpy as np
 from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.errors import positive_int
 from diffusion_distill.report.lines import Line, Panel, line_plot
-from diffusion_distill.runs.evaluation import claim, evaluate, features_named
+from diffusion_distill.runs.evaluation import evaluate, features_named
 from diffusion_distill.runs.fitting import FitSettings, fit_solver
 from diffusion_distill.runs.sampling import grid_for, sample
 from diffusion_distill.solvers import spelled, steps_for, tabulate
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.training.logs import read_json_lines
+from diffusion_distill.training.workdir import Workdir
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,6 @@ def compare_solvers(
       ValueError: WORKDIR holds another comparison; or what sampling and fitting refuse.
       Interrupted: the program was asked to stop; what was done is in WORKDIR.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     facts = {
         **setting.facts(),
         "fit": vars(fit),
@@ -136,23 +137,24 @@ def compare_solvers(
         "truth": comparison.truth,
         "truth steps": comparison.truth_steps,
     }
-    claim(workdir / "comparison.json", facts)
-    path, truth = workdir / "results.jsonl", None
-    features = features_named(comparison.features, reference.shape[1:])
-    measure = partial(evaluate, reference=reference, features=None if comparison.features == "pixels" else features)
-    done = {(row["solver"], row["nfe"], row["fitted"]): row for row in (read_json_lines(path) if path.exists() else [])}
-    rows = []
-    for entry in entries(setting, comparison):
-        key = entry.solver, entry.nfe, entry.fitted
-        if key not in done:
-            truth = _truth(setting, comparison) if truth is None else truth
-            done[key] = _measure(setting, entry, fit, measure, truth, workdir)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(done[key]) + "\n")
-            log("  ".join(f"{name} {_short(value)}" for name, value in done[key].items()))
-        rows.append(done[key])
-    (workdir / "results.json").write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n", encoding="utf-8")
-    quality_plot(rows, workdir / "quality.png")
+    path, truth, rows = workdir / "results.jsonl", None, []
+    features = None if comparison.features == "pixels" else features_named(comparison.features, reference.shape[1:])
+    measure = partial(evaluate, reference=reference, features=features)
+    with closing(Workdir(workdir, facts, "comparison")):
+        known = read_json_lines(path) if path.exists() else []
+        done = {(row["solver"], row["nfe"], row["fitted"]): row for row in known}
+        for entry in entries(setting, comparison):
+            key = entry.solver, entry.nfe, entry.fitted
+            if key not in done:
+                truth = _truth(setting, comparison) if truth is None else truth
+                done[key] = _measure(setting, entry, fit, measure, truth, workdir)
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(done[key]) + "\n")
+                log("  ".join(f"{name} {_short(value)}" for name, value in done[key].items()))
+            rows.append(done[key])
+        results = json.dumps({**facts, "rows": rows}, indent=2)
+        (workdir / "results.json").write_text(results + "\n", encoding="utf-8")
+        quality_plot(rows, workdir / "quality.png")
     return rows
 
 

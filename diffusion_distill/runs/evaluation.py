@@ -8,7 +8,7 @@ precision, recall and KID are kept for the first `kept` images only, logits for 
 WORKDIR/parts/<sampler>_<repetition>/    moments, kept features, logits, and how many images are in them
 WORKDIR/results.json                     every number with its conventions
 WORKDIR/<sampler>.png                    the first images
-WORKDIR/reference.npz                    moments and kept features of the reference
+WORKDIR/reference-*.npz                  moments and kept features of the reference
 
 Batches do not move when a run goes on, so its numbers are those of a run that was never stopped, to the last bit.
 """
@@ -19,6 +19,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ from diffusion_distill.report.pictures import image_grid
 from diffusion_distill.runs.classifier import TrainedClassifier
 from diffusion_distill.runs.sampling import Sampler, labels_for
 from diffusion_distill.training.progress import Progress
+from diffusion_distill.training.workdir import Workdir
 from diffusion_distill.weights.inception import load_inception
 
 #: Seconds between savings of a part.
@@ -226,24 +228,23 @@ def evaluate_samplers(
       log: is told each result.
 
     Raises:
-      ValueError: WORKDIR was begun with other settings.
+      ValueError: WORKDIR was begun with other settings, or another process works in it.
       Interrupted: the program was asked to stop; what was drawn is in WORKDIR.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     measured = {"features": features.name, "reference images": reference.count, "reference hash": reference.digest()}
-    facts = {**facts, **vars(settings), **measured}
-    claim(workdir / "evaluation.json", facts)
-    rows = []
-    for label, make in samplers.items():
-        sampler, found = make(), []
-        for repetition in range(settings.repetitions):
-            path = workdir / "parts" / f"{_file_name(label)}_{repetition}.npz"
-            part = _drawn(sampler, features, settings, repetition, path, label, workdir)
-            found.append(scores(part, reference, settings))
-        row = {"sampler": label, "nfe": sampler.table.nfe, **_summary(found), "repetitions": found}
-        rows.append(row)
-        log("  ".join(f"{name} {value}" for name, value in in_short(row).items()))
-        (workdir / "results.json").write_text(json.dumps({**facts, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+    facts, rows = {**facts, **vars(settings), **measured}, []
+    with closing(Workdir(workdir, facts, "evaluation")):
+        for label, make in samplers.items():
+            sampler, found = make(), []
+            for repetition in range(settings.repetitions):
+                path = workdir / "parts" / f"{_file_name(label)}_{repetition}.npz"
+                part = _drawn(sampler, features, settings, repetition, path, label, workdir)
+                found.append(scores(part, reference, settings))
+            row = {"sampler": label, "nfe": sampler.table.nfe, **_summary(found), "repetitions": found}
+            rows.append(row)
+            log("  ".join(f"{name} {value}" for name, value in in_short(row).items()))
+            results = json.dumps({**facts, "rows": rows}, indent=2)
+            (workdir / "results.json").write_text(results + "\n", encoding="utf-8")
     return rows
 
 
@@ -318,25 +319,6 @@ def reference_of(source: Source, features: Measured, settings: EvaluationSetting
         path.parent.mkdir(parents=True, exist_ok=True)
         part.save(path)
     return part
-
-
-def claim(path: Path, facts: Mapping[str, Any]) -> None:
-    """Writes down what a folder is about, or refuses to mix two.
-
-    Raises:
-      ValueError: the folder is about something else; the message names what differs.
-    """
-    facts = json.loads(json.dumps(facts))
-    if not path.exists():
-        path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        return
-    known = json.loads(path.read_text(encoding="utf-8"))
-    if changed := [name for name in {**facts, **known} if facts.get(name) != known.get(name)]:
-        there, now = ({name: mapping.get(name) for name in changed} for mapping in (known, facts))
-        raise ValueError(
-            f"{path.parent} was begun with another {', '.join(changed)}: {there} there, {now} now. "
-            "Take another workdir."
-        )
 
 
 def _drawn(

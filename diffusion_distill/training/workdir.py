@@ -21,8 +21,12 @@ import jax
 class Workdir:
     """A claimed folder, until closed."""
 
-    def __init__(self, folder: str | Path, description: Mapping[str, Any]):
+    def __init__(self, folder: str | Path, description: Mapping[str, Any], kind: str = "run"):
         """Makes the folder, or checks that what is there is the same run and that nobody else is at it.
+
+        Args:
+          description: JSON-ready, what makes the run this one.
+          kind: runs of several kinds may share a folder; KIND.json describes each.
 
         Raises:
           ValueError: it holds another run, whose differing fields are named; another process works in it; it
@@ -35,9 +39,10 @@ class Workdir:
             raise ValueError(f"Cannot write to the workdir {folder}: {error}. Choose another folder.") from error
         if not os.access(self.path, os.W_OK):
             raise ValueError(f"Cannot write to the workdir {folder}. Choose another folder or change its permissions.")
-        self._lock = _lock(self.path / "lock") if jax.process_index() == 0 else None
+        lock = self.path / ("lock" if kind == "run" else f"{kind}.lock")
+        self._lock = _lock(lock) if jax.process_index() == 0 else None
         try:
-            _claim(self.path, json.loads(json.dumps(description)))
+            _claim(self.path / f"{kind}.json", json.loads(json.dumps(description)))
         except BaseException:
             self.close()
             raise
@@ -69,13 +74,13 @@ def _lock(path: Path) -> int | None:
     return descriptor
 
 
-def _claim(folder: Path, wanted: Mapping[str, Any]) -> None:
-    path = folder / "run.json"
+def _claim(path: Path, wanted: Mapping[str, Any]) -> None:
     if path.exists():
         found = json.loads(path.read_text())
         if found != wanted:
+            changed = ", ".join(differences(found, wanted))
             raise ValueError(
-                f"The workdir {folder} holds another run; it differs in {', '.join(differences(found, wanted))}. "
+                f"The workdir {path.parent} holds another {path.stem}; it differs in {changed}. "
                 "Choose another workdir, or delete this one."
             )
     elif jax.process_index() == 0:
