@@ -55,6 +55,8 @@ class Features(Protocol):
         """uint8 [n, h, w, c] -> [n, width]."""
         ...
 
+    # A text `fingerprint` may be there too, see `FromFunction`.
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -83,11 +85,17 @@ class Pixels:
 
 @dataclass(frozen=True)
 class FromFunction:
-    """A function of yours, uint8 [n, h, w, c] -> [n, width], whose result is checked."""
+    """A function of yours, uint8 [n, h, w, c] -> [n, width], whose result is checked.
+
+    Attributes:
+        fingerprint: a text that changes when the function does (say, with its weights). Features of reference images
+            are remembered by it; empty for features that are computed each time.
+    """
 
     function: Callable[[Any], Any]
     name: str
     width: int
+    fingerprint: str = ""
 
     def __call__(self, images: Any) -> Any:
         """The function's own array [n, width].

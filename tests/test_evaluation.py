@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 from diffusion_distill import interrupts, runs
-from diffusion_distill.data import from_arrays
+from diffusion_distill.data import folder, from_arrays
 from diffusion_distill.distillation.phases import Phase
-from diffusion_distill.features import FromFunction, Pixels
+from diffusion_distill.features import FromFunction, Inception, Pixels
 from diffusion_distill.metrics import frechet_distance, moments, pixel_features
+from diffusion_distill.networks.classifier import Classifier
 from diffusion_distill.quantise import quantise
 from diffusion_distill.runs import evaluation
+from diffusion_distill.runs.classifier import TrainedClassifier
 from diffusion_distill.runs.evaluation import EvaluationSettings, Part, evaluate_samplers, reference_of
 from diffusion_distill.runs.monitor import Monitor
 from diffusion_distill.runs.sampling import Sampler, sampler_of
@@ -184,3 +191,62 @@ def test_moments_do_not_depend_on_how_images_were_cut_into_batches(width: int, t
         np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
         np.testing.assert_allclose(found.cov[:3, :3], cov, rtol=1e-9, atol=1e-12)
     assert part.moments["features"] is part.moments["features"], "factored once"
+
+
+class Counted(Pixels):
+    """Pixels that say how many images they were asked about."""
+
+    asked: ClassVar[list[int]] = []
+
+    def __call__(self, images: Any) -> np.ndarray:
+        self.asked.append(len(images))
+        return super().__call__(images)
+
+
+@pytest.mark.fast
+def test_a_remembered_reference_is_found_by_its_content(tmp_path: Path) -> None:
+    """Other images under the same name are measured again, the same images elsewhere are not."""
+    Counted.asked.clear()
+    features, reals = Counted(SHAPE), real_images(30)
+    for number, image in enumerate(reals):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(image[..., 0]).save(tmp_path / "images" / f"{number:02d}.bmp")
+
+    def measured(place: str, settings: EvaluationSettings = SETTINGS) -> tuple[int, str]:
+        before = sum(Counted.asked)
+        found = reference_of(folder(tmp_path / place, memory=0), features, settings, tmp_path / "work")
+        return sum(Counted.asked) - before, found.digest()
+
+    whole = Part.of(PIXELS, reals).digest()
+    assert measured("images") == (30, whole) and measured("images") == (0, whole)
+    shutil.copytree(tmp_path / "images", tmp_path / "copy", copy_function=shutil.copyfile)
+    assert measured("copy") == (0, whole)
+    assert measured("images", replace(SETTINGS, kept=7))[0] == 30
+    assert measured("images", replace(SETTINGS, quantisation="truncate"))[0] == 30
+    times = (tmp_path / "images" / "11.bmp").stat()
+    Image.fromarray(255 - reals[11, ..., 0]).save(tmp_path / "images" / "11.bmp")
+    os.utime(tmp_path / "images" / "11.bmp", ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = np.stack([255 - image if number == 11 else image for number, image in enumerate(reals)])
+    assert measured("images") == (30, Part.of(PIXELS, changed).digest()) != (30, whole)
+
+
+def test_a_remembered_reference_is_of_the_features_weights(tmp_path: Path) -> None:
+    """A classifier that was trained again in the same folder, and Inception with other weights, are other features."""
+    source, network = from_arrays(real_images(20).repeat(4, 1).repeat(4, 2)), Classifier(3, 4, (1,), norm_groups=2)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+    digests = []
+    for seed in (0, 1, 0):
+        rng = np.random.default_rng(seed)
+        params = jax.tree.map(lambda a, rng=rng: jnp.asarray(rng.normal(0, 0.4, a.shape), jnp.float32), shapes)
+        TrainedClassifier(network, params, (8, 8, 1)).save(tmp_path / "classifier")
+        features = evaluation.features_named(str(tmp_path / "classifier"), (8, 8, 1))
+        part = reference_of(source, features, SETTINGS, tmp_path)
+        assert part.digest() == Part.of(features, real_images(20).repeat(4, 1).repeat(4, 2)).digest()
+        digests.append(part.digest())
+    assert digests[0] == digests[2] != digests[1] and len(list(tmp_path.glob("reference-*.npz"))) == 2
+    own = [FromFunction(lambda images: images[:, 0, 0], "a name", 1, version) for version in ("1", "2", "")]
+    inception = [Inception({"a": jnp.full(3, value)}) for value in (1.0, 2.0)]
+    assert [evaluation.weights_of(found) for found in own] == ["1", "2", ""]
+    assert evaluation.weights_of(inception[0]) != evaluation.weights_of(inception[1])
+    reference_of(source, own[2], SETTINGS, tmp_path)
+    assert len(list(tmp_path.glob("reference-*.npz"))) == 2, "nothing is remembered of features nobody knows"

@@ -4,14 +4,14 @@ Images are always rounded to 8 bits before anything is measured, as published pr
 "pixels" (`features.Pixels`): whoever measures the same images gets the same number to the last digit.
 
 A long evaluation draws `count` images of each sampler, `repetitions` times (repetition r takes the images numbered from
-r·count), and takes their features. Moments are summed in float64 batch by batch; features for
-precision, recall and KID are kept for the first `kept` images only, logits for all. What is drawn is on disk every
-`SAVE_EVERY` seconds and when the program is asked to stop:
+r·count), and takes their features. Moments are summed in float64; features for precision, recall and KID are kept of the
+first `kept` images only, logits of all. What is drawn is on disk every `SAVE_EVERY` seconds and when the program is asked
+to stop:
 
 WORKDIR/parts/<sampler>_<repetition>/    moments, kept features, logits, and how many images are in them
 WORKDIR/results.json                     every number with its conventions
 WORKDIR/<sampler>.png                    the first images
-WORKDIR/reference-*.npz                  moments and kept features of the reference
+WORKDIR/reference-*.npz                  moments and kept features of the reference, named by its content
 
 Batches do not move when a run goes on, so its numbers are those of a run that was never stopped, to the last bit.
 """
@@ -31,6 +31,7 @@ import jax
 import numpy as np
 
 from diffusion_distill import interrupts
+from diffusion_distill.data.fingerprint import fingerprint
 from diffusion_distill.data.sources import Source
 from diffusion_distill.errors import choose, positive_int
 from diffusion_distill.features import Features, FromFunction, Inception, InceptionFeatures, Pixels
@@ -50,8 +51,10 @@ from diffusion_distill.quantise import RULES, quantise
 from diffusion_distill.report.pictures import image_grid
 from diffusion_distill.runs.classifier import TrainedClassifier
 from diffusion_distill.runs.sampling import Sampler, labels_for
+from diffusion_distill.training import checksum
 from diffusion_distill.training.progress import Progress
 from diffusion_distill.training.workdir import Workdir
+from diffusion_distill.version import __version__
 from diffusion_distill.weights.inception import load_inception
 
 #: Seconds between savings of a part.
@@ -87,8 +90,8 @@ class EvaluationSettings:
       kept: images whose features are kept for precision, recall and KID.
       neighbours: k of precision and recall.
       quantisation: one of `quantise.RULES`.
-      extrapolate: also the Fréchet distance that so many images might have, from the kept ones and five random halves of
-        them (`metrics.extrapolated`): no measured value, and called so; 0 for none.
+      extrapolate: also estimate the Fréchet distance that so many images would have, from the kept ones and five random
+        halves of them (`metrics.extrapolated`); results call it extrapolated, since it is not measured. 0 for none.
 
     Raises:
       ValueError: counts that are not positive, an unknown rule.
@@ -128,7 +131,7 @@ def features_named(name: str, image_shape: tuple[int, int, int]) -> Measured:
             raise ValueError(f"The classifier {folder} takes images {trained.image_shape}; these are {image_shape}.")
         accuracy = trained.about.get("accuracy")
         title = f"classifier {trained.fingerprint}, held-out accuracy {accuracy}"
-        return FromFunction(trained.features, title, int(trained.network.width))
+        return FromFunction(trained.features, title, int(trained.network.width), trained.fingerprint)
     weights = load_inception(folder)
     return Inception(jax.device_put(weights.params), rule or weights.rule)
 
@@ -244,8 +247,9 @@ def evaluate_samplers(
       ValueError: WORKDIR was begun with other settings, or another process works in it.
       Interrupted: the program was asked to stop; what was drawn is in WORKDIR.
     """
-    measured = {"features": features.name, "reference images": reference.count, "reference hash": reference.digest()}
-    facts, rows = {**facts, **vars(settings), **measured}, []
+    measured = {"features": features.name, "weights of the features": weights_of(features)}
+    compared = {"reference images": reference.count, "reference hash": reference.digest()}
+    facts, rows = {**facts, **vars(settings), **measured, **compared}, []
     with closing(Workdir(workdir, facts, "evaluation")):
         for label, make in samplers.items():
             sampler, found = make(), []
@@ -320,16 +324,19 @@ def _extrapolated(kept: np.ndarray, real: Moments, to: int) -> float:
     return float(extrapolated(whole, [frechet_distance(moments(kept[h]), real) for h in halves], len(kept), to))
 
 
-def reference_of(source: Source, features: Measured, settings: EvaluationSettings, path: Path | None = None) -> Part:
-    """The features of all images of a source; read from `path` if it has them, else written there.
+def reference_of(source: Source, features: Measured, settings: EvaluationSettings, folder: Path | None = None) -> Part:
+    """The features of all images of a source.
+
+    Args:
+      folder: where they are remembered, if the source and the features have fingerprints: FOLDER/reference-*.npz is of
+        these images and of these weights, whatever they are called and wherever they lie.
 
     Raises:
       Interrupted: the program was asked to stop.
     """
+    path = _remembered(source, features, settings, folder) if folder else None
     if path is not None and path.is_file():
-        part = Part.load(path)
-        if part.count == len(source):
-            return part
+        return Part.load(path)
     part, progress = Part.empty(), Progress("reference", -(-len(source) // settings.batch_size), settings.batch_size)
     for done, begin in enumerate(range(0, len(source), settings.batch_size), start=1):
         indices = np.arange(begin, min(begin + settings.batch_size, len(source)))
@@ -339,9 +346,25 @@ def reference_of(source: Source, features: Measured, settings: EvaluationSetting
         interrupts.check()
     progress.close()
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         part.save(path)
     return part
+
+
+def _remembered(source: Source, features: Measured, settings: EvaluationSettings, folder: Path) -> Path | None:
+    """Where the reference of these images and features is or would be; None if their contents cannot be told."""
+    weights = weights_of(features)
+    images = fingerprint(source) if weights else ""
+    if not images:
+        return None
+    what = [images, len(source), features.name, weights, settings.quantisation, settings.kept, __version__]
+    return folder / f"reference-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}.npz"
+
+
+def weights_of(features: Measured) -> str:
+    """A short text that stands for the weights behind features; empty if they are not known."""
+    if isinstance(features, Inception):
+        return checksum.fingerprint(features.params)
+    return "none" if isinstance(features, Pixels) else str(getattr(features, "fingerprint", ""))
 
 
 def _drawn(
