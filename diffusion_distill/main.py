@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -33,6 +32,7 @@ from diffusion_distill.report.pictures import image_grid
 from diffusion_distill.report.tables import format_table
 from diffusion_distill.runs import analysis, evaluation, images_out
 from diffusion_distill.runs.classifier import train_classifier
+from diffusion_distill.runs.comparison import in_short
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.sharding import use_cpu_devices
 
@@ -73,8 +73,8 @@ def evaluate(config: Any, workdir: Path) -> None:
 
     An interrupted evaluation goes on where it was.
     """
-    settings, features, samplers = build.evaluation(config), build.features(config), build.samplers(config)
-    reference = build.reference(config, features, settings, workdir)
+    settings, samplers, features = build.evaluation(config), build.samplers(config), build.features(config)
+    reference = evaluation.reference_of(build.reference(config), features, settings, workdir)
     conventions = build.conventions(config)
     rows = evaluation.evaluate_samplers(samplers, features, reference, settings, conventions, workdir)
     print(format_table([evaluation.in_short(row) for row in rows]))
@@ -102,11 +102,8 @@ def fit(config: Any, workdir: Path) -> None:
 def solvers(config: Any, workdir: Path) -> None:
     """Compares config.solvers, base and D-ODE, into WORKDIR/results.json and quality.png, fitting what is missing."""
     setting, comparison = build.comparison(config)
-    source = build.source(config, "reference")
-    reference = source.gather(np.arange(len(source)))["image"]
-    rows = runs.compare_solvers(setting, comparison, build.fitting(config), reference, workdir)
-    named = [{**row, "solver": f"D-{row['solver']}" if row["fitted"] else row["solver"]} for row in rows]
-    print(format_table(named, ["solver", "nfe", "seconds", "frechet", "precision", "recall", "error"]))
+    rows = runs.compare_solvers(setting, comparison, build.fitting(config), build.reference(config), workdir)
+    print(format_table([in_short(row) for row in rows]))
     print(f"Seconds are per 1000 images. All is in {workdir / 'results.json'}, drawn in quality.png beside it.")
 
 

@@ -439,7 +439,7 @@ def test_a_comparison_goes_on_where_it_was(teacher: Artefact, tmp_path: Path, mo
     assert rows[:2] == few and len(drawn) == len(rows), "what was measured is not measured again"
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
     assert (tmp_path / "quality.png").stat().st_size > 10_000
-    monkeypatch.setattr(comparison_run, "sample", None)
+    monkeypatch.setattr(comparison_run, "sampler_of", None)
     assert compare(comparison) == rows
     with pytest.raises(ValueError, match=r"holds another comparison.*seed \(there 0, asked 1\)"):
         compare_solvers(Setting(teacher, 24, seed=1), comparison, fit, reference, tmp_path)

@@ -12,6 +12,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from ml_collections import ConfigDict
 from toys import equal
 
 from diffusion_distill import build, data, interrupts, main, runs
+from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.model import Model
 from diffusion_distill.networks import UNet
 from diffusion_distill.runs import evaluation, images_out
@@ -263,3 +265,49 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     exec(code[1].replace('"96K"', "256"), {})
     assert (tmp_path / "runs" / "student_1" / "model.json").is_file()
+
+
+def test_fitted_solvers_are_measured_as_what_they_are(tmp_path: Path, teacher: Artefact) -> None:
+    """Label, solver, steps and NFE are the file's, and what contradicts it is refused before anything is drawn."""
+    folder, fit = str(teacher.save(tmp_path / "teacher")), runs.FitSettings(scale=2, batch_size=16)
+    fitted = str(runs.fit_solver(teacher, "deis order=2", 3, fit).save(tmp_path / "solver.json"))
+    images = np.random.default_rng(0).integers(0, 256, (30, 2, 2, 1), np.uint8)
+    np.savez(tmp_path / "reference.npz", images=images)
+
+    def config(**changes: Any) -> ConfigDict:
+        asked = {"artefact": folder, "sample.count": 24, "sample.fitted": fitted, "sample.steps": 0, **changes}
+        made = config_of("digits_solvers", **asked)
+        made.reference = {"name": "npz", "path": str(tmp_path / "reference.npz")}
+        return made
+
+    for number, same in enumerate(({}, {"sample.steps": 3, "sample.solver": "deis order=2"})):
+        main.evaluate(config(**same), tmp_path / str(number))
+        results = json.loads((tmp_path / str(number) / "results.json").read_text())
+        [row] = results["rows"]
+        assert {name: row[name] for name in ("sampler", "solver", "steps", "nfe", "fitted")} == {
+            "sampler": "teacher D-deis order=2 3 steps", "solver": "deis order=2", "steps": 3, "nfe": 3, "fitted": True
+        }  # fmt: skip
+        own = runs.evaluate(runs.sample(teacher, 24, fitted=fitted), images)
+        assert {name: row[name] for name in own} == own, "to the last digit"
+        assert results["sample"]["lambdas"] == FittedSolver.load(fitted).lambdas.tolist()
+    for change in (
+        {"sample.steps": 4},
+        {"sample.solver": "ddim"},
+        {"sample.solver": "deis order=3"},
+        {"evaluation.solvers": ("ddim", "heun")},
+        {"evaluation.steps": (3, 5)},
+    ):
+        with pytest.raises(ValueError, match=r"'deis order=2' with 3 steps.*out"):
+            main.evaluate(config(**change), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    with pytest.raises(ValueError, match=r"'deis order=2' with 3 steps, but 5 steps were asked for"):
+        runs.sample(teacher, 8, 5, fitted=fitted)
+    plain = config(**{"sample.fitted": "", "evaluation.solvers": ("ddim", "heun"), "evaluation.steps": (2, 3)})
+    plain.sample.solver = "ddim"
+    main.evaluate(plain, tmp_path / "plain")
+    rows = json.loads((tmp_path / "plain" / "results.json").read_text())["rows"]
+    found = [tuple(row[name] for name in ("sampler", "solver", "steps", "nfe", "fitted")) for row in rows]
+    assert found == [
+        (f"teacher {solver} {steps} steps", solver, steps, nfe, False)
+        for solver, steps, nfe in (("ddim", 2, 2), ("ddim", 3, 3), ("heun", 2, 3), ("heun", 3, 5))
+    ]

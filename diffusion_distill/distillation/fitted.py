@@ -17,7 +17,7 @@ import numpy as np
 from diffusion_distill.diffusion.schedules import SCHEDULES, Schedule
 from diffusion_distill.levels import Level
 from diffusion_distill.settings import describe, rebuild
-from diffusion_distill.solvers import Table, tabulate
+from diffusion_distill.solvers import Table, spelled, tabulate
 
 FORMAT = 1
 
@@ -51,6 +51,22 @@ class FittedSolver:
     def table(self) -> Table:
         """The plain table to sample with."""
         return self.base.distilled(self.lambdas)
+
+    @property
+    def steps(self) -> int:
+        """Of the grid."""
+        return len(self.grid.alpha) - 1
+
+    def check_asked(self, solver: str | None, steps: int | None) -> None:
+        """Raises ValueError if a solver or a number of steps was asked for that is not this one's."""
+        other_solver = solver and spelled(solver) != spelled(self.solver)
+        if other_solver or (steps and steps != self.steps):
+            asked = " and ".join([f"solver {solver!r}"] * bool(solver) + [f"{steps} steps"] * bool(steps))
+            raise ValueError(
+                f"The fitted solver is {self.solver!r} with {self.steps} steps, but {asked} were asked for beside it. "
+                "Leave solver and steps out (on the command line --config.sample.solver='' --config.sample.steps=0), "
+                "or fit another one with --mode=fit."
+            )
 
     def save(self, path: str | Path) -> Path:
         """Writes the file."""

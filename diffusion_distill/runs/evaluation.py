@@ -4,9 +4,9 @@ Images are always rounded to 8 bits before anything is measured, as published pr
 "pixels" (`features.Pixels`): whoever measures the same images gets the same number to the last digit.
 
 A long evaluation draws `count` images of each sampler, `repetitions` times (repetition r takes the images numbered from
-r·count), and takes their features. Moments are summed in float64; features for precision, recall and KID are kept of the
-first `kept` images only, logits of all. What is drawn is on disk every `SAVE_EVERY` seconds and when the program is asked
-to stop:
+r·count), and takes their features. Moments are summed in float64; of the first `kept` images the features themselves
+are kept, for precision, recall and KID, and of all images the logits. What is drawn is on disk every `SAVE_EVERY`
+seconds and when the program is asked to stop:
 
 WORKDIR/parts/<sampler>_<repetition>/    moments, kept features, logits, and how many images are in them
 WORKDIR/results.json                     every number with its conventions
@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,7 @@ import numpy as np
 
 from diffusion_distill import interrupts
 from diffusion_distill.data.fingerprint import fingerprint
-from diffusion_distill.data.sources import Source
+from diffusion_distill.data.sources import Source, from_arrays
 from diffusion_distill.errors import choose, positive_int
 from diffusion_distill.features import Features, FromFunction, Inception, InceptionFeatures, Pixels
 from diffusion_distill.metrics import (
@@ -109,6 +109,11 @@ class EvaluationSettings:
         for name in ("count", "repetitions", "batch_size", "kept", "neighbours"):
             positive_int(name, getattr(self, name))
         choose("rule of quantisation", self.quantisation, RULES)
+
+    @property
+    def batch(self) -> int:
+        """Images drawn together: no more than there are."""
+        return min(self.batch_size, self.count)
 
 
 def features_named(name: str, image_shape: tuple[int, int, int]) -> Measured:
@@ -247,9 +252,7 @@ def evaluate_samplers(
       ValueError: WORKDIR was begun with other settings, or another process works in it.
       Interrupted: the program was asked to stop; what was drawn is in WORKDIR.
     """
-    measured = {"features": features.name, "weights of the features": weights_of(features)}
-    compared = {"reference images": reference.count, "reference hash": reference.digest()}
-    facts, rows = {**facts, **vars(settings), **measured, **compared}, []
+    facts, rows = {**facts, **vars(settings), **facts_of(features, reference)}, []
     with closing(Workdir(workdir, facts, "evaluation")):
         for label, make in samplers.items():
             sampler, found = make(), []
@@ -257,7 +260,7 @@ def evaluate_samplers(
                 path = workdir / "parts" / f"{_file_name(label)}_{repetition}.npz"
                 part = _drawn(sampler, features, settings, repetition, path, label, workdir)
                 found.append(scores(part, reference, settings))
-            row = {"sampler": label, "nfe": sampler.table.nfe, **_summary(found), "repetitions": found}
+            row = {"sampler": label, **sampler.about, **summary(found), "repetitions": found}
             rows.append(row)
             log("  ".join(f"{name} {value}" for name, value in in_short(row).items()))
             results = json.dumps({**facts, "rows": rows}, indent=2)
@@ -267,7 +270,12 @@ def evaluate_samplers(
 
 def in_short(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of results as a line of a table: mean, standard deviation and least value of each number as text."""
-    found = {"sampler": row["sampler"], "nfe": row["nfe"]}
+    return {"sampler": row["sampler"], "nfe": row["nfe"], **measured(row)}
+
+
+def measured(row: Mapping[str, Any]) -> dict[str, str]:
+    """The numbers of a row of results as text: each with standard deviation and least value, if there are several."""
+    found = {}
     for name in row["repetitions"][0]:
         spread = f" ± {row[f'{name} std']:.2g} (min {row[f'{name} min']:.4g})" if f"{name} std" in row else ""
         found[name] = f"{row[name]:.4g}{spread}"
@@ -324,16 +332,22 @@ def _extrapolated(kept: np.ndarray, real: Moments, to: int) -> float:
     return float(extrapolated(whole, [frechet_distance(moments(kept[h]), real) for h in halves], len(kept), to))
 
 
-def reference_of(source: Source, features: Measured, settings: EvaluationSettings, folder: Path | None = None) -> Part:
-    """The features of all images of a source.
+def reference_of(
+    source: Source | np.ndarray | Part, features: Measured, settings: EvaluationSettings, folder: Path | None = None
+) -> Part:
+    """The features of all images of a source, taken batch by batch.
 
     Args:
+      source: or images as `data.from_arrays` takes them, or a part, such as published statistics, which is passed on.
       folder: where they are remembered, if the source and the features have fingerprints: FOLDER/reference-*.npz is of
         these images and of these weights, whatever they are called and wherever they lie.
 
     Raises:
       Interrupted: the program was asked to stop.
     """
+    if isinstance(source, Part):
+        return source
+    source = from_arrays(source) if isinstance(source, np.ndarray) else source
     path = _remembered(source, features, settings, folder) if folder else None
     if path is not None and path.is_file():
         return Part.load(path)
@@ -348,6 +362,12 @@ def reference_of(source: Source, features: Measured, settings: EvaluationSetting
     if path is not None:
         part.save(path)
     return part
+
+
+def facts_of(features: Measured, reference: Part) -> dict[str, Any]:
+    """What makes distances comparable, JSON-ready."""
+    measured = {"features": features.name, "weights of the features": weights_of(features)}
+    return {**measured, "reference images": reference.count, "reference hash": reference.digest()}
 
 
 def _remembered(source: Source, features: Measured, settings: EvaluationSettings, folder: Path) -> Path | None:
@@ -377,20 +397,16 @@ def _drawn(
     workdir: Path,
 ) -> Part:
     """The part of one repetition: read, or drawn from where it stopped."""
-    part, count, batch = Part.load(path), settings.count, settings.batch_size
+    part, count, batch = Part.load(path), settings.count, settings.batch
     if part.count == count:
         return part
-    labels = labels_for(sampler.model, settings.repetitions * count, None, sampler.seed)
     progress = Progress(f"{label}, {repetition + 1} of {settings.repetitions}", -(-count // batch), batch)
     progress.start_at(part.count // batch)
     saved = time.monotonic()
     try:
-        for begin in range(part.count, count, batch):
-            first, size = repetition * count + begin, min(batch, count - begin)
-            here = None if labels is None else np.resize(labels[first : first + size], batch)
-            images = sampler.draw(first, batch, here)[:size]
+        for begin, images in batches(sampler, settings, repetition, part.count):
             if not begin and not repetition and images.shape[-1] in (1, 3):
-                shown = {str(row): images[row : row + COLUMNS] for row in range(0, min(SHOWN, size), COLUMNS)}
+                shown = {str(row): images[row : row + COLUMNS] for row in range(0, min(SHOWN, len(images)), COLUMNS)}
                 image_grid(shown, workdir / f"{_file_name(label)}.png", columns=COLUMNS)
             part.add(outputs_of(features, quantise(images, settings.quantisation)), settings.kept)
             progress.update(begin // batch + 1)
@@ -406,15 +422,27 @@ def _drawn(
     return part
 
 
-def _summary(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def batches(
+    sampler: Sampler, settings: EvaluationSettings, repetition: int, begin: int = 0
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The images of a repetition from number `begin` on: (number of the first, images) of each batch."""
+    count, batch = settings.count, settings.batch
+    labels = labels_for(sampler.model, settings.repetitions * count, None, sampler.seed)
+    for start in range(begin, count, batch):
+        first, size = repetition * count + start, min(batch, count - start)
+        here = None if labels is None else np.resize(labels[first : first + size], batch)
+        yield start, sampler.draw(first, batch, here)[:size]
+
+
+def summary(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Mean, least and standard deviation over repetitions."""
-    summary = {}
+    whole = {}
     for name in found[0]:
         values = np.array([scores[name] for scores in found])
-        summary[name] = float(values.mean())
+        whole[name] = float(values.mean())
         if len(values) > 1:
-            summary |= {f"{name} min": float(values.min()), f"{name} std": float(values.std(ddof=1))}
-    return summary
+            whole |= {f"{name} min": float(values.min()), f"{name} std": float(values.std(ddof=1))}
+    return whole
 
 
 def _file_name(label: str) -> str:

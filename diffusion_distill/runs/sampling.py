@@ -78,6 +78,7 @@ class Sampler:
       table: the solver on its grid.
       denoise: the model's denoiser, a copy on every device of the mesh.
       seed: of all noise.
+      solver, steps, fitted: what the table was made from; fitted with lambdas.
     """
 
     model: Model
@@ -85,6 +86,14 @@ class Sampler:
     denoise: Denoise
     mesh: Mesh
     seed: int = 0
+    solver: str = ""
+    steps: int = 0
+    fitted: bool = False
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What results say of it, JSON-ready."""
+        return {"solver": self.solver, "steps": self.steps, "nfe": self.table.nfe, "fitted": self.fitted}
 
     def draw(self, first: int, count: int, labels: np.ndarray | None = None) -> np.ndarray:
         """Images first .. first + count - 1, [count, height, width, channels] float32; labels [count] int32.
@@ -103,7 +112,7 @@ def sampler_of(
     artefact: Artefact,
     steps: int | None = None,
     *,
-    solver: str = "ddim",
+    solver: str | None = None,
     spacing: str = "time",
     end: float = 0.0,
     fitted: FittedSolver | str | Path | None = None,
@@ -112,15 +121,20 @@ def sampler_of(
     clip: bool = True,
 ) -> Sampler:
     """An artefact with a solver; arguments and errors as in `sample`."""
-    table = _fitted_table(artefact, fitted) if fitted else None
-    if table is None:
+    if fitted:
+        found = _fitted(artefact, fitted)
+        found.check_asked(solver, steps)
+        table, solver, steps = found.table(), found.solver, found.steps
+    else:
+        solver = solver or "ddim"
         steps = positive_int("steps", (artefact.steps or TEACHER_STEPS) if steps is None else steps)
         artefact = artefact.on_grid(steps)
         if artefact.steps and steps != artefact.steps:
             warnings.warn(f"A student made for {artefact.steps} steps is sampled with {steps}.", stacklevel=3)
         table = table_for(artefact.model, steps, solver, spacing=spacing, end=end)
     mesh = sharding.data_mesh()
-    return Sampler(artefact.model, table, denoiser_of(artefact, clip, guidance, mesh), mesh, seed)
+    denoise = denoiser_of(artefact, clip, guidance, mesh)
+    return Sampler(artefact.model, table, denoise, mesh, seed, solver, steps, bool(fitted))
 
 
 def sample(
@@ -142,9 +156,9 @@ def sample(
       labels: [count] classes for conditional models; drawn uniformly by default.
       name: reports progress under this name.
       how: of `sampler_of`:
-        solver: a name of `SOLVERS`, perhaps with options: 'deis order=2'.
+        solver: a name of `SOLVERS`, perhaps with options: 'deis order=2'; DDIM by default.
         spacing, end: of the grid, see `grid_for`.
-        fitted: a D-ODE solver or its file, in place of steps, solver, spacing and end.
+        fitted: a D-ODE solver or its file, in place of steps, solver, spacing and end; others beside it are refused.
         guidance: {"scale": s, "null_label": label}, see `denoiser_of`.
         clip: x_hat to [-1, 1], True by default.
 
@@ -152,7 +166,8 @@ def sample(
       [count, height, width, channels] float32 in [-1, 1] if clip.
 
     Raises:
-      ValueError: counts not positive, unknown solver, labels missing, out of range or of the wrong shape.
+      ValueError: counts not positive, unknown solver, another solver or number of steps than those fitted, labels
+        missing, out of range or of the wrong shape.
       Interrupted: the program was asked to stop.
     """
     count = positive_int("count", count)
@@ -172,12 +187,12 @@ def sample(
     return np.concatenate(images)[:count]
 
 
-def _fitted_table(artefact: Artefact, fitted: FittedSolver | str | Path) -> Table:
+def _fitted(artefact: Artefact, fitted: FittedSolver | str | Path) -> FittedSolver:
     """Warns of lambdas that were fitted on another model."""
     solver = fitted if isinstance(fitted, FittedSolver) else FittedSolver.load(fitted)
     if solver.provenance.get("model", "") not in ("", fingerprint(artefact.params)):
         warnings.warn("The solver was fitted on another model than the one it samples.", stacklevel=4)
-    return solver.table()
+    return solver
 
 
 @partial(jax.jit, static_argnames="place")
