@@ -21,9 +21,10 @@ import toys
 from absl import flags
 from absl.testing import flagsaver
 from ml_collections import ConfigDict
+from PIL import Image
 from toys import equal
 
-from diffusion_distill import build, data, interrupts, main, runs
+from diffusion_distill import build, data, interrupts, main, runs, weights
 from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.model import Model
 from diffusion_distill.networks import UNet
@@ -36,13 +37,13 @@ flags.FLAGS.mark_as_parsed()
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
-def config_of(name: str, **changes):
-    """The config of a file in configs/, with changes by dotted name."""
+def config_of(name: str, run: str = "", **changes):
+    """The config of a file in configs/, with changes by dotted name; `run` is what follows the file and a colon."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config()
+    config = module.get_config(run) if run else module.get_config()
     config.update_from_flattened_dict(changes)
     return config
 
@@ -311,3 +312,43 @@ def test_fitted_solvers_are_measured_as_what_they_are(tmp_path: Path, teacher: A
         (f"teacher {solver} {steps} steps", solver, steps, nfe, False)
         for solver, steps, nfe in (("ddim", 2, 2), ("ddim", 3, 3), ("heun", 2, 3), ("heun", 3, 5))
     ]
+
+
+#: What the papers say of these runs, by config.
+STATED = {
+    "cifar10_btd": ("FID 2.57 at 8 steps, 3.0 at 4, 4.51 at 2 and 9.12 at one",),
+    "cifar10_tract": ("5.02", "4.45", "TRACT has 6.8 and BTD 5.95", "section 4.3", "--config.method.shares"),
+    "cifar10_edm_tract": (
+        "NCSN++, unconditional",
+        "edm-cifar10-32x32-uncond-ve",
+        "several steps",
+        "learning_rate=RATE",
+    ),
+    "cifar10_edm_solvers": ("18.85, 9.79 and 7.17, D-DDIM 8.67, 8.18 and 6.55 (Tables 2 and 4)",),
+}
+
+
+@pytest.mark.fast
+def test_configs_state_the_papers_numbers() -> None:
+    headers = {path.stem: " ".join((path.read_text().split('"""')[1]).split()) for path in ROOT.glob("configs/*.py")}
+    for name, stated in STATED.items():
+        for words in stated:
+            assert words in headers[name], (name, words)
+    dode = [header for header in headers.values() if "2309.16421" in header]
+    assert len(dode) == 2 and not any(f"Table{s} {n}" in header for header in dode for s in ("", "s") for n in "56789")
+    published = weights.PUBLISHED["edm-cifar10-32x32-uncond-ve"].model
+    assert published.num_classes <= 1 and published.image_shape == (32, 32, 3)
+    assert config_of("cifar10_edm_solvers").solvers.repetitions == 3
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["lsun128_btd", "lsun128_teacher"])
+def test_lsun_configs_take_a_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "church, all" / "train").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (130, 140, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "church, all" / "train" / "0.png")
+    source = build.source(config_of(name, run=f"church,{tmp_path / 'church, all'}"))
+    assert (len(source), source.image_shape, source.num_classes) == (1, (128, 128, 3), 0)
+    assert config_of(name, run="church").data.dataset == "lsun/church_outdoor"
+    with pytest.raises(ValueError, match=r"Unknown LSUN set 'churches'\. Did you mean 'church'"):
+        config_of(name, run="churches")
