@@ -87,8 +87,8 @@ class EvaluationSettings:
       kept: images whose features are kept for precision, recall and KID.
       neighbours: k of precision and recall.
       quantisation: one of `quantise.RULES`.
-      extrapolate: also the Fréchet distance that so many images might have, from the kept ones and five random halves of
-        them (`metrics.extrapolated`): no measured value, and called so; 0 for none.
+      extrapolate: also the Fréchet distance that so many images might have, from the kept ones and five random halves
+        of them (`metrics.extrapolated`): no measured value, and called so; 0 for none.
 
     Raises:
       ValueError: counts that are not positive, an unknown rule.
