@@ -43,7 +43,8 @@ def recorded() -> Flat:
 @pytest.fixture(scope="module")
 def params() -> dict[str, Any]:
     """Our parameters from pytorch-fid's random ones, without a file."""
-    arrays = {name.replace(".", "/"): array for name, array in eval_inception.weights().items()}
+    made = eval_inception.weights(eval_inception.tag_of(RECORDED.parent) if RECORDED else eval_inception.TAG)
+    arrays = {name.replace(".", "/"): array for name, array in made.items()}
     return unflatten({path: jnp.asarray(ours(array)) for path, array in arrays.items()})
 
 

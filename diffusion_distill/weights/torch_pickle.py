@@ -98,9 +98,11 @@ def read(path: str | Path, entry: str = "ema") -> Module:
         tree, end = pickle_stream.load(source, _outer(source), 0, len(content))
         if end != len(content):
             raise WeightsError(f"{len(content) - end} bytes follow the end of the pickle, at byte {end}")
-        if type(tree) is not dict or not isinstance(tree.get(entry), _Object):
-            there = ", ".join(map(kind_of, list(tree)[:8])) if type(tree) is dict else kind_of(tree)
-            raise WeightsError(f"there is no network called {entry!r}, but {there}")
+        if type(tree) is not dict:
+            raise WeightsError(f"the file holds {kind_of(tree)}, not a dictionary with a network called {entry!r}")
+        if not isinstance(tree.get(entry), _Object):
+            there = ", ".join(f"{kind_of(name)}: {kind_of(tree[name])}" for name in list(tree)[:8])
+            raise WeightsError(f"there is no network called {entry!r}, but {there or 'an empty dictionary'}")
         return _Modules(len(content)).module(tree[entry], entry)
     except WeightsError as error:
         raise WeightsError(f"{path} cannot be read as a snapshot of PyTorch modules: {error}.") from error
