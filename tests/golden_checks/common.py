@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_distill.arrays import enable_x64
 from diffusion_distill.diffusion.parameterization import SIGMA_DATA
 from diffusion_distill.diffusion.schedules import SCHEDULES, Schedule
 from diffusion_distill.model import Denoiser
@@ -40,7 +41,7 @@ class Mode:
     def active(self) -> Iterator[None]:
         """Everything of this mode happens inside, with equal settings in tests and on the command line."""
         settings = (jax.default_matmul_precision("highest"), jax.numpy_rank_promotion("allow"))
-        with jax.enable_x64(self is FLOAT64), settings[0], settings[1]:
+        with enable_x64(self is FLOAT64), settings[0], settings[1]:
             yield
 
     def array(self, value: Any) -> Any:
