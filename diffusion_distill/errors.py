@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import TypeVar
 
 T = TypeVar("T")
+#: How many names, and letters of each, are compared in search of near matches.
+COMPARED, COMPARED_LETTERS = 1000, 100
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """Returns " Did you mean 'x'?" for the closest known names, or nothing."""
-    matches = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    """Returns " Did you mean 'x'?" for the closest known names, or nothing.
+
+    At most `COMPARED` names are compared, by their first `COMPARED_LETTERS`: the time grows with both.
+    """
+    known = {other[:COMPARED_LETTERS]: other for other in islice(known, COMPARED)}
+    near = difflib.get_close_matches(str(name)[:COMPARED_LETTERS], known, n=3, cutoff=0.5)
+    matches = [known[other] for other in near]
     return f" Did you mean {' or '.join(map(repr, matches))}?" if matches else ""
 
 

@@ -29,7 +29,7 @@ def import_weights(name: str | Path, folder: str | Path, model: Model | None = N
       name: one of `weights.PUBLISHED`, which is downloaded; or a file: one of Google's (by its published name, or
         with `model`), a '.pkl' of EDM, which says itself what it holds, or a '.safetensors' made by `export_weights`.
       folder: becomes the artefact's folder; downloads are kept in FOLDER/download, so that they can be taken up.
-      model: what the file holds, if its name does not say; a '.pkl' that holds another is refused.
+      model: what the file holds, if its name does not say; a '.pkl' or '.safetensors' that holds another is refused.
 
     Raises:
       FileNotFoundError: name is neither published nor a file.
@@ -37,8 +37,8 @@ def import_weights(name: str | Path, folder: str | Path, model: Model | None = N
     """
     path = Path(name)
     if path.suffix == SAFETENSORS and path.is_file():
-        params, about = weights.exchange.load(path)
-        artefact = Artefact(Model.from_dict(about["model"]), _to_device(params), about["steps"], about["provenance"])
+        found = weights.exchange.read(path, model)
+        artefact = Artefact(found.model, _to_device(found.params), found.steps, found.facts)
     else:
         artefact = _foreign(str(name), Path(folder), model)
     artefact.save(folder)
