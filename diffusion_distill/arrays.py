@@ -42,14 +42,14 @@ def image_sum(values: Array) -> Array:
 
 
 def to_byte_range(images: Array) -> Array:
-    """Grey levels 0..255 of images in [-1, 1], not rounded: 127.5 (x + 1), clipped."""
+    """Maps images in [-1, 1] to grey levels in [0, 255] without rounding: 127.5 (x + 1), clipped."""
     return namespace(images).clip(127.5 * (images + 1), 0, 255)
 
 
 def stratified(key: jax.Array, count: int) -> Array:
-    """`count` uniform numbers of [0, 1), the i-th in [i, i + 1) / count.
+    """Draws `count` uniform numbers in [0, 1), the i-th of them in [i / count, (i + 1) / count).
 
-    Each is as uniform as an independent draw once its place in the batch is random, but a batch covers the
+    At a random place of the batch each number is distributed like an independent draw, but together they cover the
     range evenly, which lowers the variance of a loss averaged over times (Kingma et al., arXiv:2107.00630, I.1).
     """
     below_one = 1 - 2.0**-24

@@ -58,20 +58,21 @@ def folder(
         size: brings every image to [size, size] as `resize` does; None: all images have one size already.
         split: a sub-folder, such as "train", to read instead of the whole.
         labels: False ignores classes, True insists on them, None takes them where there are any.
-        classes: names of the class folders in the order of their numbers; None: those that are there, sorted (for
-            a split: those of all splits, so that a class that one of them lacks shifts no numbers).
+        classes: names of the class folders in the order of their numbers; None takes the existing folders, sorted.
+            For a split these are the folders of all splits, so that a class has one number in all of them.
         num_classes: at least the number of classes found; None: that number.
         crop, resample: see `resize`.
         channels: 1 (grey) or 3 (RGB); None: as the first image. Grey ones are then turned into RGB but never the
             other way round. Alpha is dropped; see `decode`.
         memory: bytes that the decoded images may take; a larger set is decoded on demand.
-        threads: that decode; None: all cores, or one for images below 64x64, with which more are slower.
+        threads: number of threads that decode; None takes all cores, or one for images below 64x64, where more
+            threads are slower.
         report: called with (images done, number of images) while a set is read into memory.
 
     Raises:
         FileNotFoundError: no such path.
         ValueError: no images, no such split, unclear classes; or, naming the file, images that cannot be read or
-            differ in size. Of a set decoded on demand only the first image is read here.
+            differ in size. If the set is decoded on demand, only the first image is read here.
     """
     check_resize(size, crop, resample)
     check_channels(channels)
@@ -114,7 +115,7 @@ def folder(
 
 @dataclass(frozen=True)
 class _Files:
-    """The files of a folder or zip: names with "/", sorted; those of the images among them; a way to read one."""
+    """The files of a folder or zip: sorted names (with "/"), the names of the images, and a way to read a file."""
 
     path: Path
     names: list[str]
@@ -122,7 +123,7 @@ class _Files:
     read: Callable[[str], bytes]  # from any thread
 
     def called(self, name: str) -> str:
-        """How errors call a file."""
+        """A file's name in error messages."""
         return f"{self.path}/{name}"
 
 

@@ -88,7 +88,7 @@ class Reference:
         return as_features(f"{self.path}: pool_3", self._array("pool_3", "features"))
 
     def disagreements(self, **own: Any) -> list[str]:
-        """How other images were measured than this reference, in words; for what either does not state, nothing.
+        """Describes where other images were measured differently than this reference; unstated facts are skipped.
 
         Args:
             own: facts of the samples' features, for instance network="inception-2015-12-05", resize="legacy".
@@ -104,11 +104,11 @@ class Reference:
 
 
 def read_reference(path: str | Path, count: int | None = None) -> Reference:
-    """Reads a file of any layout of the table above; pickles are refused.
+    """Reads a file in one of the layouts above; pickles are refused.
 
     Args:
         path: an .npz, or TRACT's NAME_mean.npy with NAME_std.npy beside it.
-        count: of how many images the moments are, if the file does not say it (its own word counts more).
+        count: the number of images behind the moments, used if the file does not state it.
 
     Raises:
         FileNotFoundError: no such file.
@@ -148,7 +148,7 @@ def write_reference(
     labels: ArrayLike | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes an .npz that the programs of the table above read; it is there complete or not at all.
+    """Writes an .npz that the programs in the table above read; an interrupted write leaves no file.
 
     Args:
         path: ends with .npz; its folder must exist.

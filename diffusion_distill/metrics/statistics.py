@@ -1,8 +1,8 @@
 """Statistics of features that arrive in batches: moments in constant memory, and raw features on disk.
 
 `Accumulator` holds the sums of f - c and (f - c)(f - c)^T, with c the mean of the first batch. Near the mean nothing
-cancels, so an offset common to all features costs no digits, and a batch costs one product of matrices. Its state goes
-to arrays and back without a change: a run that is stopped and resumed gives the same bits.
+cancels, so an offset common to all features costs no digits, and a batch costs one product of matrices. Its state is
+saved and loaded without any change, so a run that is stopped and resumed gives identical numbers.
 
 Kernel distance, precision and recall need the features themselves. `FeatureStore` keeps them in one file, addressed by
 the number of the image; what was written before an interruption may be written again.
@@ -117,7 +117,7 @@ class Accumulator:
 class FeatureStore:
     """Raw features of a known number of images in one .npy file, float32 [count, width], mapped into memory.
 
-    Opens the file if it is there, else makes it; rows that nobody has written hold NaN.
+    Opens the file, or makes it if there is none; rows that have not been written hold NaN.
 
     Raises:
         ValueError: the file holds an array of another shape or type, or is no .npy file; sizes below 1.
@@ -160,7 +160,7 @@ class FeatureStore:
 
     @property
     def missing(self) -> int:
-        """How many images nobody has written."""
+        """The number of images whose features have not been written."""
         return int(np.isnan(self._rows[:, 0]).sum())
 
     def read(self) -> NDArray[np.float32]:

@@ -8,7 +8,8 @@ FOLDER/<the same>.json    what is drawn, row by row, and what is what
     norm         mean over images of ‖y_k‖, ‖x_hat_k‖ and ‖eps_k‖
     similarity   S_kl = mean over images of <d_k, d_l> / (‖d_k‖·‖d_l‖), d = eps or x_hat
 
-y_k is what the network sees in row k of a table at the level it is told, and eps_k = (y_k - alpha_k·x_hat_k) / sigma_k.
+y_k is the network's input in row k of a table, at the level (alpha_k, sigma_k) that the network is given, and
+eps_k = (y_k - alpha_k·x_hat_k) / sigma_k.
 All tables start from the same noise. Near zero noise eps is a small difference divided by sigma: an error of about
 1e-7 / sigma in float32.
 """
@@ -53,7 +54,7 @@ DIGITS = 7  # of the numbers written, as many as float32 has
 
 
 class Subject(NamedTuple):
-    """What is looked at: the first arguments of `trajectories` and `similarity`."""
+    """The model, solvers and noise of an analysis: the first arguments of `trajectories` and `similarity`."""
 
     denoise: Denoise
     tables: Mapping[str, Table]
@@ -321,14 +322,14 @@ def _finite(label: str, values: np.ndarray) -> np.ndarray:
 def _numbers(
     name: str, start: Image, tables: Mapping[str, Table], found: Mapping[str, Mapping[str, np.ndarray]], **facts: Any
 ) -> dict[str, Any]:
-    """What the JSON file of an analysis of tables holds."""
+    """The contents of the JSON file of an analysis of tables."""
     known = {label: {"nfe": table.nfe, "logsnr": _logsnr(table)} for label, table in tables.items()}
     rows = {label: known[label] | dict(found[label]) for label in tables}
     return _plain({"what": WHAT[name], "images": int(start.shape[0]), **facts, "tables": rows})
 
 
 def _plain(value: Any) -> Any:
-    """The same for JSON: arrays as lists, numbers with the digits that mean something."""
+    """Converts values for JSON: arrays become lists, and numbers keep their significant digits."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, np.ndarray):

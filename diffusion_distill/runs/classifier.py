@@ -290,7 +290,7 @@ def shifted(images: Image, offsets: Array) -> Image:
 
 @dataclass(frozen=True)
 class _Training:
-    """What `training.step` asks of a model and of a method: bound networks by role, losses per image."""
+    """The model and method that `training.step` expects: it binds networks to parameters and gives losses per image."""
 
     network: Classifier
     settings: ClassifierSettings

@@ -37,7 +37,7 @@ from diffusion_distill.training.workdir import Workdir
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared.
+    """The solvers and step counts to compare.
 
     Attributes:
       solvers: names of `SOLVERS`, perhaps with options, as in 'dpm_solver++ order=3 method=singlestep'.
@@ -77,13 +77,13 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """What pictures call it."""
+        """The label in pictures."""
         return f"D-{self.solver}" if self.fitted else self.solver
 
 
 @dataclass
 class Setting:
-    """What all samplers of a comparison share; see `runs.sample`.
+    """The settings that all samplers of a comparison share; see `runs.sample`.
 
     Attributes:
       teacher: of a distilled student, the model it comes from, to which it is fitted and whose flow counts.
@@ -105,7 +105,7 @@ class Setting:
         return sample(self.artefact, count, **shared, **sampler)
 
     def facts(self) -> dict[str, Any]:
-        """What makes numbers comparable."""
+        """The settings that must be equal for numbers to be comparable."""
         return {
             "model": fingerprint(self.artefact.params),
             "count": self.count,
@@ -124,7 +124,7 @@ def compare_solvers(
 
     Args:
       reference: images [n, height, width, channels] in [-1, 1] to compare sets of samples with.
-      log: is told each line of the table as it is done.
+      log: called with each line of the table once it is measured.
 
     Raises:
       ValueError: WORKDIR holds another comparison; or what sampling and fitting refuse.

@@ -46,7 +46,7 @@ def import_weights(name: str | Path, folder: str | Path, model: Model | None = N
 
 
 def is_inception(name: str | Path) -> bool:
-    """Whether a published name or a file is of FID's InceptionV3; of files their names tell."""
+    """Whether a published name, or the name of a file, belongs to FID's InceptionV3."""
     path = Path(name)
     if path.is_file():
         return path.suffix in (".pth", ".pt", ".pb") or path.name in {

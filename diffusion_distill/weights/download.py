@@ -3,11 +3,11 @@
     FOLDER/NAME             the file, there only when complete and checked
     FOLDER/NAME.json        the pin: url, size, sha256; later downloads must give the same
     FOLDER/NAME.part        what has arrived so far
-    FOLDER/NAME.part.json   which version of the file that is: url, total size, validator (ETag or date)
+    FOLDER/NAME.part.json   the version of the file that it belongs to: url, total size, validator (ETag or date)
     FOLDER/NAME.lock        held by the process that downloads; another one waits and then finds the file
 
-Where nobody has published a hash, the first download decides: its hash is recorded in the pin. So nothing is pinned
-whose end is unknown: a server must announce the length, or send in chunks, unless size or hash are known.
+Where no hash has been published, the hash of the first download is recorded in the pin. So a file whose end is unknown
+is not pinned: the server must announce the length, or send in chunks, unless size or hash are known.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Weights for other programs: safetensors, with the description of the model in the metadata.
 
-Arrays are called by their paths (`down_0.block_1/conv1/kernel`). The metadata has one key, "diffusion_distill",
-whose value is JSON: all it takes to build the model, and where the weights come from.
+Arrays are named by their paths (`down_0.block_1/conv1/kernel`). The metadata has one key, "diffusion_distill", whose
+value is JSON with everything needed to build the model, and the origin of the weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LARGEST = 2**16
 
 
 def save(path: str | Path, params: Params, description: Mapping[str, Any]) -> Path:
-    """Writes parameters and a JSON-ready description; the file appears whole or not at all.
+    """Writes parameters and a JSON-ready description; an interrupted write leaves no file.
 
     Raises:
       ImportError: safetensors is not installed.

@@ -2,13 +2,13 @@
 
 Such a file is a protocol buffer. A message is a list of fields: a whole number 8·number + type, then a whole number
 (type 0), 8 bytes (1), 4 bytes (5), or a length and as many bytes (2). Whole numbers are written seven bits at a time.
-Of a graph these are looked at, by number; all others are passed over:
+Only these fields of a graph are read, listed by number:
 
     graph   1 node         node        1 name   2 operation   5 attribute (1 key, 2 value, whose 8 is a tensor)
                            tensor      1 type (1: float32)   2 shape (2 dimension, whose 1 is a size)   4 content, as
                                        bytes, or 5, as numbers: all of them, or one for all
 
-Arrays are read-only views of the mapped file, which must not change meanwhile.
+Arrays are read-only views of the memory-mapped file, which must not be changed while they are in use.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """The float32 constants of a graph, by name.
 
     Raises:
-      WeightsError: the file is damaged, exceeds a limit, or is no graph; says where.
+      WeightsError: the file is damaged, exceeds a limit, or is no graph; the message says where.
       OSError: it cannot be opened.
     """
     path = Path(path)

@@ -1,17 +1,17 @@
-"""What torch.save and torch.jit.save wrote, read as names and arrays; nothing of a file is executed.
+"""Reads files of torch.save and torch.jit.save as names and arrays; nothing in a file is executed.
 
 Three formats, told apart by their first bytes:
 
     legacy        pickles of protocol 2 one after another: a magic number, 1001, {protocol_version, little_endian,
                   type_sizes}, the object, [keys of its storages]; then for each key its count as int64 and its elements
     zip           stored, not compressed: NAME/data.pkl, the object, and NAME/data/KEY, the elements of a storage
-    TorchScript   such a zip with program text in NAME/code/, which is not looked at; the object is a tree of modules,
+    TorchScript   such a zip with program text in NAME/code/, which is never used; the object is a tree of modules,
                   each a class below __torch__ with its attributes
 
 In the pickles a storage is the persistent id ("storage", class, key, location, count), and a tensor the call of
-_rebuild_tensor_v2(storage, offset, size, stride, ...), in elements. Read is a dictionary of tensors, such as a
-state_dict, or a tree of modules, whose tensors are called by their paths ("layers.conv.weight"). Arrays are read-only
-views of the mapped file, which must not change meanwhile.
+_rebuild_tensor_v2(storage, offset, size, stride, ...), in elements. The object may be a dictionary of tensors, such as
+a state_dict, or a tree of modules, whose tensors are named by their paths ("layers.conv.weight"). Arrays are read-only
+views of the memory-mapped file, which must not be changed while they are in use.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ TYPED_LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_ten
 
 
 def is_torch(content: bytes) -> bool:
-    """Whether a file that begins so is of one of these formats."""
+    """Whether a file with these first bytes is of one of these formats."""
     return content.startswith((LEGACY, ZIP))
 
 
@@ -56,7 +56,7 @@ def read(path: str | Path) -> Arrays:
     """The tensors of a file by name, in its order.
 
     Raises:
-      WeightsError: the file is damaged, exceeds a limit, or contains what such files do not; says what and where.
+      WeightsError: the file is damaged, exceeds a limit, or has unexpected contents; the message says what and where.
       OSError: it cannot be opened.
     """
     path = Path(path)
@@ -182,7 +182,7 @@ def _directory_size(content: memoryview) -> int:
 
 
 def _place(content: memoryview, entry: zipfile.ZipInfo) -> _Entry:
-    """Its own header says how far behind it the bytes begin."""
+    """Where an entry's bytes begin, computed from the entry's own header."""
     header = entry.header_offset
     if not 0 <= header <= len(content) - 30 or content[header : header + 4] != ZIP:
         raise WeightsError(f"the entry {kind_of(entry.filename)} is not where the archive says")
@@ -224,7 +224,7 @@ class _Tensor:
 
 
 class _Ordered(dict, Buildable):
-    """An OrderedDict; its attributes, which a state_dict has (`_metadata`), are checked and not looked at."""
+    """An OrderedDict; its attributes (a state_dict has `_metadata`) are checked but not used."""
 
     def build(self, state: Any) -> None:
         if type(state) is not dict:
@@ -243,7 +243,7 @@ class _Script(Buildable):
 
 
 class _Named(dict):
-    """What a pickle may name: a table, and every class below __torch__, which stands for a module."""
+    """The names that a pickle may use: those of a table, and every class below __torch__, which is read as a module."""
 
     def get(self, place: Any, default: Any = None) -> Any:
         module, name = place
@@ -262,7 +262,7 @@ STORAGE_ID = [str, Global, str, str, int]
 
 
 def _storage(identity: Any) -> _Storage:
-    """What a persistent id tells; the last of six says that the storage is no part of another."""
+    """The storage that a persistent id describes; a sixth item must say that it is not part of another storage."""
     given = list(identity) if type(identity) is tuple else []
     if list(map(type, given)) in (STORAGE_ID, [*STORAGE_ID, type(None)]):
         what, kind, key, _, count, *_ = given
@@ -337,7 +337,7 @@ def _tensors(tree: Any) -> dict[str, _Tensor]:
 
 
 def _walk(module: _Script, above: str, depth: int, found: dict[str, _Tensor], seen: list[_Script]) -> None:
-    """A module's tensors and those below it; numbers, text and what else it has are no weights."""
+    """The tensors of a module and of its submodules; other attributes, such as numbers and text, are not weights."""
     if depth > MAX_DEPTH or len(seen) >= MAX_MODULES or len(found) > MAX_TENSORS or module.state is None:
         raise WeightsError(
             f"the module {kind_of(above)} is empty, or lies more than {MAX_DEPTH} deep or after {MAX_MODULES} others"
