@@ -20,8 +20,6 @@ A config has these parts, each read by one function below:
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -209,15 +207,11 @@ def reference(
 ) -> evaluation_run.Part:
     """What samples are compared with: published statistics, or the features of config.reference.
 
-    The latter are kept in WORKDIR, under a name of their own for every set, features and rounding.
+    The latter are remembered in WORKDIR, see `evaluation.reference_of`.
     """
     if config.evaluation.statistics:
         return evaluation_run.published_reference(config.evaluation.statistics)
-    what = [config.reference.to_dict(), features.name, settings.quantisation, settings.kept]
-    name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
-    return evaluation_run.reference_of(
-        source(config, "reference"), features, settings, workdir / f"reference-{name}.npz"
-    )
+    return evaluation_run.reference_of(source(config, "reference"), features, settings, workdir)
 
 
 def conventions(config: Any) -> dict[str, Any]:

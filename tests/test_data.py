@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from diffusion_distill.data import (
     LazySource,
     Source,
     digits,
+    fingerprint,
     folder,
     from_arrays,
     from_dataset,
@@ -748,6 +750,17 @@ def test_prepared_sets_are_read_by_name(prepared: Path, memory: int, monkeypatch
     np.testing.assert_array_equal(
         by_content(found), by_content(np.stack([random_image(4, 4, 1, seed=s) for s in range(6)]))
     )
+
+
+def test_the_fingerprint_of_a_prepared_set(prepared: Path, tmp_path: Path) -> None:
+    read = lambda split, place: fingerprint(tfds("shapes", split, place, memory=0))  # noqa: E731
+    known = read("train", prepared)
+    assert known == read("train", prepared) != read("test", prepared)
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)  # with the files' times
+    assert read("train", tmp_path) == known
+    shard = next((tmp_path / "shapes").rglob("*train*array_record*"))
+    os.utime(shard, (0, 0))
+    assert read("train", tmp_path) != known
 
 
 def test_a_prepared_set_is_read_without_tensorflow_or_network(prepared: Path) -> None:

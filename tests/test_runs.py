@@ -259,7 +259,8 @@ def test_two_processes_cannot_work_in_one_workdir(
 
 
 def test_a_run_is_watched(teacher: Artefact, source: toys.GaussianSource, tmp_path: Path) -> None:
-    method = Tract((4, 2, 1), length=6 * 8)  # two phases of three updates
+    # two phases of three updates, at a rate that moves pixels by whole grey levels
+    method = Tract((4, 2, 1), length=6 * 8, learning_rate=0.02)
     settings = dataclasses.replace(SETTINGS, evaluate_every=16, evaluate_count=16, tensorboard=True)
     students = runs.distill(teacher, source, method, settings, tmp_path)
     records = {r["update"]: r for r in read_json_lines(tmp_path / "metrics.jsonl") if r.get("evaluated")}

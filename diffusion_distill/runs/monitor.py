@@ -17,7 +17,7 @@ from diffusion_distill.data.sources import Source
 from diffusion_distill.distillation.phases import Phase, samples
 from diffusion_distill.model import Model
 from diffusion_distill.report.pictures import image_grid
-from diffusion_distill.runs.evaluation import Measured, evaluate, features_named
+from diffusion_distill.runs.evaluation import Measured, Part, distances, features_named
 from diffusion_distill.runs.sampling import sample
 from diffusion_distill.runs.settings import Settings
 from diffusion_distill.training import loop
@@ -47,7 +47,8 @@ class Monitor:
             images = sample(artefact, max(SHOWN, count), seed=self._settings.seed)
             rows[name] = images[:SHOWN]
             if count:
-                scores = evaluate(images[:count], self._reference, features=self._features)
+                part = Part.of(self._features, images[:count])
+                scores = distances(part, self._reference, k=3, limit=count)
                 figures.update({f"{score}/{name}": value for score, value in scores.items()})
         if jax.process_index() == 0:
             self._write(update, phase, rows, figures)
@@ -65,16 +66,15 @@ class Monitor:
             self(done, self._phases[int(np.searchsorted(ends, done))], state)
 
     @cached_property
-    def _reference(self) -> np.ndarray:
-        """The first images of the data, as many as are measured."""
+    def _reference(self) -> Part:
+        """Of the first images of the data, as many as are measured."""
         count = min(self._settings.evaluate_count, len(self._source))
-        return self._source.gather(np.arange(count))["image"]
+        return Part.of(self._features, self._source.gather(np.arange(count))["image"])
 
     @cached_property
-    def _features(self) -> Measured | None:
-        """What images are measured on; None for pixels."""
-        name = self._settings.evaluate_features
-        return None if name == "pixels" else features_named(name, self._model.image_shape)
+    def _features(self) -> Measured:
+        """What images are measured on."""
+        return features_named(self._settings.evaluate_features, self._model.image_shape)
 
     def _write(self, update: int, phase: Phase, rows: dict[str, np.ndarray], figures: dict[str, float]) -> None:
         for name, images in rows.items():
