@@ -29,6 +29,7 @@ from diffusion_distill.data.lazy import MEMORY, Report, hold, usual_threads
 from diffusion_distill.data.resize import check_resize, resize
 from diffusion_distill.data.sources import Source, check_labels
 from diffusion_distill.errors import near_matches, positive_int
+from diffusion_distill.files import user_path
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 #: Names of folders that are usually splits of a data set and not its classes.
@@ -77,7 +78,7 @@ def folder(
     """
     check_resize(size, crop, resample)
     check_channels(channels)
-    files = _open(Path(path))
+    files = _open(user_path(path))
     root = _root(files, split)
     names = _images(files, root)
     numbers, found = _labels(files, root, names, labels, classes)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_distill.errors import positive_int
+from diffusion_distill.files import user_path
 from diffusion_distill.metrics.features import as_features, check_same_width, checked_features
 from diffusion_distill.metrics.frechet import Moments, merge, moments
 
@@ -195,7 +196,7 @@ class FeatureStore:
     """
 
     def __init__(self, path: str | Path, count: int, width: int) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         shape = (positive_int("count", count), positive_int("width", width))
         if not self.path.exists():
             self._rows = np.lib.format.open_memmap(self.path, mode="w+", dtype=np.float32, shape=shape)

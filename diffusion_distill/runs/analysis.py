@@ -33,6 +33,7 @@ from diffusion_distill.arrays import Array
 from diffusion_distill.diffusion.parameterization import eps_from_x
 from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.errors import choose, positive_int
+from diffusion_distill.files import user_path
 from diffusion_distill.levels import Level
 from diffusion_distill.report import Line, Panel, heat_maps, line_plot
 from diffusion_distill.runs.sampling import TEACHER_STEPS, denoiser_of, labels_for, sample_keys, table_for
@@ -105,7 +106,7 @@ def fits_in(path: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     Raises:
       FileNotFoundError: there is none.
     """
-    path = Path(path)
+    path = user_path(path)
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"The folder {path} holds no fitted solver. --mode=fit and --mode=solvers write them.")
@@ -343,7 +344,7 @@ def _write(folder: str | Path, name: str, numbers: Mapping[str, Any], draw: Any)
     """FOLDER/<name>.json and .png, by the first process only."""
     if jax.process_index() != 0:
         return
-    folder = Path(folder)
+    folder = user_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
     text = re.sub(r"\[[^\[\]\"]*\]", lambda found: " ".join(found[0].split()), text)  # a list of numbers, one line

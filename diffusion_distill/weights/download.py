@@ -27,6 +27,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from diffusion_distill.files import user_path
 from diffusion_distill.weights.matching import WeightsError
 
 #: (bytes that are here, bytes in all or None if the server does not say)
@@ -72,7 +73,7 @@ def fetch(
       OSError: the folder cannot be written.
     """
     _check_address(url)
-    target = Path(folder) / _name(url)
+    target = user_path(folder) / _name(url)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target.with_name(f"{target.name}.lock")):
         return _fetch(url, target, {"size": size, "sha256": sha256}, report, opener)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_distill.files import user_path
 from diffusion_distill.model import Model
 from diffusion_distill.typing import Params
 from diffusion_distill.weights.matching import Checkpoint, WeightsError, flatten, match, shapes_of, unflatten
@@ -35,7 +36,7 @@ def save(path: str | Path, params: Params, description: Mapping[str, Any]) -> Pa
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    path = Path(path)
+    path = user_path(path)
     metadata = {KEY: json.dumps(description, allow_nan=False)}
     arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in flatten(params).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +62,7 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     _need_safetensors()
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
+    path = user_path(path)
     with open(path, "rb"):
         pass  # a file that cannot be opened is no damaged file
     try:

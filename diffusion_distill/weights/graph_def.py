@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_distill.files import user_path
 from diffusion_distill.weights.matching import WeightsError
 
 FLOAT32 = 1
@@ -39,7 +40,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
       WeightsError: the file is damaged, exceeds a limit, or is no graph; the message says where.
       OSError: it cannot be opened.
     """
-    path = Path(path)
+    path = user_path(path)
     with open(path, "rb") as file:
         size = path.stat().st_size
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")

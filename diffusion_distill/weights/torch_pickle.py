@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_distill.files import user_path
 from diffusion_distill.weights import pickle_stream
 from diffusion_distill.weights.matching import WeightsError
 from diffusion_distill.weights.pickle_stream import Buildable, Bytes, Dialect, Global, Source, kind_of
@@ -89,7 +90,7 @@ def read(path: str | Path, entry: str = "ema") -> Module:
       WeightsError: the file is damaged, exceeds a limit, or has unexpected contents; the message says what and where.
       OSError: it cannot be opened.
     """
-    path = Path(path)
+    path = user_path(path)
     with open(path, "rb") as file:
         size = path.stat().st_size
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
