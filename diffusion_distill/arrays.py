@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,6 +17,12 @@ Array = Any  # a NumPy array or a JAX array; formulas below floor 2 accept both
 def namespace(*values: Array) -> ModuleType:
     """Returns jax.numpy if any value lives on the device or is traced, else numpy."""
     return jnp if any(isinstance(v, jax.Array) for v in values) else np
+
+
+def enable_x64(on: bool) -> AbstractContextManager[None]:
+    """`with enable_x64(True):` lets JAX compute in float64; jax 0.7 keeps this function among the experimental ones."""
+    holder: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
+    return holder.enable_x64(on)
 
 
 def expand(per_sample: Array, like: Array) -> Array:
@@ -34,14 +42,14 @@ def image_sum(values: Array) -> Array:
 
 
 def to_byte_range(images: Array) -> Array:
-    """Grey levels 0..255 of images in [-1, 1], not rounded: 127.5 (x + 1), clipped."""
+    """Maps images in [-1, 1] to grey levels in [0, 255] without rounding: 127.5 (x + 1), clipped."""
     return namespace(images).clip(127.5 * (images + 1), 0, 255)
 
 
 def stratified(key: jax.Array, count: int) -> Array:
-    """`count` uniform numbers of [0, 1), the i-th in [i, i + 1) / count.
+    """Draws `count` uniform numbers in [0, 1), the i-th of them in [i / count, (i + 1) / count).
 
-    Each is as uniform as an independent draw once its place in the batch is random, but a batch covers the
+    At a random place of the batch each number is distributed like an independent draw, but together they cover the
     range evenly, which lowers the variance of a loss averaged over times (Kingma et al., arXiv:2107.00630, I.1).
     """
     below_one = 1 - 2.0**-24

@@ -33,6 +33,7 @@ from diffusion_distill.data import SOURCES, Source
 from diffusion_distill.distillation import DISTILLERS, Denoising
 from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.errors import choose
+from diffusion_distill.files import user_path
 from diffusion_distill.model import Model
 from diffusion_distill.runs import Comparison, FitSettings, Setting, Settings
 from diffusion_distill.runs import evaluation as evaluation_run
@@ -195,9 +196,28 @@ def evaluation(config: Any) -> EvaluationSettings:
 
 
 def artefacts(config: Any) -> dict[str, Artefact]:
-    """The artefacts in the folders config.artefact, with commas between."""
-    folders = config.artefact.split(",") if config.artefact else []
+    """The artefacts in the folders config.artefact, see `folders_in`."""
+    folders = folders_in(config.artefact)
     return {folder: Artefact.load(folder) for folder in folders} or {"": artefact(config, "artefact")}
+
+
+def folders_in(text: str) -> list[str]:
+    """The artefacts' folders named in a text with commas between them.
+
+    Commas may also belong to names. Of all ways to read the text as folders that are there, the one with the fewest is
+    taken: a folder whose name is the whole text is one folder. If there is no such way, every comma separates.
+    """
+    parts = text.split(",")
+    ways: list[list[str] | None] = [[]]  # how the first parts can be read, by their number
+    for end in range(1, len(parts) + 1):
+        names = {begin: ",".join(parts[begin:end]).strip() for begin in range(end)}
+        found = [[*way, names[n]] for n, way in enumerate(ways) if way is not None and _is_artefact(names[n])]
+        ways.append(min(found, key=len, default=None))
+    return ways[-1] or [part.strip() for part in parts if part.strip()]
+
+
+def _is_artefact(folder: str) -> bool:
+    return bool(folder) and (user_path(folder) / "model.json").is_file()
 
 
 def features(config: Any) -> evaluation_run.Measured:
@@ -232,13 +252,13 @@ def conventions(config: Any) -> dict[str, Any]:
 def samplers(config: Any) -> dict[str, Callable[[], Sampler]]:
     """What config.evaluation measures: label -> makes it.
 
-    config.artefact may name several folders, with commas between. Solvers and steps that config.evaluation leaves out
+    config.artefact may name several folders, see `folders_in`. Solvers and steps that config.evaluation leaves out
     are those of config.sample, or of its fitted solver.
 
     Raises:
       ValueError: a fitted solver beside other solvers or numbers of steps.
     """
-    folders, fitted = config.artefact.split(","), fitted_solver(config)
+    folders, fitted = folders_in(config.artefact), fitted_solver(config)
     distinct = len({Path(folder).name for folder in folders}) == len(folders)
     if fitted:
         chosen = {(f"D-{fitted.solver}", fitted.steps): {"fitted": fitted}}

@@ -1,7 +1,7 @@
-"""Features: what metrics look at, one row of numbers per 8-bit image.
+"""Features: one row of numbers per 8-bit image, on which metrics are computed.
 
-`Inception` is the network of FID with one of two rules for its input. They change every number: never mix them. On an
-axis of length L, output pixel i of 299 lies between two input pixels, the second with a share of s - floor(s):
+`Inception` is the network of FID. One of two rules prepares its input; they give different numbers, so never compare
+across them. On an axis of length L, output pixel i of 299 mixes two input pixels, the second with weight s - floor(s):
 
     pytorch_fid   s = max(0, (i + 1/2) L/299 - 1/2)   floor(s), min(floor(s) + 1, L - 1)   then x / 127.5 - 1
     tensorflow    s = i L/299                         floor(s), min(floor(s) + 1, L - 1)   then (x - 128) / 128
@@ -39,11 +39,11 @@ from diffusion_distill.typing import Params
 
 
 class Features(Protocol):
-    """What a metric is computed on."""
+    """Turns 8-bit images into the rows of numbers that metrics are computed on."""
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """The name shown in reports."""
         ...
 
     @property
@@ -101,7 +101,7 @@ class FromFunction:
         """The function's own array [n, width].
 
         Raises:
-            ValueError: it gives an array of another shape.
+            ValueError: the function returned an array of another shape.
         """
         found = self.function(images)
         if np.shape(found) != (len(images), self.width):
@@ -116,7 +116,7 @@ class FromFunction:
 
 
 class InceptionFeatures(NamedTuple):
-    """Of n images, float32: [n, 2048] for FID, KID, precision and recall; [n, 2023] for sFID; [n, 1008] for IS.
+    """Float32 outputs for n images: [n, 2048] for FID, KID, precision and recall; [n, 2023] for sFID; [n, 1008] for IS.
 
     The logits are without the output's bias.
     """
@@ -132,10 +132,10 @@ class Inception(struct.PyTreeNode):
     The network is compiled once per number of images, the resize once per shape: give all batches the same size.
 
     Attributes:
-        params: as `weights.inception` reads them, put on the devices once (`jax.device_put`): NumPy arrays would travel
-            there at every call.
-        rule: a key of `RULES`. Publications that use other rules are other numbers.
-        dtype: 'float32' or 'bfloat16', in which features are off by about a hundredth: not for publication.
+        params: as `weights.inception` reads them. Put them on the devices first (`jax.device_put`); NumPy arrays would
+            be copied there at every call.
+        rule: a key of `RULES`. Numbers published with another rule cannot be compared.
+        dtype: 'float32' or 'bfloat16'. The latter changes features by about 1 %; do not publish numbers from it.
 
     Raises:
         ValueError: unknown rule or dtype.
@@ -151,7 +151,7 @@ class Inception(struct.PyTreeNode):
 
     @property
     def name(self) -> str:
-        """What reports call it."""
+        """The name shown in reports."""
         return f"inception, {self.rule}, {self.dtype}"
 
     def __call__(self, images: ArrayLike) -> InceptionFeatures:
@@ -165,7 +165,7 @@ class Inception(struct.PyTreeNode):
         return InceptionFeatures(found.pool3, found.spatial, found.logits_unbiased)
 
     def outputs(self, images: ArrayLike) -> Outputs:
-        """All that the network says of images, as `__call__` takes them, by the same compiled function."""
+        """All outputs of the network for images as `__call__` takes them, from the same compiled function."""
         return _outputs(self.params, network_input(images, self.rule), self.dtype)
 
 
@@ -179,10 +179,10 @@ def _outputs(params: Params, x: Array, dtype: str) -> Outputs:
 
 @dataclass(frozen=True)
 class Rule:
-    """How an image becomes the network's input.
+    """A rule that turns an image into the network's input.
 
     Attributes:
-        sources: (places i [299], length L) -> s, where output pixels lie among the input's.
+        sources: (i [299], length L) -> s, the places of the output pixels among the input's.
         centre, unit: values become (x - centre) / unit.
     """
 

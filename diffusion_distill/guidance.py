@@ -5,15 +5,15 @@ With eps_c the conditional and eps_u the unconditional estimate, and s the scale
     classifier-free     eps = eps_u + s·(eps_c - eps_u)                              arXiv:2207.12598 in its usual form
     classifier          eps = eps_hat - s·sigma·grad_z log p(label | z, level)       arXiv:2105.05233 section 4.2
 
-There s = 1 is no guidance in the first and s = 0 in the second (the paper of the first writes s = 1 + w). Denoisers
-answer x_hat = (z - sigma·eps) / alpha, which at a fixed z and level is affine in eps. The weights 1 - s and s of the
-first add up to 1, so z keeps its share; what the second adds to eps comes into x_hat times -sigma / alpha:
+No guidance is s = 1 in the first and s = 0 in the second (the first paper writes s = 1 + w). A denoiser returns
+x_hat = (z - sigma·eps) / alpha, which at a fixed z and level is affine in eps. In the first, the weights 1 - s and s
+add up to 1, so x_hat is combined as eps is. In the second, a term added to eps enters x_hat times -sigma / alpha:
 
     classifier-free     x_hat = x_u + s·(x_c - x_u)
     classifier          x_hat + s·(sigma² / alpha)·grad_z log p(label | z, level)
 
-Guidance leaves [-1, 1] even where both estimates are within: clip or threshold what it answers, as in
-`Clipped(ClassifierFree(...))`, not what it is made of.
+A guided estimate can leave [-1, 1] even where both of its parts are inside. Clip or threshold the guided estimate,
+as in `Clipped(ClassifierFree(...))`, not its parts.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from diffusion_distill.arrays import Array, expand, namespace
+from diffusion_distill.arrays import Array, enable_x64, expand, namespace
 from diffusion_distill.levels import Level
 from diffusion_distill.typing import Denoise, Image, Labels
 
 
 class LogProb(Protocol):
-    """What a classifier says about noisy images. Must be a JAX tree if it has parameters, so that jit sees them."""
+    """Log-probabilities of labels by a classifier of noisy images; a JAX tree, so that jit sees its parameters."""
 
     def __call__(self, z: Image, level: Level, labels: Labels) -> Array:
         """z [batch, h, w, c] at level ([batch] each) -> log p(label | z, level), [batch]; differentiable by JAX."""
@@ -41,20 +41,21 @@ class LogProb(Protocol):
 class ClassifierFree(struct.PyTreeNode):
     """A denoiser guided by the difference of its conditional and its unconditional estimate.
 
-    Both come from one call of the network on twice the batch, the unconditional half first; with a network of their own
-    for the unconditional estimate, from one call of each.
+    Both come from one network call on a batch of twice the size, the unconditional half first. If the unconditional
+    estimate has a network of its own, each of the two networks is called once.
 
     Attributes:
       denoise: the conditional denoiser.
-      scale: s, a number or one per sample [batch]. A Python number is a value like any other to jit (another does not
-        compile again), except 1: it is kept as None, which means no guidance and no unconditional estimate.
-      null_label: the label of no class. For a model of `num_classes` classes one of them, if it was trained as such, or
-        `num_classes`, whose one-hot row is zero, as `label_dropout` trains.
-      unconditional: a denoiser for the unconditional estimate, which is given the null label, or None without one.
+      scale: s, one number or one per sample [batch]. Another Python number does not compile again, except 1, which is
+        stored as None: no guidance, and the unconditional estimate is not computed.
+      null_label: the label that means "no class". It is `num_classes`, whose one-hot row is zero, for a model trained
+        with `label_dropout`; or one of the classes, if the model was trained with that one as null label.
+      unconditional: another denoiser for the unconditional estimate; it is called with the null label, or with None if
+        there is no null label.
 
     Raises:
-      ValueError: a scale that is not finite, no null label where one is needed or one the model does not have, an
-        unconditional model to guide; when called, missing labels or a scale or labels that are not [batch].
+      ValueError: the scale is not finite, the null label is missing or unknown to the model, or the model is
+        unconditional; when called, labels are missing, or scale or labels are not [batch].
     """
 
     denoise: Denoise
@@ -89,12 +90,13 @@ class ClassifierGuided(struct.PyTreeNode):
 
     Attributes:
       denoise: the denoiser; a class-conditional one is given the labels as well.
-      log_prob: the classifier. A plain function is taken as it is, with what it holds fixed to jit.
-      scale: s, a number or one per sample [batch]; the Python number 0 is kept as None: no guidance, no classifier.
+      log_prob: the classifier. If it is a plain function, jit treats everything it refers to as constant.
+      scale: s, one number or one per sample [batch]. The Python number 0 is stored as None: no guidance, and the
+        classifier is not called.
 
     Raises:
-      ValueError: a scale that is not finite; when called, missing labels, log-probabilities, labels or a scale that
-        are not [batch].
+      ValueError: the scale is not finite; when called, labels are missing, or log-probabilities, labels or scale are
+        not [batch].
     """
 
     denoise: Denoise
@@ -129,17 +131,17 @@ class ClassifierGuided(struct.PyTreeNode):
 
         if namespace(z, *level) is jnp:
             return jax.grad(total)(z)
-        with jax.enable_x64(True):  # on the host, where float64 stays float64
+        with enable_x64(True):  # on the host, where float64 stays float64
             return np.asarray(jax.grad(total)(z))
 
 
 def label_log_prob(logits: Array, labels: Labels) -> Array:
-    """log softmax of logits [batch, classes] at labels [batch]: what a classifier's `log_prob` returns, [batch]."""
+    """The log softmax of logits [batch, classes] at labels [batch]: the [batch] values that a `LogProb` returns."""
     return jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(labels)[:, None], axis=-1)[:, 0]
 
 
 def _scale_unless(neutral: int, scale: Any) -> Any:
-    """The scale, or None for the number that means no guidance; what JAX puts in its place meanwhile passes through."""
+    """The scale, or None for the number that means no guidance; JAX's placeholders for it are returned as they are."""
     if isinstance(scale, str) or (isinstance(scale, int | float | np.ndarray) and not np.all(np.isfinite(scale))):
         raise ValueError(f"The scale of guidance must be a finite number, or one per sample, got {scale!r}.")
     return None if isinstance(scale, int | float) and scale == neutral else scale
@@ -162,14 +164,14 @@ def _check_null_label(null_label: int | None, denoise: Denoise, unconditional: D
 
 
 def _num_classes(denoise: Any) -> int | None:
-    """The number of classes of the model in a denoiser, be it clipped; None if there is no telling."""
+    """The number of classes of a denoiser's model, also inside a wrapper such as `Clipped`; None if it is unknown."""
     while hasattr(denoise, "denoise"):
         denoise = denoise.denoise
     return getattr(getattr(denoise, "model", None), "num_classes", None)
 
 
 def _labels_for(z: Image, labels: Labels | None, shared: bool) -> Labels:
-    """The labels; where they must stand beside null labels, `shared`, they must be whole numbers [batch]."""
+    """The labels; if `shared`, they are joined with null labels into one batch and must be whole numbers [batch]."""
     if labels is None:
         raise ValueError(f"labels are missing: guidance needs a class per sample, int32 [batch] = ({len(z)},).")
     shape = np.shape(labels)
@@ -181,18 +183,18 @@ def _labels_for(z: Image, labels: Labels | None, shared: bool) -> Labels:
 
 
 def _per_sample(scale: Array, z: Image) -> Array:
-    """The scale, to be multiplied with images like z."""
+    """The scale with axes appended, so that it multiplies images shaped like z."""
     if np.shape(scale) not in ((), (len(z),)):
         raise ValueError(f"scale must be a number or [batch] = ({len(z)},), got shape {np.shape(scale)}.")
     return expand(scale, z)
 
 
 def _joined(first: Array, second: Array) -> Array:
-    """Two batches as one; a scalar, the same for all samples, stays."""
+    """Joins two batches along the first axis; a scalar, which holds for all samples, is returned as it is."""
     return namespace(first, second).concatenate([first, second]) if np.ndim(first) else first
 
 
 def _filled(labels: Labels, batch: int, value: int) -> Labels:
-    """The same label [batch], where and of the type `labels` are."""
+    """One label repeated for the whole batch, with the type and the devices of `labels`."""
     kind = labels.dtype if labels.dtype.kind in "iu" else np.int32
     return namespace(labels).full((batch,), value, kind)

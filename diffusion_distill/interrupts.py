@@ -1,4 +1,4 @@
-"""Stopping when asked to: SIGTERM (preemption) and Ctrl-C become a request that long loops look at.
+"""Orderly stops: SIGTERM (preemption) and Ctrl-C leave a request that long loops check for.
 
 `listen` installs the handlers (the command line does; a library should not), `check` raises `Interrupted` at a
 place where the caller can save what it has. A second Ctrl-C stops at once.
@@ -17,7 +17,7 @@ _request: str | None = None
 
 
 class Interrupted(Exception):
-    """The program was asked to stop; what was raised through has saved its work."""
+    """Raised when the program was asked to stop; functions that it passes through save their work first."""
 
 
 def listen() -> None:

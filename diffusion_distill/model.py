@@ -67,15 +67,15 @@ class Model:
 
     @property
     def sigma_data(self) -> float:
-        """Standard deviation of the data, which EDM's preconditioning is told."""
+        """Standard deviation of the data, as EDM's preconditioning uses it."""
         return getattr(self.time_input, "sigma_data", parameterization.SIGMA_DATA)
 
     def with_network(self, **changes: Any) -> Model:
-        """The same model with other settings of its network, such as dropout=0.1."""
+        """Returns a copy of the model whose network has other settings, such as dropout=0.1."""
         return dataclasses.replace(self, network=self.network.clone(**changes))
 
     def on_grid(self, steps: int) -> Model:
-        """The same model with the levels of a grid of `steps` steps, where its schedule depends on them."""
+        """Returns a copy whose schedule is for `steps` steps, if its levels depend on their number (EDM's do)."""
         return dataclasses.replace(self, schedule=on_grid(self.schedule, steps))
 
     def init(self, key: Key) -> Params:
@@ -144,7 +144,7 @@ class Denoiser(struct.PyTreeNode):
         return parameterization.to_x(self.prediction, self.raw(z, level, labels), z, level, self.sigma_data)
 
     def x_head(self, z: Image, level: Level, labels: Labels | None = None) -> tuple[Image, Image]:
-        """(x_hat, the x head as it is) from one network call; they differ only for 'both'."""
+        """Returns x_hat and the network's own x head from one network call; they differ only for 'both'."""
         raw = self.raw(z, level, labels)
         return (
             parameterization.to_x(self.prediction, raw, z, level, self.sigma_data),
@@ -171,7 +171,7 @@ class Thresholded(struct.PyTreeNode):
     Imagen (arXiv:2205.11487 section 2.3); with floor 1 a sample within [-1, 1] stays as it is.
 
     Attributes:
-      quantile: in [0, 1], between two values by linear interpolation; 1 is the largest |x_hat|.
+      quantile: in [0, 1], with linear interpolation between two values; 1 is the largest |x_hat|.
       floor: the least s, above 0.
 
     Raises:

@@ -5,9 +5,9 @@
     truncate           floor(127.5 (x + 1))               OpenAI's sampling script
     truncate_unit      floor(255 (x + 1) / 2)             score_sde, consistency models on CIFAR-10
 
-Each is clipped to 0..255. The first two differ on ties only. The truncating rules lose half a level on average, and in
-float32 even an image that came from grey levels, x = k / 127.5 - 1, comes back one too low at a third of them:
-they are here to repeat published numbers.
+The result is clipped to 0..255. The first two rules differ only half way between two levels. The truncating rules make
+images half a level darker on average. In float32 they even lower a third of the 256 levels by one when an image made
+from such levels, x = k / 127.5 - 1, is converted back. They are here to reproduce published numbers.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from diffusion_distill.errors import choose
 
 
 def quantise(images: Array, rule: str = "round_half_up") -> Array:
-    """8-bit images of images in [-1, 1] of any shape; values outside are clipped.
+    """Converts images in [-1, 1], of any shape, to 8 bits; values outside the range are clipped.
 
     Args:
-        images: floats, evaluated in their own precision (the published programs use float32), or uint8, which pass
-            unchanged. Arrays of the device stay there.
+        images: floats, computed in their own precision (the published programs use float32), or uint8, which are
+            returned unchanged. JAX arrays stay on their device.
         rule: one of `RULES`.
 
     Raises:
-        TypeError: neither floats nor uint8.
-        ValueError: an unknown rule, or NaN, which is no grey level (not seen in traced arrays).
+        TypeError: images that are neither floats nor uint8.
+        ValueError: an unknown rule, or NaN in the images (not detected in traced arrays).
     """
     levels = choose("rule of quantisation", rule, RULES)
     xp = namespace(images)

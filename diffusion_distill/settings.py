@@ -15,7 +15,7 @@ def from_mapping(kind: type[T], what: str, values: Mapping[str, Any]) -> T:
     """Builds the dataclass `kind` from values by field name; lists become tuples.
 
     Args:
-      what: how errors call it, for example "method 'tract'".
+      what: its name in error messages, for example "method 'tract'".
 
     Raises:
       ValueError: a value has no field (near matches are named), or the dataclass refuses it.
@@ -58,10 +58,10 @@ def describe(value: Any, registry: Mapping[str, type]) -> dict[str, Any]:
 
 
 def rebuild(kind: str, description: Mapping[str, Any], registry: Mapping[str, Any]) -> Any:
-    """What `describe` described; errors call it `kind`.
+    """Rebuilds an object from the dictionary that `describe` made; error messages call it `kind`.
 
     Raises:
-      ValueError: no name or an unknown one, or what `from_mapping` refuses.
+      ValueError: the name is missing or unknown, or `from_mapping` refuses a field.
     """
     if "name" not in description:
         known = ", ".join(registry)

@@ -1,4 +1,4 @@
-"""Names for what is passed around: shapes, and the protocols of what may be swapped."""
+"""Types shared by all modules: shapes, and the protocols of parts that can be replaced."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Denoise(Protocol):
 
 
 class RawDenoise(Denoise, Protocol):
-    """A denoiser whose network output, before it is turned into x_hat, can be seen: what a loss trains."""
+    """A denoiser that also gives the network's output before it becomes x_hat, on which losses are computed."""
 
     prediction: Any
     sigma_data: Any

@@ -18,7 +18,7 @@ import pytest
 import toys
 
 from diffusion_distill import runs, sampling
-from diffusion_distill.arrays import namespace, stratified
+from diffusion_distill.arrays import enable_x64, namespace, stratified
 from diffusion_distill.diffusion import forward, grids, parameterization
 from diffusion_distill.diffusion.preconditioning import LogsnrInput
 from diffusion_distill.diffusion.schedules import (
@@ -237,7 +237,7 @@ def test_one_step_to_the_target_is_two_steps_of_the_solver(schedule: Schedule, s
     ):
         x, eps = (a.astype(np.float64) for a in batch_for(rows))
         z = forward.diffuse(x, eps, rows.t)
-        with jax.enable_x64(True):
+        with enable_x64(True):
             found = np.asarray(closure.target(rows, z, CURVED, CURVED))
         for k in range(len(t)):
             if s[k] == 0 and not isinstance(schedule, Karras):

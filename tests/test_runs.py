@@ -157,7 +157,7 @@ def test_a_workdir_that_cannot_serve_is_refused_before_training(
         runs.distill(teacher, nothing, TRACT, dataclasses.replace(SETTINGS, batch_size=16), tmp_path / "run")
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(ValueError, match=r"Cannot write to the workdir.*Choose another folder"):
+        with pytest.raises(ValueError, match=r"Cannot write to .*Choose another folder"):
             runs.distill(teacher, nothing, TRACT, SETTINGS, folder)
 
 
@@ -343,7 +343,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", {devices})
 count, number, port, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 if count > 1:
-    jax.distributed.initialize(f"localhost:{{port}}", count, number, initialization_timeout=60)
+    jax.distributed.initialize(f"localhost:{{port}}", count, number, initialization_timeout=600)
 sys.path[:0] = {path!r}
 import toys
 from diffusion_distill import NETWORKS, Settings, Tract, runs
@@ -374,7 +374,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
             for number in range(count)
         ]  # fmt: skip
         for process in begun:
-            out, _ = process.communicate(timeout=240)
+            out, _ = process.communicate()
             assert process.returncode == 0, out
     drawn = [np.load(tmp_path / name)["images"] for name in ("two/drawn_0.npz", "two/drawn_1.npz", "one/drawn_0.npz")]
     np.testing.assert_array_equal(drawn[0], drawn[1])

@@ -24,7 +24,7 @@ POSITIONS = {"image": 0, "label": 1}
 
 
 class RandomAccess(Protocol):
-    """What a data set must offer."""
+    """The interface that a data set must have."""
 
     def __len__(self) -> int: ...
 
@@ -51,13 +51,13 @@ def from_dataset(
     Args:
         dataset: item i must be the same whenever it is read.
         size: brings every image to [size, size] as `resize` does; None: all images have one size already.
-        image, label: key of a mapping or position in a tuple, of which "image" and "label" mean 0 and 1. Without
-            a "label" in the first item, or with None, the set has no labels.
+        image, label: key in a mapping or position in a tuple; for tuples "image" means 0 and "label" 1. If the first
+            item has no label, or with None, the set has no labels.
         num_classes: None takes the largest label plus one, if the set fits into memory.
         crop, resample: see `resize`.
-        channels: of images by Pillow or encoded: 1, 3, or None: as the first image (see `folder`).
+        channels: 1 or 3, for encoded images and Pillow's; None takes those of the first image (see `folder`).
         memory: bytes that the images may take; a larger set is read on demand.
-        threads: that read; with 1 the data set is never read by two threads at once, whoever asks.
+        threads: number of threads that read; with 1 the data set is never read by two threads at once.
         report: called with (images done, number of images) while a set is read into memory.
         identity: gives a text that changes when an image does, for a set read on demand: what is remembered about its
             images, such as their features, is then found again.
@@ -112,7 +112,7 @@ def _part(item: Any, key: str | int, where: str) -> Any:
     """The image or label of an item.
 
     Raises:
-      ValueError: it has none under this key; those that are there are named.
+      ValueError: the item has no such key; the message lists the keys that it has.
     """
     if isinstance(item, Mapping):
         if key in item:

@@ -26,11 +26,11 @@ def decode(data: bytes, name: str, channels: int | None = None) -> NDArray[np.ui
     """An encoded image (JPEG, PNG, ...: what Pillow reads) as [height, width, channels].
 
     Args:
-        name: how errors call it.
+        name: its name in error messages.
         channels: 1 or 3; None: as the table above says.
 
     Raises:
-        ValueError: no image, damaged, cut short, too large to be true, or more than 8 bits per value.
+        ValueError: not an image, damaged, truncated, implausibly large, or more than 8 bits per value.
     """
     from PIL import Image
 

@@ -29,6 +29,7 @@ from diffusion_distill.data.lazy import MEMORY, Report, hold, usual_threads
 from diffusion_distill.data.resize import check_resize, resize
 from diffusion_distill.data.sources import Source, check_labels
 from diffusion_distill.errors import near_matches, positive_int
+from diffusion_distill.files import user_path
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 #: Names of folders that are usually splits of a data set and not its classes.
@@ -59,24 +60,25 @@ def folder(
         size: brings every image to [size, size] as `resize` does; None: all images have one size already.
         split: a sub-folder, such as "train", to read instead of the whole.
         labels: False ignores classes, True insists on them, None takes them where there are any.
-        classes: names of the class folders in the order of their numbers; None: those that are there, sorted (for
-            a split: those of all splits, so that a class that one of them lacks shifts no numbers).
+        classes: names of the class folders in the order of their numbers; None takes the existing folders, sorted.
+            For a split these are the folders of all splits, so that a class has one number in all of them.
         num_classes: at least the number of classes found; None: that number.
         crop, resample: see `resize`.
         channels: 1 (grey) or 3 (RGB); None: as the first image. Grey ones are then turned into RGB but never the
             other way round. Alpha is dropped; see `decode`.
         memory: bytes that the decoded images may take; a larger set is decoded on demand.
-        threads: that decode; None: all cores, or one for images below 64x64, with which more are slower.
+        threads: number of threads that decode; None takes all cores, or one for images below 64x64, where more
+            threads are slower.
         report: called with (images done, number of images) while a set is read into memory.
 
     Raises:
         FileNotFoundError: no such path.
         ValueError: no images, no such split, unclear classes; or, naming the file, images that cannot be read or
-            differ in size. Of a set decoded on demand only the first image is read here.
+            differ in size. If the set is decoded on demand, only the first image is read here.
     """
     check_resize(size, crop, resample)
     check_channels(channels)
-    files = _open(Path(path))
+    files = _open(user_path(path))
     root = _root(files, split)
     names = _images(files, root)
     numbers, found = _labels(files, root, names, labels, classes)
@@ -121,7 +123,7 @@ def folder(
 
 @dataclass(frozen=True)
 class _Files:
-    """The files of a folder or zip: names with "/", sorted; those of the images among them; a way to read one."""
+    """The files of a folder or zip: sorted names (with "/"), the names of the images, and a way to read a file."""
 
     path: Path
     names: list[str]
@@ -129,7 +131,7 @@ class _Files:
     read: Callable[[str], bytes]  # from any thread
 
     def called(self, name: str) -> str:
-        """How errors call a file."""
+        """A file's name in error messages."""
         return f"{self.path}/{name}"
 
 

@@ -38,7 +38,7 @@ class LazySource:
         image_shape: (height, width, channels).
         dtype: uint8, or float32 for images in [-1, 1].
         num_classes: number of classes, 0 without labels.
-        threads: that make the images of a batch.
+        threads: number of threads that make the images of a batch.
         identity: gives a text that changes when an image does, see `fingerprint`; None if nothing is known.
     """
 

@@ -18,13 +18,13 @@ def prefetch(
     """`batches.at(step)` for every step of range(start, stop), computed up to `depth` batches ahead.
 
     Because a batch depends on its step alone, the result is the same for every depth and number of threads, and
-    nothing has to be saved to resume. What `at` raises is raised when its step is asked for. Leaving the loop early
-    leaves batches under way: `with contextlib.closing(prefetch(...)) as stream:` waits for those that have begun,
-    drops the rest and ends the threads; so does the end of the last reference.
+    nothing has to be saved to resume. An error in `at` is raised when the loop reaches its step. If the loop may
+    end early, use `with contextlib.closing(prefetch(...)) as stream:`, which waits for the batches being computed,
+    drops the others and ends the threads. Deleting the last reference to the stream does the same.
 
     Args:
-        depth: batches that wait or are being computed, beside the one in use.
-        threads: that compute batches; more than one if a batch takes longer than a training step.
+        depth: number of batches that wait or are being computed, beside the one in use.
+        threads: number of threads that compute batches; more than one helps if batches take longer than training steps.
 
     Raises:
         ValueError: depth or threads below 1, or start > stop.

@@ -5,7 +5,7 @@ and antialiased `bilinear` for LSUN. With scale = old / new, output pixel i of o
 
     area       the mean over [i·scale, (i + 1)·scale), a pixel that is partly inside counting in part
     bilinear   a triangle of half-width max(scale, 1) around (i + 1/2)·scale, normalised
-    lanczos    the same with Lanczos' window of three lobes
+    lanczos    as bilinear, but with Lanczos' window of three lobes
 
 Pillow's box filter is not `area`: it counts a pixel fully or not at all, and at 375 → 64 differs by up to 22 of
 255 levels. Values of 8-bit images are rounded, where BTD's pipeline keeps the fractions.

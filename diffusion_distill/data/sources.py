@@ -1,9 +1,8 @@
 """Sources: random access to a finite set of images.
 
-A source answers three questions: how many images, of which shape and classes, and which images stand at
-these indices. Nothing else of the package needs to know where images come from, so a folder, a zip or a
-prepared data set becomes a source by offering the four members of `Source`. Order, epochs and sharding
-belong to `pipeline`.
+A source has a number of images, their shape and number of classes, and returns the images at given indices.
+The rest of the package does not need to know where images come from, so a folder, a zip or a prepared data set
+becomes a source by having the four members of `Source`. Order, epochs and sharding belong to `pipeline`.
 
 Images leave a source as float32 [batch, height, width, channels] in [-1, 1]; a stored value x of the range
 [low, high] becomes
@@ -178,7 +177,7 @@ def check_labels(labels: np.ndarray | None, count: int, num_classes: int) -> Non
 
 
 def _scaling_advice(least: float, most: float, value_range: tuple[float, float]) -> str:
-    """How to bring float images of the observed range into [-1, 1]."""
+    """Advice for an error message: how to bring float images of the observed range into [-1, 1]."""
     if value_range != UNIT_RANGE or not np.isfinite(least) or not np.isfinite(most):
         return "Clip or rescale them."
     if least >= 0 and most <= 255:

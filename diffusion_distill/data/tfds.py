@@ -31,6 +31,7 @@ from diffusion_distill.data.fingerprint import digest
 from diffusion_distill.data.lazy import MEMORY, Report, usual_threads
 from diffusion_distill.data.sources import Source
 from diffusion_distill.errors import choose
+from diffusion_distill.files import user_path
 
 FORMAT = "array_record"
 
@@ -104,7 +105,7 @@ def _builder(dataset: str, data_dir: str | os.PathLike[str] | None, download: bo
         ) from error
 
     data_dir = os.fspath(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    data_dir = data_dir if "://" in data_dir else os.path.expanduser(data_dir)
+    data_dir = data_dir if "://" in data_dir else os.fspath(user_path(data_dir))
     place = _find(dataset, data_dir)
     if place is None and download:
         _prepare(dataset, data_dir)

@@ -164,7 +164,7 @@ def nearest(sigma: Array, known: Array) -> Array:
 def rounded(grid: Level, known: Array) -> Level:
     """A grid of levels alpha = 1 whose sigmas are replaced by the nearest of `known`; exactly 0 stays.
 
-    Networks of discrete levels (iDDPM) are sampled so.
+    Networks trained on discrete levels (iDDPM) are sampled on such grids.
     """
     sigma = np.asarray(grid.sigma, np.float64)
     known = np.asarray(known, np.float64)

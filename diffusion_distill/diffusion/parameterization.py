@@ -1,4 +1,4 @@
-"""What a network predicts: x, eps, v, both x and eps, or EDM's mixture.
+"""Parameterizations: the network predicts x, eps, v, both x and eps, or EDM's mixture of them.
 
 With z = alpha·x + sigma·eps (VP, alpha² + sigma² = 1), arXiv:2202.00512 section 4:
 
@@ -99,7 +99,7 @@ def eps_logvar_from_x_logvar(logvar: Array, level: Level) -> Array:
 
 
 def output_channels(prediction: str, channels: int) -> int:
-    """How many channels the network must return for images of `channels` channels."""
+    """The number of channels that the network must return for images of `channels` channels."""
     return choose("prediction", prediction, PREDICTIONS) * channels
 
 
@@ -110,7 +110,7 @@ def heads(raw: Array) -> tuple[Image, Image]:
 
 
 def x_head(prediction: str, raw: Array, z: Image, level: Level) -> Image:
-    """The network's own statement about x, un-reconciled for 'both' (TRACT's BTD baseline at zero noise)."""
+    """The network's estimate of x; for 'both', the x head alone (TRACT's BTD baseline at zero noise)."""
     return heads(raw)[0] if prediction == "both" else to_x(prediction, raw, z, level)
 
 

@@ -1,4 +1,4 @@
-"""Preconditioning: how a noise level becomes what a network is told, and how its input is scaled.
+"""Preconditioning: the number that a network is given for a noise level, and the scale of its input.
 
 With s = sigma / alpha, a network is called with scale·z and embeds a time:
 

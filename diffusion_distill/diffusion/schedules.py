@@ -246,7 +246,7 @@ class LinearBetaDiscrete(_Decaying):
 
 @dataclass(frozen=True)
 class LinearAlphaDiscrete(LinearBetaDiscrete):
-    """The same knots as `LinearBetaDiscrete`, but alpha² is linear between them: what published iPNDM and DEIS assume.
+    """`LinearBetaDiscrete` with alpha² linear between its knots, as the published iPNDM and DEIS programs assume.
 
     For samplers on the host: distillation weights of nearby times lose digits here.
     """
@@ -335,7 +335,7 @@ class IDDPMCosine:
 
 
 class _Knots(NamedTuple):
-    """Tables of the host, float64."""
+    """Tables on the host, float64."""
 
     time: np.ndarray  # i/N for i = 0 .. N
     decay: np.ndarray
@@ -353,12 +353,12 @@ def _knots(schedule: LinearBetaDiscrete) -> _Knots:
 
 
 def _take(table: np.ndarray, index: Array, like: Array) -> Array:
-    """The table's entries, where and as precise as `like` is."""
+    """The table's entries in the precision of `like`, as a NumPy or JAX array like it."""
     return namespace(like).asarray(table, like.dtype)[index]
 
 
 def _difference(table: np.ndarray, i: Array, j: Array, like: Array) -> Array:
-    """table[i] - table[j]; entries rounded to float32 would cancel, so what rounding takes away is a second table."""
+    """table[i] - table[j]; entries rounded to float32 would cancel, so a second table holds their rounding errors."""
     rounded = table.astype(np.float32)
     return sum(_take(part, i, like) - _take(part, j, like) for part in (rounded, table - rounded))
 

@@ -55,12 +55,12 @@ def spaced_times(
 
 
 def refine(schedule: Schedule, grid: Level, parts: int | Sequence[int], spacing: str = "time") -> Level:
-    """A grid [steps + 1] whose steps are divided into so many parts each; its own levels stay as they are.
+    """Divides each step of a grid [steps + 1] into equal parts; the grid's own levels stay unchanged.
 
     A step to exactly zero noise is divided as if it went to the schedule's time 0.
 
     Args:
-      parts: of every step, or of each, [steps].
+      parts: one number for all steps, or one per step [steps].
 
     Raises:
       ValueError: parts that are not positive or not one per step, an unknown spacing, a grid that does not decrease.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_distill.diffusion.schedules import SCHEDULES, Schedule
+from diffusion_distill.files import user_path
 from diffusion_distill.levels import Level
 from diffusion_distill.settings import describe, rebuild
 from diffusion_distill.solvers import Table, spelled, tabulate
@@ -81,7 +82,7 @@ class FittedSolver:
             "distance from the teacher": {"plain": _numbers(self.plain), "fitted": _numbers(self.fitted)},
             "provenance": dict(self.provenance),
         }
-        path = Path(path)
+        path = user_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return path
@@ -94,7 +95,7 @@ class FittedSolver:
           FileNotFoundError: there is none.
           ValueError: it is no fitted solver, or its parts do not fit each other.
         """
-        path = Path(path)
+        path = user_path(path)
         if not path.is_file():
             raise FileNotFoundError(f"There is no fitted solver {path}. --mode=fit writes one.")
         try:

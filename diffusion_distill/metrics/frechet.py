@@ -43,7 +43,7 @@ class Moments:
         count: number of images n; None if it is not known, as of most published files.
         mean: float64 [width].
         cov: float64 [width, width], divisor n - 1; zeros for a single image.
-        centred: F [width, n] with F F^T = cov, if features were at hand that are no more than the width.
+        centred: F [width, n] with F F^T = cov, if it was made from features and n is at most the width.
 
     Raises:
         ValueError: shapes that do not fit, values that are not finite, or an asymmetric covariance.
@@ -80,7 +80,7 @@ class Moments:
         return _eigen_factor(self.cov) if regular is None else regular
 
     def population(self) -> Moments:
-        """The same with divisor n, as StyleGAN3's metrics have it; for distances only, not to be merged.
+        """These moments with divisor n, as in StyleGAN3's metrics; use them for distances, not in `merge`.
 
         Raises:
             ValueError: the count is not known.
@@ -163,7 +163,7 @@ def frechet_terms(a: Moments, b: Moments) -> FrechetTerms:
 
 
 def frechet_bias(variances: ArrayLike, n: float, m: float = np.inf) -> float:
-    """What the Fréchet distance of two sets of the same distribution reads on average, to first order in 1/n.
+    """The mean Fréchet distance between two sets drawn from the same distribution, to first order in 1/n.
 
         (1/n + 1/m) (sum l_i + (sum_{i != j} l_i l_j / (l_i + l_j) + sum l_i) / 2)
 
@@ -177,7 +177,7 @@ def frechet_bias(variances: ArrayLike, n: float, m: float = np.inf) -> float:
 
 
 def extrapolated(distance: float, halves: Sequence[float], count: int, to: float = 50_000) -> float:
-    """What a Fréchet distance of `count` images might read at `to` images: no measured value, so label it as such.
+    """Extrapolates the Fréchet distance of `count` images to `to` images: an estimate, not a measurement.
 
         FD(n) = a + b / n,  from FD(count) and the median of distances of random halves of these images
 
@@ -193,7 +193,7 @@ def extrapolated(distance: float, halves: Sequence[float], count: int, to: float
 
 
 def _shortage(side: Moments) -> str:
-    """Why a covariance is singular, if it is for want of images or nobody knows of how many images it is."""
+    """The reason why a covariance is singular: too few images, or an unknown number of images; "" otherwise."""
     if side.count is not None:
         return f"{side.count} images for {side.width} features" if side.count <= side.width else ""
     rank = side.factor.shape[1]

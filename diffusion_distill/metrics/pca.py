@@ -62,7 +62,7 @@ class Pca:
         return Moments(of.count, (of.mean - self.mean) @ axes, (cov + cov.T) / 2)
 
     def whiten(self, least: float = 1e-3) -> Pca:
-        """The same with components of unit variance in the reference, without those below `least` of the largest."""
+        """Scales components to unit variance in the reference; drops variances below `least` times the largest."""
         kept = self.variances >= least * self.variances[0]
         return replace(self, axes=self.axes[:, kept], variances=self.variances[kept], whitened=True)
 

@@ -89,7 +89,7 @@ def _blocks(a: NDArray[np.float64], b: NDArray[np.float64]) -> Iterator[tuple[sl
 def squared_distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """|u - v|^2 for each u of a [n, width] and v of b [m, width]: [n, m], exactly 0 for equal points.
 
-    A matrix product gives all of them; those that cancellation has spoilt are computed again by subtraction.
+    They come from a matrix product; distances that lose digits to cancellation are computed again by subtraction.
     """
     scale = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1)
     distance2 = scale - 2 * (a @ b.T)

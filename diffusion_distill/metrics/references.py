@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_distill.files import user_path
 from diffusion_distill.metrics.features import as_features
 from diffusion_distill.metrics.frechet import Moments
 from diffusion_distill.metrics.statistics import Accumulator
@@ -88,7 +89,7 @@ class Reference:
         return as_features(f"{self.path}: pool_3", self._array("pool_3", "features"))
 
     def disagreements(self, **own: Any) -> list[str]:
-        """How other images were measured than this reference, in words; for what either does not state, nothing.
+        """Describes where other images were measured differently than this reference; unstated facts are skipped.
 
         Args:
             own: facts of the samples' features, for instance network="inception-2015-12-05", resize="legacy".
@@ -104,17 +105,17 @@ class Reference:
 
 
 def read_reference(path: str | Path, count: int | None = None) -> Reference:
-    """Reads a file of any layout of the table above; pickles are refused.
+    """Reads a file in one of the layouts above; pickles are refused.
 
     Args:
         path: an .npz, or TRACT's NAME_mean.npy with NAME_std.npy beside it.
-        count: of how many images the moments are, if the file does not say it (its own word counts more).
+        count: the number of images behind the moments, used if the file does not state it.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: damaged, none of the layouts, or arrays whose shapes, symmetry or values cannot be right.
     """
-    path = Path(path)
+    path = user_path(path)
     pair = _tract_files(path)
     for file in pair or (path,):
         if not file.is_file():
@@ -148,7 +149,7 @@ def write_reference(
     labels: ArrayLike | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Writes an .npz that the programs of the table above read; it is there complete or not at all.
+    """Writes an .npz that the programs in the table above read; an interrupted write leaves no file.
 
     Args:
         path: ends with .npz; its folder must exist.
@@ -161,7 +162,7 @@ def write_reference(
     Raises:
         ValueError: nothing to write, another suffix, images that are not uint8, labels that do not fit.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix != ".npz":
         raise ValueError(f"{path} must end with .npz.")
     arrays: dict[str, np.ndarray] = {}
@@ -189,7 +190,7 @@ def write_reference(
 
 def write_tract(stem: str | Path, moments: Moments, facts: Mapping[str, Any] | None = None) -> tuple[Path, Path]:
     """Writes STEM_mean.npy and STEM_std.npy, the latter the covariance as TRACT reads it, and what they are of."""
-    mean, cov = (Path(f"{stem}_{part}.npy") for part in ("mean", "std"))
+    mean, cov = (user_path(f"{stem}_{part}.npy") for part in ("mean", "std"))
     np.save(mean, moments.mean, allow_pickle=False)
     np.save(cov, moments.cov, allow_pickle=False)
     known = {"images": moments.count} if moments.count else {}

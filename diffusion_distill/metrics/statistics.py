@@ -1,8 +1,8 @@
 """Statistics of features that arrive in batches: moments in constant memory, and raw features on disk.
 
 `Accumulator` holds the sums of f - c and (f - c)(f - c)^T, with c the mean of the first batch. Near the mean nothing
-cancels, so an offset common to all features costs no digits, and a batch costs one product of matrices. Its state goes
-to arrays and back without a change: a run that is stopped and resumed gives the same bits.
+cancels, so an offset common to all features costs no digits, and a batch costs one product of matrices. Its state is
+saved and loaded without any change, so a run that is stopped and resumed gives identical numbers.
 
 `Blocks` gives the same bits whatever the sizes of the batches too: two programs that measure the same images in other
 batches agree to the last digit.
@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_distill.errors import positive_int
+from diffusion_distill.files import user_path
 from diffusion_distill.metrics.features import as_features, check_same_width, checked_features
 from diffusion_distill.metrics.frechet import Moments, merge, moments
 
@@ -188,14 +189,14 @@ class Blocks:
 class FeatureStore:
     """Raw features of a known number of images in one .npy file, float32 [count, width], mapped into memory.
 
-    Opens the file if it is there, else makes it; rows that nobody has written hold NaN.
+    Opens the file, or makes it if there is none; rows that have not been written hold NaN.
 
     Raises:
         ValueError: the file holds an array of another shape or type, or is no .npy file; sizes below 1.
     """
 
     def __init__(self, path: str | Path, count: int, width: int) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         shape = (positive_int("count", count), positive_int("width", width))
         if not self.path.exists():
             self._rows = np.lib.format.open_memmap(self.path, mode="w+", dtype=np.float32, shape=shape)
@@ -231,7 +232,7 @@ class FeatureStore:
 
     @property
     def missing(self) -> int:
-        """How many images nobody has written."""
+        """The number of images whose features have not been written."""
         return int(np.isnan(self._rows[:, 0]).sum())
 
     def read(self) -> NDArray[np.float32]:

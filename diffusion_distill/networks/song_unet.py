@@ -224,6 +224,7 @@ class SongUNet(nn.Module):
             dropout=self.dropout,
             resample=resample,
             taps=self.resample_filter,
+            project=True,
             film=False,
             skip_scale=self.skip_scale,
             norm=NORM,

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_distill.files import user_path
 from diffusion_distill.report.figures import figure_of
 
 SMOOTHED_PARTS = 40  # the moving mean spans this fraction of a curve
@@ -36,7 +37,7 @@ def loss_plot(
         The path.
 
     Raises:
-        ValueError: no histories, one that is no list of pairs or has no loss to show, or x going back.
+        ValueError: there are no histories, one is not a list of pairs or has no loss to show, or x decreases.
         ImportError: matplotlib is not installed.
     """
     from matplotlib.ticker import EngFormatter
@@ -76,13 +77,13 @@ def loss_plot(
         low, high = axes.get_ylim()
         axes.set_ylim(low, high * (high / low) ** 0.2)
     figure.legend(loc="outside lower center", ncols=min(4, len(curves)), frameon=False)
-    path = Path(path)
+    path = user_path(path)
     figure.savefig(path)
     return path
 
 
 def moving_mean(values: ArrayLike, window: int) -> NDArray[np.float64]:
-    """Centred mean over `window` neighbours of values [n]; near the ends, over those of them that exist."""
+    """Centred mean over `window` neighbours of values [n]; near the ends, over fewer neighbours."""
     values = np.asarray(values, np.float64)
     before, after = (window - 1) // 2, window // 2
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -92,7 +93,7 @@ def moving_mean(values: ArrayLike, window: int) -> NDArray[np.float64]:
 
 
 def _curve(label: str, history: Sequence[tuple[float, float]]) -> tuple[NDArray, NDArray, int]:
-    """x [n] and loss [n] of what can be shown, and how many values cannot."""
+    """The points that can be shown, x [n] and loss [n], and the number of those that cannot."""
     pairs = np.asarray(history, np.float64)
     if pairs.ndim != 2 or pairs.shape[1] != 2:
         raise ValueError(f"History {label!r} has shape {pairs.shape}; need a list of pairs (x, loss), not empty.")

@@ -14,7 +14,7 @@ DPI = 120
 
 
 def figure_of(rows: Sequence[int], size: tuple[float, float], square: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of `size` inches (width, height) with so many axes in each row, and the axes in reading order.
+    """Returns a figure of `size` inches (width, height) with the given number of axes per row, and its axes in order.
 
     The axes of a row share its width, whatever the number in other rows.
 

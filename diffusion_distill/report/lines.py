@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_distill.errors import choose
+from diffusion_distill.files import user_path
 from diffusion_distill.report.figures import figure_of
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ class Panel(NamedTuple):
     Attributes:
         lines: label -> line.
         xlabel, ylabel: what the axes count.
-        xscale, yscale: "linear"; "log", which leaves out what is not above 0; "asinh", logarithmic for both signs and
-            linear around 0; or "auto", the one of them that fits the values.
-        linear: of "asinh", up to about which size it is linear; None takes what fits the values.
+        xscale, yscale: "linear"; "log", which leaves out values that are not above 0; "asinh", logarithmic for both
+            signs and linear around 0; or "auto", which chooses one of them from the values.
+        linear: for "asinh", the size up to which it is about linear; None chooses it from the values.
         marks: label -> x of a thin vertical line, named above the panel.
     """
 
@@ -75,8 +76,8 @@ def line_plot(rows: Sequence[Mapping[str, Panel]], path: str | Path, title: str 
         The path.
 
     Raises:
-        ValueError: no panels, a panel without lines, a line whose x and y are not [points] each or that has no point to
-            show, or an unknown scale.
+        ValueError: there are no panels, a panel has no lines, a line's x and y are not [points] each or it has no point
+            to show, or a scale is unknown.
         ImportError: matplotlib is not installed.
     """
     panels = [(str(name), _checked(str(name), panel)) for row in rows for name, panel in row.items()]
@@ -98,7 +99,7 @@ def line_plot(rows: Sequence[Mapping[str, Panel]], path: str | Path, title: str 
     if title:
         figure.suptitle(title)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
-    path = Path(path)
+    path = user_path(path)
     figure.savefig(path)
     return path
 
@@ -136,7 +137,7 @@ def _checked(name: str, panel: Panel) -> Panel:
 
 
 def _colours(lines: Mapping[str, Line]) -> dict[str, Any]:
-    """label -> colour, all different but for lines that are like others; of more than 20 some are the same."""
+    """label -> colour: different ones, except for lines that take another line's; beyond 20 labels colours repeat."""
     from matplotlib import colormaps
 
     groups = list(dict.fromkeys(line.like or label for label, line in lines.items()))
@@ -183,7 +184,7 @@ def _scale(axes: Axes, name: str, scale: str, linear: float | None, values: Sequ
 
 
 def _round_numbers(low: float, high: float, place: Callable[[float], float]) -> list[float]:
-    """Round numbers between low and high, the roundest first, whose places on the axis are not too near."""
+    """Round numbers between low and high that are not too close on the axis, the roundest first."""
     top = math.floor(math.log10(max(abs(low), abs(high))))
     bottom = math.floor(math.log10(low)) if low > 0 else top - 12
     sizes = [digit * 10.0**power for digit in (1, 5, 2, 3) for power in range(top, bottom - 1, -1)]
@@ -195,6 +196,6 @@ def _round_numbers(low: float, high: float, place: Callable[[float], float]) -> 
 
 
 def _sizes(values: ArrayLike) -> NDArray[np.float64]:
-    """Absolute values of those that are finite and not 0."""
+    """The absolute values of all values that are finite and not 0."""
     sizes = np.abs(np.asarray(values, np.float64))
     return sizes[np.isfinite(sizes) & (sizes > 0)]

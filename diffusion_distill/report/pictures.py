@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_distill.files import user_path
 from diffusion_distill.quantise import quantise
 
 MARGIN = 16  # around the picture and between labels and images, in pixels of the PNG
@@ -24,11 +25,11 @@ INK = (30, 30, 30)
 
 
 def to_uint8(images: ArrayLike) -> NDArray[np.uint8]:
-    """8-bit images of images in [-1, 1]: 127.5 (x + 1) clipped to 0..255 and rounded, halves to even.
+    """Converts images in [-1, 1] to 8 bits: 127.5 (x + 1), clipped to 0..255 and rounded, halves to even.
 
     Raises:
-        TypeError: neither floats nor uint8 (which pass unchanged).
-        ValueError: NaN, which is no grey level.
+        TypeError: images that are neither floats nor uint8; uint8 is returned unchanged.
+        ValueError: NaN in the images.
     """
     return quantise(np.asarray(images), "round_half_even")
 
@@ -46,7 +47,7 @@ def image_grid(
         rows: label -> images [n, height, width, 1 or 3], floats in [-1, 1] or uint8, all of one height and
             width. A label may have several lines, or be empty.
         path: the PNG; its folder must exist.
-        columns: at most so many images of each entry, the first ones.
+        columns: the most images to show of each entry; the first ones are taken.
         scale: how often each pixel is repeated along both axes; None enlarges small images.
         title: a line above the rows.
 
@@ -69,7 +70,7 @@ def image_grid(
     height = next(iter(shapes.values()))[0]
     repeats = scale or -(-LEAST_CELL // height)
     strips = {label: _strip(row, repeats) for label, row in images.items()}
-    path = Path(path)
+    path = user_path(path)
     _write(strips, title, path)
     return path
 

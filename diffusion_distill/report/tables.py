@@ -14,8 +14,8 @@ Row = Mapping[str, Any]
 def format_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
     """An aligned plain text table: a line of headings, a rule, one line per row.
 
-    Numbers stand at the right with 4 significant digits, whole numbers in full, everything else at the left;
-    what a row lacks or has as None is "-".
+    Numbers are aligned right with 4 significant digits, whole numbers in full; everything else is aligned left.
+    A missing value, or None, is shown as "-".
 
     Args:
         rows: one mapping column -> value per line.
@@ -33,7 +33,7 @@ def format_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> s
 
 
 def markdown_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
-    """The same table in Markdown, aligned in its source too. Arguments and errors as `format_table`."""
+    """Formats rows as a Markdown table, aligned in its source too. Arguments and errors are those of `format_table`."""
     columns = _columns(rows, columns)
     cells, right = _cells(rows, columns)
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in cells]

@@ -8,7 +8,8 @@ FOLDER/<the same>.json    what is drawn, row by row, and what is what
     norm         mean over images of ‖y_k‖, ‖x_hat_k‖ and ‖eps_k‖
     similarity   S_kl = mean over images of <d_k, d_l> / (‖d_k‖·‖d_l‖), d = eps or x_hat
 
-y_k is what the network sees in row k of a table at the level it is told, and eps_k = (y_k - alpha_k·x_hat_k) / sigma_k.
+y_k is the network's input in row k of a table, at the level (alpha_k, sigma_k) that the network is given, and
+eps_k = (y_k - alpha_k·x_hat_k) / sigma_k.
 All tables start from the same noise. Near zero noise eps is a small difference divided by sigma: an error of about
 1e-7 / sigma in float32.
 """
@@ -32,6 +33,7 @@ from diffusion_distill.arrays import Array
 from diffusion_distill.diffusion.parameterization import eps_from_x
 from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.errors import choose, positive_int
+from diffusion_distill.files import user_path
 from diffusion_distill.levels import Level
 from diffusion_distill.report import Line, Panel, heat_maps, line_plot
 from diffusion_distill.runs.sampling import TEACHER_STEPS, denoiser_of, labels_for, sample_keys, table_for
@@ -53,7 +55,7 @@ DIGITS = 7  # of the numbers written, as many as float32 has
 
 
 class Subject(NamedTuple):
-    """What is looked at: the first arguments of `trajectories` and `similarity`."""
+    """The model, solvers and noise of an analysis: the first arguments of `trajectories` and `similarity`."""
 
     denoise: Denoise
     tables: Mapping[str, Table]
@@ -104,7 +106,7 @@ def fits_in(path: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     Raises:
       FileNotFoundError: there is none.
     """
-    path = Path(path)
+    path = user_path(path)
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"The folder {path} holds no fitted solver. --mode=fit and --mode=solvers write them.")
@@ -321,14 +323,14 @@ def _finite(label: str, values: np.ndarray) -> np.ndarray:
 def _numbers(
     name: str, start: Image, tables: Mapping[str, Table], found: Mapping[str, Mapping[str, np.ndarray]], **facts: Any
 ) -> dict[str, Any]:
-    """What the JSON file of an analysis of tables holds."""
+    """The contents of the JSON file of an analysis of tables."""
     known = {label: {"nfe": table.nfe, "logsnr": _logsnr(table)} for label, table in tables.items()}
     rows = {label: known[label] | dict(found[label]) for label in tables}
     return _plain({"what": WHAT[name], "images": int(start.shape[0]), **facts, "tables": rows})
 
 
 def _plain(value: Any) -> Any:
-    """The same for JSON: arrays as lists, numbers with the digits that mean something."""
+    """Converts values for JSON: arrays become lists, and numbers keep their significant digits."""
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, np.ndarray):
@@ -342,7 +344,7 @@ def _write(folder: str | Path, name: str, numbers: Mapping[str, Any], draw: Any)
     """FOLDER/<name>.json and .png, by the first process only."""
     if jax.process_index() != 0:
         return
-    folder = Path(folder)
+    folder = user_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
     text = re.sub(r"\[[^\[\]\"]*\]", lambda found: " ".join(found[0].split()), text)  # a list of numbers, one line

@@ -31,6 +31,7 @@ from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.sources import Source, range_of, to_unit_range
 from diffusion_distill.distillation.phases import Phase, momentum_for, samples, updates_for
 from diffusion_distill.errors import positive_int
+from diffusion_distill.files import user_path
 from diffusion_distill.networks.classifier import CLASSIFIERS, Classified, Classifier
 from diffusion_distill.settings import describe, rebuild
 from diffusion_distill.training import checkpoint, loop, sharding
@@ -159,7 +160,7 @@ class TrainedClassifier:
 
     def save(self, folder: str | Path) -> Path:
         """Writes FOLDER/params (Orbax) and FOLDER/classifier.json, replacing a classifier that is there."""
-        folder = Path(folder)
+        folder = user_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save_params(folder / "params", self.params)
         facts = {
@@ -180,7 +181,7 @@ class TrainedClassifier:
           FileNotFoundError: the folder is not a classifier's.
           ValueError: its parameters do not fit its network, or have changed since they were written.
         """
-        folder = Path(folder)
+        folder = user_path(folder)
         if not (folder / "classifier.json").is_file():
             raise FileNotFoundError(
                 f"{folder} is not a classifier: it has no classifier.json. Give the folder that training one wrote, "
@@ -290,7 +291,7 @@ def shifted(images: Image, offsets: Array) -> Image:
 
 @dataclass(frozen=True)
 class _Training:
-    """What `training.step` asks of a model and of a method: bound networks by role, losses per image."""
+    """The model and method that `training.step` expects: it binds networks to parameters and gives losses per image."""
 
     network: Classifier
     settings: ClassifierSettings

@@ -54,7 +54,7 @@ from diffusion_distill.training.workdir import Workdir
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared.
+    """The solvers and step counts to compare.
 
     Attributes:
       solvers: names of `SOLVERS`, perhaps with options, as in 'dpm_solver++ order=3 method=singlestep'.
@@ -98,13 +98,13 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """What pictures call it."""
+        """The label in pictures."""
         return f"D-{self.solver}" if self.fitted else self.solver
 
 
 @dataclass
 class Setting:
-    """What all samplers of a comparison share; see `runs.sample`.
+    """The settings that all samplers of a comparison share; see `runs.sample`.
 
     Attributes:
       count: images of a repetition.
@@ -126,7 +126,7 @@ class Setting:
         return sampler_of(self.artefact, seed=self.seed, clip=self.clip, guidance=self.guidance, **solver)
 
     def facts(self) -> dict[str, Any]:
-        """What makes numbers comparable."""
+        """The settings that must be equal for numbers to be comparable."""
         return {
             "model": fingerprint(self.artefact.params),
             "count": self.count,
@@ -151,7 +151,7 @@ def compare_solvers(
     Args:
       reference: what sets of samples are compared with: a source, images [n, height, width, channels] in [-1, 1], or
         published statistics; see `evaluation.reference_of`.
-      log: is told each line of the table as it is done.
+      log: called with each line of the table once it is measured.
 
     Raises:
       ValueError: WORKDIR holds another comparison; or what sampling and fitting refuse.

@@ -34,7 +34,9 @@ from diffusion_distill import interrupts
 from diffusion_distill.data.fingerprint import fingerprint
 from diffusion_distill.data.sources import Source, from_arrays
 from diffusion_distill.errors import choose, positive_int
+from diffusion_distill.features import RULES as INPUT_RULES
 from diffusion_distill.features import Features, FromFunction, Inception, InceptionFeatures, Pixels
+from diffusion_distill.files import user_path
 from diffusion_distill.metrics import (
     Blocks,
     Moments,
@@ -55,7 +57,7 @@ from diffusion_distill.training import checksum
 from diffusion_distill.training.progress import Progress
 from diffusion_distill.training.workdir import Workdir
 from diffusion_distill.version import __version__
-from diffusion_distill.weights.inception import load_inception
+from diffusion_distill.weights.inception import FACTS, load_inception
 
 #: Seconds between savings of a part.
 SAVE_EVERY = 30.0
@@ -129,14 +131,24 @@ def features_named(name: str, image_shape: tuple[int, int, int]) -> Measured:
     """
     if name == "pixels":
         return Pixels(image_shape)
-    folder, _, rule = name.partition(":")
-    if (Path(folder) / "classifier.json").is_file():
+    folder, rule = user_path(name), ""
+    if not folder.is_dir() and ":" in name:  # colons may belong to the folder's name
+        before, _, after = name.rpartition(":")
+        if after in INPUT_RULES or user_path(before).is_dir():
+            choose("input rule", after, INPUT_RULES)
+            folder, rule = user_path(before), after
+    if (folder / "classifier.json").is_file():
         trained = TrainedClassifier.load(folder)
         if tuple(trained.image_shape) != tuple(image_shape):
             raise ValueError(f"The classifier {folder} takes images {trained.image_shape}; these are {image_shape}.")
         accuracy = trained.about.get("accuracy")
         title = f"classifier {trained.fingerprint}, held-out accuracy {accuracy}"
         return FromFunction(trained.features, title, int(trained.network.width), trained.fingerprint)
+    if not (folder / FACTS).is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no features: neither a classifier's classifier.json nor {FACTS}, which --mode=import "
+            "writes for the weights of FID's InceptionV3. Give such a folder, or 'pixels'."
+        )
     weights = load_inception(folder)
     return Inception(jax.device_put(weights.params), rule or weights.rule)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from diffusion_distill.data.sources import Source
 from diffusion_distill.distillation.phases import Phase, samples
+from diffusion_distill.files import writable
 from diffusion_distill.model import Model
 from diffusion_distill.report.pictures import image_grid
 from diffusion_distill.runs.evaluation import Measured, Part, distances, features_named
@@ -37,6 +38,8 @@ class Monitor:
     ):
         self._model, self._source, self._settings = model, source, settings
         self._phases, self._log, self._folder = phases, log, folder
+        if folder and samples(settings.evaluate_every):
+            writable(folder / "samples")
 
     def __call__(self, update: int, phase: Phase, state: TrainState) -> None:
         """Draws from the average and from the raw parameters; measures both if images are to be measured."""
@@ -81,5 +84,4 @@ class Monitor:
             self._log.images(update, f"samples/{name}", images)
         self._log.scalars(update, {"phase": phase.name, "evaluated": True, **figures})
         if self._folder and self._model.image_shape[-1] in (1, 3):
-            (self._folder / "samples").mkdir(exist_ok=True)
             image_grid(rows, self._folder / "samples" / f"{update:08d}.png", title=f"{phase.name}, update {update}")

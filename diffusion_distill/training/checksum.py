@@ -1,4 +1,4 @@
-"""A checksum of a tree of arrays, computed where they lie.
+"""A checksum of a tree of arrays, computed on the devices that hold them.
 
     sum_i (2·i + 1)·bits_i  mod 2^32        per array, bits_i being element i as a whole number
 

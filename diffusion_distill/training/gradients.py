@@ -1,4 +1,4 @@
-"""How a batch's gradient is taken: at once, in parts, or clipped on each device's share.
+"""The gradient of a batch: taken at once, in parts, or clipped on each device's share.
 
     global       gradient of the mean over the global batch; clipping is the optimizer's
     in parts     the mean of the gradients of `parts` equal parts of the batch, one after another, in the memory of one
@@ -65,7 +65,7 @@ def _in_parts(gradient: Callable[..., tuple[Array, Params]], parts: int) -> Call
 
 
 def _per_shard(measured: Gradient, mesh: Mesh, clip: optax.GradientTransformation) -> Gradient:
-    """Clips the gradient of each device's share of the batch, then averages; so are loss and norm."""
+    """Clips the gradient of each device's share of the batch, then averages gradients, losses and norms."""
 
     def of_share(params: Params, state: Any, batch: Batch, rows: Any, key: Key) -> tuple[Array, Params, Array]:
         key = jax.random.fold_in(key, jax.lax.axis_index("data"))

@@ -1,4 +1,4 @@
-"""Telling people how a run goes: a bar on a terminal, plain lines elsewhere."""
+"""Progress reports: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Progress:
             self._bar.update(done - self._bar.n)
 
     def expect(self, total: int) -> None:
-        """Sets how many updates there are, where that becomes known on the way."""
+        """Sets the number of updates, if it becomes known only after the start."""
         self._total = total
         if self._bar is not None:
             self._bar.total = total

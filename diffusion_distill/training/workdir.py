@@ -17,6 +17,8 @@ from typing import Any
 
 import jax
 
+from diffusion_distill.files import writable
+
 
 class Workdir:
     """A claimed folder, until closed."""
@@ -32,13 +34,7 @@ class Workdir:
           ValueError: it holds another run, whose differing fields are named; another process works in it; it
             cannot be written.
         """
-        self.path = Path(folder)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"Cannot write to the workdir {folder}: {error}. Choose another folder.") from error
-        if not os.access(self.path, os.W_OK):
-            raise ValueError(f"Cannot write to the workdir {folder}. Choose another folder or change its permissions.")
+        self.path = writable(folder)
         lock = self.path / ("lock" if kind == "run" else f"{kind}.lock")
         self._lock = _lock(lock) if jax.process_index() == 0 else None
         try:

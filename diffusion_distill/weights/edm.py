@@ -1,7 +1,8 @@
 """NVIDIA's published EDM networks (Karras et al., arXiv:2206.00364): snapshot files to models with parameters.
 
-`ema` of a file is a wrapper around a network. Which network is told by the arguments it was made with, which the
-file holds (`_init_kwargs`); what the wrapper makes of the network's output F is the prediction and the time input:
+`ema` of a file is a wrapper around a network. The file holds the arguments it was made with (`_init_kwargs`), which
+say which network it is. The wrapper's class gives the prediction, which is the meaning of the network's output F, and
+the time input:
 
     wrapper        prediction   input        levels of the wrapper
     EDMPrecond     edm          EDMInput     sigma_min to sigma_max (0 to infinity)
@@ -10,8 +11,8 @@ file holds (`_init_kwargs`); what the wrapper makes of the network's output F is
     iDDPMPrecond   eps_var      IDDPMInput   the tabulated ones, buffer u
 
 The model's schedule is EDM's grid from 80 to 0.002, within these levels. Every argument, constant and array of a file
-is used, compared with what the model does, or refused by name. Three things are taken note of only: `use_fp16` (we
-compute in float32) and the rates of dropout (0 here: a teacher does not train).
+is used, compared with what the model does, or refused by name. Only `use_fp16` (we compute in float32) and the rates
+of dropout (0 here, since a teacher does not train) are recorded without effect.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ TRAINING = ("dropout", "label_dropout")
 
 @dataclass(frozen=True)
 class Wrapper:
-    """What a wrapper does.
+    """The properties of a class of wrappers.
 
     Attributes:
       prediction: what the network's output means.
       defaults: its own arguments.
       time_input: how the network is called.
       levels: (lowest, highest) noise level it is defined for.
-      tolerance: relative, of the levels that a file tells.
+      tolerance: relative tolerance of the levels stored in a file.
     """
 
     prediction: str
@@ -110,10 +111,10 @@ def read(path: str | Path, model: Model | None = None) -> Checkpoint:
     """Reads a snapshot file.
 
     Args:
-      model: what the file must hold; by default what it holds. Schedule and dropout are the model's own business.
+      model: the model that the file must hold; by default any. Its schedule and dropout are not compared.
 
     Returns:
-      The model, the file's or the given one, and its float32 parameters; `facts` tells what the file says of itself.
+      The model, the file's or the given one, with its float32 parameters; `facts` is what the file says about itself.
 
     Raises:
       WeightsError: the file is damaged, unknown in any part, or holds another model than the given one, see
@@ -178,7 +179,7 @@ def _model_and_params(module: Module) -> tuple[Model, dict[str, Any]]:
 
 
 def _own(view: np.ndarray) -> np.ndarray:
-    """A copy that does not depend on the file, aligned so that JAX on CPU takes it over without another."""
+    """A copy that does not depend on the file, aligned so that JAX on CPU uses it without copying again."""
     space = np.empty(view.size + 16, np.float32)
     first = -space.ctypes.data % 64 // 4
     copy = space[first : first + view.size].reshape(view.shape)
@@ -268,7 +269,7 @@ PARTS = ("PositionalEmbedding", "FourierEmbedding", "Linear", "Conv2d", "GroupNo
 
 
 def _check_parts(inner: Module) -> None:
-    """What shapes do not tell: the parts compute with the numbers that ours do."""
+    """Checks what shapes cannot show: the parts use the same constants as ours."""
     for prefix, part in inner.walk():
         where = prefix.removesuffix(".") or "the network"
         if part is not inner and part.class_name not in PARTS:
@@ -294,7 +295,7 @@ def _by_width(inner: Module, part: Module) -> dict[str, int]:
 
 
 def _close(value: Any, wanted: Any, tolerance: float) -> bool:
-    """Whether a value of a file is a number, and this one."""
+    """Whether a value read from a file is a number equal to the expected one."""
     numbers = all(type(number) in (int, float, bool) for number in (value, wanted))
     return numbers and math.isclose(value, wanted, rel_tol=tolerance)
 
@@ -304,7 +305,7 @@ def _listed(value: Any) -> Any:
 
 
 def _differences(found: Model, wanted: Model) -> list[str]:
-    """What differs between two models, but for schedule, dropout and precision."""
+    """The differences between two models, except in schedule, dropout and precision."""
     one, other = dict(_leaves(found.to_dict())), dict(_leaves(wanted.to_dict()))
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
     ignored = ("schedule", *(f"network.{name}" for name in (*TRAINING, "dtype")))
@@ -321,7 +322,7 @@ def _leaves(description: Mapping[str, Any], above: str = "") -> Iterator[tuple[s
 
 
 def _for_json(value: Any) -> Any:
-    """The same with infinity and the like as text."""
+    """A copy for JSON, with infinity and NaN as text."""
     if isinstance(value, Mapping):
         return {name: _for_json(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -175,7 +175,7 @@ def to_params(
     Args:
       network, image_shape: as for `tensor_shapes`.
       tensors: {name: array} without the wrapper's prefix "model.".
-      what: how an error calls the tensors.
+      what: the name of the tensors in error messages.
 
     Returns:
       Nested dictionaries of float32 NumPy arrays, views of the given ones where these are float32.

@@ -4,9 +4,9 @@ The layout of `flax.serialization`: nested maps with text as keys; at the leaves
 An array is an extension (1: array, 3: NumPy scalar) that holds, again in msgpack, (shape, dtype name, bytes). One
 of more than 1 GiB is a map {"__msgpack_chunked_array__": true, "shape": {"0": ...}, "chunks": {"0": ...}}.
 
-The file is walked once. What is not asked for is skipped, what is kept shares memory with the bytes that were
-read, so the peak is what is asked for plus a few times the largest item. No length is believed beyond the
-size of the file.
+The file is read once, from start to end. Entries that are not wanted are skipped, and arrays share memory with the
+bytes that were read, so the peak is the size of the wanted entries plus a few times the largest item. A length that
+reaches beyond the file is refused.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import msgpack
 import numpy as np
 
+from diffusion_distill.files import user_path
 from diffusion_distill.weights.matching import WeightsError
 
 Location = tuple[str, ...]
@@ -40,8 +41,8 @@ def read(path: str | Path, want: Callable[[Location], bool] = lambda location: T
     """The nested dictionaries of a flax msgpack file.
 
     Args:
-      want: tells for the location of each entry, for example ("ema_params", "conv_in", "kernel"), whether to
-        read it; what it refuses is skipped with all it contains. It may raise WeightsError.
+      want: called with the location of each entry, for example ("ema_params", "conv_in", "kernel"), returns whether
+        to read it; otherwise the entry is skipped with everything in it. It may raise WeightsError.
 
     Returns:
       Dictionaries with read-only NumPy arrays, numbers, text or None at the leaves.
@@ -50,7 +51,7 @@ def read(path: str | Path, want: Callable[[Location], bool] = lambda location: T
       WeightsError: the file is truncated, damaged or of another format; the error says where.
       OSError: it cannot be opened.
     """
-    path = Path(path)
+    path = user_path(path)
     with open(path, "rb") as stream, open(path, "rb", buffering=0) as heads:
         walk = _Walk(stream, heads, path.stat().st_size, want)
         try:
@@ -64,7 +65,7 @@ def read(path: str | Path, want: Callable[[Location], bool] = lambda location: T
 
 
 class _Walk:
-    """One pass over a file; `location` is the entry it is at, `begin` the byte where its newest item begins."""
+    """One pass over a file; `location` is the current entry, `begin` the byte where its newest item begins."""
 
     def __init__(self, stream: BinaryIO, heads: BinaryIO, size: int, want: Callable[[Location], bool]) -> None:
         self.size, self.want, self.heads = size, want, heads
@@ -83,7 +84,7 @@ class _Walk:
         )
 
     def file(self) -> dict[str, Any]:
-        """The one map that a file is."""
+        """The map that makes up the whole file."""
         if not self._next_is(_MAP):
             raise WeightsError("a map was expected")
         tree = self._map(())
@@ -146,7 +147,7 @@ def _array(code: int, data: bytes) -> np.ndarray:
 
 
 def _aligned(content: bytes) -> np.ndarray:
-    """A copy [bytes] of uint8 that begins at a multiple of 64, so that JAX on CPU takes it over without another."""
+    """A copy [bytes] of uint8 that begins at a multiple of 64, so that JAX on CPU uses it without copying again."""
     space = np.empty(len(content) + 64, np.uint8)
     first = -space.ctypes.data % 64
     place = space[first : first + len(content)]

@@ -2,13 +2,13 @@
 
 Such a file is a protocol buffer. A message is a list of fields: a whole number 8·number + type, then a whole number
 (type 0), 8 bytes (1), 4 bytes (5), or a length and as many bytes (2). Whole numbers are written seven bits at a time.
-Of a graph these are looked at, by number; all others are passed over:
+Only these fields of a graph are read, listed by number:
 
     graph   1 node         node        1 name   2 operation   5 attribute (1 key, 2 value, whose 8 is a tensor)
                            tensor      1 type (1: float32)   2 shape (2 dimension, whose 1 is a size)   4 content, as
                                        bytes, or 5, as numbers: all of them, or one for all
 
-Arrays are read-only views of the mapped file, which must not change meanwhile.
+Arrays are read-only views of the memory-mapped file, which must not be changed while they are in use.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_distill.files import user_path
 from diffusion_distill.weights.matching import WeightsError
 
 FLOAT32 = 1
@@ -27,6 +28,7 @@ MAX_NODES = 2**14  # the network of FID has a thousand
 MAX_FIELDS = 2**20  # of one file
 MAX_NAME = 200
 MAX_DIMENSIONS = 8
+MAX_REPEATED = 2**24  # values of all constants that one number stands for; a few bytes may ask for any shape
 #: The bytes of a field, or its number.
 Value = tuple[int, int] | int
 
@@ -35,10 +37,10 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
     """The float32 constants of a graph, by name.
 
     Raises:
-      WeightsError: the file is damaged, exceeds a limit, or is no graph; says where.
+      WeightsError: the file is damaged, exceeds a limit, or is no graph; the message says where.
       OSError: it cannot be opened.
     """
-    path = Path(path)
+    path = user_path(path)
     with open(path, "rb") as file:
         size = path.stat().st_size
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
@@ -49,10 +51,10 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
 
 class _Graph:
-    """The bytes of a file, and how many fields were read."""
+    """The bytes of a file, how many fields were read, and how many values single numbers stood for."""
 
     def __init__(self, content: memoryview) -> None:
-        self.content, self.fields_read = content, 0
+        self.content, self.fields_read, self.repeated = content, 0, 0
 
     def constants(self) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
@@ -89,6 +91,9 @@ class _Graph:
         if (end - begin) % 4 or not numbers or numbers not in (1, math.prod(shape)):
             raise WeightsError(f"the constant {name!r} of shape {shape} has {end - begin} bytes")
         array = np.frombuffer(self.content, "<f4", numbers, begin)
+        self.repeated += math.prod(shape) - numbers
+        if self.repeated > MAX_REPEATED:
+            raise WeightsError(f"the constant {name!r} repeats one number over the shape {shape}: too large")
         return array.reshape(shape) if numbers == math.prod(shape) else np.broadcast_to(array, shape)
 
     # ------------------------------------------------------------ fields

@@ -1,19 +1,19 @@
-"""InceptionV3's published weights, in any of the layouts they are passed around in, to our parameters.
+"""Reads InceptionV3's published weights, in any of their layouts, as parameters of our network.
 
     layout        names                                              kernels              gamma     made for the rule
     pytorch_fid   Mixed_5b.branch5x5_1.conv.weight, .bn.weight, ...  (out, in, kh, kw)    stored    pytorch_fid
     nvidia        layers.mixed.tower.conv.weight, .beta, .mean, ...  (out, in, kh, kw)    1         tensorflow
     tensorflow    mixed/tower/conv/conv2d_params, .../beta, ...      (kh, kw, in, out)    1         tensorflow
 
-The second is that of NVIDIA's TorchScript file and of OpenAI's state dict, which have one name; the third that of the
-original graph of 2015-12-05. Layouts are told by the names in a file, formats by its first bytes (`torch_save`,
-`graph_def`). Every parameter is filled by an array of its shape. Passed over are `num_batches_tracked`, which only
-training reads, and what a graph holds beside weights; anything else in a file is refused by name.
+The second is the layout of NVIDIA's TorchScript file and of OpenAI's state dict, the third that of the original graph
+of 2015-12-05. The names in a file show its layout, its first bytes the file format (`torch_save`, `graph_def`). Every
+parameter is filled by an array of its shape. `num_batches_tracked`, which only training uses, and the parts of a graph
+that are not weights are ignored; anything else in a file is an error that names it.
 
-Read parameters are kept in a folder:
+Parameters that were read are kept in a folder:
 
     FOLDER/inception.safetensors   the parameters, with what follows in its metadata
-    FOLDER/inception.json          layout, rule, and of the source file: name, sha256, size in bytes
+    FOLDER/inception.json          layout, rule, and the source file's name, sha256 and size in bytes
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill.errors import choose
+from diffusion_distill.files import user_path
 from diffusion_distill.networks.inception import BLOCKS, SIZE, Branch, Conv, InceptionV3
 from diffusion_distill.typing import Params
 from diffusion_distill.weights import download, exchange, graph_def, torch_save
@@ -45,13 +46,13 @@ KIND = "inception-2015-12-05"
 
 
 class InceptionWeights(NamedTuple):
-    """What a file of InceptionV3's weights holds.
+    """The contents of a file of InceptionV3's weights.
 
     Attributes:
       params: nested dictionaries of float32 NumPy arrays with the names and shapes of `InceptionV3`.
       layout: a key of `LAYOUTS`.
-      rule: the input rule, a key of `features.RULES`, that goes with the file where it is published.
-      facts: JSON-ready: file, sha256 and bytes of the source, and url and name if it was downloaded.
+      rule: the input rule, a key of `features.RULES`, that the file's publisher uses.
+      facts: file, sha256 and bytes of the source, and url and name if it was downloaded; JSON-ready.
     """
 
     params: Params
@@ -110,14 +111,14 @@ INCEPTION_FILES = {
 
 
 def read(path: str | Path) -> InceptionWeights:
-    """Reads a file of weights in any layout; nothing of it is executed.
+    """Reads a file of weights in any layout; nothing in it is executed.
 
     Raises:
       WeightsError: the file is damaged or of an unknown format or layout; or arrays are missing, left over, of another
         shape or type, not finite, or, of variances, negative.
       OSError: it cannot be opened.
     """
-    path = Path(path)
+    path = user_path(path)
     with open(path, "rb") as file:
         begin = file.read(4)
         file.seek(0)
@@ -141,7 +142,7 @@ def fetch(name: str, folder: str | Path, report: download.Report | None = None) 
 
     Raises:
       ValueError: an unknown name.
-      WeightsError: see `download.fetch` and `read`; or the file has not the hash that its name tells.
+      WeightsError: see `download.fetch` and `read`; or the file's hash is not the one in its name.
     """
     entry = choose("file of InceptionV3's weights", name, INCEPTION_FILES)
     fetched = download.fetch(entry.url, folder, report=report)
@@ -157,13 +158,13 @@ def fetch(name: str, folder: str | Path, report: download.Report | None = None) 
 
 
 def save_inception(weights: InceptionWeights, folder: str | Path) -> Path:
-    """Writes parameters and where they come from into a folder, see above; returns the folder.
+    """Writes parameters and their origin into a folder, see above; returns the folder.
 
     Raises:
       ImportError: safetensors is not installed.
       OSError: the folder cannot be written.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     about = {"kind": KIND, "layout": weights.layout, "rule": weights.rule, "source": dict(weights.facts)}
     exchange.save(folder / PARAMETERS, weights.params, about)
     unfinished = folder / f"{FACTS}.{os.getpid()}.unfinished"
@@ -180,7 +181,7 @@ def load_inception(folder: str | Path) -> InceptionWeights:
       WeightsError: the folder holds something else, or its two files are not of one network.
       OSError: a file cannot be opened.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     try:
         about = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     except ValueError as error:
@@ -204,14 +205,14 @@ def shapes() -> dict[str, Shape]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file calls and stores parameters.
+    """How a file names and stores parameters.
 
     Attributes:
-      first: the name by which the layout is told.
+      first: a name that only files of this layout have.
       name: our path -> the file's name, or None if the file has no such array because it is all 1.
-      axes: number of dimensions -> order of the file's axes in which they are ours; as they are if not listed.
+      axes: number of dimensions -> permutation of the file's axes that gives ours; none if not listed.
       rule: the input rule that goes with such files.
-      passed_over: names that are no parameters.
+      passed_over: names that are not parameters and are ignored.
     """
 
     first: str
@@ -266,7 +267,7 @@ def _places() -> dict[str, str]:
 
 
 def _names(branch: Branch) -> Iterator[tuple[Conv, str]]:
-    """The convolutions of a branch, and what they are called in it."""
+    """The convolutions of a branch and their names in it."""
     one_by_one = 0
     for step in branch:
         if isinstance(step, Conv):

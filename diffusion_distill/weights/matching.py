@@ -38,14 +38,14 @@ class WeightsError(ValueError):
 
 
 class Checkpoint(NamedTuple):
-    """What a file of weights holds.
+    """The contents of a file of weights.
 
     Attributes:
       model: everything but the parameters.
       params: nested dictionaries of float32 NumPy arrays with the names and shapes of the model.
       steps: the sampling steps a student was made for; 0 for a teacher.
       step: updates made; 0 if the file does not say.
-      facts: JSON-ready, what else the file says of itself.
+      facts: what else the file says about itself, JSON-ready.
     """
 
     model: Model
@@ -63,7 +63,7 @@ def match(
     Args:
       stored: {path: NumPy array}.
       shapes: {path: wanted shape}, see `shapes_of`.
-      what: how an error calls the stored arrays, for example "cifar_1, ema_params".
+      what: the name of the stored arrays in error messages, for example "cifar_1, ema_params".
       rules: differences of layout that are tolerated.
 
     Returns:
@@ -168,7 +168,7 @@ def _kind(value: Any) -> str:
 
 
 def _listed(what: str, paths: Iterable[str], describe: Callable[[str], str] = str) -> list[str]:
-    """[] or one sentence with how many there are and the first of them."""
+    """An empty list, or one sentence with the number of names and the first of them."""
     found = sorted(paths)
     more = f"; and {len(found) - LISTED} more" if len(found) > LISTED else ""
     return [f"{what} ({len(found)}): {'; '.join(map(describe, found[:LISTED]))}{more}."] if found else []

@@ -1,10 +1,10 @@
-"""The opcodes of a pickle, followed without executing anything that it says.
+"""Reads a pickle opcode by opcode without executing anything in it.
 
 A pickle is a program for a stack machine (Python's pickletools has its opcodes). Here each opcode makes plain
-values only: None, booleans, numbers, text, `Bytes`, tuples, lists, dictionaries, sets. What a stream may name with
-STACK_GLOBAL or GLOBAL is a table of (module, name), matched exactly, with functions of ours that stand for it;
-nothing is ever imported or looked up. What is not in a `Dialect` is refused. No length is believed beyond the end
-of the stream, bytes are not copied, and work and memory are bounded by the limits below.
+values only: None, booleans, numbers, text, `Bytes`, tuples, lists, dictionaries, sets. The names that STACK_GLOBAL or
+GLOBAL may use are a table of (module, name), matched exactly; functions of ours take their place, and nothing is ever
+imported or looked up. Anything that is not in the `Dialect` is refused, and so is a length that reaches beyond the end
+of the stream. Bytes are not copied, and work and memory are bounded by the limits below.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_NAME = 100  # characters of a name in a dictionary, or in what GLOBAL spells
 
 @dataclass(frozen=True)
 class Bytes:
-    """Bytes of a file, which stay where they are."""
+    """A range of bytes in a file, not copied."""
 
     begin: int
     end: int
@@ -33,12 +33,12 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Global:
-    """What stands for something that a stream names.
+    """The replacement for something that a stream names.
 
     Attributes:
       name: as in the stream.
-      reduce: gets the arguments of REDUCE.
-      new: gets those of NEWOBJ.
+      reduce: called with the arguments of REDUCE.
+      new: called with the arguments of NEWOBJ.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Global:
 
 
 class Buildable:
-    """A value that BUILD gives a state, once."""
+    """A value whose state BUILD sets, once."""
 
     def build(self, state: Any) -> None:
         """Takes the state or raises WeightsError."""
@@ -56,13 +56,13 @@ class Buildable:
 
 @dataclass(frozen=True)
 class Dialect:
-    """What a stream may contain.
+    """The contents that a stream may have.
 
     Attributes:
-      protocol: the only one.
+      protocol: the only one allowed.
       opcodes: names in `OPERATIONS`.
-      globals: what it may name.
-      persistent: what BINPERSID makes of its argument.
+      globals: the names it may use, and their replacements.
+      persistent: turns the argument of BINPERSID into a value.
     """
 
     protocol: int
@@ -90,7 +90,7 @@ def load(source: Source, dialect: Dialect, begin: int, end: int) -> tuple[Any, i
       (value, the byte after the stream). A value may be shared or contain itself: walk it with limits.
 
     Raises:
-      WeightsError: the stream is damaged, exceeds a limit or contains what the dialect has not; says at which byte.
+      WeightsError: the stream is damaged, exceeds a limit or is not of the dialect; the message says at which byte.
     """
     machine = _Machine(source, dialect, begin, end)
     try:
@@ -100,7 +100,7 @@ def load(source: Source, dialect: Dialect, begin: int, end: int) -> tuple[Any, i
 
 
 def kind_of(value: Any) -> str:
-    """How an error calls a value, which may be of any size."""
+    """A short name for a value of any size, for error messages."""
     if isinstance(value, str | int | float | None):
         return f"{str(value)[:40]!r}" if isinstance(value, str) else str(value)[:40]
     return type(value).__name__
@@ -176,7 +176,7 @@ class _Machine:
         return self.stack.pop()
 
     def need(self, items: int) -> None:
-        """An error unless so many items lie above the last mark."""
+        """Raises WeightsError unless this many items lie above the last mark."""
         if len(self.stack) - (self.marks[-1] if self.marks else 0) < items:
             raise WeightsError("the stack is empty")
 

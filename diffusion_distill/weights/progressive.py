@@ -31,14 +31,14 @@ MOMENTS = ("grad_ema", "grad_sq_ema")
 
 
 def read(path: str | Path, model: Model, which: str = "ema_params") -> Checkpoint:
-    """Reads a checkpoint; what is not asked for is skipped and costs no memory.
+    """Reads a checkpoint; entries that are not needed are skipped and cost no memory.
 
     Args:
-      which: 'ema_params', or of a file with an optimizer 'optimizer_target', 'grad_ema' or 'grad_sq_ema'.
+      which: 'ema_params'; in a file with an optimizer also 'optimizer_target', 'grad_ema' or 'grad_sq_ema'.
 
     Raises:
-      WeightsError: the file is damaged, of another layout, without what is asked for, or its arrays do not fit
-        the model, see `matching.match`.
+      WeightsError: the file is damaged, of another layout, lacks what `which` names, or its arrays do not fit the
+        model, see `matching.match`.
       ValueError: unknown `which`.
       OSError: the file cannot be opened.
     """

@@ -1,14 +1,14 @@
-"""Published models by name: what network, trained on what, for how many steps, and where the file is.
+"""Published models by name: their network, data set, number of steps, and the address of the file.
 
 Progressive distillation (Salimans & Ho, arXiv:2202.00512): for each of four data sets the teacher
 (`cifar_original`) and the students of 64, 32, 16, 8, 4, 2 and 1 steps (`cifar_8`). Hyper-parameters are those
 of the released configs. A student has its teacher's network.
 
 EDM (Karras et al., arXiv:2206.00364): networks trained as in the paper's configuration F (`edm-...`, whose `vp` and
-`ve` name the network, DDPM++ or NCSN++), and of others, which it starts from (`baseline-...`, configuration A). The
-files hold their hyper-parameters. Those of the baselines are here what their class has by default.
+`ve` name the network, DDPM++ or NCSN++), and the networks it starts from (`baseline-...`, configuration A). The files
+hold their hyper-parameters. For the baselines we list the defaults of their classes.
 
-Dropout, which has no parameters, is 0 here. No shape of a parameter is written down: they follow from the model.
+Dropout, which has no parameters, is 0 here. Shapes of parameters are not listed, since they follow from the model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Published:
       url: where it is.
       source: paper, publisher and licence.
       format: a name in `READERS`.
-      size, sha256: of the file, in bytes and hexadecimal; None where nobody has published them.
+      size, sha256: of the file, in bytes and hexadecimal; None where they have not been published.
     """
 
     name: str
@@ -65,7 +65,7 @@ STUDENT_STEPS = (64, 32, 16, 8, 4, 2, 1)
 
 
 def _model(image_shape: tuple[int, int, int], prediction: str, **network: object) -> Model:
-    """What the four models share; 'both' doubles the output channels."""
+    """The settings that the four models share; 'both' doubles the output channels."""
     out_ch = image_shape[-1] * (2 if prediction == "both" else 1)
     unet = UNet(out_ch=out_ch, num_res_blocks=3, resblock_resample=True, dropout=0.0, **network)  # type: ignore[arg-type]
     return Model(unet, image_shape, Cosine(-20.0, 20.0), prediction, LogsnrInput("inv_cos"))

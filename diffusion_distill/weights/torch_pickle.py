@@ -2,7 +2,7 @@
 
 Such a file is one dictionary. Each module in it is a call of torch_utils.persistence._reconstruct_persistent_obj with
 {type: "class", version: 6, module_src, class_name, state}. The source text in `module_src` is what an ordinary reader
-would execute; here it is text that nobody looks at. `state` holds the module's attributes: `_parameters`, `_buffers`
+would execute; here it is text that is never used. `state` holds the module's attributes: `_parameters`, `_buffers`
 and `_modules` by name, `_init_kwargs`, public numbers and text, and private things such as hooks, which are left out.
 
 A tensor is (storage, offset, size, stride), in elements, and a storage is a pickle in the pickle, PyTorch's format
@@ -12,7 +12,7 @@ before its version 1.6:
     ("storage", class, key, location, count, None) as a persistent id   [key]        two more
     count as int64, and the elements up to the end of the bytes
 
-The numbers stay where they are: arrays are read-only views of the mapped file, which must not change meanwhile.
+Arrays are read-only views of the memory-mapped file, which must not be changed while they are in use.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_distill.files import user_path
 from diffusion_distill.weights import pickle_stream
 from diffusion_distill.weights.matching import WeightsError
 from diffusion_distill.weights.pickle_stream import Buildable, Bytes, Dialect, Global, Source, kind_of
@@ -50,10 +51,10 @@ class Module:
 
     Attributes:
       class_name: as in the file.
-      init_kwargs: what it was made with.
+      init_kwargs: the arguments it was made with.
       attributes: its public numbers and text.
       parameters, buffers: read-only views of the file, in the file's order.
-      modules: those it is made of.
+      modules: its submodules.
     """
 
     class_name: str
@@ -80,16 +81,16 @@ class Module:
 
 
 def read(path: str | Path, entry: str = "ema") -> Module:
-    """One module of a snapshot file; nothing of the file is executed.
+    """Reads one module of a snapshot file; nothing in the file is executed.
 
     Args:
-      entry: its name in the file's dictionary; the other entries are checked, and not looked at.
+      entry: its name in the file's dictionary; the other entries are only checked.
 
     Raises:
-      WeightsError: the file is damaged, exceeds a limit, or contains what such files do not; says what and where.
+      WeightsError: the file is damaged, exceeds a limit, or has unexpected contents; the message says what and where.
       OSError: it cannot be opened.
     """
-    path = Path(path)
+    path = user_path(path)
     with open(path, "rb") as file:
         size = path.stat().st_size
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
@@ -98,9 +99,11 @@ def read(path: str | Path, entry: str = "ema") -> Module:
         tree, end = pickle_stream.load(source, _outer(source), 0, len(content))
         if end != len(content):
             raise WeightsError(f"{len(content) - end} bytes follow the end of the pickle, at byte {end}")
-        if type(tree) is not dict or not isinstance(tree.get(entry), _Object):
-            there = ", ".join(map(kind_of, list(tree)[:8])) if type(tree) is dict else kind_of(tree)
-            raise WeightsError(f"there is no network called {entry!r}, but {there}")
+        if type(tree) is not dict:
+            raise WeightsError(f"the file holds {kind_of(tree)}, not a dictionary with a network called {entry!r}")
+        if not isinstance(tree.get(entry), _Object):
+            there = ", ".join(f"{kind_of(name)}: {kind_of(tree[name])}" for name in list(tree)[:8])
+            raise WeightsError(f"there is no network called {entry!r}, but {there or 'an empty dictionary'}")
         return _Modules(len(content)).module(tree[entry], entry)
     except WeightsError as error:
         raise WeightsError(f"{path} cannot be read as a snapshot of PyTorch modules: {error}.") from error
@@ -240,7 +243,7 @@ def _tensor(arguments: tuple) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Storage:
-    """What tensors are views of."""
+    """The storage that tensors are views of."""
 
     elements: np.ndarray
 
@@ -274,7 +277,7 @@ def _storage(source: Source, arguments: tuple) -> _Storage:
 
 
 def _announced(identity: Any) -> _Announced:
-    """What a persistent id tells."""
+    """The storage that a persistent id describes."""
     kinds = (str, Global, str, str, int, type(None))
     what, kind, key, _, count, _ = _arguments("a persistent id", identity, *kinds)
     if what != "storage":
@@ -327,7 +330,7 @@ class _Modules:
         return module
 
     def tensors(self, entries: dict[str, Any], where: str) -> dict[str, np.ndarray]:
-        """Those that are there; None stands for one that is not."""
+        """The tensors that exist; an absent one is stored as None and left out."""
         found = {name: value for name, value in entries.items() if value is not None}
         for name, value in found.items():
             if not isinstance(value, np.ndarray):

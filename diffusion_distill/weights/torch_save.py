@@ -1,17 +1,17 @@
-"""What torch.save and torch.jit.save wrote, read as names and arrays; nothing of a file is executed.
+"""Reads files of torch.save and torch.jit.save as names and arrays; nothing in a file is executed.
 
 Three formats, told apart by their first bytes:
 
     legacy        pickles of protocol 2 one after another: a magic number, 1001, {protocol_version, little_endian,
                   type_sizes}, the object, [keys of its storages]; then for each key its count as int64 and its elements
     zip           stored, not compressed: NAME/data.pkl, the object, and NAME/data/KEY, the elements of a storage
-    TorchScript   such a zip with program text in NAME/code/, which is not looked at; the object is a tree of modules,
+    TorchScript   such a zip with program text in NAME/code/, which is never used; the object is a tree of modules,
                   each a class below __torch__ with its attributes
 
 In the pickles a storage is the persistent id ("storage", class, key, location, count), and a tensor the call of
-_rebuild_tensor_v2(storage, offset, size, stride, ...), in elements. Read is a dictionary of tensors, such as a
-state_dict, or a tree of modules, whose tensors are called by their paths ("layers.conv.weight"). Arrays are read-only
-views of the mapped file, which must not change meanwhile.
+_rebuild_tensor_v2(storage, offset, size, stride, ...), in elements. The object may be a dictionary of tensors, such as
+a state_dict, or a tree of modules, whose tensors are named by their paths ("layers.conv.weight"). Arrays are read-only
+views of the memory-mapped file, which must not be changed while they are in use.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_distill.files import user_path
 from diffusion_distill.weights import pickle_stream, torch_pickle
 from diffusion_distill.weights.matching import WeightsError
 from diffusion_distill.weights.pickle_stream import Buildable, Dialect, Global, Source, kind_of
@@ -38,6 +40,7 @@ LEGACY = b"\x80\x02\x8a\x0a"  # protocol 2 and a whole number of ten bytes
 ZIP = b"PK\x03\x04"
 STORAGES = {**torch_pickle.STORAGES, "LongStorage": np.dtype("<i8")}
 MAX_ENTRIES = 2**13  # of an archive; the network of FID has a thousand
+MAX_DIRECTORY = 2**22  # bytes of an archive's list of entries
 MAX_TENSORS = 2**13
 MAX_DEPTH = 16  # of modules, which may stand in several places
 MAX_MODULES = 2**13
@@ -46,7 +49,7 @@ TYPED_LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_ten
 
 
 def is_torch(content: bytes) -> bool:
-    """Whether a file that begins so is of one of these formats."""
+    """Whether a file with these first bytes is of one of these formats."""
     return content.startswith((LEGACY, ZIP))
 
 
@@ -54,10 +57,10 @@ def read(path: str | Path) -> Arrays:
     """The tensors of a file by name, in its order.
 
     Raises:
-      WeightsError: the file is damaged, exceeds a limit, or contains what such files do not; says what and where.
+      WeightsError: the file is damaged, exceeds a limit, or has unexpected contents; the message says what and where.
       OSError: it cannot be opened.
     """
-    path = Path(path)
+    path = user_path(path)
     with open(path, "rb") as file:
         size = path.stat().st_size
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
@@ -132,15 +135,18 @@ def _read_zip(path: Path, content: memoryview) -> Arrays:
 
 
 class _Entry(NamedTuple):
-    """Where an entry's bytes lie in the file, and their CRC-32."""
+    """Where an entry's header and bytes lie in the file, and their CRC-32."""
 
+    header: int
     begin: int
     end: int
     crc: int
 
 
 def _entries(path: Path, content: memoryview) -> dict[str, _Entry]:
-    """All entries of an archive by name."""
+    """All entries of an archive by name; no two share bytes, so that reading all of them reads the file once."""
+    if _directory_size(content) > MAX_DIRECTORY:  # before zipfile reads it
+        raise WeightsError(f"the archive's list of entries is longer than {MAX_DIRECTORY} bytes")
     try:
         with zipfile.ZipFile(path) as archive:
             listed = archive.infolist()
@@ -157,18 +163,34 @@ def _entries(path: Path, content: memoryview) -> dict[str, _Entry]:
         if entry.filename in found:
             raise WeightsError(f"the entry {kind_of(entry.filename)} stands twice")
         found[entry.filename] = _place(content, entry)
+    places = sorted((place.header, place.end, name) for name, place in found.items())
+    for (_, end, first), (header, _, second) in pairwise(places):
+        if header < end:
+            raise WeightsError(f"the entries {kind_of(first)} and {kind_of(second)} share bytes")
     return found
 
 
+def _directory_size(content: memoryview) -> int:
+    """Bytes of an archive's central directory, as its end record and that of ZIP64 say; 0 without an end record."""
+    tail = bytes(content[-(22 + 2**16) :])
+    at = tail.rfind(b"PK\5\6")
+    if at < 0 or at + 22 > len(tail):
+        return 0
+    size = struct.unpack_from("<I", tail, at + 12)[0]
+    if at >= 76 and tail[at - 20 : at - 16] == b"PK\6\7" and tail[at - 76 : at - 72] == b"PK\6\6":
+        size = struct.unpack_from("<Q", tail, at - 36)[0]
+    return size
+
+
 def _place(content: memoryview, entry: zipfile.ZipInfo) -> _Entry:
-    """Its own header says how far behind it the bytes begin."""
+    """Where an entry's bytes begin, computed from the entry's own header."""
     header = entry.header_offset
     if not 0 <= header <= len(content) - 30 or content[header : header + 4] != ZIP:
         raise WeightsError(f"the entry {kind_of(entry.filename)} is not where the archive says")
     begin = header + 30 + sum(struct.unpack_from("<HH", content, header + 26))
     if begin + entry.file_size > len(content):
         raise WeightsError(f"the entry {kind_of(entry.filename)} reaches beyond the end of the file")
-    return _Entry(begin, begin + entry.file_size, entry.CRC)
+    return _Entry(header, begin, begin + entry.file_size, entry.CRC)
 
 
 def _check_sum(content: memoryview, name: str, entry: _Entry) -> None:
@@ -203,7 +225,7 @@ class _Tensor:
 
 
 class _Ordered(dict, Buildable):
-    """An OrderedDict; its attributes, which a state_dict has (`_metadata`), are checked and not looked at."""
+    """An OrderedDict; its attributes (a state_dict has `_metadata`) are checked but not used."""
 
     def build(self, state: Any) -> None:
         if type(state) is not dict:
@@ -222,7 +244,7 @@ class _Script(Buildable):
 
 
 class _Named(dict):
-    """What a pickle may name: a table, and every class below __torch__, which stands for a module."""
+    """The names that a pickle may use: those of a table, and every class below __torch__, which is read as a module."""
 
     def get(self, place: Any, default: Any = None) -> Any:
         module, name = place
@@ -241,7 +263,7 @@ STORAGE_ID = [str, Global, str, str, int]
 
 
 def _storage(identity: Any) -> _Storage:
-    """What a persistent id tells; the last of six says that the storage is no part of another."""
+    """The storage that a persistent id describes; a sixth item must say that it is not part of another storage."""
     given = list(identity) if type(identity) is tuple else []
     if list(map(type, given)) in (STORAGE_ID, [*STORAGE_ID, type(None)]):
         what, kind, key, _, count, *_ = given
@@ -316,7 +338,7 @@ def _tensors(tree: Any) -> dict[str, _Tensor]:
 
 
 def _walk(module: _Script, above: str, depth: int, found: dict[str, _Tensor], seen: list[_Script]) -> None:
-    """A module's tensors and those below it; numbers, text and what else it has are no weights."""
+    """The tensors of a module and of its submodules; other attributes, such as numbers and text, are not weights."""
     if depth > MAX_DEPTH or len(seen) >= MAX_MODULES or len(found) > MAX_TENSORS or module.state is None:
         raise WeightsError(
             f"the module {kind_of(above)} is empty, or lies more than {MAX_DEPTH} deep or after {MAX_MODULES} others"

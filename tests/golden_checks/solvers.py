@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill import sampling
+from diffusion_distill.arrays import enable_x64
 from diffusion_distill.diffusion import grids
 from diffusion_distill.diffusion.parameterization import eps_from_x
 from diffusion_distill.diffusion.schedules import (
@@ -494,7 +494,7 @@ def discrete_times(steps: int) -> np.ndarray:
 
     Where a step begins at an index or just beside it, the sums of DEIS depend on that bit.
     """
-    with jax.enable_x64(True):
+    with enable_x64(True):
         return (np.asarray(jnp.linspace(DISCRETE.steps - 1, 0, steps + 1)) + 1) / DISCRETE.steps
 
 
