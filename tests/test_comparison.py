@@ -73,3 +73,9 @@ def test_a_comparison_with_published_statistics(teacher: Artefact, tmp_path: Pat
     drawn = moments(PIXELS(quantise(runs.sample(teacher, 24, 2))))
     assert row["frechet"] == pytest.approx(frechet_distance(drawn, moments(rows)), rel=1e-9)
     assert "precision" not in row and (tmp_path / "quality.png").is_file()
+
+
+@pytest.mark.fast
+def test_a_comparison_needs_at_least_one_set() -> None:
+    with pytest.raises(ValueError, match="repetitions must be a whole number of at least 1, got 0"):
+        Comparison(repetitions=0)

@@ -76,7 +76,7 @@ def test_sources_of_ones_own() -> None:
             return 6
 
         def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-            return {"image": np.float32(PIXELS[indices] / 127.5 - 1)}
+            return {"image": (PIXELS[indices] / 127.5 - 1).astype(np.float32)}
 
     assert fingerprint(Own()) == ""
     Own.fingerprint = lambda self: "mine"  # type: ignore[attr-defined]

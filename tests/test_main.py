@@ -300,8 +300,8 @@ def test_fitted_solvers_are_measured_as_what_they_are(tmp_path: Path, teacher: A
     assert not (tmp_path / "refused").exists()
     with pytest.raises(ValueError, match=r"'deis order=2' with 3 steps, but 5 steps were asked for"):
         runs.sample(teacher, 8, 5, fitted=fitted)
-    plain = config(**{"sample.fitted": "", "evaluation.solvers": ("ddim", "heun"), "evaluation.steps": (2, 3)})
-    plain.sample.solver = "ddim"
+    several = {"evaluation.solvers": ("ddim", "heun"), "evaluation.steps": (2, 3)}
+    plain = config(**{"sample.fitted": "", "sample.solver": "ddim", **several})
     main.evaluate(plain, tmp_path / "plain")
     rows = json.loads((tmp_path / "plain" / "results.json").read_text())["rows"]
     found = [tuple(row[name] for name in ("sampler", "solver", "steps", "nfe", "fitted")) for row in rows]

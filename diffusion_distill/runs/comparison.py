@@ -28,6 +28,7 @@ from diffusion_distill import interrupts
 from diffusion_distill.data.sources import Source
 from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.errors import positive_int
+from diffusion_distill.files import user_path
 from diffusion_distill.quantise import quantise
 from diffusion_distill.report.lines import Line, Panel, line_plot
 from diffusion_distill.runs.evaluation import (
@@ -143,7 +144,7 @@ def compare_solvers(
     comparison: Comparison,
     fit: FitSettings,
     reference: Source | np.ndarray | Part,
-    workdir: Path,
+    workdir: str | Path,
     log: Any = print,
 ) -> list[dict[str, Any]]:
     """Measures every sampler of a comparison that WORKDIR has not; returns one line for each.
@@ -157,6 +158,7 @@ def compare_solvers(
       ValueError: WORKDIR holds another comparison; or what sampling and fitting refuse.
       Interrupted: the program was asked to stop; what was done is in WORKDIR.
     """
+    workdir = user_path(workdir)
     how = EvaluationSettings(setting.count, comparison.repetitions, setting.batch_size)
     features = features_named(comparison.features, setting.artefact.model.image_shape)
     real = reference_of(reference, features, how, workdir)

@@ -249,7 +249,7 @@ def evaluate_samplers(
     reference: Part,
     settings: EvaluationSettings,
     facts: Mapping[str, Any],
-    workdir: Path,
+    workdir: str | Path,
     log: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
     """Measures samplers and writes WORKDIR/results.json; goes on with what WORKDIR has.
@@ -264,6 +264,7 @@ def evaluate_samplers(
       ValueError: WORKDIR was begun with other settings, or another process works in it.
       Interrupted: the program was asked to stop; what was drawn is in WORKDIR.
     """
+    workdir = user_path(workdir)
     facts, rows = {**facts, **vars(settings), **facts_of(features, reference)}, []
     with closing(Workdir(workdir, facts, "evaluation")):
         for label, make in samplers.items():
@@ -345,7 +346,10 @@ def _extrapolated(kept: np.ndarray, real: Moments, to: int) -> float:
 
 
 def reference_of(
-    source: Source | np.ndarray | Part, features: Measured, settings: EvaluationSettings, folder: Path | None = None
+    source: Source | np.ndarray | Part,
+    features: Measured,
+    settings: EvaluationSettings,
+    folder: str | Path | None = None,
 ) -> Part:
     """The features of all images of a source, taken batch by batch.
 
@@ -360,7 +364,7 @@ def reference_of(
     if isinstance(source, Part):
         return source
     source = from_arrays(source) if isinstance(source, np.ndarray) else source
-    path = _remembered(source, features, settings, folder) if folder else None
+    path = _remembered(source, features, settings, user_path(folder)) if folder else None
     if path is not None and path.is_file():
         return Part.load(path)
     part, progress = Part.empty(), Progress("reference", -(-len(source) // settings.batch_size), settings.batch_size)
