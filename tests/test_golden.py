@@ -320,6 +320,20 @@ def test_trees_of_edm_with_hyper_parameters(tmp_path: Path, layout: str) -> None
 
 
 @pytest.mark.fast
+def test_a_manifest_without_a_list_of_models_is_that_of_a_published_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = {"tensors": edm_variants("manifests")["manifests"]["one"]["tensors"]}
+    (tmp_path / "manifests.json").write_text(json.dumps({"manifests": {"net": manifest}}))
+    of_ours = weights.Published("ours", edm.model_of("EDMPrecond", EDM_ARGUMENTS), 0, "", "", "", "edm")
+    monkeypatch.setattr(weights, "PUBLISHED", {"ours": of_ours})
+    assert failures(golden_check.check(tmp_path)) == []
+    monkeypatch.setattr(weights, "PUBLISHED", {})
+    [failed] = failures(golden_check.check(tmp_path, only=["*"]))[:1]
+    assert "no published model has this manifest" in failed
+
+
+@pytest.mark.fast
 @pytest.mark.parametrize("kept", [("num_params",), ("num_params", "params"), ("digest",)])
 def test_trees_of_btd_with_hyper_parameters(tmp_path: Path, kept: tuple[str, ...]) -> None:
     """Parameter counts or trees, with the image's shape under another name; 1093249 numbers are recorded."""

@@ -27,14 +27,12 @@ def check_manifests(fixture: Fixture, mode: Mode) -> None:
     """Trees and counts: of the network that an entry describes, or else of a published one."""
     for place, entry in entries_of(fixture.meta):
         with fixture.attempt(place, mode):
-            described = [tree_of(*described_by(entry))] if described_by(entry) else published_trees(fixture, place)
-            recorded = entry.get("tensors")
-            if recorded is not None and not described_by(entry):
-                described = [tree for tree in described if same_tree(tree, recorded)] or described
-            if described_by(entry):
+            network = described_by(entry)
+            if network is not None:
                 take_arguments(fixture, place, entry)
-            for tree in described:
-                compare_tree(fixture, place, tree, recorded)
+            trees = published_trees(fixture, place, entry) if network is None else [tree_of(*network)]
+            for tree in trees:
+                compare_tree(fixture, place, tree, entry.get("tensors"))
 
 
 def compare_tree(fixture: Fixture, place: str, tree: Tree, recorded: Mapping[str, Any] | None) -> None:
@@ -56,21 +54,17 @@ def as_tree(recorded: Mapping[str, Any], like: Tree) -> Tree:
     return {name: (tuple(shape), kind or kinds.get(name, "")) for name, (shape, kind) in entries.items()}
 
 
-def same_tree(tree: Tree, recorded: Mapping[str, Any]) -> bool:
-    return as_tree(recorded, tree) == tree
-
-
-def published_trees(fixture: Fixture, place: str) -> list[Tree]:
-    """Of the models that published_models.json beside a file gives to a manifest; without it of all in the registry."""
+def published_trees(fixture: Fixture, place: str, entry: Mapping[str, Any]) -> list[Tree]:
+    """Of the models that published_models.json beside a file gives to a manifest; without it, those in the registry."""
     beside = fixture.path.parent / "published_models.json"
-    if not beside.is_file():
-        return [model_tree(entry.model) for entry in weights.PUBLISHED.values() if entry.format == "edm"]
-    models, name = json.loads(beside.read_text(encoding="utf-8")), place.rpartition("/")[2]
-    trees = [
-        tree_of(entry["precond_class"], entry["init_kwargs"]) for entry in models.values() if entry["manifest"] == name
-    ]
+    if beside.is_file():
+        models, name = json.loads(beside.read_text(encoding="utf-8")).values(), place.rpartition("/")[2]
+        trees = [tree_of(model["precond_class"], model["init_kwargs"]) for model in models if model["manifest"] == name]
+    else:
+        known = [model_tree(model.model) for model in weights.PUBLISHED.values() if model.format == "edm"]
+        trees = [tree for tree in known if as_tree(entry["tensors"], tree) == tree]
     if not trees:
-        raise ValueError("published_models.json describes no model with this manifest")
+        raise ValueError("no published model has this manifest")
     return trees
 
 

@@ -173,9 +173,9 @@ def check_units(fixture: Fixture, mode: Mode) -> None:
         with fixture.attempt(name, mode):
             kind = next(kind for prefix, kind in UNITS.items() if name.startswith(prefix))
             kind(fixture, mode, name, cases[name])
-    for name, rule in {"att": UNIT, "att16": HALF}.items():
-        if f"{name}.w" in fixture:
-            check_attention(fixture, mode, name, rule)
+    for match in fixture.matches(r"(att\w*)\.w"):
+        half = fixture.arrays[f"{match[1]}.q"].dtype == np.float16
+        check_attention(fixture, mode, match[1], HALF if half else UNIT)
 
 
 def check_conv(fixture: Fixture, mode: Mode, name: str, case: Mapping[str, Any]) -> None:
