@@ -33,7 +33,8 @@ from diffusion_distill.distillation.phases import Phase, momentum_for, samples, 
 from diffusion_distill.errors import positive_int
 from diffusion_distill.files import user_path
 from diffusion_distill.networks.classifier import CLASSIFIERS, Classified, Classifier
-from diffusion_distill.settings import describe, rebuild
+from diffusion_distill.runs.resuming import SameRun, defaults
+from diffusion_distill.settings import describe, from_mapping, rebuild
 from diffusion_distill.training import checkpoint, loop, sharding
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.checksum import fingerprint
@@ -240,13 +241,21 @@ def train_classifier(
         "data": _facts(source),
         "heldout": _facts(heldout),
     }
+    same = SameRun(
+        free=frozenset({"settings.checkpoint_every", "settings.log_every"}),
+        lengths=frozenset({"settings.length"}),
+        defaults=defaults(classifier=network, settings=settings),
+        phases=lambda there: [from_mapping(ClassifierSettings, "settings of the run there", there["settings"]).phase()],
+    )
     optimizer = make_optimizer(OptimizerSettings(weight_decay=settings.weight_decay))
     training = _Training(network, settings)
     step = make_step(training.losses, training, None, optimizer, mesh)  # type: ignore[arg-type]  # see _Training
     seed = jax.random.key(settings.seed)
     here, processes = jax.process_index(), jax.process_count()
     with ExitStack() as cleanup:
-        home = cleanup.enter_context(closing(Workdir(workdir, description))).path if workdir is not None else None
+        home = None
+        if workdir is not None:
+            home = cleanup.enter_context(closing(Workdir(workdir, description, compare=same))).path
         checkpoints = Checkpoints(home / "checkpoints", about=description) if home else None
         state = create(_init(network, shape, seed), optimizer, averages=())
         state = jax.device_put(state, sharding.replicated(mesh))

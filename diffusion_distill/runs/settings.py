@@ -50,3 +50,16 @@ class Settings:
         samples(self.evaluate_every)
         if self.evaluate_count < 0:
             raise ValueError(f"evaluate_count must not be negative, got {self.evaluate_count}.")
+
+
+#: Fields of `Settings` that change no number of a run, so that it may go on with others.
+WITHOUT_EFFECT = (
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "evaluate_every",
+    "evaluate_count",
+    "evaluate_features",
+    "tensorboard",
+    "wandb",
+)

@@ -17,7 +17,9 @@ from diffusion_distill.distillation import Denoising
 from diffusion_distill.distillation.phases import Phase, describe, samples
 from diffusion_distill.model import Model
 from diffusion_distill.runs.monitor import Monitor
-from diffusion_distill.runs.settings import Settings
+from diffusion_distill.runs.resuming import LENGTHS, SameRun, defaults
+from diffusion_distill.runs.settings import WITHOUT_EFFECT, Settings
+from diffusion_distill.settings import from_mapping
 from diffusion_distill.training import loop, sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checkpoint import Checkpoints
@@ -101,6 +103,7 @@ def _fit(
     phases = method.phases(model, settings.batch_size)
     provenance = _provenance(teacher, method, settings)
     description = _description(model, teacher, source, provenance) if workdir is not None else {}
+    same = _same_run(model, method, settings)
     optimizer = make_optimizer(settings.optimizer)
     step = make_step(
         method.losses,
@@ -113,7 +116,9 @@ def _fit(
     )
     artefacts: dict[int, Artefact] = {}
     with ExitStack() as cleanup:  # also when interrupted: a checkpoint under way would be lost
-        home = cleanup.enter_context(closing(Workdir(workdir, description))).path if workdir is not None else None
+        home = None
+        if workdir is not None:
+            home = cleanup.enter_context(closing(Workdir(workdir, description, compare=same))).path
         checkpoints = None
         if home:
             checkpoints = Checkpoints(home / "checkpoints", settings.keep_checkpoints, description)
@@ -180,6 +185,23 @@ def _description(
         "teacher_parameters": None if teacher is None else fingerprint(teacher.params),
         "data": {"images": len(source), "image_shape": source.image_shape, "classes": source.num_classes},
     }
+
+
+def _same_run(model: Model, method: Any, settings: Settings) -> SameRun:
+    """What may change when a run goes on."""
+
+    def phases(description: Mapping[str, Any]) -> list[Phase]:
+        stored = from_mapping(type(method), "method_settings of the run there", description["method_settings"])
+        return stored.phases(model, settings.batch_size)
+
+    parts = {"network": model.network, "schedule": model.schedule, "time_input": model.time_input}
+    return SameRun(
+        free=frozenset(f"settings.{name}" for name in WITHOUT_EFFECT),
+        lengths=frozenset(f"method_settings.{name}" for name in LENGTHS),
+        defaults=defaults(model=parts, method_settings=method, settings=settings),
+        phases=phases,
+        ignored=frozenset({"teacher"}),  # its parameters are compared
+    )
 
 
 def _logs(folder: Path | None, settings: Settings, description: Mapping[str, Any], resumed_at: int) -> Logs:

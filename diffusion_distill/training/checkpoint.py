@@ -122,6 +122,11 @@ def _items(state: TrainState) -> dict[str, Any]:
     return {**parts, "counters": {"step": state.step, "skipped": state.skipped}}
 
 
+def latest_in(folder: Path) -> int:
+    """The update number of the newest checkpoint in a folder, without opening it; 0 if there is none."""
+    return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
+
+
 def save_params(folder: Path, params: Any) -> None:
     """Writes parameters alone, as an artefact's."""
     folder.parent.mkdir(parents=True, exist_ok=True)
