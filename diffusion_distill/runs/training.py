@@ -150,6 +150,7 @@ def _fit(
                 evaluate_every=samples(settings.evaluate_every),
                 evaluate=monitor,
                 phase_done=phase_done,
+                nonfinite_limit=settings.nonfinite_limit,
             ),
             checkpoints=checkpoints,
             log=log,

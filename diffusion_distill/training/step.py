@@ -59,7 +59,8 @@ def make_step(
       mesh: devices; the batch is split over its 'data' axis, the state replicated.
       parts, shard_clip: see `gradients.gradient_of`.
 
-    The randomness of an update is addressed by the seed key and the state's step. A non-finite update
+    The randomness of an update is addressed by the seed key and the state's step; dropped labels have a stream of
+    their own, so that noise and dropout are the same with and without them. A non-finite update
     changes nothing but the step and the count of skipped ones. The state is donated.
     """
 
@@ -80,8 +81,9 @@ def make_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         moved = _update(state, gradient, inputs, optimizer)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
-        state = kept.replace(step=state.step + 1, skipped=state.skipped + ~finite)
-        return state, {"loss": loss, "grad_norm": norm, "skipped": state.skipped}
+        counts = {"skipped": state.skipped + ~finite, "nonfinite": jnp.where(finite, 0, state.nonfinite + 1)}
+        state = kept.replace(step=state.step + 1, **counts)
+        return state, {"loss": loss, "grad_norm": norm, **counts}
 
     whole = replicated(mesh)
     return jax.jit(
