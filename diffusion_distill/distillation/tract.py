@@ -70,6 +70,10 @@ class Tract:
       warmup: updates over which the learning rate rises; with cold_start from 0, as in EDM's programs.
       phase_start: one of `PHASE_STARTS`.
       reset_average: with phase_start 'continue', restart the eval average's bias correction in each phase.
+      dropout: rate in the student's network while it is trained. None is no dropout, whatever the teacher was
+        trained with; a student model that is given explicitly keeps its network's own rate.
+      label_dropout: rate at which labels become the null label that guidance needs; None for the rate of the
+        network's own field `label_dropout`, 0 if it has none. See `training.dropout`.
     """
 
     schedule: Sequence[int] = (1024, 32, 1)
@@ -88,12 +92,16 @@ class Tract:
     teacher_solver: str = "ddim"
     phase_start: str = "teacher"
     reset_average: bool = False
+    dropout: float | None = None
+    label_dropout: float | None = None
 
     def __post_init__(self) -> None:
         regression.check(self.weighting, self.reduction)
         choose("phase_start", self.phase_start, PHASE_STARTS)
         choose("clip", self.clip, CLIPS)
         choose("solver", self.teacher_solver, SOLVERS)
+        check_rate("dropout", self.dropout)
+        check_rate("label_dropout", self.label_dropout)
         samples(self.length)
         check_schedule(self.schedule)
         check_shares(self.shares, self.schedule)

@@ -18,7 +18,7 @@ from diffusion_distill.distillation.phases import Phase, describe, samples
 from diffusion_distill.model import Model
 from diffusion_distill.runs.monitor import Monitor
 from diffusion_distill.runs.settings import Settings
-from diffusion_distill.training import loop, sharding
+from diffusion_distill.training import dropout, loop, sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.checksum import fingerprint
@@ -49,7 +49,7 @@ def train(
     """
     settings, method = settings or Settings(), method or Denoising()
     params = model.init(jax.random.key(settings.seed))
-    artefacts = _fit(model, params, None, source, method, settings, workdir, lambda phase: "teacher")
+    artefacts = _fit(model, model, params, None, source, method, settings, workdir, lambda phase: "teacher")
     return artefacts[0]
 
 
@@ -66,8 +66,10 @@ def distill(
     Args:
       method: `Tract(...)`, `Progressive(...)`, `Knowledge(...)` or another of `DISTILLERS`.
       workdir: as in `train`; students are saved as 'student_<steps>'.
-      student: a model with another network than the teacher's, which begins with fresh parameters; by default
-        the teacher's model, beginning with its parameters.
+      student: a model with another network than the teacher's, which begins with fresh parameters, or one that
+        differs from the teacher's in rates of dropout only, which begins with its parameters; by default the
+        teacher's model. It is trained with the method's rate of dropout, or else its own; the teacher's model is
+        trained without dropout unless the method has a rate.
 
     Raises:
       ValueError: as `train`; a student's teacher was made for fewer steps than the method starts with; another
@@ -78,14 +80,20 @@ def distill(
     teacher = teacher.on_grid(phases[0].teacher_steps)
     model = student.on_grid(phases[0].teacher_steps) if student else teacher.model
     _check_teacher(teacher, model, method, phases)
-    params = teacher.params if model == teacher.model else model.init(jax.random.key(settings.seed))
-    return _fit(
-        model, params, teacher, source, method, settings, workdir, lambda phase: f"student_{phase.student_steps}"
-    )
+    rate = getattr(method, "dropout", None)
+    trained = model if student and rate is None else dropout.with_dropout(model, rate or 0.0)
+    alike = dropout.same_but_for_dropout(model, teacher.model)
+    params = teacher.params if alike else model.init(jax.random.key(settings.seed))
+    return _fit(model, trained, params, teacher, source, method, settings, workdir, _student_name)
+
+
+def _student_name(phase: Phase) -> str:
+    return f"student_{phase.student_steps}"
 
 
 def _fit(
     model: Model,
+    trained: Model,
     params: Params,
     teacher: Artefact | None,
     source: Source,
@@ -94,7 +102,11 @@ def _fit(
     workdir: str | Path | None,
     name_of: Callable[[Phase], str],
 ) -> dict[int, Artefact]:
-    """Runs a method's phases; returns and saves the eval average at the end of each."""
+    """Runs a method's phases; returns and saves the eval average at the end of each.
+
+    Args:
+      trained: the model with the rate of dropout it is trained with; artefacts tell that of `model`.
+    """
     mesh = sharding.data_mesh()
     sharding.check_batch(settings.batch_size, mesh, settings.parts)
     _check_source(model, source)
@@ -104,12 +116,13 @@ def _fit(
     optimizer = make_optimizer(settings.optimizer)
     step = make_step(
         method.losses,
-        model,
+        trained,
         None if teacher is None else teacher.model,
         optimizer,
         mesh,
         parts=settings.parts,
         shard_clip=make_clip(settings.optimizer) if settings.optimizer.clip_scope == "shard" else None,
+        label_dropout=dropout.label_dropout_of(model, getattr(method, "label_dropout", None)),
     )
     artefacts: dict[int, Artefact] = {}
     with ExitStack() as cleanup:  # also when interrupted: a checkpoint under way would be lost
@@ -212,7 +225,7 @@ def _check_teacher(teacher: Artefact, student: Model, method: Any, phases: Seque
         )
     if teacher.steps and getattr(method, "teacher_solver", "ddim") != "ddim":
         raise ValueError(f"A student steps by DDIM, not by {method.teacher_solver}. Set teacher_solver='ddim'.")
-    if student == teacher.model:
+    if dropout.same_but_for_dropout(student, teacher.model):
         return
     if len(phases) > 1:
         raise ValueError(
