@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.sources import Source
+from diffusion_distill.diffusion.parameterization import EPS
 from diffusion_distill.distillation import Denoising
 from diffusion_distill.distillation.phases import Phase, describe, samples
 from diffusion_distill.model import Model
@@ -80,6 +82,7 @@ def distill(
     teacher = teacher.on_grid(phases[0].teacher_steps)
     model = student.on_grid(phases[0].teacher_steps) if student else teacher.model
     _check_teacher(teacher, model, method, phases)
+    _warn_of_eps(model, phases)
     rate = getattr(method, "dropout", None)
     trained = model if student and rate is None else dropout.with_dropout(model, rate or 0.0)
     alike = dropout.same_but_for_dropout(model, teacher.model)
@@ -236,6 +239,22 @@ def _check_teacher(teacher: Artefact, student: Model, method: Any, phases: Seque
         theirs, ours = getattr(teacher.model, name), getattr(student, name)
         if theirs != ours:
             raise ValueError(f"The teacher's {name} is {theirs}, the student's {ours}; they must be the same.")
+
+
+def _warn_of_eps(student: Model, phases: Sequence[Phase]) -> None:
+    """Warns of students that predict eps in fewer steps than their teacher."""
+    if student.prediction not in EPS or all(phase.student_steps >= phase.teacher_steps for phase in phases):
+        return
+    noisiest = student.schedule.level(1.0)
+    warnings.warn(
+        f"The student predicts {student.prediction!r}, which fails in one or few steps: where sampling begins, z "
+        "carries almost no signal, and x_hat = (z - sigma·eps)/alpha multiplies the network's errors by sigma/alpha = "
+        f"{noisiest.sigma / noisiest.alpha:.3g}, so that images saturate. Distil a teacher that predicts 'x', 'v' or "
+        "'both'; or teach this one's estimates to such a student first, with "
+        f"Knowledge(steps={phases[0].teacher_steps}) and "
+        "student=dataclasses.replace(teacher.model, prediction='v').",
+        stacklevel=3,
+    )
 
 
 def _check_source(model: Model, source: Source) -> None:
