@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from diffusion_distill.data import SOURCES, Source
 from diffusion_distill.distillation import DISTILLERS, Denoising
@@ -74,7 +75,7 @@ def config_of(
     if method is not None and settings is not None:
         name = next(name for name, kind in METHODS.items() if kind is type(method))
         training = {
-            "method": {"name": name, **to_mapping(method)},
+            "method": {"name": name, **_overridable(to_mapping(method))},
             "run": {**to_mapping(settings), "optimizer": to_mapping(settings.optimizer)},
         }
     sampling = {"count": 64, "steps": 0, "solver": "", "spacing": "time", "end": 0.0, "fitted": "", "guidance": 1.0,
@@ -102,6 +103,11 @@ def config_of(
             "artefact": "",
         }
     )
+
+
+def _overridable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a method; None becomes an empty place for a number, which the command line could not fill else."""
+    return {name: placeholder(float) if value is None else value for name, value in values.items()}
 
 
 def images(dataset: str, path: str = "", split: str = "train", **arguments: Any) -> dict[str, Any]:

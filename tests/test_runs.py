@@ -6,6 +6,7 @@ import dataclasses
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def test_a_skipped_update_does_not_hide_the_others_in_the_metrics(
     settings = dataclasses.replace(SETTINGS, log_every=3)
     runs.train(tiny_model, Spoilt(source, 2), Denoising(length=3 * 8, warmup=0), settings, tmp_path)
     [record] = read_json_lines(tmp_path / "metrics.jsonl")
-    assert record["skipped"] == 1
+    assert record["skipped"] == record["nonfinite"] == 1
     assert np.isfinite(record["loss"]) and np.isfinite(record["grad_norm"])
 
 
@@ -335,6 +336,28 @@ def test_distillation_to_a_smaller_network(teacher: Artefact, source: toys.Gauss
     elsewhere = dataclasses.replace(small, schedule=Cosine(-9, 9))
     with pytest.raises(ValueError, match=r"teacher's schedule is .* must be the same"):
         runs.distill(teacher, source, Knowledge(4, length="512"), SETTINGS, student=elsewhere)
+
+
+@pytest.mark.parametrize("method", [Tract((4, 2, 1), length=32), Progressive(4, 2, 16)], ids=["tract", "btd"])
+def test_few_steps_of_an_eps_student_are_warned_of_once(
+    method: Any, teacher: Artefact, source: toys.GaussianSource
+) -> None:
+    """At time 1 of the cosine schedule sigma/alpha is exp(10)."""
+    eps = dataclasses.replace(teacher, model=dataclasses.replace(teacher.model, prediction="eps"))
+    said = r"predicts 'eps'.*sigma/alpha = 2\.2e\+04.*predicts 'x', 'v' or 'both'.*Knowledge\(steps=4\)"
+    with pytest.raises(Stopped), pytest.warns(UserWarning, match=said) as warned:
+        runs.distill(eps, Failing(source, 0), method, SETTINGS)
+    assert len(warned) == 1
+
+
+def test_what_the_warning_of_eps_advises_works(teacher: Artefact, source: toys.GaussianSource) -> None:
+    eps = dataclasses.replace(teacher, model=dataclasses.replace(teacher.model, prediction="eps"))
+    student = dataclasses.replace(eps.model, prediction="v")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        taught = runs.distill(eps, source, Knowledge(4, length=16), SETTINGS, student=student)
+        with pytest.raises(Stopped):
+            runs.distill(taught[4], Failing(source, 0), TRACT, SETTINGS)
 
 
 TWO_PROCESSES = """
