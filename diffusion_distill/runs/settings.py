@@ -61,6 +61,7 @@ WITHOUT_EFFECT = (
     "log_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "nonfinite_limit",
     "evaluate_every",
     "evaluate_count",
     "evaluate_features",
