@@ -38,7 +38,7 @@ bench: $(INSTALLED) ## Run every benchmark.
 	@for file in benchmarks/[!_]*.py; do echo "== $$file"; $(RUN) "$$file" || exit 1; done
 
 clean: ## Remove environments and caches; results in runs/ stay.
-	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .jax_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): setup.py pyproject.toml
