@@ -363,7 +363,7 @@ NOT_FITTED: dict[str, tuple[Callable[[Artefact], Any], str]] = {
         "draw no noise",
     ),
     "an unknown teacher": (lambda a: fit_solver(a, "ddim", 3, FitSettings(teacher_solver="huen")), "mean 'heun'"),
-    "an unknown option": (lambda a: fit_solver(a, "ddim ordr=3", 3), "no option ordr"),
+    "an unknown option": (lambda a: fit_solver(a, "ddim ordr=3", 3), "no option .ordr."),
     "an option without a value": (lambda a: fit_solver(a, "deis 3", 3), "option=value, got '3'"),
     "no file": (lambda a: runs.sample(a, 8, fitted="nothing.json"), "--mode=fit writes one"),
 }

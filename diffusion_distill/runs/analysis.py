@@ -84,12 +84,12 @@ def subject(
     if found:
         solver, base = found.solver, found.base.plain()
     else:
-        base = table_for(artefact.on_grid(steps).model, steps, solver, spacing=spacing, end=end)
+        base = table_for(artefact, steps, solver, spacing=spacing, end=end)
     tables = {f"{solver}, {base.nfe} NFE": base}
     if found:
         tables[f"D-{solver}, {base.nfe} NFE"] = found.table()
     fine = FINE * base.nfe
-    tables[f"ddim, {fine} NFE"] = table_for(artefact.on_grid(fine).model, fine, spacing=spacing, end=end)
+    tables[f"ddim, {fine} NFE"] = table_for(artefact, fine, spacing=spacing, end=end)
     mesh = sharding.data_mesh(sharding.devices_for(count))
     keys = sample_keys(jax.random.key(seed), np.arange(count), sharding.split(mesh))
     labels = labels_for(artefact.model, count, None, seed)

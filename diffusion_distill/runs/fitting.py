@@ -93,10 +93,10 @@ def fit_solver(
         steps = artefact.steps
     steps = positive_int("steps", 10 if steps is None else steps)
     begun, artefact = time.monotonic(), artefact.on_grid(steps)
-    model, grid = artefact.model, grid_for(artefact.model, steps, spacing, end)
+    model, grid = artefact.model, grid_for(artefact, steps, spacing, end)
     student = tabulate(solver, grid, model.schedule)
     name = settings.teacher_solver or (solver if spelled(solver)[0] in THEIR_OWN_TEACHERS else "ddim")
-    make = partial(tabulate, name, schedule=model.schedule)  # grid -> table
+    make = lambda grid: tabulate(name, grid, model.schedule)  # noqa: E731
     pair = teacher_of(student, model, settings, make, spacing, end)
     batch = settings.batch_size
     mesh = sharding.data_mesh(sharding.devices_for(batch))
@@ -144,5 +144,5 @@ def teacher_of(
     if settings.pairing == "nested":
         return dode.nested(student, model.schedule, settings.scale, make)
     count = settings.scale * student.nfe
-    fine = grid_for(model.on_grid(count), count, spacing, end)
+    fine = grid_for(model, count, spacing, end)
     return dode.published(student, make(fine))

@@ -32,22 +32,40 @@ from diffusion_distill.typing import Denoise, Key, Labels
 TEACHER_STEPS = 64
 
 
-def grid_for(model: Model, steps: int, spacing: str = "time", end: float = 0.0) -> Level:
+def grid_for(model: Model | Artefact, steps: int, spacing: str = "time", end: float = 0.0) -> Level:
     """The grid [steps + 1] of a model's schedule from time 1, in equal steps of a spacing.
 
     Args:
+      model: a model, whose levels are those of a grid of `steps` steps if its schedule depends on their number (EDM's
+        does); or an artefact, of which a distilled student keeps the levels that it was made for.
       spacing: one of `diffusion.spacings.SPACINGS`.
       end: the schedule's time at which it ends; 0 means exactly zero noise.
     """
-    grid = spaced(model.schedule, steps, spacing, end=end)
+    grid = spaced(_scheduled(model, steps).schedule, steps, spacing, end=end)
     return grid if end else grids.clean_end(grid)
 
 
 def table_for(
-    model: Model, steps: int, solver: str = "ddim", *, spacing: str = "time", end: float = 0.0, **options: Any
+    model: Model | Artefact, steps: int, *solver: str, spacing: str = "time", end: float = 0.0, **options: Any
 ) -> Table:
-    """A solver's plain table on `grid_for`."""
-    return tabulate(solver, grid_for(model, steps, spacing, end), model.schedule, **options).plain()
+    """A solver's plain table on `grid_for`.
+
+    Args:
+      model, spacing, end: as in `grid_for`.
+      solver: one name of `SOLVERS`, perhaps with options, 'ddim' by default. It may be given as solver=NAME too; beside a
+        name by place, solver=... is an option of the solver, as the ablation has one.
+      options: of the solver, more of them.
+    """
+    if len(solver) > 1:
+        raise TypeError(f"A table is of one solver, with its options as option=value; got {solver}.")
+    name = solver[0] if solver else options.pop("solver", "ddim")
+    grid = grid_for(model, steps, spacing, end)
+    return tabulate(name, grid, _scheduled(model, steps).schedule, **options).plain()
+
+
+def _scheduled(model: Model | Artefact, steps: int) -> Model:
+    found = model.on_grid(positive_int("steps", steps))
+    return found.model if isinstance(found, Artefact) else found
 
 
 def denoiser_of(
@@ -118,7 +136,7 @@ def sampler_of(
         artefact = artefact.on_grid(steps)
         if artefact.steps and steps != artefact.steps:
             warnings.warn(f"A student made for {artefact.steps} steps is sampled with {steps}.", stacklevel=3)
-        table = table_for(artefact.model, steps, solver, spacing=spacing, end=end)
+        table = table_for(artefact, steps, solver, spacing=spacing, end=end)
     mesh = sharding.data_mesh()
     return Sampler(artefact.model, table, denoiser_of(artefact, clip, guidance, mesh), mesh, seed)
 
