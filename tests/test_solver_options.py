@@ -182,7 +182,7 @@ WRONG: dict[str, tuple[str, str]] = {
     "unipc variant=3": "must be a text, got 3",
     "deis order=2 order=3": "'order' is written twice",
     "deis order": "option=value.*got 'order'",
-    "deis order = 3": "without blanks",
+    "deis order = 3": "Leave out blanks",
     "deis =3": "option=value.*got '=3'",
     "deis ending=last": "Unknown ending 'last'.*published, x_hat",
     "dies": "Did you mean 'deis'",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -96,6 +97,7 @@ class Sampler:
       table: the solver on its grid.
       denoise: the model's denoiser, a copy on every device of the mesh.
       seed: of all noise.
+      clip: images to [-1, 1]: beside that of x_hat, for solvers whose last step is not x_hat itself.
     """
 
     model: Model
@@ -103,6 +105,7 @@ class Sampler:
     denoise: Denoise
     mesh: Mesh
     seed: int = 0
+    clip: bool = False
 
     def draw(self, first: int, count: int, labels: np.ndarray | None = None) -> np.ndarray:
         """Images first .. first + count - 1, [count, height, width, channels] float32; labels [count] int32.
@@ -114,7 +117,8 @@ class Sampler:
         here = None if labels is None else jax.device_put(np.resize(labels, batch), place)
         start = sampling.noise(keys, 0, self.model.image_shape)
         rows = None if self.table.deterministic else keys
-        return sharding.fetch(sampling.integrate(self.denoise, self.table, start, here, row_noise=rows))[:count]
+        images = sampling.integrate(self.denoise, self.table, start, here, row_noise=rows)
+        return sharding.fetch(jnp.clip(images, -1, 1) if self.clip else images)[:count]
 
 
 def sampler_of(
@@ -138,7 +142,7 @@ def sampler_of(
             warnings.warn(f"A student made for {artefact.steps} steps is sampled with {steps}.", stacklevel=3)
         table = table_for(artefact, steps, solver, spacing=spacing, end=end)
     mesh = sharding.data_mesh()
-    return Sampler(artefact.model, table, denoiser_of(artefact, clip, guidance, mesh), mesh, seed)
+    return Sampler(artefact.model, table, denoiser_of(artefact, clip, guidance, mesh), mesh, seed, clip)
 
 
 def sample(
@@ -164,7 +168,7 @@ def sample(
         spacing, end: of the grid, see `grid_for`.
         fitted: a D-ODE solver or its file, in place of steps, solver, spacing and end.
         guidance: {"scale": s, "null_label": label}, see `denoiser_of`.
-        clip: x_hat to [-1, 1], True by default.
+        clip: x_hat and the images to [-1, 1], True by default.
 
     Returns:
       [count, height, width, channels] float32 in [-1, 1] if clip.

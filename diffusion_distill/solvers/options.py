@@ -34,7 +34,7 @@ def parse(name: str) -> tuple[str, dict[str, Any]]:
         key, found, value = part.partition("=")
         if not (key and found):
             raise ValueError(
-                f"Options of a solver are written option=value, without blanks in them, got {part!r} in {name!r}."
+                f"Options of a solver are written option=value, got {part!r} in {name!r}. Leave out blanks in them."
             )
         if key in options:
             raise ValueError(f"The option {key!r} is written twice in {name!r}. Leave one out.")
