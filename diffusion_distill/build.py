@@ -193,6 +193,15 @@ def fitting(config: Any) -> FitSettings:
     return from_mapping(FitSettings, "fit", config.fit.to_dict())
 
 
+def searched(config: Any, settings: FitSettings) -> dict[str, Any]:
+    """Keyword arguments of `runs.fit_solver` of a search: what it measures on and against; none without one."""
+    if not settings.scored:
+        return {}
+    statistics = config.evaluation.statistics
+    against = evaluation_run.published_reference(statistics) if statistics else source(config, "reference")
+    return {"features": features(config), "reference": against}
+
+
 def evaluation(config: Any) -> EvaluationSettings:
     """How samplers are measured, config.evaluation."""
     values = config.evaluation.to_dict()

@@ -88,11 +88,19 @@ def evaluate(config: Any, workdir: Path) -> None:
 
 
 def fit(config: Any, workdir: Path) -> None:
-    """Fits the lambdas of config.sample's solver to a teacher, into WORKDIR/solver.json for --config.sample.fitted."""
+    """Fits the lambdas of config.sample's solver to a teacher, into WORKDIR/solver.json for --config.sample.fitted.
+
+    A search for one lambda (config.fit.candidates) is drawn into WORKDIR/candidates.png and .json.
+    """
     artefact, teacher = build.artefact(config, "artefact"), build.optional_artefact(config, "teacher")
+    settings, how = build.fitting(config), build.solver(config)
     writable(workdir, "solver.json")
-    fitted = runs.fit_solver(artefact, settings=build.fitting(config), teacher=teacher, **build.solver(config))
+    fitted = runs.fit_solver(artefact, settings=settings, teacher=teacher, **how, **build.searched(config, settings))
     path = fitted.save(workdir / "solver.json")
+    if fitted.search:
+        analysis.candidates({fitted.solver: fitted.search}, workdir)
+        pairs = zip(fitted.search.candidates, fitted.search.values, strict=True)
+        print(format_table([{"lambda": candidate, fitted.search.metric: value} for candidate, value in pairs]))
     distances = zip(fitted.plain, fitted.fitted, strict=True)  # of each row, or of the result alone
     rows = [
         {
@@ -133,11 +141,16 @@ def similarity(config: Any, workdir: Path) -> None:
 
 
 def lambdas(config: Any, workdir: Path) -> None:
-    """Draws the lambdas in the file or folder config.sample.fitted into WORKDIR/lambdas.png and .json."""
+    """Draws the lambdas in the file or folder config.sample.fitted into WORKDIR/lambdas.png and .json.
+
+    Where lambdas were searched, the candidates are drawn into WORKDIR/candidates.png and .json.
+    """
     if not config.sample.fitted:
         raise ValueError("This mode needs fitted solvers: give a file or a folder with --config.sample.fitted=PATH.")
     writable(workdir, "lambdas.json", "lambdas.png")
     analysis.lambdas(analysis.fits_in(config.sample.fitted), workdir)
+    if searches := analysis.searches_in(config.sample.fitted):
+        analysis.candidates(searches, workdir)
     print(f"The lambdas are drawn in {workdir / 'lambdas.png'}, their numbers are in lambdas.json")
 
 

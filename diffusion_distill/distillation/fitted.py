@@ -1,12 +1,14 @@
 """A fitted solver: what sampling with a D-ODE solver needs, in one small JSON file.
 
-It holds the solver, its grid level by level, the noise schedule, the lambdas, how near each row came
-to the teacher before and after them, and where they come from. Nothing in it is executed when it is read.
+It holds the solver, its grid level by level, the noise schedule, the lambdas, how near each row came to the teacher
+before and after them, where they come from, and the value of every candidate if lambda was searched. Nothing in it is
+executed when it is read.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_distill.diffusion.schedules import SCHEDULES, Schedule
+from diffusion_distill.distillation.dode import Search
 from diffusion_distill.files import user_path
 from diffusion_distill.levels import Level
 from diffusion_distill.settings import describe, rebuild
@@ -34,6 +37,7 @@ class FittedSolver:
       lambdas: [rows, D] in the paper's convention.
       plain, fitted: root mean square distance from the teacher's states without and with them, [rows].
       provenance: JSON-ready facts about the fit.
+      search: what became of every candidate, if lambda was searched; None if it was fitted.
     """
 
     solver: str
@@ -43,6 +47,7 @@ class FittedSolver:
     plain: np.ndarray
     fitted: np.ndarray
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    search: Search | None = None
 
     @property
     def base(self) -> Table:
@@ -81,6 +86,7 @@ class FittedSolver:
             "lambdas in the published code's convention": _numbers(self.lambdas * directions.published),  # type: ignore[union-attr]
             "distance from the teacher": {"plain": _numbers(self.plain), "fitted": _numbers(self.fitted)},
             "provenance": dict(self.provenance),
+            "search": None if self.search is None else _written(self.search),
         }
         path = user_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,6 +117,7 @@ class FittedSolver:
                 plain=np.array(distance["plain"]),
                 fitted=np.array(distance["fitted"]),
                 provenance=content["provenance"],
+                search=_read(content["search"]) if content.get("search") else None,
             )
             found.table()
         except (KeyError, TypeError, ValueError) as error:
@@ -121,3 +128,14 @@ class FittedSolver:
 
 def _numbers(values: Any) -> list:
     return np.asarray(values, np.float64).tolist()
+
+
+def _written(search: Search) -> dict[str, Any]:
+    """A search for JSON, which has no nan."""
+    values = [value if math.isfinite(value) else None for value in _numbers(search.values)]
+    return {**search._asdict(), "candidates": _numbers(search.candidates), "values": values}
+
+
+def _read(search: Mapping[str, Any]) -> Search:
+    values = [math.nan if value is None else value for value in search["values"]]
+    return Search(search["metric"], np.array(search["candidates"]), np.array(values), search["best"])

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -178,7 +179,8 @@ def compare_solvers(
             key = entry.solver, entry.nfe, entry.fitted
             if key not in done:
                 truth = _truth(setting, comparison, how) if truth is None else truth
-                sampler, took = _sampler(setting, entry, fit, workdir)
+                measured_on = {"features": features, "reference": real}  # by a search for lambdas
+                sampler, took = _sampler(setting, entry, partial(fit_solver, settings=fit, **measured_on), workdir)
                 done[key] = {**_measure(sampler, features, real, how, truth), **took}
                 with path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(done[key]) + "\n")
@@ -203,7 +205,7 @@ def entries(setting: Setting, comparison: Comparison) -> Iterator[Entry]:
         for nfe in comparison.nfe:
             steps = steps_for(name, nfe, clean=not setting.end)
             model = setting.artefact.on_grid(steps).model
-            table = tabulate(name, grid_for(model, steps, setting.spacing, setting.end), model.schedule)
+            table = tabulate(name, grid_for(setting.artefact, steps, setting.spacing, setting.end), model.schedule)
             if table.nfe != nfe:
                 continue
             yield Entry(name, nfe, steps, fitted=False)
@@ -238,7 +240,9 @@ def _truth(setting: Setting, comparison: Comparison, how: EvaluationSettings) ->
     return np.concatenate(images)[:wanted]
 
 
-def _sampler(setting: Setting, entry: Entry, fit: FitSettings, workdir: Path) -> tuple[Sampler, dict[str, Any]]:
+def _sampler(
+    setting: Setting, entry: Entry, fit: Callable[..., FittedSolver], workdir: Path
+) -> tuple[Sampler, dict[str, Any]]:
     """The entry's sampler, and what results say of its fit."""
     if not entry.fitted:
         grid = {"spacing": setting.spacing, "end": setting.end}
@@ -269,12 +273,12 @@ def _measure(
     return {**sampler.about, "seconds": speed, **summary(found), "error": error, "repetitions": found}
 
 
-def _fit(setting: Setting, entry: Entry, fit: FitSettings, workdir: Path) -> FittedSolver:
+def _fit(setting: Setting, entry: Entry, fit: Callable[..., FittedSolver], workdir: Path) -> FittedSolver:
     """The entry's lambdas: from WORKDIR, or fitted now."""
     path = workdir / "fits" / f"{entry.solver.replace(' ', '_')}_{entry.nfe}.json"
     if path.is_file():
         return FittedSolver.load(path)
     shared = {"spacing": setting.spacing, "end": setting.end, "clip": setting.clip, "guidance": setting.guidance}
-    fitted = fit_solver(setting.artefact, entry.solver, entry.steps, fit, teacher=setting.teacher, **shared)
+    fitted = fit(setting.artefact, entry.solver, entry.steps, teacher=setting.teacher, **shared)
     fitted.save(path)
     return fitted

@@ -150,7 +150,9 @@ def case_of(fixture: Fixture, name: str, meta: dict[str, Any], known: np.ndarray
     if meta["round_sigma"] != "identity":
         churn["known"] = known
         grid = grids.rounded(grid, known)
-    names = {"schedule": schedule, "epsilon_s": epsilon_s, "sigma_range": sigma_range, "scaling": "none"}
+    names: dict[str, Any] = {"schedule": schedule, "scaling": "none"}
+    if schedule == "vp":
+        names |= {"epsilon_s": epsilon_s, "sigma_range": sigma_range}
     noises = f"{name}.noises"
     return Case(
         name,
