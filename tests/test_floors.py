@@ -24,7 +24,7 @@ FLOORS = [
     (1, ("data",)),
     (1, ("metrics",)),
     (1, ("report",)),
-    (2, ("solvers", "sampling")),
+    (2, ("solvers", "sampling", "steps")),
     (2, ("model",)),
     (2, ("features",)),
     (2, ("guidance",)),

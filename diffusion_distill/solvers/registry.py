@@ -24,6 +24,7 @@ from diffusion_distill.solvers.deis import deis
 from diffusion_distill.solvers.dpm_solver import dpm_solver, dpm_solver_pp
 from diffusion_distill.solvers.heun import heun
 from diffusion_distill.solvers.ipndm import ipndm
+from diffusion_distill.solvers.runge_kutta import midpoint, rk4
 from diffusion_distill.solvers.table import Table
 from diffusion_distill.solvers.unipc import unipc
 
@@ -32,6 +33,8 @@ SOLVERS: dict[str, Callable[..., Table]] = {
     "euler": ddim,
     "ancestral": ancestral,
     "heun": heun,
+    "midpoint": midpoint,
+    "rk4": rk4,
     "ablation": ablation,
     "ipndm": ipndm,
     "deis": deis,

@@ -45,8 +45,8 @@ class Direction(NamedTuple):
         that of D-DPM-Solver is the paper's.
     """
 
-    difference: Mapping[str, float]
-    factor: float
+    difference: Mapping[str, Array]
+    factor: Array
     absorbed: bool = True
 
 
@@ -117,7 +117,7 @@ class Table(NamedTuple):
 
 def build(
     level: Level,
-    rows: Sequence[Mapping[str, Mapping[str, float]]],
+    rows: Sequence[Mapping[str, Mapping[str, Array]]],
     *,
     registers: Sequence[str] = ("y",),
     noise: Array | None = None,
@@ -164,7 +164,7 @@ def _directions(rows: Sequence[Sequence[Direction]], columns: Mapping[str, int],
     return Directions(path.at(0), path.at(slice(1, None)), weights, published)
 
 
-def _coefficients(form: Mapping[str, float], columns: Mapping[str, int], what: str) -> np.ndarray:
+def _coefficients(form: Mapping[str, Array], columns: Mapping[str, int], what: str) -> np.ndarray:
     if not set(form) <= set(columns):
         raise ValueError(f"{what} from {sorted(form)}; registers: {sorted(columns)}.")
     coefficients = np.zeros(len(columns))
