@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import chex
@@ -20,6 +19,7 @@ from absl.testing import parameterized
 
 import diffusion_distill as dd
 from diffusion_distill import sampling
+from diffusion_distill.arrays import enable_x64
 from diffusion_distill.diffusion import grids
 from diffusion_distill.diffusion.schedules import Cosine, VarianceExploding
 from diffusion_distill.levels import Level
@@ -56,8 +56,7 @@ def unit_noise(count: int) -> np.ndarray:
 
 
 def in_float64() -> AbstractContextManager[Any]:
-    enable = getattr(jax, "enable_x64", None) or import_module("jax.experimental").enable_x64  # where older JAX has it
-    return enable(True)
+    return enable_x64(True)
 
 
 def on_device(level: Level) -> Level:
