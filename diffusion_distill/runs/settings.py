@@ -36,7 +36,7 @@ class Settings:
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
-    evaluate_every: str | int = 0
+    evaluate_every: str | int = "0"
     evaluate_count: int = 0
     evaluate_features: str = "pixels"
     flip: bool = False
