@@ -39,7 +39,7 @@ class Settings:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     nonfinite_limit: int = 200
-    evaluate_every: str | int = 0
+    evaluate_every: str | int = "0"
     evaluate_count: int = 0
     evaluate_features: str = "pixels"
     flip: bool = False
