@@ -4,7 +4,8 @@ The devices must be set before JAX starts, hence at the import of this file. A t
 uses `data_mesh(jax.devices()[:n])`.
 
 Most of the time goes into compiling, and many tests compile the same program: a run that is stopped and goes on, a
-training in another process. They share what was compiled in .jax_cache, which `make clean` removes.
+training in another process. They share what was compiled in .jax_cache, which `make clean` removes, and XLA compiles
+without optimising. `make test-versions` tests the optimised programs: XLA_FLAGS in the environment is left as it is.
 """
 
 # ruff: noqa: E402
@@ -14,12 +15,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-CACHE = {  # as variables, so that the programs that tests start use it too
+QUICK = {  # as variables, so that the programs that tests start have them too
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",
     "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).resolve().parent.parent / ".jax_cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }
-for name, value in CACHE.items():
+for name, value in QUICK.items():
     os.environ.setdefault(name, value)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tests are for correctness; a GPU or TPU is asked for by name
 os.environ.setdefault("DIFFUSION_DISTILL_TINY", "1")  # read by the notebook

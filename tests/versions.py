@@ -106,9 +106,9 @@ def installed(python: Path, folder: Path, constraints: list[str]) -> Path | None
 
 
 def run_fast_tests(python: Path) -> int:
-    """Exit status of the fast tests, in two processes."""
+    """Exit status of the fast tests, in two processes, with XLA's optimisations (see conftest.py)."""
     command = [python, "-m", "pytest", "-m", "fast", "-n", "2", "--dist", "worksteal", "tests"]
-    return subprocess.run(command, cwd=ROOT).returncode
+    return subprocess.run(command, cwd=ROOT, env={"XLA_FLAGS": "", **os.environ}).returncode
 
 
 def lowest() -> int:
