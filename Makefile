@@ -11,17 +11,19 @@ ARGS ?=
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test test-versions lint format bench clean
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(INSTALLED) ## Train a teacher on digits, distil it to one step, draw the result (ARGS=... is passed on).
 	@$(RUN) experiments/digits.py $(ARGS)
 
-test: lint ## Lint, types, all tests; then the fast tests on the newest Python of this machine.
+test: lint ## Lint, types, all tests.
 	$(RUN) -m pytest --nbmake -n 2 --dist worksteal
-	@$(RUN) tests/newest_python.py
+
+test-versions: $(INSTALLED) ## The fast tests with the oldest and the newest packages that setup.py allows.
+	@$(RUN) tests/versions.py $(ARGS)
 
 lint: $(INSTALLED) ## Check style (ruff) and types (pyright).
 	$(RUN) -m ruff check .
@@ -36,7 +38,7 @@ bench: $(INSTALLED) ## Run every benchmark.
 	@for file in benchmarks/[!_]*.py; do echo "== $$file"; $(RUN) "$$file" || exit 1; done
 
 clean: ## Remove environments and caches; results in runs/ stay.
-	rm -rf .venv .venv-newest build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .jax_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): setup.py pyproject.toml

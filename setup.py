@@ -6,26 +6,28 @@ from setuptools import find_packages, setup
 
 README = Path(__file__).parent / "README.md"
 
+# Every requirement names the lowest version that works: `make test-versions` runs the fast tests on exactly these.
+# They are low enough for what Colab has (Python 3.13 with jax 0.7.2), so that installing leaves Colab's jax alone.
 RUNTIME = [
-    "absl-py>=2.3.1",
-    "chex>=0.1.92",
-    "flax>=0.12.8",
-    "importlib_resources",  # tensorflow-datasets 4.9.10 imports it and forgets to declare it
-    "jax>=0.10",
-    "matplotlib",
-    "msgpack>=1",  # flax has it too
-    "ml-collections>=1.1",
-    "numpy>=2",
+    "absl-py>=2.0",
+    "flax>=0.11.2",
+    "importlib_resources>=6.0",  # tensorflow-datasets 4.9.10 imports it and forgets to declare it
+    "jax>=0.7.2",
+    "matplotlib>=3.9.2",
+    "msgpack>=1.1",  # flax has it too
+    "ml-collections>=1.0",
+    "numpy>=2.1",
     "optax>=0.2.8",
-    "orbax-checkpoint>=0.12.8,<1",
-    "pillow",
+    "orbax-checkpoint>=0.12.4,<1",
+    "pillow>=10.4",
     "tensorflow-datasets>=4.9.10",
-    "tqdm",
+    "tqdm>=4.65",
 ]
 
-DEMO = ["scikit-learn"]
-TENSORBOARD = ["tensorboardX>=2.6.5"]
-EXPORT = ["safetensors>=0.8", "flatbuffers"]
+DEMO = ["scikit-learn>=1.5.2"]
+TENSORBOARD = ["tensorboardX>=2.6.2.2"]
+EXPORT = ["safetensors>=0.5", "flatbuffers>=24.3.25"]
+TESTS = [*DEMO, *TENSORBOARD, *EXPORT, "chex>=0.1.90", "pytest>=8.3", "pytest-xdist>=3.6.1"]
 
 # Lint and types are part of `make test`: newer checkers must not change its verdict, so they are pinned.
 CHECKERS = ["ruff>=0.17.5,<0.18", "pyright[nodejs]==1.1.414"]  # the plain pyright wheel has no Node
@@ -33,11 +35,12 @@ CHECKERS = ["ruff>=0.17.5,<0.18", "pyright[nodejs]==1.1.414"]  # the plain pyrig
 EXTRAS = {
     "demo": DEMO,
     "tensorboard": TENSORBOARD,
-    "wandb": ["wandb"],
+    "wandb": ["wandb>=0.22"],
     "export": EXPORT,
-    "prepare": ["tensorflow-cpu"],  # only to prepare a TFDS data set, once
-    "bench": ["torch", "pytorch-fid", "diffusers"],
-    "dev": [*DEMO, *TENSORBOARD, *EXPORT, "pytest", "pytest-xdist", "nbmake", "ipykernel", *CHECKERS],
+    "prepare": ["tensorflow-cpu>=2.20"],  # only to prepare a TFDS data set, once
+    "bench": ["torch>=2.5", "pytorch-fid>=0.3"],
+    "test": TESTS,
+    "dev": [*TESTS, "nbmake>=1.5", "ipykernel>=6.29", *CHECKERS],
 }
 
 setup(

@@ -1,6 +1,7 @@
 """D-ODE solvers on the digits teachers: fit one, or compare all of them, base and D-, at 2 to 25 evaluations.
 
-    paper      arXiv:2309.16421, Tables 5 to 9 in small: scale C = 10, batch B = 100, uniform time
+    paper      arXiv:2309.16421 in small: scale C = 10, batch B = 100, uniform time. Its teacher is of CIFAR-10: FID of
+               DDIM at 10, 25 and 50 evaluations 18.85, 9.79 and 7.17, of D-DDIM 8.67, 8.18 and 6.55 (Tables 2 and 4)
     cost       a fit of 10 evaluations is 110 evaluations of 100 images: seconds; the comparison is minutes on two cores
 
     python -m diffusion_distill.main --mode=fit --config=configs/digits_solvers.py --workdir=runs/digits_dode \

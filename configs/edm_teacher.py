@@ -14,6 +14,7 @@ Data: TFDS for cifar10 and imagenet64, else a folder or zip after a comma: --con
 
 from diffusion_distill import Denoising, OptimizerSettings, Settings
 from diffusion_distill.build import config_of, images
+from diffusion_distill.errors import choose
 from diffusion_distill.weights import PUBLISHED
 
 #: published model, TFDS name, size, dropout, batch, learning rate, images, half-life of the average in images
@@ -28,7 +29,7 @@ RUNS = {
 def get_config(run: str = "cifar10"):
     """The config of one of `RUNS`, with a folder or zip of images after a comma."""
     name, _, path = run.partition(",")
-    published, dataset, size, dropout, batch_size, learning_rate, length, half_life = RUNS[name]
+    published, dataset, size, dropout, batch_size, learning_rate, length, half_life = choose("run", name, RUNS)
     data = images(dataset, path, **({"size": size} if size else {}))
     return config_of(
         model=PUBLISHED[published].model.with_network(dropout=dropout),

@@ -8,18 +8,23 @@
     python -m diffusion_distill.main --mode=import --model=church_original --workdir=runs/church_original
     python -m diffusion_distill.main --mode=distill --config=configs/lsun128_btd.py:church --workdir=runs/church_btd \
         --config.teacher=runs/church_original
+
+Data: TFDS 'lsun/bedroom' or 'lsun/church_outdoor', or a folder or zip with train/IMAGE after a comma:
+--config=configs/lsun128_btd.py:church,church.zip
 """
 
 from diffusion_distill import OptimizerSettings, Progressive, Settings
 from diffusion_distill.build import config_of, images
+from diffusion_distill.errors import choose
 
 #: The sets' names in TensorFlow Datasets.
 DATASETS = {"bedroom": "lsun/bedroom", "church": "lsun/church_outdoor"}
 
 
-def get_config(subset: str = "bedroom"):
-    """The config of 'bedroom' or 'church'."""
-    data = images(DATASETS[subset], size=128, resample="bilinear")
+def get_config(run: str = "bedroom"):
+    """The config of 'bedroom' or 'church', with a folder or zip with train/IMAGE after a comma."""
+    subset, _, path = run.partition(",")
+    data = images(choose("LSUN set", subset, DATASETS), path, size=128, resample="bilinear")
     return config_of(
         model=None,
         method=Progressive(1024, 1, phase_length=50_000 * 2048, last_two_longer=2.0, learning_rate=1e-4),

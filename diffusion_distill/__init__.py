@@ -34,6 +34,7 @@ from diffusion_distill.runs import (
     train,
 )
 from diffusion_distill.solvers import SOLVERS
+from diffusion_distill.steps import ddim_step, heun_step, midpoint_step, rk4_step
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.optimizers import OptimizerSettings
 from diffusion_distill.version import __version__
@@ -67,13 +68,17 @@ __all__ = [
     "UNet",
     "__version__",
     "data",
+    "ddim_step",
     "distill",
     "evaluate",
     "export_weights",
     "fit_solver",
+    "heun_step",
     "import_weights",
     "metrics",
+    "midpoint_step",
     "report",
+    "rk4_step",
     "sample",
     "table_for",
     "train",

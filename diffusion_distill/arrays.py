@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import Any
 
 import jax
+import jax.experimental
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,6 +17,12 @@ Array = Any  # a NumPy array or a JAX array; formulas below floor 2 accept both
 def namespace(*values: Array) -> ModuleType:
     """Returns jax.numpy if any value lives on the device or is traced, else numpy."""
     return jnp if any(isinstance(v, jax.Array) for v in values) else np
+
+
+def enable_x64(on: bool) -> AbstractContextManager[None]:
+    """`with enable_x64(True):` lets JAX compute in float64; jax 0.7 keeps this function among the experimental ones."""
+    holder: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
+    return holder.enable_x64(on)
 
 
 def expand(per_sample: Array, like: Array) -> Array:

@@ -9,7 +9,8 @@ A config has these parts, each read by one function below:
     run        batch_size, seed, cadences, optimizer                          -> Settings
     teacher    folder of the artefact to distil
     artefact   folder of the artefact to sample or evaluate
-    sample     count, steps, solver, spacing, end, fitted, guidance, null_label, seed, clip, batch_size
+    sample     count, steps, solver, spacing, end, fitted, guidance, null_label, seed, clip, batch_size; an empty solver
+               and 0 steps mean those of the fitted solver, or else DDIM and the model's own number
     fit        how lambdas are fitted for the solver of `sample`: scale, batch_size, teacher_solver, ... -> FitSettings
     solvers    what --mode=solvers compares: solvers, nfe, ...                    -> Comparison
     evaluation how samplers are measured: count (0: that of `sample`), repetitions, ...; features, statistics (a file in
@@ -20,23 +21,25 @@ A config has these parts, each read by one function below:
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from diffusion_distill.data import SOURCES, Source
 from diffusion_distill.distillation import DISTILLERS, Denoising
+from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.errors import choose
+from diffusion_distill.files import user_path
 from diffusion_distill.model import Model
 from diffusion_distill.runs import Comparison, FitSettings, Setting, Settings
 from diffusion_distill.runs import evaluation as evaluation_run
 from diffusion_distill.runs.classifier import ClassifierSettings
-from diffusion_distill.runs.evaluation import EvaluationSettings
+from diffusion_distill.runs.evaluation import EvaluationSettings, Part
 from diffusion_distill.runs.sampling import Sampler, sampler_of
 from diffusion_distill.settings import from_mapping, to_mapping
 from diffusion_distill.training.artefact import Artefact
@@ -72,10 +75,10 @@ def config_of(
     if method is not None and settings is not None:
         name = next(name for name, kind in METHODS.items() if kind is type(method))
         training = {
-            "method": {"name": name, **to_mapping(method)},
+            "method": {"name": name, **_overridable(to_mapping(method))},
             "run": {**to_mapping(settings), "optimizer": to_mapping(settings.optimizer)},
         }
-    sampling = {"count": 64, "steps": 0, "solver": "ddim", "spacing": "time", "end": 0.0, "fitted": "", "guidance": 1.0,
+    sampling = {"count": 64, "steps": 0, "solver": "", "spacing": "time", "end": 0.0, "fitted": "", "guidance": 1.0,
                 "null_label": -1, "seed": 0, "clip": True, "batch_size": 256, "form": "npz"}  # fmt: skip
     return ConfigDict(
         {
@@ -100,6 +103,11 @@ def config_of(
             "artefact": "",
         }
     )
+
+
+def _overridable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a method; None becomes an empty place for a number, which the command line could not fill else."""
+    return {name: placeholder(float) if value is None else value for name, value in values.items()}
 
 
 def images(dataset: str, path: str = "", split: str = "train", **arguments: Any) -> dict[str, Any]:
@@ -161,7 +169,7 @@ def artefact(config: Any, part: str) -> Artefact:
 
 def sampling(config: Any) -> dict[str, Any]:
     """Keyword arguments of `runs.sample` from config.sample; steps 0 and null_label -1 mean the model's own."""
-    values = config.sample.to_dict()
+    values = {**config.sample.to_dict(), "solver": config.sample.solver or None}
     scale, null_label, _ = values.pop("guidance"), values.pop("null_label"), values.pop("form")
     guidance = {"scale": scale, **({} if null_label < 0 else {"null_label": null_label})}
     return {**values, "steps": values["steps"] or None, "guidance": guidance if scale != 1 else {}}
@@ -170,7 +178,8 @@ def sampling(config: Any) -> dict[str, Any]:
 def solver(config: Any) -> dict[str, Any]:
     """The part of `sampling` that says how a model is sampled, not how often."""
     values = sampling(config)
-    return {name: values[name] for name in ("solver", "steps", "spacing", "end", "clip", "guidance")}
+    named = {name: values[name] for name in ("solver", "steps", "spacing", "end", "clip", "guidance")}
+    return {**named, "solver": named["solver"] or "ddim"}
 
 
 def looked_at(config: Any) -> dict[str, Any]:
@@ -184,6 +193,15 @@ def fitting(config: Any) -> FitSettings:
     return from_mapping(FitSettings, "fit", config.fit.to_dict())
 
 
+def searched(config: Any, settings: FitSettings) -> dict[str, Any]:
+    """Keyword arguments of `runs.fit_solver` of a search: what it measures on and against; none without one."""
+    if not settings.scored:
+        return {}
+    statistics = config.evaluation.statistics
+    against = evaluation_run.published_reference(statistics) if statistics else source(config, "reference")
+    return {"features": features(config), "reference": against}
+
+
 def evaluation(config: Any) -> EvaluationSettings:
     """How samplers are measured, config.evaluation."""
     values = config.evaluation.to_dict()
@@ -193,9 +211,28 @@ def evaluation(config: Any) -> EvaluationSettings:
 
 
 def artefacts(config: Any) -> dict[str, Artefact]:
-    """The artefacts in the folders config.artefact, with commas between."""
-    folders = config.artefact.split(",") if config.artefact else []
+    """The artefacts in the folders config.artefact, see `folders_in`."""
+    folders = folders_in(config.artefact)
     return {folder: Artefact.load(folder) for folder in folders} or {"": artefact(config, "artefact")}
+
+
+def folders_in(text: str) -> list[str]:
+    """The artefacts' folders named in a text with commas between them.
+
+    Commas may also belong to names. Of all ways to read the text as folders that are there, the one with the fewest is
+    taken: a folder whose name is the whole text is one folder. If there is no such way, every comma separates.
+    """
+    parts = text.split(",")
+    ways: list[list[str] | None] = [[]]  # how the first parts can be read, by their number
+    for end in range(1, len(parts) + 1):
+        names = {begin: ",".join(parts[begin:end]).strip() for begin in range(end)}
+        found = [[*way, names[n]] for n, way in enumerate(ways) if way is not None and _is_artefact(names[n])]
+        ways.append(min(found, key=len, default=None))
+    return ways[-1] or [part.strip() for part in parts if part.strip()]
+
+
+def _is_artefact(folder: str) -> bool:
+    return bool(folder) and (user_path(folder) / "model.json").is_file()
 
 
 def features(config: Any) -> evaluation_run.Measured:
@@ -204,24 +241,18 @@ def features(config: Any) -> evaluation_run.Measured:
     return evaluation_run.features_named(config.evaluation.features, image_shape)
 
 
-def reference(
-    config: Any, features: evaluation_run.Measured, settings: EvaluationSettings, workdir: Path
-) -> evaluation_run.Part:
-    """What samples are compared with: published statistics, or the features of config.reference.
-
-    The latter are kept in WORKDIR, under a name of their own for every set, features and rounding.
-    """
-    if config.evaluation.statistics:
-        return evaluation_run.published_reference(config.evaluation.statistics)
-    what = [config.reference.to_dict(), features.name, settings.quantisation, settings.kept]
-    name = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]
-    return evaluation_run.reference_of(
-        source(config, "reference"), features, settings, workdir / f"reference-{name}.npz"
-    )
+def reference(config: Any) -> Source | Part:
+    """What samples are compared with: published statistics (config.evaluation.statistics), or config.reference."""
+    statistics = config.evaluation.statistics
+    return evaluation_run.published_reference(statistics) if statistics else source(config, "reference")
 
 
 def conventions(config: Any) -> dict[str, Any]:
-    """What is written beside the numbers of an evaluation."""
+    """What is written beside the numbers of an evaluation; what belongs to a row stands there."""
+    how, fitted = _sampled(config), fitted_solver(config)
+    if fitted:
+        grid = {name: fitted.provenance.get(name) for name in ("spacing", "end")}
+        how |= {**grid, "fitted": config.sample.fitted, "lambdas": fitted.lambdas.tolist()}
     return {
         "reference": config.evaluation.statistics or config.reference.to_dict(),
         "artefacts": {
@@ -229,27 +260,62 @@ def conventions(config: Any) -> dict[str, Any]:
             for folder, found in artefacts(config).items()
         },
         "weights": "eval average",
-        "sample": {**solver(config), "fitted": config.sample.fitted, "seed": config.sample.seed},
+        "sample": how,
     }
 
 
 def samplers(config: Any) -> dict[str, Callable[[], Sampler]]:
     """What config.evaluation measures: label -> makes it.
 
-    config.artefact may name several folders, with commas between. Solvers and steps that config.evaluation leaves out
-    are those of config.sample.
+    config.artefact may name several folders, see `folders_in`. Solvers and steps that config.evaluation leaves out
+    are those of config.sample, or of its fitted solver.
+
+    Raises:
+      ValueError: a fitted solver beside other solvers or numbers of steps.
     """
-    values, found = {**solver(config), "seed": config.sample.seed}, {}
-    folders = config.artefact.split(",")
+    folders, fitted = folders_in(config.artefact), fitted_solver(config)
     distinct = len({Path(folder).name for folder in folders}) == len(folders)
+    if fitted:
+        chosen = {(f"D-{fitted.solver}", fitted.steps): {"fitted": fitted}}
+    else:
+        names, counts = config.evaluation.solvers or (config.sample.solver or "ddim",), config.evaluation.steps
+        pairs = product(names, counts or (config.sample.steps,))
+        chosen = {(name, steps): {"solver": name, "steps": steps or None} for name, steps in pairs}
+    found = {}
     for folder in folders:
         title = Path(folder).name if distinct else folder
-        for name in config.evaluation.solvers or (values["solver"],):
-            for steps in config.evaluation.steps or (values["steps"],):
-                label = " ".join(filter(None, (title, name, f"{steps} steps" if steps else "")))
-                how = {**values, "solver": name, "steps": steps, "fitted": config.sample.fitted}
-                found[label] = partial(_sampler, folder, how)
+        for (name, steps), how in chosen.items():
+            label = " ".join(filter(None, (title, name, f"{steps} steps" if steps else "")))
+            found[label] = partial(_sampler, folder, {**_sampled(config), **how})
     return found
+
+
+def fitted_solver(config: Any) -> FittedSolver | None:
+    """The solver in the file config.sample.fitted, if that names one.
+
+    Raises:
+      ValueError: config.sample or config.evaluation asks for another solver or number of steps.
+    """
+    if not config.sample.fitted:
+        return None
+    found = FittedSolver.load(config.sample.fitted)
+    found.check_asked(config.sample.solver, config.sample.steps)
+    asked = {name: tuple(config.evaluation[name]) for name in ("solvers", "steps") if config.evaluation[name]}
+    if asked:
+        raise ValueError(
+            f"config.sample.fitted is {found.solver!r} with {found.steps} steps and nothing else, but config.evaluation"
+            f" asks for {asked}. Leave these out, or measure without a fitted solver; --mode=solvers compares both."
+        )
+    return found
+
+
+def _sampled(config: Any) -> dict[str, Any]:
+    """What samplers of all solvers and steps share."""
+    return {
+        name: value
+        for name, value in sampling(config).items()
+        if name in ("spacing", "end", "clip", "guidance", "seed")
+    }
 
 
 def _sampler(folder: str, how: Mapping[str, Any]) -> Sampler:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from diffusion_distill.arrays import Array, expand, namespace
+from diffusion_distill.arrays import Array, enable_x64, expand, namespace
 from diffusion_distill.levels import Level
 from diffusion_distill.typing import Denoise, Image, Labels
 
@@ -131,7 +131,7 @@ class ClassifierGuided(struct.PyTreeNode):
 
         if namespace(z, *level) is jnp:
             return jax.grad(total)(z)
-        with jax.enable_x64(True):  # on the host, where float64 stays float64
+        with enable_x64(True):  # on the host, where float64 stays float64
             return np.asarray(jax.grad(total)(z))
 
 

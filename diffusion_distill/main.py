@@ -23,16 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from diffusion_distill import build, interrupts, runs
-from diffusion_distill.errors import choose
+from diffusion_distill.errors import in_words
+from diffusion_distill.files import user_path, writable
 from diffusion_distill.report.pictures import image_grid
 from diffusion_distill.report.tables import format_table
 from diffusion_distill.runs import analysis, evaluation, images_out
 from diffusion_distill.runs.classifier import train_classifier
+from diffusion_distill.runs.comparison import in_short
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.sharding import use_cpu_devices
 
@@ -45,6 +46,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints
 
 def train(config: Any, workdir: Path) -> None:
     """Trains a teacher into WORKDIR/teacher."""
+    writable(workdir)
     runs.train(build.model(config), build.source(config), build.method(config), build.settings(config), workdir)
     print(f"The teacher is in {workdir / 'teacher'}")
 
@@ -52,6 +54,7 @@ def train(config: Any, workdir: Path) -> None:
 def distill(config: Any, workdir: Path) -> None:
     """Distils config.teacher into WORKDIR/student_<steps>."""
     teacher, student = build.artefact(config, "teacher"), build.student(config)
+    writable(workdir)
     source, method, settings = build.source(config), build.method(config), build.settings(config)
     students = runs.distill(teacher, source, method, settings, workdir, student)
     print(f"The students of {', '.join(map(str, students))} steps are in {workdir}/student_<steps>")
@@ -60,12 +63,15 @@ def distill(config: Any, workdir: Path) -> None:
 def sample(config: Any, workdir: Path) -> None:
     """Draws images of config.artefact into WORKDIR/samples.npz (or .zip, or a folder of PNGs) and samples.png."""
     artefact, how, form = build.artefact(config, "artefact"), build.sampling(config), config.sample.form
-    choose("form of images", form, images_out.FORMS)
+    writable(workdir, "samples.png")
+    images_out.check_place(workdir, form, artefact.model.image_shape[-1])
     labels = runs.labels_for(artefact.model, how["count"], None, how["seed"])
     images = runs.sample(artefact, name="sampling", labels=labels, **how)
-    path = images_out.save_images(images, workdir, form, labels)
-    image_grid({"": images[:16]}, workdir / "samples.png")
-    print(f"{len(images)} images are in {path}, the first of them in {workdir / 'samples.png'}")
+    if jax.process_index() > 0:
+        return
+    print(f"{len(images)} images are in {images_out.save_images(images, workdir, form, labels)}")
+    if images.shape[-1] in (1, 3):
+        print(f"The first of them are drawn in {image_grid({'': images[:16]}, workdir / 'samples.png')}")
 
 
 def evaluate(config: Any, workdir: Path) -> None:
@@ -73,18 +79,28 @@ def evaluate(config: Any, workdir: Path) -> None:
 
     An interrupted evaluation goes on where it was.
     """
-    settings, features, samplers = build.evaluation(config), build.features(config), build.samplers(config)
-    reference = build.reference(config, features, settings, workdir)
+    settings, samplers, features = build.evaluation(config), build.samplers(config), build.features(config)
+    writable(workdir, "results.json")
+    reference = evaluation.reference_of(build.reference(config), features, settings, workdir)
     conventions = build.conventions(config)
     rows = evaluation.evaluate_samplers(samplers, features, reference, settings, conventions, workdir)
     print(format_table([evaluation.in_short(row) for row in rows]))
 
 
 def fit(config: Any, workdir: Path) -> None:
-    """Fits the lambdas of config.sample's solver to a teacher, into WORKDIR/solver.json for --config.sample.fitted."""
+    """Fits the lambdas of config.sample's solver to a teacher, into WORKDIR/solver.json for --config.sample.fitted.
+
+    A search for one lambda (config.fit.candidates) is drawn into WORKDIR/candidates.png and .json.
+    """
     artefact, teacher = build.artefact(config, "artefact"), build.optional_artefact(config, "teacher")
-    fitted = runs.fit_solver(artefact, settings=build.fitting(config), teacher=teacher, **build.solver(config))
+    settings, how = build.fitting(config), build.solver(config)
+    writable(workdir, "solver.json")
+    fitted = runs.fit_solver(artefact, settings=settings, teacher=teacher, **how, **build.searched(config, settings))
     path = fitted.save(workdir / "solver.json")
+    if fitted.search:
+        analysis.candidates({fitted.solver: fitted.search}, workdir)
+        pairs = zip(fitted.search.candidates, fitted.search.values, strict=True)
+        print(format_table([{"lambda": candidate, fitted.search.metric: value} for candidate, value in pairs]))
     distances = zip(fitted.plain, fitted.fitted, strict=True)  # of each row, or of the result alone
     rows = [
         {
@@ -102,16 +118,15 @@ def fit(config: Any, workdir: Path) -> None:
 def solvers(config: Any, workdir: Path) -> None:
     """Compares config.solvers, base and D-ODE, into WORKDIR/results.json and quality.png, fitting what is missing."""
     setting, comparison = build.comparison(config)
-    source = build.source(config, "reference")
-    reference = source.gather(np.arange(len(source)))["image"]
-    rows = runs.compare_solvers(setting, comparison, build.fitting(config), reference, workdir)
-    named = [{**row, "solver": f"D-{row['solver']}" if row["fitted"] else row["solver"]} for row in rows]
-    print(format_table(named, ["solver", "nfe", "seconds", "frechet", "precision", "recall", "error"]))
+    writable(workdir, "results.json", "results.jsonl", "quality.png")
+    rows = runs.compare_solvers(setting, comparison, build.fitting(config), build.reference(config), workdir)
+    print(format_table([in_short(row) for row in rows]))
     print(f"Seconds are per 1000 images. All is in {workdir / 'results.json'}, drawn in quality.png beside it.")
 
 
 def trajectories(config: Any, workdir: Path) -> None:
     """Draws norms and pixels along trajectories of config.sample's solver into WORKDIR/trajectories.png and .json."""
+    writable(workdir, "trajectories.json", "trajectories.png")
     looked = analysis.subject(build.artefact(config, "artefact"), **build.looked_at(config))
     analysis.trajectories(looked.denoise, looked.tables, looked.start, workdir, looked.labels)
     print(f"The trajectories are drawn in {workdir / 'trajectories.png'}, their numbers are in trajectories.json")
@@ -119,21 +134,29 @@ def trajectories(config: Any, workdir: Path) -> None:
 
 def similarity(config: Any, workdir: Path) -> None:
     """Draws the similarities of the network's outputs between steps into WORKDIR/similarity.png and .json."""
+    writable(workdir, "similarity.json", "similarity.png")
     looked = analysis.subject(build.artefact(config, "artefact"), **build.looked_at(config))
     analysis.similarity(looked.denoise, looked.tables, looked.start, workdir, looked.labels)
     print(f"The similarities are drawn in {workdir / 'similarity.png'}, their numbers are in similarity.json")
 
 
 def lambdas(config: Any, workdir: Path) -> None:
-    """Draws the lambdas in the file or folder config.sample.fitted into WORKDIR/lambdas.png and .json."""
+    """Draws the lambdas in the file or folder config.sample.fitted into WORKDIR/lambdas.png and .json.
+
+    Where lambdas were searched, the candidates are drawn into WORKDIR/candidates.png and .json.
+    """
     if not config.sample.fitted:
         raise ValueError("This mode needs fitted solvers: give a file or a folder with --config.sample.fitted=PATH.")
+    writable(workdir, "lambdas.json", "lambdas.png")
     analysis.lambdas(analysis.fits_in(config.sample.fitted), workdir)
+    if searches := analysis.searches_in(config.sample.fitted):
+        analysis.candidates(searches, workdir)
     print(f"The lambdas are drawn in {workdir / 'lambdas.png'}, their numbers are in lambdas.json")
 
 
 def classifier(config: Any, workdir: Path) -> None:
     """Trains a classifier on config.data into WORKDIR/classifier, whose features --mode=evaluate can use."""
+    writable(workdir)
     found = train_classifier(build.source(config), build.source(config, "reference"), build.classifier(config), workdir)
     print(
         f"The classifier is in {workdir / 'classifier'}: {found.about['accuracy']:.2%} of the held-out images are right"
@@ -155,8 +178,8 @@ def import_weights(config: Any, workdir: Path) -> None:
 
 def export_weights(config: Any, workdir: Path) -> None:
     """Writes the artefact in the folder --model as WORKDIR/<its name>.safetensors."""
-    folder = Path(_asked_model("an artefact's folder"))
-    workdir.mkdir(parents=True, exist_ok=True)
+    folder = user_path(_asked_model("an artefact's folder")).absolute()  # which has a name, be it '.'
+    writable(workdir, f"{folder.name}.safetensors")
     path = runs.export_weights(Artefact.load(folder), workdir / f"{folder.name}.safetensors")
     print(f"The export is {path}")
 
@@ -207,14 +230,14 @@ def main(argv: Sequence[str]) -> None:
     else:
         interrupts.listen()
     try:
-        MODES[mode](_CONFIG.value, Path(str(_WORKDIR.value)))
+        MODES[mode](_CONFIG.value, user_path(str(_WORKDIR.value)))
     except interrupts.Interrupted as request:
         print(f"Stopped by {request}; what was done is saved. The same command goes on from here.", file=sys.stderr)
         sys.exit(interrupts.EXIT_STATUS)
-    except (ValueError, TypeError, FileNotFoundError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         if flags.FLAGS.only_check_args or flags.FLAGS.pdb:
             raise
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(f"{type(error).__name__}: {in_words(error)}")
 
 
 if __name__ == "__main__":

@@ -20,12 +20,15 @@ from flax import struct
 
 from diffusion_distill.arrays import Array, expand, namespace
 from diffusion_distill.diffusion import parameterization
-from diffusion_distill.diffusion.preconditioning import TIME_INPUTS, LogsnrInput, TimeInput
-from diffusion_distill.diffusion.schedules import SCHEDULES, Cosine, Schedule, on_grid
+from diffusion_distill.diffusion.preconditioning import TIME_INPUTS, IDDPMInput, LogsnrInput, TimeInput
+from diffusion_distill.diffusion.schedules import SCHEDULES, Cosine, LinearBetaDiscrete, Schedule, on_grid
 from diffusion_distill.levels import Level
 from diffusion_distill.networks import NETWORKS
 from diffusion_distill.settings import describe, rebuild
 from diffusion_distill.typing import Denoise, Image, Key, Labels, Params
+
+#: Parts of a model that know so many `steps` and nothing between them.
+DISCRETE = (LinearBetaDiscrete, IDDPMInput)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,12 @@ class Model:
     def sigma_data(self) -> float:
         """Standard deviation of the data, as EDM's preconditioning uses it."""
         return getattr(self.time_input, "sigma_data", parameterization.SIGMA_DATA)
+
+    @property
+    def discrete_steps(self) -> int | None:
+        """Steps of the discrete process that the network was trained for, as many as it knows; None for any time."""
+        known = [part.steps for part in (self.schedule, self.time_input) if isinstance(part, DISCRETE)]
+        return min(known, default=None)
 
     def with_network(self, **changes: Any) -> Model:
         """Returns a copy of the model whose network has other settings, such as dropout=0.1."""

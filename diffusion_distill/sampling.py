@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill import interrupts
-from diffusion_distill.arrays import Array
+from diffusion_distill.arrays import Array, expand
 from diffusion_distill.errors import positive_int
 from diffusion_distill.levels import Level
 from diffusion_distill.solvers.table import Table
@@ -142,8 +142,8 @@ def _row(denoise: Denoise, row: Table, registers: tuple, labels: Labels | None, 
 
 
 def combine(weights: Array, operands: Sequence[Image]) -> Image:
-    """A linear form in images, by multiply-adds."""
-    return sum(w * v for w, v in zip(weights, operands, strict=True))  # type: ignore[return-value]
+    """A linear form in images [batch, ...], by multiply-adds; weights are scalars or [batch]."""
+    return sum(expand(w, v) * v for w, v in zip(weights, operands, strict=True))  # type: ignore[return-value]
 
 
 _jitted_row = jax.jit(_row)

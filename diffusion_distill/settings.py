@@ -41,6 +41,19 @@ def to_mapping(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names}
 
 
+def defaults_of(value: Any) -> dict[str, Any]:
+    """The default of each field of a dataclass or Flax module, or of an object's class, that has one."""
+    found = {}
+    for field in dataclasses.fields(value):
+        if field.name in ("parent", "name"):
+            continue
+        if field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return found
+
+
 def describe(value: Any, registry: Mapping[str, type]) -> dict[str, Any]:
     """A dataclass or Flax module of a registry as {"name": ..., its fields}, from which `rebuild` makes it again.
 

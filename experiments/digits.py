@@ -164,7 +164,7 @@ class Sampler:
     @property
     def nfe(self) -> int:
         """Network evaluations per image."""
-        return dd.table_for(self.artefact.on_grid(self.steps).model, self.steps, self.solver).nfe
+        return dd.table_for(self.artefact, self.steps, self.solver).nfe
 
 
 def train_all(recipe: Recipe, seed: int, folder: Path, stage: Stages) -> list[Sampler]:

@@ -1,7 +1,10 @@
-"""What every test gets: eight simulated CPU devices, no silent rank promotion, tiny notebooks, toy models.
+"""What every test gets: eight simulated CPU devices, quick compiling, no silent rank promotion, toy models.
 
 The devices must be set before JAX starts, hence at the import of this file. A test that needs fewer of them
 uses `data_mesh(jax.devices()[:n])`.
+
+Most of the time goes into compiling, and many tests compile the same program: a run that is stopped and goes on, a
+training in another process. They share what was compiled in .jax_cache, which `make clean` removes.
 """
 
 # ruff: noqa: E402
@@ -9,7 +12,15 @@ uses `data_mesh(jax.devices()[:n])`.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+CACHE = {  # as variables, so that the programs that tests start use it too
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).resolve().parent.parent / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+for name, value in CACHE.items():
+    os.environ.setdefault(name, value)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tests are for correctness; a GPU or TPU is asked for by name
 os.environ.setdefault("DIFFUSION_DISTILL_TINY", "1")  # read by the notebook
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from diffusion_distill.data import (
     LazySource,
     Source,
     digits,
+    fingerprint,
     folder,
     from_arrays,
     from_dataset,
@@ -750,6 +752,17 @@ def test_prepared_sets_are_read_by_name(prepared: Path, memory: int, monkeypatch
     )
 
 
+def test_the_fingerprint_of_a_prepared_set(prepared: Path, tmp_path: Path) -> None:
+    read = lambda split, place: fingerprint(tfds("shapes", split, place, memory=0))  # noqa: E731
+    known = read("train", prepared)
+    assert known == read("train", prepared) != read("test", prepared)
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)  # with the files' times
+    assert read("train", tmp_path) == known
+    shard = next((tmp_path / "shapes").rglob("*train*array_record*"))
+    os.utime(shard, (0, 0))
+    assert read("train", tmp_path) != known
+
+
 def test_a_prepared_set_is_read_without_tensorflow_or_network(prepared: Path) -> None:
     script = (
         "import socket\n"
@@ -761,7 +774,7 @@ def test_a_prepared_set_is_read_without_tensorflow_or_network(prepared: Path) ->
         f"source = tfds('shapes', 'train', {str(prepared)!r})\n"
         "print(Batches(source, 4, 0).at(3)['image'].shape)\n"
     )
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.stdout.strip() == "(4, 6, 8, 3)", run.stderr
 
 
@@ -784,14 +797,16 @@ def test_versions_and_configs(prepared: Path, tmp_path: Path) -> None:
         tfds("scenes", "train", prepared)
 
 
-def test_what_is_not_prepared_fails_fast_with_the_command(prepared: Path, tmp_path: Path) -> None:
+def test_what_is_not_prepared_fails_with_the_command_and_without_the_network(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data_dir = tmp_path / "my data"
+    monkeypatch.setattr("socket.socket.connect", None)
     for name in ("cifar10", "lsun/church_outdoor"):
-        start = time.perf_counter()
         command = rf"\n  pip .*\[prepare\]'\n  tfds build {name} --data_dir='{data_dir}' --file_format=array_record\n"
         with pytest.raises(FileNotFoundError, match=rf"'{name}' is not prepared in {data_dir}\. .*{command}"):
             tfds(name, "train", data_dir)
-        assert time.perf_counter() - start < 5 and not data_dir.exists()
+        assert not data_dir.exists() and "tensorflow" not in sys.modules
 
 
 def test_sets_are_prepared_when_asked(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

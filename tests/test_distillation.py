@@ -18,7 +18,7 @@ import pytest
 import toys
 
 from diffusion_distill import runs, sampling
-from diffusion_distill.arrays import namespace, stratified
+from diffusion_distill.arrays import enable_x64, namespace, stratified
 from diffusion_distill.diffusion import forward, grids, parameterization
 from diffusion_distill.diffusion.preconditioning import LogsnrInput
 from diffusion_distill.diffusion.schedules import (
@@ -237,7 +237,7 @@ def test_one_step_to_the_target_is_two_steps_of_the_solver(schedule: Schedule, s
     ):
         x, eps = (a.astype(np.float64) for a in batch_for(rows))
         z = forward.diffuse(x, eps, rows.t)
-        with jax.enable_x64(True):
+        with enable_x64(True):
             found = np.asarray(closure.target(rows, z, CURVED, CURVED))
         for k in range(len(t)):
             if s[k] == 0 and not isinstance(schedule, Karras):
@@ -501,6 +501,9 @@ def test_phases_of_tract(schedule: tuple[int, ...], tiny_model: Model) -> None:
     following = Tract(schedule, length="10000", phase_start="continue", reset_average=True)
     assert all(p.reset_average and not p.restart for p in following.phases(tiny_model, 16))
     assert Tract(self_momentum=0.3).averages == {"self_teacher": 0.3}
+    for momentum in (0, 0.9, 0.9999):  # Table 4 and Figure 5: whatever the length of a phase
+        fixed = Tract(schedule, length="10000", shares=tuple(range(1, count + 1)), momentum=momentum)
+        assert [p.momentum for p in fixed.phases(tiny_model, 16)] == [momentum] * count
 
 
 @pytest.mark.fast
@@ -587,7 +590,14 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "TRACT's momentum": (lambda: Tract(self_momentum=1.0), r"self_momentum must be in \[0, 1\), got 1.0"),
     "TRACT's phase start": (lambda: Tract(phase_start="paper"), r"phase_start 'paper'.*Known: continue, teacher"),
     "TRACT's residual of 0": (lambda: plan(Tract((2, 1), residual=0.0, length=640)), r"residual.*\(0, 1\).*0\.0"),
-    "TRACT shares": (lambda: Tract((4, 2, 1), shares=(1, 2, 3)), "2 phases need as many shares"),
+    "TRACT's fixed momentum of 1": (lambda: Tract(momentum=1.0), r"momentum must be .*\[0, 1\), got 1\.0"),
+    "TRACT's momentum twice": (lambda: Tract(momentum=0.9, residual=1e-4), r"momentum=0\.9 and residual=0\.0001 both"),
+    "TRACT shares of another schedule": (
+        lambda: Tract((1024, 1), shares=(1, 3)),
+        r"\(1024, 1\) has 1 phase, but shares=\(1, 3\) are for 2.*shares=\(1,\).*--config\.method\.shares='\(\)'",
+    ),
+    "TRACT share that is no number": (lambda: plan(Tract((4, 2, 1), shares=("", 1))), "positive numbers"),  # type: ignore[arg-type]
+    "TRACT shares": (lambda: Tract((4, 2, 1), shares=(1, 2, 3)), r"has 2 phases, but shares=\(1, 2, 3\) are for 3"),
     "TRACT share of 0": (lambda: plan(Tract((4, 2, 1), shares=(1, 0))), "must be positive"),
     "TRACT too short": (lambda: plan(Tract((4, 2, 1), length=16)), r"16 samples in batches of 16.*2 phase"),
     "knowledge in zero steps": (lambda: Knowledge(0), r"number of steps must be .*at least 1, got 0"),

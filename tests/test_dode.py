@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,17 +19,24 @@ import toys
 from flax import struct
 
 from diffusion_distill import runs, sampling
+from diffusion_distill.data import from_arrays
 from diffusion_distill.diffusion import grids
-from diffusion_distill.diffusion.schedules import Cosine, Karras
+from diffusion_distill.diffusion.preconditioning import IDDPMInput
+from diffusion_distill.diffusion.schedules import Cosine, Karras, LinearBetaDiscrete
 from diffusion_distill.diffusion.spacings import spaced
 from diffusion_distill.distillation import dode
 from diffusion_distill.distillation.fitted import FittedSolver
+from diffusion_distill.features import Pixels
 from diffusion_distill.levels import Level
 from diffusion_distill.model import Denoiser, Model
+from diffusion_distill.quantise import quantise
 from diffusion_distill.runs import comparison as comparison_run
+from diffusion_distill.runs import evaluation
 from diffusion_distill.runs.comparison import Comparison, Setting, compare_solvers
-from diffusion_distill.runs.fitting import FIRST, FitSettings, fit_solver
-from diffusion_distill.solvers import Table, ancestral, ddim, heun, registry, tabulate
+from diffusion_distill.runs.evaluation import EvaluationSettings
+from diffusion_distill.runs.fitting import FIRST, FitSettings, fit_solver, teacher_steps
+from diffusion_distill.runs.sampling import sampler_of
+from diffusion_distill.solvers import SOLVERS, Table, ancestral, ddim, heun, registry, tabulate
 from diffusion_distill.solvers.table import run_host
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.sharding import data_mesh, devices_for, replicated, split
@@ -261,19 +270,186 @@ def test_one_lambda_for_all_rows_is_searched(exact: Denoiser) -> None:
     start, teacher = jnp.asarray(noise(), jnp.float32), dode.nested(student, schedule, 50, ddim)
     target = sampling.integrate(exact, teacher.table, start)
     candidates = (0.25, 0.5, 0.75, 1.0)
-    found = dode.search(exact, student, teacher, start, candidates)
+    found = dode.search(student, candidates, dode.distance_from(teacher, exact, start))
     ends = [sampling.integrate(exact, student.distilled(np.full((4, 1), c)), start) for c in (0.0, *candidates)]
     errors = [float(jnp.sqrt(jnp.mean((end - target) ** 2))) for end in ends]
-    assert (found.lambdas == candidates[int(np.argmin(errors[1:]))]).all() and found.lambdas.shape == (4, 1)
-    np.testing.assert_allclose([found.plain[0], found.fitted[0]], [errors[0], min(errors[1:])], rtol=1e-5)
-    assert found.fitted[0] < 0.6 * found.plain[0]
+    assert found.metric == "l2" and found.best == candidates[int(np.argmin(errors[1:]))]
+    np.testing.assert_allclose(found.values, errors[1:], rtol=1e-5)
+    assert min(found.values) < 0.6 * errors[0]
 
 
-def test_searched_solvers_are_artefacts_too(teacher: Artefact) -> None:
-    settings = FitSettings(scale=4, batch_size=24, candidates=(0.1, 0.3))
-    found = fit_solver(teacher, "ddim-la", 4, settings)
-    assert found.lambdas.shape == (4, 1) and found.lambdas[0, 0] in (0.1, 0.3)
-    assert found.table().nfe == 4 and found.plain.shape == (1,)
+@pytest.mark.fast
+def test_a_search_takes_the_lowest_or_the_highest_finite_value() -> None:
+    """Of a parabola around 0.3 and of its negative; candidates whose images are not finite are never the best."""
+    student = student_of("ddim")[0]
+    lambda_of = lambda table: float(table.weights[1, 0, -1] - student.weights[1, 0, -1])  # noqa: E731
+    unit = lambda_of(student.distilled(np.ones((5, 1))))
+    parabola = lambda table: (lambda_of(table) / unit - 0.3) ** 2  # noqa: E731
+    candidates = (0.4, 0.1, 0.31, 0.2)
+    lowest = dode.search(student, candidates, parabola, "frechet")
+    highest = dode.search(student, candidates, lambda table: -parabola(table), "recall", highest=True)
+    assert (lowest.best, highest.best) == (0.31, 0.31) and not lowest.at_edge
+    np.testing.assert_allclose(lowest.values, (np.array(candidates) - 0.3) ** 2, atol=1e-12)
+    assert dode.search(student, (0.4, 0.5), parabola).at_edge and not dode.search(student, (0.4,), parabola).at_edge
+    values = iter([np.nan, np.inf, 3.0])
+    assert dode.search(student, (0.1, 0.2, 0.3), lambda table: next(values)).best == 0.3
+    with pytest.raises(ValueError, match=r"No candidate of \(0.1, 0.2\) gives finite images"):
+        dode.search(student, (0.1, 0.2), lambda table: np.nan)
+
+
+REFERENCE = np.clip(np.random.default_rng(0).normal(0.1, 0.4, (60, *SHAPE)), -1, 1).astype(np.float32)
+TRIED = FitSettings(scale=2, batch_size=24, candidates=(-0.3, 0.1, 0.5, 0.2), search_images=40)
+
+
+@pytest.mark.parametrize("metric", ["frechet", "kid", "recall"])
+def test_a_search_chooses_by_the_numbers_of_an_evaluation(teacher: Artefact, metric: str) -> None:
+    """By hand: the images of every candidate, drawn as samples are, in 8 bits, and what an evaluation says of them."""
+    settings = dataclasses.replace(TRIED, search_metric=metric)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = fit_solver(teacher, "ddim", 4, settings, reference=REFERENCE)
+    features, how = Pixels(SHAPE), EvaluationSettings(40, 1, 24)
+    real = evaluation.reference_of(from_arrays(REFERENCE), features, how)
+    values = []
+    for candidate in TRIED.candidates:
+        table = found.base.distilled(np.full((4, 1), candidate))
+        drawn = dataclasses.replace(sampler_of(teacher, 4, seed=settings.seed), table=table)
+        part = evaluation.Part.empty()
+        part.add(evaluation.outputs_of(features, quantise(drawn.draw(FIRST, 40))), how.kept)
+        values.append(evaluation.scores(part, real, how)[metric])
+    assert found.search is not None and found.search.metric == metric
+    np.testing.assert_allclose(found.search.values, values, rtol=1e-3, atol=1e-3)
+    best = np.argmax(values) if metric == "recall" else np.argmin(values)
+    assert (found.lambdas == TRIED.candidates[int(best)]).all()
+
+
+@pytest.mark.filterwarnings("ignore:The best lambda")
+def test_searched_solvers_are_artefacts_too(teacher: Artefact, tmp_path: Path) -> None:
+    found = fit_solver(teacher, "ddim-la", 4, TRIED, reference=from_arrays(REFERENCE))
+    assert found.search is not None and found.search.best in TRIED.candidates
+    assert found.lambdas.shape == (4, 1) and (found.lambdas == found.search.best).all()
+    assert found.table().nfe == 4 and found.plain.shape == found.fitted.shape == (1,)
+    assert (found.provenance["search images"], found.provenance["features"]) == (40, "pixels")
+    values = np.array([1.0, np.nan, 3.0, 4.0])
+    again = FittedSolver.load(
+        dataclasses.replace(found, search=found.search._replace(values=values)).save(tmp_path / "solver.json")
+    )
+    assert again.search is not None and (again.search.metric, again.search.best) == ("frechet", found.search.best)
+    np.testing.assert_array_equal(again.search.candidates, TRIED.candidates)
+    np.testing.assert_array_equal(again.search.values, values)
+    assert "NaN" not in (tmp_path / "solver.json").read_text()
+    path = found.save(tmp_path / "old.json")
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "search"}))
+    assert FittedSolver.load(path).search is None, "files of before are read"
+
+
+def test_a_best_candidate_at_the_edge_is_warned_of(teacher: Artefact) -> None:
+    """By the distance from the teacher, 0.3 is better than 100 and than -100."""
+    settings = FitSettings(scale=4, batch_size=24, search_metric="l2")
+    with pytest.warns(
+        UserWarning, match=r"best lambda by l2, 0.3, stands at the edge of the candidates \(0.3, 100.0\)"
+    ):
+        fit_solver(teacher, "ddim", 4, dataclasses.replace(settings, candidates=(0.3, 100.0)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inner = fit_solver(teacher, "ddim", 4, dataclasses.replace(settings, candidates=(-100.0, 0.3, 100.0)))
+        fit_solver(teacher, "ddim", 4, dataclasses.replace(settings, candidates=(0.3,)))
+    assert inner.search is not None and inner.search.best == 0.3
+
+
+def test_a_search_needs_what_it_measures_against(teacher: Artefact, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "noise", None)  # nothing is drawn before
+    with pytest.raises(
+        ValueError, match=r"chosen by 'frechet'.*reference=images.*config.reference.*search_metric='l2'"
+    ):
+        fit_solver(teacher, "ddim", 4, TRIED)
+    for metric in ("sfid", "inception_score"):
+        with pytest.raises(ValueError, match=f"'pixels' do not allow the metric '{metric}'"):
+            fit_solver(teacher, "ddim", 4, dataclasses.replace(TRIED, search_metric=metric), reference=REFERENCE)
+
+
+# ------------------------------------------------------------------------------------------- lambdas without meaning
+
+
+@pytest.mark.fast
+def test_lambdas_beyond_the_bound_are_left_out() -> None:
+    """Two directions that differ by 1e-6 of themselves ask for huge lambdas: the row keeps 0, and others theirs."""
+    student, schedule = student_of("two lambdas")
+    teacher = dode.nested(student, schedule, 4, ddim)
+    assert student.directions is not None
+    weights = student.directions.weights.copy()
+    weights[3, 1] = weights[3, 0] + 1e-6 * weights[3, 1]
+    student = student._replace(directions=student.directions._replace(weights=weights))
+    free = dode.fit_host(Curved(), student, teacher, noise())
+    bounded = dode.fit_host(Curved(), student, teacher, noise(), largest=1000.0)
+    assert np.abs(free.lambdas[3]).max() > 1e4 and np.abs(free.lambdas[:3]).max() < 1000
+    np.testing.assert_array_equal(bounded.lambdas[3], 0)
+    np.testing.assert_array_equal(bounded.lambdas[:3], free.lambdas[:3])
+    np.testing.assert_allclose(bounded.asked[3], free.lambdas[3])
+    assert bounded.fitted[3] == bounded.plain[3] == free.plain[3], "the row is the plain solver's"
+
+
+def test_a_row_beyond_the_bound_is_warned_of(teacher: Artefact) -> None:
+    settings = FitSettings(scale=4, batch_size=24, largest=1e-3)
+    with pytest.warns(
+        UserWarning, match=r"Row \d keeps lambda 0: its least squares ask for -?\d.*largest=0.001"
+    ) as told:
+        found = fit_solver(teacher, "ddim", 4, settings)
+    free = fit_solver(teacher, "ddim", 4, dataclasses.replace(settings, largest=1000.0))
+    first = next(k for k in range(4) if abs(free.lambdas[k, 0]) > 1e-3)
+    assert str(told[0].message).startswith(f"Row {first} ") and f"{free.lambdas[first, 0]:.3g}" in str(told[0].message)
+    assert (np.abs(found.lambdas) <= 1e-3).all()
+
+
+# --------------------------------------------------------------------------------------------- clipped samples
+
+
+SAMPLED = [*SOLVERS, "unipc output=eps", "ablation schedule=ve", "ddim ending=x_hat", "heun alpha=0.5"]
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, VE], ids=["VP", "VE"])
+@pytest.mark.parametrize("solver", SAMPLED)
+def test_clipped_samples_are_in_range(solver: str, schedule: Any, toy_networks: None) -> None:
+    """Of every solver, and of lambdas that lead far beyond; without clipping, these do."""
+    model = Model(toys.Perceptron(1), SHAPE, schedule, prediction="x")
+    artefact = Artefact(model, jax.tree.map(lambda a: 4 * a, toys.parameters(model)))
+    drawn = runs.sample(artefact, 16, 3, solver=solver)
+    assert np.abs(drawn).max() <= 1
+    grid = runs.grid_for(artefact, 3)
+    base = tabulate(solver, grid, schedule)
+    if base.directions is None:
+        return
+    lambdas = np.full(base.directions.published.shape, 50.0)
+    fitted = FittedSolver(solver, schedule, grid, lambdas, np.zeros(1), np.zeros(1))
+    assert np.abs(runs.sample(artefact, 16, fitted=fitted)).max() <= 1
+    assert np.abs(runs.sample(artefact, 16, fitted=fitted, clip=False)).max() > 1
+
+
+# --------------------------------------------------------------------------------------------- discrete models
+
+
+def test_teachers_take_no_more_steps_than_a_discrete_model_has(toy_networks: None) -> None:
+    """C = 20 and C = 30 share one at 50 evaluations of 1000 times, or at 3 of 60; in continuous time they do not."""
+    discrete = Model(toys.Perceptron(1), SHAPE, LinearBetaDiscrete(), prediction="eps")
+    assert (discrete.discrete_steps, teacher_steps(50, 20, discrete), teacher_steps(50, 30, discrete)) == (1000,) * 3
+    assert teacher_steps(15, 100, discrete) == 1000 and teacher_steps(10, 10, discrete) == 100
+    continuous = dataclasses.replace(discrete, schedule=Cosine())
+    assert continuous.discrete_steps is None and teacher_steps(50, 30, continuous) == 1500
+    assert dataclasses.replace(continuous, time_input=IDDPMInput(steps=400)).discrete_steps == 400
+    few = dataclasses.replace(discrete, schedule=LinearBetaDiscrete(60, 2e-3, 0.2))
+    artefact = Artefact(few, toys.parameters(few))
+    found = [fit_solver(artefact, "ddim", 3, FitSettings(scale=scale, batch_size=8)) for scale in (20, 30, 10)]
+    assert [fit.provenance["teacher's evaluations"] for fit in found] == [60, 60, 30]
+    np.testing.assert_array_equal(found[0].lambdas, found[1].lambdas)
+    assert abs(found[0].lambdas[1] - found[2].lambdas[1]) > 1e-3
+
+
+@pytest.mark.parametrize(("pairing", "evaluations"), [("nested", 9), ("published", 10)])
+def test_capped_teachers_of_both_pairings(pairing: str, evaluations: int, toy_networks: None) -> None:
+    """Of 10 discrete times: nested steps are whole parts of the student's, 3·3; the published count is the model's."""
+    model = Model(toys.Perceptron(1), SHAPE, LinearBetaDiscrete(10, 0.01, 0.3), prediction="eps")
+    found = fit_solver(Artefact(model, toys.parameters(model)), "ddim", 3, FitSettings(5, 8, pairing=pairing))
+    assert found.provenance["teacher's evaluations"] == evaluations
 
 
 # -------------------------------------------------------------------------------------------------- artefacts
@@ -298,7 +474,8 @@ def test_samples_of_a_fitted_solver_are_those_of_its_table(fitted: FittedSolver,
     drawn = runs.sample(teacher, 16, fitted=fitted, seed=5)
     denoise, keys = teacher.denoiser(), sampling.sample_keys(jax.random.key(5), np.arange(16))
     expected = sampling.integrate(denoise, fitted.table(), sampling.noise(keys, 0, SHAPE))
-    np.testing.assert_allclose(drawn, expected, atol=1e-5)
+    assert np.abs(expected).max() > 1, "lambda moves the last state beyond x_hat"
+    np.testing.assert_allclose(drawn, np.clip(expected, -1, 1), atol=1e-5)
     other = Artefact(teacher.model, toys.parameters(teacher.model, seed=1))
     with pytest.warns(UserWarning, match="fitted on another model"):
         runs.sample(other, 8, fitted=fitted)
@@ -363,7 +540,7 @@ NOT_FITTED: dict[str, tuple[Callable[[Artefact], Any], str]] = {
         "draw no noise",
     ),
     "an unknown teacher": (lambda a: fit_solver(a, "ddim", 3, FitSettings(teacher_solver="huen")), "mean 'heun'"),
-    "an unknown option": (lambda a: fit_solver(a, "ddim ordr=3", 3), "no option ordr"),
+    "an unknown option": (lambda a: fit_solver(a, "ddim ordr=3", 3), "no option .ordr."),
     "an option without a value": (lambda a: fit_solver(a, "deis 3", 3), "option=value, got '3'"),
     "no file": (lambda a: runs.sample(a, 8, fitted="nothing.json"), "--mode=fit writes one"),
 }
@@ -381,6 +558,13 @@ def test_what_cannot_be_fitted_is_refused(make: Callable[[Artefact], Any], said:
     [
         (lambda: FitSettings(scale=0), "scale must be"),
         (lambda: FitSettings(pairing="matched"), "Known: nested, published"),
+        (lambda: FitSettings(search_metric="fid"), "metric of a search 'fid'.*Known: frechet"),
+        (lambda: FitSettings(search_images=0), "search_images must be"),
+        (lambda: FitSettings(largest=0.0), "bound of lambdas, must be positive"),
+        (lambda: FitSettings(candidates=(0.1, 0.1)), "there twice"),
+        (lambda: FitSettings(candidates=(float("nan"),)), "finite numbers"),
+        (lambda: FitSettings(candidates=("0.1",)), "finite numbers"),  # type: ignore[arg-type]
+        (lambda: FitSettings(teacher_solver="dimm"), "mean 'ddim'"),
         (lambda: Comparison(solvers=()), "needs solvers"),
         (lambda: Comparison(nfe=(0,)), "at least 1"),
         (lambda: Comparison(truth="fine"), "Unknown solver 'fine'"),
@@ -439,7 +623,7 @@ def test_a_comparison_goes_on_where_it_was(teacher: Artefact, tmp_path: Path, mo
     assert rows[:2] == few and len(drawn) == len(rows), "what was measured is not measured again"
     assert json.loads((tmp_path / "results.json").read_text())["rows"] == rows
     assert (tmp_path / "quality.png").stat().st_size > 10_000
-    monkeypatch.setattr(comparison_run, "sample", None)
+    monkeypatch.setattr(comparison_run, "sampler_of", None)
     assert compare(comparison) == rows
     with pytest.raises(ValueError, match=r"holds another comparison.*seed \(there 0, asked 1\)"):
         compare_solvers(Setting(teacher, 24, seed=1), comparison, fit, reference, tmp_path)

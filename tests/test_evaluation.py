@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from PIL import Image
 
 from diffusion_distill import interrupts, runs
-from diffusion_distill.data import from_arrays
-from diffusion_distill.features import FromFunction, Pixels
+from diffusion_distill.data import folder, from_arrays
+from diffusion_distill.distillation.phases import Phase
+from diffusion_distill.features import FromFunction, Inception, Pixels
 from diffusion_distill.metrics import frechet_distance, moments, pixel_features
+from diffusion_distill.networks.classifier import Classifier
 from diffusion_distill.quantise import quantise
 from diffusion_distill.runs import evaluation
+from diffusion_distill.runs.classifier import TrainedClassifier
 from diffusion_distill.runs.evaluation import EvaluationSettings, Part, evaluate_samplers, reference_of
+from diffusion_distill.runs.monitor import Monitor
 from diffusion_distill.runs.sampling import Sampler, sampler_of
 from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.training.state import create
 
 SHAPE = (2, 2, 1)
 SETTINGS = EvaluationSettings(count=100, repetitions=2, batch_size=16, kept=60)
@@ -132,3 +143,110 @@ def test_features_of_your_own(teacher: Artefact, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "results.json").read_text())["features"] == "corner" and rows[0]["frechet"] > 0
     with pytest.raises(FileNotFoundError):
         evaluation.features_named(str(tmp_path / "nothing"), SHAPE)
+
+
+def test_pixels_are_one_thing_everywhere(teacher: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded to 8 bits, k / 127.5 - 1: the same digits from Python, an evaluation, and the monitor of a run."""
+    settings = replace(SETTINGS, repetitions=1, kept=100)
+    real = from_arrays(real_images())
+    floats = real.gather(np.arange(len(real)))["image"]
+    [row] = evaluate_samplers(
+        {"ddim": partial(sampler_of, teacher, 2)}, PIXELS, reference_of(real, PIXELS, settings), settings, {}, tmp_path
+    )
+    drawn = runs.sample(teacher, 100, 2, batch_size=40)
+    # A set of its own, from the definition.
+    levels = [(np.floor(127.5 * x + 128).clip(0, 255) / 127.5 - 1).reshape(len(x), -1) for x in (drawn, floats)]
+    found = runs.evaluate(drawn, floats)
+    assert found["frechet"] == pytest.approx(frechet_distance(*map(moments, levels)), rel=1e-5)
+    assert found["frechet"] != frechet_distance(*(moments(pixel_features(x)) for x in (drawn, floats)))
+    assert found == runs.evaluate(drawn, real_images()) == runs.evaluate(quantise(drawn), floats), "uint8 are 8 bits"
+    assert found == runs.evaluate(drawn, floats, features=PIXELS)
+    assert found == {name: row[name] for name in found}, "to the last digit, whatever the batches"
+    figures: dict[str, float] = {}
+    monkeypatch.setattr(Monitor, "_write", lambda self, update, phase, rows, scores: figures.update(scores))
+    run_settings = runs.Settings(batch_size=8, evaluate_count=90)
+    watch = Monitor(teacher.model, real, run_settings, [], None, None)  # type: ignore[arg-type]
+    watch(1, Phase("a phase", 1, 1e-3, student_steps=2), create(teacher.params, optax.sgd(0.1), ()))
+    assert {name: figures[f"{name}/eval"] for name in found} == runs.evaluate(drawn[:90], floats)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("width", [3, 1500])
+def test_moments_do_not_depend_on_how_images_were_cut_into_batches(width: int, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((2500, width), np.float32) + 100
+    parts = []
+    for sizes in ([2500], [7] * 300 + [400], [1024, 1024, 452]):
+        part, begin = Part.empty(), 0
+        for number, size in enumerate(sizes):
+            part.add({"features": rows[begin : begin + size]}, limit=10)
+            begin += size
+            if number == 1:
+                part.save(tmp_path / "part.npz")
+                part = Part.load(tmp_path / "part.npz")
+        parts.append(part)
+    mean, cov = rows.astype(np.float64).mean(axis=0), np.cov(rows[:, :3].astype(np.float64).T)
+    for part in parts:
+        found = part.moments["features"]
+        assert found.count == part.count == 2500 and part.digest() == parts[0].digest(), "the same bits"
+        np.testing.assert_allclose(found.mean, mean, rtol=1e-12)
+        np.testing.assert_allclose(found.cov[:3, :3], cov, rtol=1e-9, atol=1e-12)
+    assert part.moments["features"] is part.moments["features"], "factored once"
+
+
+class Counted(Pixels):
+    """Pixels that say how many images they were asked about."""
+
+    asked: ClassVar[list[int]] = []
+
+    def __call__(self, images: Any) -> np.ndarray:
+        self.asked.append(len(images))
+        return super().__call__(images)
+
+
+@pytest.mark.fast
+def test_a_remembered_reference_is_found_by_its_content(tmp_path: Path) -> None:
+    """Other images under the same name are measured again, the same images elsewhere are not."""
+    Counted.asked.clear()
+    features, reals = Counted(SHAPE), real_images(30)
+    for number, image in enumerate(reals):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(image[..., 0]).save(tmp_path / "images" / f"{number:02d}.bmp")
+
+    def measured(place: str, settings: EvaluationSettings = SETTINGS) -> tuple[int, str]:
+        before = sum(Counted.asked)
+        found = reference_of(folder(tmp_path / place, memory=0), features, settings, tmp_path / "work")
+        return sum(Counted.asked) - before, found.digest()
+
+    whole = Part.of(PIXELS, reals).digest()
+    assert measured("images") == (30, whole) and measured("images") == (0, whole)
+    shutil.copytree(tmp_path / "images", tmp_path / "copy", copy_function=shutil.copyfile)
+    assert measured("copy") == (0, whole)
+    assert measured("images", replace(SETTINGS, kept=7))[0] == 30
+    assert measured("images", replace(SETTINGS, quantisation="truncate"))[0] == 30
+    times = (tmp_path / "images" / "11.bmp").stat()
+    Image.fromarray(255 - reals[11, ..., 0]).save(tmp_path / "images" / "11.bmp")
+    os.utime(tmp_path / "images" / "11.bmp", ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = np.stack([255 - image if number == 11 else image for number, image in enumerate(reals)])
+    assert measured("images") == (30, Part.of(PIXELS, changed).digest()) != (30, whole)
+
+
+def test_a_remembered_reference_is_of_the_features_weights(tmp_path: Path) -> None:
+    """A classifier that was trained again in the same folder, and Inception with other weights, are other features."""
+    source, network = from_arrays(real_images(20).repeat(4, 1).repeat(4, 2)), Classifier(3, 4, (1,), norm_groups=2)
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+    digests = []
+    for seed in (0, 1, 0):
+        rng = np.random.default_rng(seed)
+        params = jax.tree.map(lambda a, rng=rng: jnp.asarray(rng.normal(0, 0.4, a.shape), jnp.float32), shapes)
+        TrainedClassifier(network, params, (8, 8, 1)).save(tmp_path / "classifier")
+        features = evaluation.features_named(str(tmp_path / "classifier"), (8, 8, 1))
+        part = reference_of(source, features, SETTINGS, tmp_path)
+        assert part.digest() == Part.of(features, real_images(20).repeat(4, 1).repeat(4, 2)).digest()
+        digests.append(part.digest())
+    assert digests[0] == digests[2] != digests[1] and len(list(tmp_path.glob("reference-*.npz"))) == 2
+    own = [FromFunction(lambda images: images[:, 0, 0], "a name", 1, version) for version in ("1", "2", "")]
+    inception = [Inception({"a": jnp.full(3, value)}) for value in (1.0, 2.0)]
+    assert [evaluation.weights_of(found) for found in own] == ["1", "2", ""]
+    assert evaluation.weights_of(inception[0]) != evaluation.weights_of(inception[1])
+    reference_of(source, own[2], SETTINGS, tmp_path)
+    assert len(list(tmp_path.glob("reference-*.npz"))) == 2, "nothing is remembered of features nobody knows"

@@ -18,13 +18,13 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 #: (floor, the modules or folders of one concept)
 FLOORS = [
-    (0, ("version", "errors", "interrupts", "arrays", "quantise", "levels", "settings", "typing")),
+    (0, ("version", "errors", "files", "interrupts", "arrays", "quantise", "levels", "settings", "typing")),
     (1, ("diffusion",)),
     (1, ("networks",)),
     (1, ("data",)),
     (1, ("metrics",)),
     (1, ("report",)),
-    (2, ("solvers", "sampling")),
+    (2, ("solvers", "sampling", "steps")),
     (2, ("model",)),
     (2, ("features",)),
     (2, ("guidance",)),

@@ -7,10 +7,16 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import golden_check
 import numpy as np
 import pytest
+from golden_checks import eval_inception
+from golden_checks.inception_weights import random_tensor
+
+from diffusion_distill import weights
+from diffusion_distill.weights import edm, edm_layout
 
 SMALL = Path(__file__).parent / "golden"
 FULL = Path(__file__).parents[2] / "shared" / "golden"
@@ -150,3 +156,192 @@ def test_nothing_is_read_from_the_names_of_files(tmp_path: Path) -> None:
     tally = golden_check.check(tmp_path)
     assert tally.count("PASS") > 50
     assert not failures(tally)
+
+
+def edit_meta(arrays: dict[str, np.ndarray], change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes the JSON in a fixture's `meta`."""
+    meta = json.loads(str(arrays["meta"]))
+    change(meta)
+    arrays["meta"] = np.array(json.dumps(meta))
+
+
+@pytest.mark.fast
+def test_the_standard_deviation_of_the_data_is_the_files(tmp_path: Path) -> None:
+    """w = (s² + sd²) / (s·sd)², and the loss is w·(D - y)², for sd = 0.4 in one of the two EDM cases."""
+
+    def other_data(arrays: dict[str, np.ndarray]) -> None:
+        y, sigma = (arrays[f"EDM.plain.{name}"].astype(np.float64) for name in ("images", "sigma"))
+        weight = (sigma**2 + 0.4**2) / (sigma * 0.4) ** 2
+        loss = weight * (arrays["EDM.plain.net_output"] - y) ** 2
+        arrays |= {"EDM.plain.weight": weight, "EDM.plain.loss": loss}
+
+        def tell(meta: dict[str, Any]) -> None:
+            case = meta["cases"]["EDM.plain"]
+            case["params"]["sigma_data"] = 0.4
+            case["training_scalar_batch_mean_of_pixel_sums"] = float(loss.sum() / len(loss))
+
+        edit_meta(arrays, tell)
+
+    tally = golden_check.check(changed(tmp_path, "edm/losses.npz", other_data))
+    assert tally.count("PASS") == 60
+    assert not failures(tally)
+
+
+def test_the_tag_of_random_weights_is_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first layer's weights of the tag reach the network, whatever the sizes of the images."""
+    (tmp_path / "manifest.json").write_text(json.dumps({"weights_tag": "another", "tensors": []}))
+    with np.load(SMALL / "eval" / "inception.npz") as stored:
+        images = stored["images_32"][:1]
+        names = stored["a_child_names"]
+    np.savez(tmp_path / "recorded.npz", a_child_names=names, images_32=images, images_48=images)
+    given: list[tuple[str, np.ndarray]] = []
+    for variant in ("a", "b"):
+        monkeypatch.setattr(
+            eval_inception,
+            f"check_variant_{variant}",
+            lambda fixture, mode, size, images, params, rule: given.append((size, params["Conv2d_1a_3x3"]["conv"])),
+        )
+    golden_check.check(tmp_path, only=["*.npz"])
+    wanted = random_tensor("Conv2d_1a_3x3.conv.weight", (32, 3, 3, 3), "another").transpose(2, 3, 1, 0)
+    assert [size for size, _ in given] == ["32", "32", "48", "48"]
+    for _, conv in given:
+        np.testing.assert_array_equal(conv["weight"], wanted)
+
+
+def block_fixture(path: Path, project: bool) -> dict[str, np.ndarray]:
+    """A halving block of EDM's second network, 8 channels, as the program stores one; returns its tensors."""
+    rng = np.random.default_rng(0)
+    shapes = {"norm0": (8,), "conv0": (8, 8, 3, 3), "affine": (16, 10), "norm1": (8,), "conv1": (8, 8, 3, 3)}
+    shapes |= {"skip": (8, 8, 1, 1)} if project else {}
+    tensors = {f"{name}.weight": rng.normal(0, 0.3, shape) for name, shape in shapes.items()}
+    tensors |= {f"{name}.bias": rng.normal(size=16 if name == "affine" else 8) for name in shapes}
+    tensors |= {f"{name}.resample_filter": np.full((1, 1, 2, 2), 0.25) for name in ("conv0", "skip")}
+    given = {"x": rng.normal(size=(2, 8, 4, 4)), "emb": rng.normal(size=(2, 10))}
+    arrays = {f"block.a.{name}": a for name, a in {**{f"sd.{n}": t for n, t in tensors.items()}, **given}.items()}
+    kwargs = {"down": True, "resample_proj": project}
+    case = {"in_channels": 8, "out_channels": 8, "emb_channels": 10, "num_heads": 0, "kwargs": kwargs}
+    arrays["block.a.y"] = block_output({**tensors, **given})
+    arrays["meta"] = np.array(json.dumps({"fixture": "units", "cases": {"block.a": case}}))
+    np.savez(path, allow_pickle=False, **{k: a.astype(np.float32) if k != "meta" else a for k, a in arrays.items()})
+    return tensors
+
+
+def block_output(given: dict[str, np.ndarray]) -> np.ndarray:
+    """The fact sheet's block in plain NumPy, float64, (batch, channels, height, width)."""
+    silu = lambda a: a / (1 + np.exp(-a))  # noqa: E731
+
+    def norm(x: np.ndarray, name: str) -> np.ndarray:
+        groups = x.reshape(len(x), 2, -1)
+        scaled = (groups - groups.mean(-1, keepdims=True)) / np.sqrt(groups.var(-1, keepdims=True) + 1e-5)
+        weight, bias = (given[f"{name}.{part}"].reshape(-1, 1, 1) for part in ("weight", "bias"))
+        return scaled.reshape(x.shape) * weight + bias
+
+    def conv(x: np.ndarray, name: str) -> np.ndarray:
+        weight, pad = given[f"{name}.weight"], given[f"{name}.weight"].shape[-1] // 2
+        padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[-2:], (2, 3))
+        return np.einsum("nchwij,ocij->nohw", windows, weight) + given[f"{name}.bias"].reshape(-1, 1, 1)
+
+    halved = lambda x: x.reshape(*x.shape[:2], x.shape[2] // 2, 2, x.shape[3] // 2, 2).mean((3, 5))  # noqa: E731
+    h = conv(halved(silu(norm(given["x"], "norm0"))), "conv0")
+    scale, shift = np.split(given["emb"] @ given["affine.weight"].T + given["affine.bias"], 2, axis=1)
+    h = conv(silu(norm(h, "norm1") * (1 + scale[..., None, None]) + shift[..., None, None]), "conv1")
+    shortcut = halved(given["x"])
+    return h + (conv(shortcut, "skip") if "skip.weight" in given else shortcut)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("project", [True, False])
+def test_a_block_that_resamples_with_a_projected_shortcut(tmp_path: Path, project: bool) -> None:
+    """Where the channels stay, the shortcut is a matrix product exactly if the block says so."""
+    block_fixture(tmp_path / "units.npz", project)
+    tally = golden_check.check(tmp_path)
+    assert tally.count("PASS") == 2  # parameters, output
+    assert not failures(tally)
+
+
+@pytest.mark.fast
+def test_a_projection_that_a_block_does_not_use_fails(tmp_path: Path) -> None:
+    path = tmp_path / "units.npz"
+    block_fixture(path, project=True)
+    with np.load(path) as stored:
+        arrays = dict(stored)
+    edit_meta(arrays, lambda meta: meta["cases"]["block.a"]["kwargs"].pop("resample_proj"))
+    np.savez(path, allow_pickle=False, **arrays)
+    [failed] = [line for line in golden_check.check(tmp_path).lines if line.array == "block.a: parameters"]
+    assert failed.verdict == "FAIL" and "nin_shortcut/kernel" in failed.text
+
+
+EDM_ARGUMENTS = {
+    "model_type": "SongUNet",
+    "img_resolution": 8,
+    "img_channels": 3,
+    "label_dim": 3,
+    "model_channels": 8,
+    "channel_mult": [1, 2],
+    "num_blocks": 1,
+    "attn_resolutions": [4],
+}
+
+
+def edm_variants(layout: str) -> dict[str, Any]:
+    """A parameter tree by hand-counted numbers beside its hyper-parameters, in layouts that a file of them may have."""
+    model = edm.model_of("EDMPrecond", EDM_ARGUMENTS)
+    shapes = edm_layout.tensor_shapes(model.network, model.image_shape)
+    kinds = {name: "buffer" if name.endswith("resample_filter") else "param" for name in shapes}
+    trained = [int(np.prod(shape)) for name, shape in shapes.items() if kinds[name] == "param"]
+    counts = {"num_params": sum(trained), "num_tensors": len(shapes), "num_buffer_values": 4 * 4}
+    tensors = {f"model.{name}": [list(shape), kinds[name]] for name, shape in shapes.items()}
+    wrapped = {"precond_class": "EDMPrecond", "init_kwargs": EDM_ARGUMENTS}
+    alone = {k: v for k, v in EDM_ARGUMENTS.items() if k not in ("model_type", "img_channels")}
+    alone = {"class_name": "SongUNet", "init_kwargs": alone | {"in_channels": 3, "out_channels": 3}}
+    plain = {name: list(shape) for name, shape in shapes.items()}
+    return {
+        "manifests": {"note": "words", "manifests": {"one": wrapped | counts | {"tensors": tensors}}},
+        "a list": {"variants": [wrapped | counts | {"tensors": tensors}]},
+        "flat": {"one": {"precond_class": "EDMPrecond", **EDM_ARGUMENTS, **counts, "tensors": tensors}},
+        "counts alone": {"one": wrapped | counts},
+        "a network alone": {"one": alone | counts | {"tensors": plain}},
+        "another count": {"one": wrapped | counts | {"num_params": 1}},
+        "another tree": {"one": wrapped | counts | {"tensors": {**tensors, "model.more": [[1], "param"]}}},
+    }[layout]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "layout", ["manifests", "a list", "flat", "counts alone", "a network alone", "another count", "another tree"]
+)
+def test_trees_of_edm_with_hyper_parameters(tmp_path: Path, layout: str) -> None:
+    (tmp_path / "manifest_variants.json").write_text(json.dumps(edm_variants(layout)))
+    tally = golden_check.check(tmp_path)
+    assert tally.count("NOT HANDLED") == 0
+    assert tally.count("PASS") >= 2
+    assert tally.count("FAIL") == layout.startswith("another")
+
+
+@pytest.mark.fast
+def test_a_manifest_without_a_list_of_models_is_that_of_a_published_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = {"tensors": edm_variants("manifests")["manifests"]["one"]["tensors"]}
+    (tmp_path / "manifests.json").write_text(json.dumps({"manifests": {"net": manifest}}))
+    of_ours = weights.Published("ours", edm.model_of("EDMPrecond", EDM_ARGUMENTS), 0, "", "", "", "edm")
+    monkeypatch.setattr(weights, "PUBLISHED", {"ours": of_ours})
+    assert failures(golden_check.check(tmp_path)) == []
+    monkeypatch.setattr(weights, "PUBLISHED", {})
+    [failed] = failures(golden_check.check(tmp_path, only=["*"]))[:1]
+    assert "no published model has this manifest" in failed
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("kept", [("num_params",), ("num_params", "params"), ("digest",)])
+def test_trees_of_btd_with_hyper_parameters(tmp_path: Path, kept: tuple[str, ...]) -> None:
+    """Parameter counts or trees, with the image's shape under another name; 1093249 numbers are recorded."""
+    with np.load(SMALL / "btd/unet/c.npz") as stored:
+        meta = json.loads(str(stored["meta"]))
+        params = {key.removeprefix("params/"): stored[key].shape for key in stored.files if key.startswith("params/")}
+    facts = {"num_params": meta["num_params"], "params": params, "digest": weights.digest(params)}
+    entry = {"config": meta["config"], "image": meta["image"], **{name: facts[name] for name in kept}}
+    (tmp_path / "manifest_variants.json").write_text(json.dumps({"c": entry}))
+    tally = golden_check.check(tmp_path)
+    assert (tally.count("PASS"), failures(tally)) == (len(kept), [])

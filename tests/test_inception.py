@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pickle
+import struct
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -43,7 +44,8 @@ def recorded() -> Flat:
 @pytest.fixture(scope="module")
 def params() -> dict[str, Any]:
     """Our parameters from pytorch-fid's random ones, without a file."""
-    arrays = {name.replace(".", "/"): array for name, array in eval_inception.weights().items()}
+    made = eval_inception.weights(eval_inception.tag_of(RECORDED.parent) if RECORDED else eval_inception.TAG)
+    arrays = {name.replace(".", "/"): array for name, array in made.items()}
     return unflatten({path: jnp.asarray(ours(array)) for path, array in arrays.items()})
 
 
@@ -440,6 +442,22 @@ def test_archives_that_are_compressed_damaged_or_ambiguous(tmp_path: Path) -> No
 
 
 @pytest.mark.fast
+def test_entries_may_not_share_bytes_nor_be_listed_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = {"a": np.ones(6, "f4"), "b": np.ones(6, "f4")}
+    good = torch_files.write_zip(tmp_path / "good", torch_files.state_dict(arrays))
+    content = good.read_bytes()
+    with zipfile.ZipFile(good) as archive:
+        first, second = (archive.getinfo(f"archive/data/{k}").header_offset for k in (0, 1))
+    at = content.rindex(struct.pack("<I", second))  # in the list of entries
+    (tmp_path / "bad").write_bytes(content[:at] + struct.pack("<I", first) + content[at + 4 :])
+    with pytest.raises(WeightsError, match=r"'archive/data/0' and 'archive/data/1' share bytes"):
+        torch_save.read(tmp_path / "bad")
+    monkeypatch.setattr(torch_save, "MAX_DIRECTORY", 100)
+    with pytest.raises(WeightsError, match="list of entries is longer than 100 bytes"):
+        torch_save.read(good)
+
+
+@pytest.mark.fast
 def test_modules_may_be_shared_but_not_without_end(tmp_path: Path) -> None:
     root = torch_files.script({"a.t": np.arange(6, dtype="f4")})
     root.b = root.a
@@ -499,6 +517,14 @@ BAD_GRAPHS = {
     "a number for a node": (field(1, 5), "a number stands where bytes are needed"),
     "a long name": (constant("a" * 1000, FOUR), "a name of 1000 bytes"),
     "not UTF-8": (field(1, field(1, b"\xff\xfe")), "cannot be read as a graph"),
+    "one number for 2^36": (
+        constant("a", np.broadcast_to(np.float32(0), (2**36,)), bytes(4)),
+        "'a' repeats one number",
+    ),
+    "one number for many": (
+        b"".join(constant(f"a{k}", np.broadcast_to(np.float32(0), (2**23,)), bytes(4)) for k in range(3)),
+        "'a2' repeats one number",
+    ),
 }
 
 

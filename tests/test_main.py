@@ -12,6 +12,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,11 @@ import toys
 from absl import flags
 from absl.testing import flagsaver
 from ml_collections import ConfigDict
+from PIL import Image
 from toys import equal
 
-from diffusion_distill import build, data, interrupts, main, runs
+from diffusion_distill import build, data, interrupts, main, runs, weights
+from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.model import Model
 from diffusion_distill.networks import UNet
 from diffusion_distill.runs import evaluation, images_out
@@ -34,13 +37,13 @@ flags.FLAGS.mark_as_parsed()
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
-def config_of(name: str, **changes):
-    """The config of a file in configs/, with changes by dotted name."""
+def config_of(name: str, run: str = "", **changes):
+    """The config of a file in configs/, with changes by dotted name; `run` is what follows the file and a colon."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config()
+    config = module.get_config(run) if run else module.get_config()
     config.update_from_flattened_dict(changes)
     return config
 
@@ -105,7 +108,7 @@ def test_train_distill_sample_evaluate(tmp_path: Path) -> None:
 def test_mistakes_are_answered_before_any_compute(arguments: list[str], said: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "diffusion_distill.main", "--mode=train", f"--workdir={tmp_path}"]
     command += [f"--config={ROOT / 'configs' / 'digits_teacher.py'}", *arguments]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode != 0
     assert said in ended.stderr, ended.stderr
     assert not list(tmp_path.glob("checkpoints/*"))
@@ -156,12 +159,12 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
             process = subprocess.Popen([*command, f"--workdir={workdir}"], stderr=subprocess.PIPE, **place)
             _wait_for(workdir / "metrics.jsonl", update, process)
             process.send_signal(signal.SIGTERM)
-            _, said = process.communicate(timeout=120)
+            _, said = process.communicate()
             assert process.returncode == interrupts.EXIT_STATUS == 143, said
             assert "The same command goes on" in said and "Traceback" not in said
             assert any((workdir / "checkpoints").iterdir())
         last = [*command, f"--workdir={workdir}"]
-        ended = subprocess.run(last, capture_output=True, timeout=240, **place)
+        ended = subprocess.run(last, capture_output=True, **place)
         assert ended.returncode == 0, ended.stderr
     whole, killed = (Artefact.load(tmp_path / name / "teacher") for name in ("whole", "killed"))
     assert equal(whole.params, killed.params)
@@ -170,13 +173,10 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
 
 
 def _wait_for(metrics: Path, update: int, process: subprocess.Popen) -> None:
-    """Until a run has made an update."""
-    for _ in range(1200):
-        if metrics.exists() and f'"update": {update},' in metrics.read_text():
-            return
+    """Until a run has made an update, however long that takes; a run that ends before is an error."""
+    while not metrics.exists() or f'"update": {update},' not in metrics.read_text():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.1)
-    raise AssertionError(f"No update {update} in two minutes.")
 
 
 def test_classifier_features_measure_samples(tmp_path: Path, toy_networks: None) -> None:
@@ -263,3 +263,89 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     exec(code[1].replace('"96K"', "256"), {})
     assert (tmp_path / "runs" / "student_1" / "model.json").is_file()
+
+
+def test_fitted_solvers_are_measured_as_what_they_are(tmp_path: Path, teacher: Artefact) -> None:
+    """Label, solver, steps and NFE are the file's, and what contradicts it is refused before anything is drawn."""
+    folder, fit = str(teacher.save(tmp_path / "teacher")), runs.FitSettings(scale=2, batch_size=16)
+    fitted = str(runs.fit_solver(teacher, "deis order=2", 3, fit).save(tmp_path / "solver.json"))
+    images = np.random.default_rng(0).integers(0, 256, (30, 2, 2, 1), np.uint8)
+    np.savez(tmp_path / "reference.npz", images=images)
+
+    def config(**changes: Any) -> ConfigDict:
+        asked = {"artefact": folder, "sample.count": 24, "sample.fitted": fitted, "sample.steps": 0, **changes}
+        made = config_of("digits_solvers", **asked)
+        made.reference = {"name": "npz", "path": str(tmp_path / "reference.npz")}
+        return made
+
+    for number, same in enumerate(({}, {"sample.steps": 3, "sample.solver": "deis order=2"})):
+        main.evaluate(config(**same), tmp_path / str(number))
+        results = json.loads((tmp_path / str(number) / "results.json").read_text())
+        [row] = results["rows"]
+        assert {name: row[name] for name in ("sampler", "solver", "steps", "nfe", "fitted")} == {
+            "sampler": "teacher D-deis order=2 3 steps", "solver": "deis order=2", "steps": 3, "nfe": 3, "fitted": True
+        }  # fmt: skip
+        own = runs.evaluate(runs.sample(teacher, 24, fitted=fitted), images)
+        assert {name: row[name] for name in own} == own, "to the last digit"
+        assert results["sample"]["lambdas"] == FittedSolver.load(fitted).lambdas.tolist()
+    for change in (
+        {"sample.steps": 4},
+        {"sample.solver": "ddim"},
+        {"sample.solver": "deis order=3"},
+        {"evaluation.solvers": ("ddim", "heun")},
+        {"evaluation.steps": (3, 5)},
+    ):
+        with pytest.raises(ValueError, match=r"'deis order=2' with 3 steps.*out"):
+            main.evaluate(config(**change), tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    with pytest.raises(ValueError, match=r"'deis order=2' with 3 steps, but 5 steps were asked for"):
+        runs.sample(teacher, 8, 5, fitted=fitted)
+    several = {"evaluation.solvers": ("ddim", "heun"), "evaluation.steps": (2, 3)}
+    plain = config(**{"sample.fitted": "", "sample.solver": "ddim", **several})
+    main.evaluate(plain, tmp_path / "plain")
+    rows = json.loads((tmp_path / "plain" / "results.json").read_text())["rows"]
+    found = [tuple(row[name] for name in ("sampler", "solver", "steps", "nfe", "fitted")) for row in rows]
+    assert found == [
+        (f"teacher {solver} {steps} steps", solver, steps, nfe, False)
+        for solver, steps, nfe in (("ddim", 2, 2), ("ddim", 3, 3), ("heun", 2, 3), ("heun", 3, 5))
+    ]
+
+
+#: What the papers say of these runs, by config.
+STATED = {
+    "cifar10_btd": ("FID 2.57 at 8 steps, 3.0 at 4, 4.51 at 2 and 9.12 at one",),
+    "cifar10_tract": ("5.02", "4.45", "TRACT has 6.8 and BTD 5.95", "section 4.3", "--config.method.shares"),
+    "cifar10_edm_tract": (
+        "NCSN++, unconditional",
+        "edm-cifar10-32x32-uncond-ve",
+        "several steps",
+        "learning_rate=RATE",
+    ),
+    "cifar10_edm_solvers": ("18.85, 9.79 and 7.17, D-DDIM 8.67, 8.18 and 6.55 (Tables 2 and 4)",),
+}
+
+
+@pytest.mark.fast
+def test_configs_state_the_papers_numbers() -> None:
+    headers = {path.stem: " ".join((path.read_text().split('"""')[1]).split()) for path in ROOT.glob("configs/*.py")}
+    for name, stated in STATED.items():
+        for words in stated:
+            assert words in headers[name], (name, words)
+    dode = [header for header in headers.values() if "2309.16421" in header]
+    assert len(dode) == 2 and not any(f"Table{s} {n}" in header for header in dode for s in ("", "s") for n in "56789")
+    published = weights.PUBLISHED["edm-cifar10-32x32-uncond-ve"].model
+    assert published.num_classes <= 1 and published.image_shape == (32, 32, 3)
+    assert config_of("cifar10_edm_solvers").solvers.repetitions == 3
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["lsun128_btd", "lsun128_teacher"])
+def test_lsun_configs_take_a_folder(name: str, tmp_path: Path) -> None:
+    (tmp_path / "church, all" / "train").mkdir(parents=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (130, 140, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "church, all" / "train" / "0.png")
+    source = build.source(config_of(name, run=f"church,{tmp_path / 'church, all'}"))
+    assert (len(source), source.image_shape, source.num_classes) == (1, (128, 128, 3), 0)
+    assert config_of(name, run="church").data.dataset == "lsun/church_outdoor"
+    with pytest.raises(ValueError, match=r"Unknown LSUN set 'churches'\. Did you mean 'church'"):
+        config_of(name, run="churches")

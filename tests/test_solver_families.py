@@ -83,6 +83,8 @@ CASES: dict[str, Case] = {
     "heun, kept slope": Case("heun", {"keep_slope": True}, 2),
     "heun, dpm_2": Case("heun", {"alpha": 0.5, "trial": "log"}, 2),
     "ablation": Case("ablation", {}, 2),
+    "midpoint": Case("midpoint", {}, 2),
+    "rk4": Case("rk4", {}, 4),
     **{f"ipndm {n}": Case("ipndm", {"order": n}, min(n, 2)) for n in (1, 2, 3, 4)},
     **{f"deis {n}": Case("deis", {"order": n}, n) for n in (1, 2, 3, 4)},
     **{f"deis {n} in time": Case("deis", {"order": n, **TIME}, n) for n in (2, 3, 4)},
@@ -162,8 +164,9 @@ def test_evaluations_are_the_rows(name: str, kind: str, clean: bool) -> None:
     for table in (made(name, grid), made(name, grid).plain()):
         calls.clear()
         run_host(table, counting, START, row_noise=np.zeros((table.nfe, *START.shape)))
-        two, corrected = CASES[name].solver in ("heun", "ablation"), bool(CASES[name].options.get("correct_final"))
-        assert len(calls) == table.nfe == (2 * steps - clean if two else steps + (corrected and not clean))
+        stages = {"heun": 2, "ablation": 2, "midpoint": 2, "rk4": 4}.get(CASES[name].solver, 1)
+        corrected = bool(CASES[name].options.get("correct_final"))
+        assert len(calls) == table.nfe == stages * steps - clean * (stages - 1) + (corrected and not clean)
         assert all(level.sigma[0] > 0 for level in calls), "no estimate is asked for where there is no noise"
 
 

@@ -38,6 +38,7 @@ from diffusion_distill.solvers import (
 from diffusion_distill.solvers.ablation import SCALINGS, TIME_SCHEDULES
 from diffusion_distill.solvers.dpm_solver import order_plan
 from diffusion_distill.solvers.forms import X_HAT, ZERO, Form, Y, eps_hat, estimate, move, output_of, register
+from diffusion_distill.solvers.runge_kutta import runge_kutta
 from diffusion_distill.solvers.table import Direction, build, run_host
 from diffusion_distill.training.sharding import data_mesh, replicated, split
 
@@ -57,7 +58,8 @@ SHAPE = (2, 2, 1)
 def stages_of(variant: str) -> int:
     """Evaluations per step."""
     name, options = VARIANTS[variant]
-    return 2 if name in ("heun", "ablation") and options.get("solver") != "euler" else 1
+    stages = {"heun": 2, "ablation": 2, "midpoint": 2, "rk4": 4}
+    return stages.get(name, 1) if options.get("solver") != "euler" else 1
 
 
 def table_of(variant: str, steps: int, clean: bool = True, schedule: Cosine | None = None) -> Table:
@@ -108,7 +110,7 @@ def test_nfe_is_the_number_of_network_calls_and_grids_do_not_recompile(
     counting = Counting(exact, Tally(), Tally())
     for calls, schedule in enumerate((Cosine(), Cosine(-9, 11), Cosine(-5, 5)), start=1):
         table = table_of(variant, 5, schedule=schedule)
-        assert table.nfe == (5 if stages_of(variant) == 1 else 9)
+        assert table.nfe == 4 * stages_of(variant) + 1
         sampling.sample(jax.random.key(0), counting, table, (3, *SHAPE))
         jax.effects_barrier()
         assert counting.calls.count == calls * table.nfe
@@ -346,8 +348,10 @@ def test_order_of_convergence(kind: str, solver: Callable[..., Table], expected:
 def test_order_of_the_ablation(
     schedule: str, scaling: str, solver: str, expected: int, gaussian: toys.Gaussian
 ) -> None:
-    shared = partial(ablation, solver=solver, alpha=0.8, epsilon_s=0.05, sigma_range=(0.05, 20.0))
-    make = lambda steps: shared(SMOOTH["VE"](steps), schedule, scaling)  # noqa: E731
+    options: dict[str, Any] = {"alpha": 0.8} if solver == "heun" else {}
+    if schedule == "vp":
+        options |= {"epsilon_s": 0.05, "sigma_range": (0.05, 20.0)}
+    make = lambda steps: ablation(SMOOTH["VE"](steps), schedule, scaling, solver, **options)  # noqa: E731
     end = SMOOTH["VE"](2).at(-1)
     end = Level(end.alpha, end.sigma) if scaling == "none" else Level(1 / np.hypot(1, end.sigma), np.sin(end.angle))
     assert abs(order(make, end, gaussian, (64, 128, 256, 512)) - expected) < 0.12
@@ -664,6 +668,8 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "negative churn": (lambda: heun(GRID, s_churn=-1.0), r"s_churn >= 0.*s_churn=-1.0"),
     "an empty window of churn": (lambda: heun(GRID, s_churn=1.0, s_min=2.0, s_max=1.0), r"s_min <= s_max.*s_min=2.0"),
     "levels between levels of no kind": (lambda: heun(MIXED, 0.5), r"must be VP or VE"),
+    "levels between levels of no kind, rk4": (lambda: SOLVERS["rk4"](MIXED), r"must be VP or VE"),
+    "an unknown tableau": (lambda: runge_kutta(GRID, "rk5"), r"Runge–Kutta tableau 'rk5'.*midpoint, rk4"),
     "an unknown schedule": (lambda: ablation(GRID, "cosine"), r"schedule of the ablation 'cosine'.*linear, ve, vp"),
     "an unknown scaling": (lambda: ablation(GRID, scaling="ve"), r"scaling of the ablation 've'.*none, vp"),
     "an unknown solver": (lambda: ablation(GRID, solver="rk4"), r"solver of the ablation 'rk4'.*euler, heun"),

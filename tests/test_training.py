@@ -213,9 +213,11 @@ def test_an_update_that_is_not_finite_changes_nothing(name: str, tiny_model: Mod
     metrics = run(bad)
     assert np.isnan(metrics["loss"]) and metrics["skipped"] == 1
     assert (int(run.state.step), int(run.state.skipped)) == (2, 1)
-    assert equal(before.replace(step=0, skipped=0), run.state.replace(step=0, skipped=0))
+    assert int(run.state.nonfinite) == metrics["nonfinite"] == 1
+    counts = {"step": 0, "skipped": 0, "nonfinite": 0}
+    assert equal(before.replace(**counts), run.state.replace(**counts))
     metrics = run(batch(tiny_model, 2))
-    assert np.isfinite(metrics["loss"]) and metrics["skipped"] == 1
+    assert np.isfinite(metrics["loss"]) and (metrics["skipped"], metrics["nonfinite"]) == (1, 0)
     assert not equal(before.params, run.state.params)
 
 

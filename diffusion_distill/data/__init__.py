@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from diffusion_distill.data.dataset import from_dataset
 from diffusion_distill.data.digits import digits
+from diffusion_distill.data.fingerprint import fingerprint
 from diffusion_distill.data.images import folder
 from diffusion_distill.data.lazy import LazySource
 from diffusion_distill.data.npz import npz
@@ -21,6 +22,7 @@ __all__ = [
     "LazySource",
     "Source",
     "digits",
+    "fingerprint",
     "folder",
     "from_arrays",
     "from_dataset",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,6 +44,7 @@ def from_dataset(
     memory: int = MEMORY,
     threads: int = 1,
     report: Report | None = None,
+    identity: Callable[[], str] | None = None,
 ) -> Source:
     """A source of a random-access data set; every item is checked when it is read.
 
@@ -58,6 +59,8 @@ def from_dataset(
         memory: bytes that the images may take; a larger set is read on demand.
         threads: number of threads that read; with 1 the data set is never read by two threads at once.
         report: called with (images done, number of images) while a set is read into memory.
+        identity: gives a text that changes when an image does, for a set read on demand: what is remembered about its
+            images, such as their features, is then found again.
 
     Raises:
         TypeError, ValueError: an item that is not as above; the message names its index and what to do.
@@ -100,7 +103,9 @@ def from_dataset(
             )
         return found, _label(_part(item, label, where), where, num_classes) if label is not None and labelled else None
 
-    return hold(make, count, like, labelled, num_classes, threads=threads, memory=memory, report=report)
+    return hold(
+        make, count, like, labelled, num_classes, threads=threads, memory=memory, report=report, identity=identity
+    )
 
 
 def _part(item: Any, key: str | int, where: str) -> Any:

@@ -24,10 +24,12 @@ from pathlib import Path
 import numpy as np
 
 from diffusion_distill.data.decode import check_channels, decode
+from diffusion_distill.data.fingerprint import digest
 from diffusion_distill.data.lazy import MEMORY, Report, hold, usual_threads
 from diffusion_distill.data.resize import check_resize, resize
 from diffusion_distill.data.sources import Source, check_labels
 from diffusion_distill.errors import near_matches, positive_int
+from diffusion_distill.files import user_path
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 #: Names of folders that are usually splits of a data set and not its classes.
@@ -76,7 +78,7 @@ def folder(
     """
     check_resize(size, crop, resample)
     check_channels(channels)
-    files = _open(Path(path))
+    files = _open(user_path(path))
     root = _root(files, split)
     names = _images(files, root)
     numbers, found = _labels(files, root, names, labels, classes)
@@ -105,9 +107,15 @@ def folder(
             )
         return image, None if numbers is None else int(numbers[index])
 
+    def identity() -> str:
+        how = repr((like.shape, size, crop, resample, channels)).encode()
+        return digest([how, *(files.read(name) for name in names)])
+
     threads = usual_threads(threads, *first.shape[:2])
-    labelled = numbers is not None
-    return hold(make, len(names), like, labelled, num_classes, threads=threads, memory=memory, report=report)
+    labelled, count = numbers is not None, len(names)
+    return hold(
+        make, count, like, labelled, num_classes, threads=threads, memory=memory, report=report, identity=identity
+    )
 
 
 # ------------------------------------------------------------------------------------------- folders and zips

@@ -39,6 +39,7 @@ class LazySource:
         dtype: uint8, or float32 for images in [-1, 1].
         num_classes: number of classes, 0 without labels.
         threads: number of threads that make the images of a batch.
+        identity: gives a text that changes when an image does, see `fingerprint`; None if nothing is known.
     """
 
     make: Make
@@ -47,6 +48,7 @@ class LazySource:
     dtype: np.dtype
     num_classes: int = 0
     threads: int = 1
+    identity: Callable[[], str] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -93,6 +95,7 @@ def hold(
     threads: int,
     memory: int = MEMORY,
     report: Report | None = None,
+    identity: Callable[[], str] | None = None,
 ) -> Source:
     """A source of the images that `make` gives: an `ArraySource` if they fit into `memory` bytes, else a `LazySource`.
 
@@ -101,6 +104,7 @@ def hold(
         labelled: whether `make` gives labels.
         num_classes: None takes the largest label plus one, which only a set in memory knows.
         report: called with (images done, count) while images are read into memory.
+        identity: of a `LazySource`.
 
     Raises:
         ValueError: the number of classes is not known before the labels are read, or is given without labels; or
@@ -110,7 +114,7 @@ def hold(
     if not labelled:
         check_labels(None, count, num_classes or 0)
     height, width, channels = like.shape
-    lazy = LazySource(make, count, (height, width, channels), like.dtype, num_classes or 0, threads)
+    lazy = LazySource(make, count, (height, width, channels), like.dtype, num_classes or 0, threads, identity)
     if count * like.nbytes > memory:
         if labelled and num_classes is None:
             raise ValueError(

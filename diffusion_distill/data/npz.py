@@ -11,6 +11,7 @@ import numpy as np
 
 from diffusion_distill.data.resize import check_resize, resize
 from diffusion_distill.data.sources import ArraySource, from_arrays
+from diffusion_distill.files import user_path
 
 
 def npz(
@@ -38,7 +39,7 @@ def npz(
         FileNotFoundError: no such file.
         ValueError, TypeError: not an `.npz` file, no such arrays in it, pickled objects, or as `from_arrays`.
     """
-    path = Path(path)
+    path = user_path(path)
     check_resize(size, crop, resample)
     if not path.is_file():
         raise FileNotFoundError(f"No file {path}. Give the path of an .npz file with an array `{images}`.")

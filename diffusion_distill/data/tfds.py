@@ -22,13 +22,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
 from diffusion_distill.data.dataset import from_dataset
+from diffusion_distill.data.fingerprint import digest
 from diffusion_distill.data.lazy import MEMORY, Report, usual_threads
 from diffusion_distill.data.sources import Source
 from diffusion_distill.errors import choose
+from diffusion_distill.files import user_path
 
 FORMAT = "array_record"
 
@@ -81,7 +84,14 @@ def tfds(
     return from_dataset(
         examples, size, image=image, label=label, num_classes=num_classes, crop=crop, resample=resample,
         channels=channels, memory=memory, threads=usual_threads(threads, height or 2**16, width or 1), report=report,
+        identity=partial(_identity, builder, (split, image, size, crop, resample, channels)),
     )  # fmt: skip
+
+
+def _identity(builder: Any, how: tuple) -> str:
+    """Of the prepared files as they are: a copy of them is another set."""
+    files = sorted((file.name, file.stat().length, file.stat().mtime) for file in builder.data_path.iterdir())
+    return digest([repr((files, how)).encode()])
 
 
 def _builder(dataset: str, data_dir: str | os.PathLike[str] | None, download: bool) -> tuple[Any, Any]:
@@ -95,7 +105,7 @@ def _builder(dataset: str, data_dir: str | os.PathLike[str] | None, download: bo
         ) from error
 
     data_dir = os.fspath(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    data_dir = data_dir if "://" in data_dir else os.path.expanduser(data_dir)
+    data_dir = data_dir if "://" in data_dir else os.fspath(user_path(data_dir))
     place = _find(dataset, data_dir)
     if place is None and download:
         _prepare(dataset, data_dir)

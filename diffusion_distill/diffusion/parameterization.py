@@ -125,11 +125,11 @@ def to_x(prediction: str, raw: Array, z: Image, level: Level, sigma_data: float 
         return x_from_both(z, *heads(raw), level)
     if prediction == "edm":
         return x_from_edm(z, raw, level, sigma_data)
-    return x_from_eps(z, _EPS[prediction](raw), level)
+    return x_from_eps(z, EPS[prediction](raw), level)
 
 
 #: eps of networks that predict it in one form or another.
-_EPS = {"eps": lambda raw: raw, "score": lambda raw: -raw, "eps_var": lambda raw: heads(raw)[0]}
+EPS = {"eps": lambda raw: raw, "score": lambda raw: -raw, "eps_var": lambda raw: heads(raw)[0]}
 
 
 def estimate(prediction: str, raw: Array, z: Image, level: Level, clip: bool = False) -> Estimate:
@@ -141,7 +141,7 @@ def estimate(prediction: str, raw: Array, z: Image, level: Level, clip: bool = F
     x = to_x(prediction, raw, z, level)
     if clip:
         x = namespace(x).clip(x, -1, 1)
-    eps = _EPS[prediction](raw) if prediction in _EPS and not clip else eps_from_x(z, x, level)
+    eps = EPS[prediction](raw) if prediction in EPS and not clip else eps_from_x(z, x, level)
     v = raw if prediction == "v" and not clip else v_from_x_and_eps(x, eps, level)
     return Estimate(x, eps, v)
 
@@ -162,6 +162,6 @@ def x_error(prediction: str, raw: Array, x: Image, eps: Image, level: Level, sig
         n = namespace(*level).hypot(sigma, sigma_data * alpha)
         return (sigma * sigma_data / n) * (raw - edm_from_x_and_eps(x, eps, level, sigma_data))
     if prediction != "both":
-        return (sigma / alpha) * (eps - _EPS[prediction](raw))
+        return (sigma / alpha) * (eps - EPS[prediction](raw))
     raw_x, raw_eps = heads(raw)
     return sigma**2 * (raw_x - x) + alpha * sigma * (eps - raw_eps)

@@ -39,7 +39,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -48,6 +48,7 @@ from diffusion_distill.errors import positive_int
 from diffusion_distill.levels import Level
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """A frozen, hashable value that maps times to levels."""
 

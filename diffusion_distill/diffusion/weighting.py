@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 
 from diffusion_distill.arrays import Array, namespace
-from diffusion_distill.diffusion.parameterization import SIGMA_DATA
+from diffusion_distill.diffusion.parameterization import EPS, SIGMA_DATA
 from diffusion_distill.errors import choose
 from diffusion_distill.levels import Level
 
@@ -57,12 +57,11 @@ def of(weighting: str, level: Level, sigma_data: float) -> Array:
 
 
 def check(weighting: str, prediction: str) -> None:
-    """Raises ValueError for an unknown weighting; warns about one that makes training diverge."""
+    """Raises ValueError for an unknown weighting; warns of truncated SNR for eps, which made training diverge."""
     choose("weighting", weighting, WEIGHTINGS)
-    if prediction in ("eps", "score", "eps_var") and weighting in ("snr_trunc", "constant", "snr_plus_one", "edm"):
+    if prediction in EPS and weighting == "snr_trunc":
         warnings.warn(
-            f"A network of prediction {prediction!r} trained with weighting {weighting!r} diverges: the error of "
-            "x_hat = (z - sigma·eps)/alpha grows without bound as alpha -> 0. Use weighting 'snr', or predict 'x', 'v' "
-            "or 'both'.",
+            f"A network of prediction {prediction!r} trained with weighting {weighting!r} diverges, as "
+            "arXiv:2202.00512 reports. Use weighting 'snr' or 'snr_plus_one', or predict 'x', 'v' or 'both'.",
             stacklevel=2,
         )

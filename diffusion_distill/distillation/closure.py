@@ -37,6 +37,7 @@ from diffusion_distill.diffusion.schedules import Schedule
 from diffusion_distill.distillation import regression
 from diffusion_distill.errors import choose
 from diffusion_distill.levels import Level
+from diffusion_distill.sampling import combine
 from diffusion_distill.solvers import SOLVERS, Table
 from diffusion_distill.typing import Batch, Denoise, Image, Key, Labels, RawDenoise
 
@@ -223,7 +224,7 @@ def walk(stages: Stages, z: Image, denoise: Denoise, labels: Labels | None = Non
 
 def weighted_mean(weights: Sequence[Array], estimates: Sequence[Image]) -> Image:
     """sum_j w_j·x_hat_j for weights [n, batch] (or [n]) that add to 1 and estimates [n, batch, ...]."""
-    return sum(expand(w, x_hat) * x_hat for w, x_hat in zip(weights, estimates, strict=True))
+    return combine(weights, estimates)
 
 
 def losses_at(

@@ -17,7 +17,14 @@ from diffusion_distill.arrays import Array, stratified
 from diffusion_distill.diffusion import forward, weighting
 from diffusion_distill.diffusion.noise_levels import NOISE_LEVELS
 from diffusion_distill.distillation import regression
-from diffusion_distill.distillation.phases import Phase, check_averaging, momentum_for, samples, updates_for
+from diffusion_distill.distillation.phases import (
+    Phase,
+    check_averaging,
+    check_rate,
+    momentum_for,
+    samples,
+    updates_for,
+)
 from diffusion_distill.errors import choose
 from diffusion_distill.levels import Level
 from diffusion_distill.model import Model
@@ -35,6 +42,8 @@ class Denoising:
       momentum: of the averaged parameters.
       averaging: the rule of that average, see `training.ema`; BTD's program has 'plain'.
       residual: if not 0, sets the momentum from the length instead, see `phases.momentum_for`.
+      label_dropout: rate at which labels become the null label that guidance needs; None for the rate of the
+        network's own field `label_dropout`, 0 if it has none. See `training.dropout`.
     """
 
     length: str | int = "64M"
@@ -49,11 +58,13 @@ class Denoising:
     momentum: float = 0.9999
     averaging: str = "corrected"
     residual: float = 0.0
+    label_dropout: float | None = None
 
     def __post_init__(self) -> None:
         regression.check(self.weighting, self.reduction)
         choose("distribution of noise levels", self.noise, NOISE_LEVELS)
         check_averaging(self.averaging)
+        check_rate("label_dropout", self.label_dropout)
         samples(self.length)
         if self.steps < 0:
             raise ValueError(f"steps must be 0 (continuous time) or a number of time steps, got {self.steps}.")

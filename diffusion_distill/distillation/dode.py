@@ -10,11 +10,18 @@ already found. The teacher starts from the same noise and takes `scale` steps fo
 a row is the one at the level the row reaches: teachers' grids are nested (`nested`). The published programs pair states
 of other levels in places (`published`); the fitted lambdas then also make up for a shift in time.
 
+Where directions vanish or are nearly parallel, lambdas can be of any size and mean nothing for other images. So a fit
+may be given a bound: a row that asks for a larger lambda keeps 0. Outputs in float32 have errors of 1e-7, which a
+lambda of 1000 makes 1e-4.
+
+The paper's 'Fixed' and 'LA' have one lambda for all rows, the best of some candidates by any measure (`search`).
+
 The whole costs (scale + 1)·NFE evaluations of one batch. Conditional and guided models are fitted as they are sampled.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -53,12 +60,35 @@ class Fit(NamedTuple):
       plain: root mean square distance of each row's state from its target before its lambdas act, [rows].
       fitted: the same afterwards, [rows].
       result: the student's last state, [batch, ...].
+      asked: the lambdas of least squares, [rows, D]; of rows whose lambdas are 0 for it, beyond the bound.
     """
 
     lambdas: Array
     plain: Array
     fitted: Array
     result: Image
+    asked: Array
+
+
+class Search(NamedTuple):
+    """What became of the candidates for one lambda of all rows.
+
+    Attributes:
+      metric: by which they were measured.
+      candidates: lambdas, [n].
+      values: of the metric, [n]; nan where the student's images are not finite.
+      best: the candidate that was chosen.
+    """
+
+    metric: str
+    candidates: Array
+    values: Array
+    best: float
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best is the least or the greatest of several candidates, so that a better one may lie beyond."""
+        return len(self.candidates) > 1 and self.best in (min(self.candidates), max(self.candidates))
 
 
 def nested(student: Table, schedule: Schedule, scale: int, make: Callable[[Level], Table]) -> Teacher:
@@ -102,6 +132,7 @@ def fit(
     start: Image,
     labels: Labels | None = None,
     teacher_denoise: Denoise | None = None,
+    largest: float = math.inf,
 ) -> Fit:
     """Fits a student's lambdas to a teacher.
 
@@ -114,6 +145,7 @@ def fit(
       labels: [batch] int32, for conditional models.
       teacher_denoise: the teacher's model; the student's by default. (Of a model distilled to few steps, whose own
         estimates say nothing between them, it is the model it was distilled from.)
+      largest: a row one of whose lambdas is larger in size, or not finite, keeps 0.
 
     Raises:
       ValueError: a student without directions, or targets that are not one per row.
@@ -125,48 +157,79 @@ def fit(
     table = jax.tree.map(lambda a: np.asarray(a, np.float32), student)
     registers, found = (table.init * start,) * table.weights.shape[1], []
     for k, target in enumerate(teacher.targets):
-        registers, *facts = _jitted_row(denoise, row_of(table, k), registers, labels, states[wanted.index(target)])
+        goal = states[wanted.index(target)]
+        registers, *facts = _jitted_row(denoise, row_of(table, k), registers, labels, goal, largest)
         found.append(facts)
         interrupts.check()
-    lambdas, plain, fitted = (np.stack(jax.device_get(part)) for part in zip(*found, strict=True))
-    return Fit(lambdas, plain, fitted, registers[0])
+    lambdas, plain, fitted, asked = (np.stack(jax.device_get(part)) for part in zip(*found, strict=True))
+    return Fit(lambdas, plain, fitted, registers[0], asked)
 
 
-def fit_host(denoise: Denoise, student: Table, teacher: Teacher, start: Image, labels: Labels | None = None) -> Fit:
+def fit_host(
+    denoise: Denoise,
+    student: Table,
+    teacher: Teacher,
+    start: Image,
+    labels: Labels | None = None,
+    largest: float = math.inf,
+) -> Fit:
     """`fit` on the host in float64; `denoise` takes NumPy arrays."""
     _check(student, teacher)
     states = run_host(teacher.table.plain(), denoise, start, labels, states=True)
     registers, found = (student.init * np.asarray(start, np.float64),) * student.weights.shape[1], []
     for k, target in enumerate(teacher.targets):
-        registers, *facts = _fit_row(denoise, row_of(student, k), registers, labels, states[target])
+        registers, *facts = _fit_row(denoise, row_of(student, k), registers, labels, states[target], largest)
         found.append(facts)
-    lambdas, plain, fitted = (np.stack(part) for part in zip(*found, strict=True))
-    return Fit(lambdas, plain, fitted, registers[0])
+    lambdas, plain, fitted, asked = (np.stack(part) for part in zip(*found, strict=True))
+    return Fit(lambdas, plain, fitted, registers[0], asked)
 
 
 def search(
-    denoise: Denoise,
     student: Table,
-    teacher: Teacher,
-    start: Image,
     candidates: Sequence[float],
-    labels: Labels | None = None,
-    teacher_denoise: Denoise | None = None,
-) -> Fit:
-    """The one lambda of the candidates, for all rows, with which the student ends nearest to the teacher's result.
+    measure: Callable[[Table], float],
+    metric: str = "l2",
+    highest: bool = False,
+) -> Search:
+    """The one lambda of the candidates, for all rows, with which the student's samples are best.
 
-    The paper's 'Fixed' and 'LA'. Arguments as in `fit`; the distances of the Fit are those of the result, [1] each, the
-    plain one that of lambda 0.
+    The paper's 'Fixed' and 'LA', which it chooses by FID.
+
+    Args:
+      measure: what is compared, of the student's table with a candidate, such as `distance_from`.
+      metric: what that is called.
+      highest: the highest value is best, not the lowest.
 
     Raises:
-      ValueError: a student without directions.
+      ValueError: a student without directions, or no candidate with a finite value.
+      Interrupted: the program was asked to stop.
     """
-    shape = _directions(student).weights.shape[:2]
+    shape, values = _directions(student).weights.shape[:2], []
+    for candidate in candidates:
+        values.append(measure(student.distilled(np.full(shape, float(candidate)))))
+        interrupts.check()
+    ranked = [(-value if highest else value, k) for k, value in enumerate(values) if math.isfinite(value)]
+    if not ranked:
+        raise ValueError(
+            f"No candidate of {tuple(candidates)} gives finite images; {metric} was {values}. Try smaller ones."
+        )
+    return Search(metric, np.array(candidates, np.float64), np.array(values), float(candidates[min(ranked)[1]]))
+
+
+def distance_from(
+    teacher: Teacher,
+    denoise: Denoise,
+    start: Image,
+    labels: Labels | None = None,
+    teacher_denoise: Denoise | None = None,
+) -> Callable[[Table], float]:
+    """The root mean square distance of a table's result from the teacher's, from the same noise; as in `fit`."""
     target = integrate(teacher_denoise or denoise, teacher.table, start, labels)
-    tried = [(c, integrate(denoise, student.distilled(np.full(shape, c)), start, labels)) for c in (*candidates, 0.0)]
-    errors = np.array([float(jnp.sqrt(jnp.mean((end - target) ** 2))) for _, end in tried])
-    best = int(errors[:-1].argmin())
-    return Fit(np.full(shape, tried[best][0]), errors[-1:], errors[best : best + 1], tried[best][1])
+
+    def measure(table: Table) -> float:
+        return float(jnp.sqrt(jnp.mean((integrate(denoise, table, start, labels) - target) ** 2)))
+
+    return measure
 
 
 def least_squares(columns: Sequence[Image], target: Image) -> Array:
@@ -201,17 +264,20 @@ def least_squares(columns: Sequence[Image], target: Image) -> Array:
     return xp.stack(solution)
 
 
-def _fit_row(denoise: Denoise, row: Table, registers: tuple, labels: Labels | None, target: Image) -> tuple:
-    """One row of the student: (registers after it, lambdas [D], distance before, distance after)."""
+def _fit_row(
+    denoise: Denoise, row: Table, registers: tuple, labels: Labels | None, target: Image, largest: float
+) -> tuple:
+    """One row of the student: (registers after it, lambdas [D], distance before, distance after, lambdas asked for)."""
     xp, y = namespace(registers[0]), registers[0]
     level = Level(*(xp.broadcast_to(a, y.shape[:1]) for a in row.level))
     operands = (*registers, denoise(y, level, labels))
     plain, *memories = (combine(weights, operands) for weights in row.weights)
     columns = [combine(weights, operands) for weights in _directions(row).weights]
-    lambdas = least_squares(columns, target - plain)
+    asked = least_squares(columns, target - plain)
+    lambdas = xp.where(xp.all(xp.abs(asked) <= largest), asked, xp.zeros_like(asked))
     moved = plain + combine(lambdas, columns)
     distances = (xp.sqrt(xp.mean((target - state) ** 2)) for state in (plain, moved))
-    return (moved, *memories), lambdas, *distances
+    return (moved, *memories), lambdas, *distances, asked
 
 
 _jitted_row = jax.jit(_fit_row)

@@ -1,12 +1,14 @@
 """A fitted solver: what sampling with a D-ODE solver needs, in one small JSON file.
 
-It holds the solver, its grid level by level, the noise schedule, the lambdas, how near each row came
-to the teacher before and after them, and where they come from. Nothing in it is executed when it is read.
+It holds the solver, its grid level by level, the noise schedule, the lambdas, how near each row came to the teacher
+before and after them, where they come from, and the value of every candidate if lambda was searched. Nothing in it is
+executed when it is read.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +17,11 @@ from typing import Any
 import numpy as np
 
 from diffusion_distill.diffusion.schedules import SCHEDULES, Schedule
+from diffusion_distill.distillation.dode import Search
+from diffusion_distill.files import user_path
 from diffusion_distill.levels import Level
 from diffusion_distill.settings import describe, rebuild
-from diffusion_distill.solvers import Table, tabulate
+from diffusion_distill.solvers import Table, spelled, tabulate
 
 FORMAT = 1
 
@@ -33,6 +37,7 @@ class FittedSolver:
       lambdas: [rows, D] in the paper's convention.
       plain, fitted: root mean square distance from the teacher's states without and with them, [rows].
       provenance: JSON-ready facts about the fit.
+      search: what became of every candidate, if lambda was searched; None if it was fitted.
     """
 
     solver: str
@@ -42,6 +47,7 @@ class FittedSolver:
     plain: np.ndarray
     fitted: np.ndarray
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    search: Search | None = None
 
     @property
     def base(self) -> Table:
@@ -51,6 +57,22 @@ class FittedSolver:
     def table(self) -> Table:
         """The plain table to sample with."""
         return self.base.distilled(self.lambdas)
+
+    @property
+    def steps(self) -> int:
+        """Of the grid."""
+        return len(self.grid.alpha) - 1
+
+    def check_asked(self, solver: str | None, steps: int | None) -> None:
+        """Raises ValueError if a solver or a number of steps was asked for that is not this one's."""
+        other_solver = solver and spelled(solver) != spelled(self.solver)
+        if other_solver or (steps and steps != self.steps):
+            asked = " and ".join([f"solver {solver!r}"] * bool(solver) + [f"{steps} steps"] * bool(steps))
+            raise ValueError(
+                f"The fitted solver is {self.solver!r} with {self.steps} steps, but {asked} were asked for beside it. "
+                "Leave solver and steps out (on the command line --config.sample.solver='' --config.sample.steps=0), "
+                "or fit another one with --mode=fit."
+            )
 
     def save(self, path: str | Path) -> Path:
         """Writes the file."""
@@ -64,8 +86,9 @@ class FittedSolver:
             "lambdas in the published code's convention": _numbers(self.lambdas * directions.published),  # type: ignore[union-attr]
             "distance from the teacher": {"plain": _numbers(self.plain), "fitted": _numbers(self.fitted)},
             "provenance": dict(self.provenance),
+            "search": None if self.search is None else _written(self.search),
         }
-        path = Path(path)
+        path = user_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         return path
@@ -78,7 +101,7 @@ class FittedSolver:
           FileNotFoundError: there is none.
           ValueError: it is no fitted solver, or its parts do not fit each other.
         """
-        path = Path(path)
+        path = user_path(path)
         if not path.is_file():
             raise FileNotFoundError(f"There is no fitted solver {path}. --mode=fit writes one.")
         try:
@@ -94,6 +117,7 @@ class FittedSolver:
                 plain=np.array(distance["plain"]),
                 fitted=np.array(distance["fitted"]),
                 provenance=content["provenance"],
+                search=_read(content["search"]) if content.get("search") else None,
             )
             found.table()
         except (KeyError, TypeError, ValueError) as error:
@@ -104,3 +128,14 @@ class FittedSolver:
 
 def _numbers(values: Any) -> list:
     return np.asarray(values, np.float64).tolist()
+
+
+def _written(search: Search) -> dict[str, Any]:
+    """A search for JSON, which has no nan."""
+    values = [value if math.isfinite(value) else None for value in _numbers(search.values)]
+    return {**search._asdict(), "candidates": _numbers(search.candidates), "values": values}
+
+
+def _read(search: Mapping[str, Any]) -> Search:
+    values = [math.nan if value is None else value for value in search["values"]]
+    return Search(search["metric"], np.array(search["candidates"]), np.array(values), search["best"])

@@ -21,7 +21,14 @@ import jax.numpy as jnp
 
 from diffusion_distill.arrays import Array
 from diffusion_distill.distillation import closure, regression, tract
-from diffusion_distill.distillation.phases import Phase, momentum_for, samples, updates_for, updates_per_phase
+from diffusion_distill.distillation.phases import (
+    Phase,
+    check_rate,
+    momentum_for,
+    samples,
+    updates_for,
+    updates_per_phase,
+)
 from diffusion_distill.errors import positive_int
 from diffusion_distill.levels import Level
 from diffusion_distill.model import Clipped, Model
@@ -37,6 +44,10 @@ class Knowledge:
       length: training samples, see `phases.samples`.
       residual: sets the momentum of the eval average, see `phases.momentum_for`.
       clip: whether the target is clipped to [-1, 1].
+      dropout: rate in the student's network while it is trained. None is no dropout, whatever the teacher was
+        trained with; a student model that is given explicitly keeps its network's own rate.
+      label_dropout: rate at which labels become the null label that guidance needs; None for the rate of the
+        network's own field `label_dropout`, 0 if it has none. See `training.dropout`.
     """
 
     steps: int = 32
@@ -48,9 +59,13 @@ class Knowledge:
     warmup: int = 0
     anneal: bool = False
     clip: bool = True
+    dropout: float | None = None
+    label_dropout: float | None = None
 
     def __post_init__(self) -> None:
         regression.check(self.weighting, self.reduction)
+        check_rate("dropout", self.dropout)
+        check_rate("label_dropout", self.label_dropout)
         samples(self.length)
         positive_int("The number of steps", self.steps)
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,13 @@ def check_averaging(name: str) -> None:
     choose("averaging", name, dict.fromkeys(AVERAGING))
 
 
+def check_rate(name: str, rate: float | None) -> None:
+    """Raises ValueError for a rate (of dropout, or a momentum) that is not a number in [0, 1); None is allowed."""
+    number = isinstance(rate, Real) and not isinstance(rate, bool)
+    if rate is not None and not (number and 0 <= rate < 1):
+        raise ValueError(f"{name} must be a number in [0, 1), got {rate!r}.")
+
+
 def momentum_for(residual: float, updates: float) -> float:
     """EMA momentum after which the weights of `updates` updates ago count for `residual` (TRACT A.7).
 
@@ -116,10 +124,10 @@ def updates_for(total_samples: int, batch_size: int, shares: Sequence[float] = (
     """Splits a run into phases whose lengths in updates are in proportion to `shares`, to within one update.
 
     Raises:
-      ValueError: a share that is not positive, or a phase without any update.
+      ValueError: a share that is not a positive number, or a phase without any update.
     """
-    if min(shares) <= 0:
-        raise ValueError(f"The shares of phases must be positive, got {tuple(shares)}.")
+    if not all(isinstance(share, Real) and 0 < share < float("inf") for share in shares):
+        raise ValueError(f"The shares of phases must be positive numbers, got {tuple(shares)}.")
     total = total_samples // batch_size
     borders = [round(total * done / sum(shares)) for done in accumulate(shares, initial=0)]
     updates = [b - a for a, b in pairwise(borders)]

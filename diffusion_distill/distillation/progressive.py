@@ -21,7 +21,7 @@ import numpy as np
 from diffusion_distill.arrays import Array, expand
 from diffusion_distill.diffusion.schedules import Schedule
 from diffusion_distill.distillation import closure, regression
-from diffusion_distill.distillation.phases import Phase, check_averaging, samples, updates_for
+from diffusion_distill.distillation.phases import Phase, check_averaging, check_rate, samples, updates_for
 from diffusion_distill.errors import choose
 from diffusion_distill.levels import Level
 from diffusion_distill.model import Model
@@ -47,6 +47,10 @@ class Progressive:
       averaging: the rule of that average, see `training.ema`.
       zero_noise: one of `ZERO_NOISE_RULES`.
       teacher_solver: what the teacher steps by in the first phase; later ones are students and step by DDIM.
+      dropout: rate in the student's network while it is trained. None is no dropout, whatever the teacher was
+        trained with; a student model that is given explicitly keeps its network's own rate.
+      label_dropout: rate at which labels become the null label that guidance needs; None for the rate of the
+        network's own field `label_dropout`, 0 if it has none. See `training.dropout`.
     """
 
     start_steps: int = 1024
@@ -61,12 +65,16 @@ class Progressive:
     averaging: str = "corrected"
     zero_noise: str = "reconciled"
     teacher_solver: str = "ddim"
+    dropout: float | None = None
+    label_dropout: float | None = None
 
     def __post_init__(self) -> None:
         regression.check(self.weighting, self.reduction)
         choose("rule at zero noise", self.zero_noise, ZERO_NOISE_RULES)
         choose("solver", self.teacher_solver, SOLVERS)
         check_averaging(self.averaging)
+        check_rate("dropout", self.dropout)
+        check_rate("label_dropout", self.label_dropout)
         samples(self.phase_length)
         halvings(self.start_steps, self.end_steps)
         if self.last_two_longer <= 0:

@@ -32,6 +32,7 @@ from diffusion_distill.diffusion.schedules import Schedule
 from diffusion_distill.distillation import closure, regression
 from diffusion_distill.distillation.phases import (
     Phase,
+    check_rate,
     momentum_for,
     samples,
     updates_for,
@@ -61,12 +62,18 @@ class Tract:
       length: training samples of all phases together, see `phases.samples`.
       shares: relative lengths of the phases; empty for equal ones (published).
       self_momentum: momentum of the self-teacher.
-      residual: sets the momentum of the eval average, see `phases.momentum_for`.
+      residual: sets the momentum of the eval average from the length of a phase, see `phases.momentum_for`.
+      momentum: a momentum of the eval average for all phases in place of the residual's, as in the paper's ablation
+        (Table 4, Figure 5); 0 keeps the student itself. None is the residual's.
       clip: which estimates in the target are clipped to [-1, 1], one of `CLIPS`.
       teacher_solver: what the teacher steps by in the first phase, a deterministic solver of one step.
       warmup: updates over which the learning rate rises; with cold_start from 0, as in EDM's programs.
       phase_start: one of `PHASE_STARTS`.
       reset_average: with phase_start 'continue', restart the eval average's bias correction in each phase.
+      dropout: rate in the student's network while it is trained. None is no dropout, whatever the teacher was
+        trained with; a student model that is given explicitly keeps its network's own rate.
+      label_dropout: rate at which labels become the null label that guidance needs; None for the rate of the
+        network's own field `label_dropout`, 0 if it has none. See `training.dropout`.
     """
 
     schedule: Sequence[int] = (1024, 32, 1)
@@ -74,6 +81,7 @@ class Tract:
     shares: Sequence[float] = ()
     self_momentum: float = 0.5
     residual: float = 1e-3
+    momentum: float | None = None
     weighting: str = "snr_trunc"
     reduction: str = "sum"
     learning_rate: float = 2e-4
@@ -84,18 +92,27 @@ class Tract:
     teacher_solver: str = "ddim"
     phase_start: str = "teacher"
     reset_average: bool = False
+    dropout: float | None = None
+    label_dropout: float | None = None
 
     def __post_init__(self) -> None:
         regression.check(self.weighting, self.reduction)
         choose("phase_start", self.phase_start, PHASE_STARTS)
         choose("clip", self.clip, CLIPS)
         choose("solver", self.teacher_solver, SOLVERS)
+        check_rate("dropout", self.dropout)
+        check_rate("label_dropout", self.label_dropout)
         samples(self.length)
         check_schedule(self.schedule)
-        if self.shares and len(self.shares) != len(self.schedule) - 1:
-            raise ValueError(f"{len(self.schedule) - 1} phases need as many shares, got {tuple(self.shares)}.")
+        check_shares(self.shares, self.schedule)
         if not 0 <= self.self_momentum < 1:
             raise ValueError(f"self_momentum must be in [0, 1), got {self.self_momentum}.")
+        check_rate("momentum", self.momentum)
+        if self.momentum is not None and self.residual not in (0, Tract.residual):
+            raise ValueError(
+                f"momentum={self.momentum} and residual={self.residual} both set the momentum of the eval average. "
+                "Leave one of them out, on the command line with --config.method.residual=0."
+            )
 
     @classmethod
     def edm(cls, schedule: Sequence[int] = (40, 1), **changes: Any) -> Tract:
@@ -126,7 +143,7 @@ class Tract:
                 warmup=self.warmup,
                 cold_start=self.cold_start,
                 anneal=self.anneal,
-                momentum=self.momentum(batch_size, sum(shares) / shares[k]),
+                momentum=self._momentum(batch_size, sum(shares) / shares[k]),
                 inputs=tables[k],
                 restart=self.phase_start == "teacher",
                 reset_average=self.reset_average,
@@ -134,8 +151,10 @@ class Tract:
             for k, (start, end) in enumerate(reductions)
         ]
 
-    def momentum(self, batch_size: int, count: float) -> float:
+    def _momentum(self, batch_size: int, count: float) -> float:
         """The eval average's momentum in a phase that is 1/count of the run."""
+        if self.momentum is not None:
+            return self.momentum
         return momentum_for(self.residual, updates_per_phase(samples(self.length), batch_size, count))
 
     def losses(self, denoisers: Mapping[str, Any], table: closure.Rows, batch: Batch, key: Key) -> Array:
@@ -172,6 +191,17 @@ def rows(schedule: Schedule, start: int, end: int, solver: str = "ddim") -> clos
     t = np.arange(1, start + 1)
     s = (t - 1) // group * group
     return closure.make_rows(schedule, start, t, t - 1, s, clean_end=False, solver=solver)
+
+
+def check_shares(shares: Sequence[float], schedule: Sequence[int]) -> None:
+    """Raises ValueError unless there is one share for each phase of the schedule, or none."""
+    phases = len(schedule) - 1
+    if shares and len(shares) != phases:
+        raise ValueError(
+            f"The schedule {tuple(schedule)} has {phases} phase{'s' * (phases > 1)}, but shares={tuple(shares)} are "
+            f"for {len(shares)}. Give one share per phase, such as shares={(1,) * phases}, or none for phases of equal "
+            "length: shares=(), on the command line --config.method.shares='()'."
+        )
 
 
 def check_schedule(schedule: Sequence[int]) -> None:

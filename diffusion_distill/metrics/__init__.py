@@ -16,10 +16,11 @@ from diffusion_distill.metrics.kid import Kid, consecutive_blocks, kid, random_s
 from diffusion_distill.metrics.pca import Pca, principal_components
 from diffusion_distill.metrics.precision_recall import PrecisionRecall, memberships, precision_recall
 from diffusion_distill.metrics.references import Reference, read_reference, write_reference, write_tract
-from diffusion_distill.metrics.statistics import Accumulator, FeatureStore
+from diffusion_distill.metrics.statistics import Accumulator, Blocks, FeatureStore
 
 __all__ = [
     "Accumulator",
+    "Blocks",
     "FeatureStore",
     "FrechetTerms",
     "InceptionScore",

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def pixel_features(images: ArrayLike) -> NDArray[np.float32]:
-    """The pixels themselves as features.
+    """Floating point pixels as features, not rounded; evaluations measure those of `features.Pixels`, which are.
 
     Distances of pixels see no more than grey levels; they suit small images and the comparison of runs, not
     comparison with published FIDs.

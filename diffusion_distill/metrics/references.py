@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_distill.files import user_path
 from diffusion_distill.metrics.features import as_features
 from diffusion_distill.metrics.frechet import Moments
 from diffusion_distill.metrics.statistics import Accumulator
@@ -114,7 +115,7 @@ def read_reference(path: str | Path, count: int | None = None) -> Reference:
         FileNotFoundError: no such file.
         ValueError: damaged, none of the layouts, or arrays whose shapes, symmetry or values cannot be right.
     """
-    path = Path(path)
+    path = user_path(path)
     pair = _tract_files(path)
     for file in pair or (path,):
         if not file.is_file():
@@ -161,7 +162,7 @@ def write_reference(
     Raises:
         ValueError: nothing to write, another suffix, images that are not uint8, labels that do not fit.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix != ".npz":
         raise ValueError(f"{path} must end with .npz.")
     arrays: dict[str, np.ndarray] = {}
@@ -189,7 +190,7 @@ def write_reference(
 
 def write_tract(stem: str | Path, moments: Moments, facts: Mapping[str, Any] | None = None) -> tuple[Path, Path]:
     """Writes STEM_mean.npy and STEM_std.npy, the latter the covariance as TRACT reads it, and what they are of."""
-    mean, cov = (Path(f"{stem}_{part}.npy") for part in ("mean", "std"))
+    mean, cov = (user_path(f"{stem}_{part}.npy") for part in ("mean", "std"))
     np.save(mean, moments.mean, allow_pickle=False)
     np.save(cov, moments.cov, allow_pickle=False)
     known = {"images": moments.count} if moments.count else {}

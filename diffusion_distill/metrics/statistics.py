@@ -4,6 +4,9 @@
 cancels, so an offset common to all features costs no digits, and a batch costs one product of matrices. Its state is
 saved and loaded without any change, so a run that is stopped and resumed gives identical numbers.
 
+`Blocks` gives the same bits whatever the sizes of the batches too: two programs that measure the same images in other
+batches agree to the last digit.
+
 Kernel distance, precision and recall need the features themselves. `FeatureStore` keeps them in one file, addressed by
 the number of the image; what was written before an interruption may be written again.
 """
@@ -12,13 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_distill.errors import positive_int
+from diffusion_distill.files import user_path
 from diffusion_distill.metrics.features import as_features, check_same_width, checked_features
-from diffusion_distill.metrics.frechet import Moments, merge
+from diffusion_distill.metrics.frechet import Moments, merge, moments
+
+#: Rows that `Blocks` sums together.
+ROWS = 1024
 
 
 class Accumulator:
@@ -114,6 +122,70 @@ class Accumulator:
         self._outer = np.zeros((len(center), len(center)))
 
 
+class Blocks:
+    """Moments of features that arrive in batches of any size: the same to the last bit however they are cut.
+
+    Rows are summed in blocks of `ROWS`, or of as many as there are features if those are more, so that fewer images
+    than features keep all digits (`Moments.centred`). Rows of a block that is not full yet are kept as they are.
+    """
+
+    def __init__(self) -> None:
+        self._summed: Moments | None = None
+        self._rest: NDArray[Any] | None = None
+        self._found: Moments | None = None
+
+    def add(self, features: ArrayLike) -> None:
+        """Adds a batch [n, width].
+
+        Raises:
+            ValueError: another rank, another width than before, or rows that are not finite; nothing is added then.
+        """
+        rows = as_features("Features", features)
+        if self._rest is not None:
+            check_same_width(self._rest.shape[1], rows.shape[1])
+            rows = np.concatenate([self._rest, rows])
+        block = max(ROWS, rows.shape[1])
+        while len(rows) > block:
+            first, rows = moments(rows[:block]), rows[block:]
+            self._summed = merge(self._summed, first) if self._summed else first
+        self._rest, self._found = rows.copy(), None
+
+    def moments(self) -> Moments:
+        """Count, mean and covariance of everything added: the same object until more is added.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if self._found is None:
+            if self._rest is None:
+                raise ValueError("No features were added, so there are no moments. Add at least one batch.")
+            rest = moments(self._rest)
+            self._found = merge(self._summed, rest) if self._summed else rest
+        return self._found
+
+    @classmethod
+    def of(cls, known: Moments) -> Blocks:
+        """Moments that came from elsewhere, such as published ones."""
+        found = cls()
+        found._summed = found._found = known
+        return found
+
+    def to_arrays(self) -> dict[str, Any]:
+        """The state, for `numpy.savez`: count, mean and cov of the full blocks, and the rows of the rest."""
+        summed, rest = self._summed, self._rest
+        arrays = {"count": summed.count, "mean": summed.mean, "cov": summed.cov} if summed else {}
+        return arrays if rest is None else {**arrays, "rest": rest}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Blocks:
+        """What was saved by `to_arrays`."""
+        known = "mean" in arrays
+        found = cls.of(Moments(int(arrays["count"]), arrays["mean"], arrays["cov"])) if known else cls()
+        if "rest" in arrays:
+            found._rest, found._found = arrays["rest"], None
+        return found
+
+
 class FeatureStore:
     """Raw features of a known number of images in one .npy file, float32 [count, width], mapped into memory.
 
@@ -124,7 +196,7 @@ class FeatureStore:
     """
 
     def __init__(self, path: str | Path, count: int, width: int) -> None:
-        self.path = Path(path)
+        self.path = user_path(path)
         shape = (positive_int("count", count), positive_int("width", width))
         if not self.path.exists():
             self._rows = np.lib.format.open_memmap(self.path, mode="w+", dtype=np.float32, shape=shape)

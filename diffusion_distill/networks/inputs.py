@@ -4,7 +4,8 @@ All networks are called as network(x, time, labels, train, augment), with
 
     x        [batch, height, width, channels]
     time     [batch], one number per image
-    labels   int32 [batch] in [0, num_classes); where labels are optional also float [batch, num_classes], or None
+    labels   int32 [batch] in [0, num_classes), or num_classes, the null label, which stands for no class and is the
+             zero vector; where labels are optional also float [batch, num_classes], or None for zero vectors
     augment  float [batch, augment_dim], how each image was changed (Karras et al. 2022, F.2); None is all zeros
 """
 
@@ -65,16 +66,10 @@ def check_augment(augment: Array | None, batch: int, augment_dim: int) -> None:
 def label_vectors(labels: Array | None, batch: int, num_classes: int) -> Array:
     """[batch, num_classes] float32: one-hot rows of int32 labels, vectors as they are, zeros if there are none.
 
-    A label outside [0, num_classes) is no error: its row is zero.
+    A label outside [0, num_classes) is no error, its row is zero: that of num_classes, the null label, by intent.
     """
     if labels is None:
         return jnp.zeros((batch, num_classes))
     if labels.dtype == jnp.int32:
         return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     return labels.astype(jnp.float32)
-
-
-def drop_rows(vectors: Array, rate: float, key: Array) -> Array:
-    """Each row of [batch, n] set to zero with probability `rate`; the others are kept as they are."""
-    kept = jax.random.uniform(key, (len(vectors), 1)) >= rate
-    return jnp.where(kept, vectors, 0)

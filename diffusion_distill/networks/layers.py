@@ -413,12 +413,14 @@ class ResidualBlock(nn.Module):
     """norm, swish, [resample], conv; FiLM norm, swish, dropout, conv (zero at first); plus the shortcut.
 
     Both branches are resampled, without a convolution of their own. The shortcut is a matrix product where
-    the number of channels changes, the identity elsewhere. Salimans & Ho (2022), after BigGAN's block.
+    the number of channels changes, else the identity. Salimans & Ho (2022), after BigGAN's block.
 
     Attributes:
         features: channels of the output.
         resample: halve or double the image: 2x2 mean and equal pixels, or with the filter of `taps`, one for
-            each branch; then the shortcut is a matrix product in any case (Song et al. 2021).
+            each branch (Song et al. 2021).
+        project: a block that resamples has a matrix product in its shortcut, also where the number of channels
+            stays (Song et al. 2021).
         film: False adds the projected embedding before the second norm, instead of modulating it.
         skip_scale: factor of the sum of both branches.
     """
@@ -427,6 +429,7 @@ class ResidualBlock(nn.Module):
     dropout: float = 0.0
     resample: Resample = "none"
     taps: Sequence[float] = ()
+    project: bool = False
     film: bool = True
     skip_scale: float = 1.0
     norm: NormSettings = NormSettings()
@@ -444,7 +447,7 @@ class ResidualBlock(nn.Module):
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = Conv(self.features, init_rule=self.init_rule, role="last", dtype=self.dtype, name="conv2")(h)
         shortcut = self._resampled("shortcut_resample", x)
-        if x.shape[-1] != self.features or (self.taps and self.resample != "none"):
+        if x.shape[-1] != self.features or (self.project and self.resample != "none"):
             shortcut = self._dense("nin_shortcut", x.shape[-1], self.features)(shortcut)
         return self.skip_scale * (shortcut + h)
 

@@ -36,7 +36,6 @@ from diffusion_distill.networks.inputs import (
     check_augment,
     check_images,
     check_labels,
-    drop_rows,
     label_vectors,
 )
 from diffusion_distill.networks.layers import (
@@ -134,7 +133,7 @@ class SongUNet(nn.Module):
             ValueError, TypeError: while tracing, for shapes or dtypes other than these.
         """
         check_images(x, time, len(self.ch_mult))
-        emb = self._embed(time, labels, train, augment)
+        emb = self._embed(time, labels, augment)
         h, kept = self._encode(x, emb, train)
         h = self._residual("mid.block_1", h, emb, train, features=h.shape[-1])
         h = self._attention("mid.attn_1", h, always=True)
@@ -143,7 +142,7 @@ class SongUNet(nn.Module):
 
     # Below, the network from front to back.
 
-    def _embed(self, time: Array, labels: Array | None, train: bool, augment: Array | None) -> Array:
+    def _embed(self, time: Array, labels: Array | None, augment: Array | None) -> Array:
         """[batch, emb_ch] float32."""
         batch, width = len(time), self.ch * self.noise_mult
         check_augment(augment, batch, self.augment_dim)
@@ -154,8 +153,6 @@ class SongUNet(nn.Module):
         if self.num_classes > 1:
             check_labels(labels, batch, self.num_classes, optional=True)
             vectors = label_vectors(labels, batch, self.num_classes)
-            if train and self.label_dropout:
-                vectors = drop_rows(vectors, self.label_dropout, self.make_rng("dropout"))
             features += self._dense("class_emb", sqrt(self.num_classes) * vectors, width)
         if self.augment_dim:
             augment = jnp.zeros((batch, self.augment_dim)) if augment is None else augment.astype(jnp.float32)
@@ -224,6 +221,7 @@ class SongUNet(nn.Module):
             dropout=self.dropout,
             resample=resample,
             taps=self.resample_filter,
+            project=True,
             film=False,
             skip_scale=self.skip_scale,
             norm=NORM,

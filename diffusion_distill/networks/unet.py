@@ -30,7 +30,6 @@ from diffusion_distill.networks.inputs import (
     check_augment,
     check_images,
     check_labels,
-    drop_rows,
     label_vectors,
 )
 from diffusion_distill.networks.layers import (
@@ -88,7 +87,8 @@ class UNet(nn.Module):
         wide_conv_in: the first convolution has ch * ch_mult[0] channels instead of ch.
         label_bias: `class_emb` has a bias, and labels are required. Without, a missing label is the zero
             vector, and labels may be real vectors.
-        label_dropout: rate at which whole labels are set to the zero vector, only if `train`.
+        label_dropout: rate at which training replaces labels by the null label, num_classes; kept here because
+            it belongs to a trained network, and read by `training.dropout`. The network itself drops no label.
         augment_dim: length of the vector that describes how an image was augmented; 0 takes none.
         init_rule: initial values, see `layers.initial`.
 
@@ -154,7 +154,7 @@ class UNet(nn.Module):
             ValueError, TypeError: while tracing, for shapes or dtypes other than these.
         """
         check_images(x, time, len(self.ch_mult))
-        emb = self._embed(time, labels, train, augment)
+        emb = self._embed(time, labels, augment)
         first = self.ch * self.ch_mult[0] if self.wide_conv_in else self.ch
         h = self._conv("conv_in", x, first)
         kept = [h]
@@ -185,7 +185,7 @@ class UNet(nn.Module):
 
     # Below, what is between the blocks; each returns an image, or the embedding.
 
-    def _embed(self, time: Array, labels: Array | None, train: bool, augment: Array | None) -> Array:
+    def _embed(self, time: Array, labels: Array | None, augment: Array | None) -> Array:
         """[batch, emb_ch] float32, the swish before every residual block's own projection applied."""
         batch = len(time)
         features = sinusoidal_features(time, self.ch, shift=self.frequency_shift, cos_first=self.cos_first)
@@ -197,8 +197,6 @@ class UNet(nn.Module):
         if self.num_classes > 1:
             check_labels(labels, batch, self.num_classes, optional=not self.label_bias)
             vectors = label_vectors(labels, batch, self.num_classes)
-            if train and self.label_dropout:
-                vectors = drop_rows(vectors, self.label_dropout, self.make_rng("dropout"))
             emb += self._dense("class_emb", vectors, self.emb_ch, "label", bias=self.label_bias)
         return nn.swish(emb)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_distill.files import user_path
 from diffusion_distill.report.figures import figure_of
 
 SMOOTHED_PARTS = 40  # the moving mean spans this fraction of a curve
@@ -76,7 +77,7 @@ def loss_plot(
         low, high = axes.get_ylim()
         axes.set_ylim(low, high * (high / low) ** 0.2)
     figure.legend(loc="outside lower center", ncols=min(4, len(curves)), frameon=False)
-    path = Path(path)
+    path = user_path(path)
     figure.savefig(path)
     return path
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from diffusion_distill.files import user_path
 from diffusion_distill.report.figures import figure_of
 
 COLUMNS = 4  # at most so many matrices beside each other
@@ -65,7 +66,7 @@ def heat_maps(
     figure.colorbar(image, ax=axes[:count], label=quantity, shrink=0.9, pad=0.02)  # type: ignore[arg-type]
     if title:
         figure.suptitle(title)
-    path = Path(path)
+    path = user_path(path)
     figure.savefig(path)
     return path
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_distill.errors import choose
+from diffusion_distill.files import user_path
 from diffusion_distill.report.figures import figure_of
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def line_plot(rows: Sequence[Mapping[str, Panel]], path: str | Path, title: str 
     if title:
         figure.suptitle(title)
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=columns, frameon=False)
-    path = Path(path)
+    path = user_path(path)
     figure.savefig(path)
     return path
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_distill.files import user_path
 from diffusion_distill.quantise import quantise
 
 MARGIN = 16  # around the picture and between labels and images, in pixels of the PNG
@@ -69,7 +70,7 @@ def image_grid(
     height = next(iter(shapes.values()))[0]
     repeats = scale or -(-LEAST_CELL // height)
     strips = {label: _strip(row, repeats) for label, row in images.items()}
-    path = Path(path)
+    path = user_path(path)
     _write(strips, title, path)
     return path
 

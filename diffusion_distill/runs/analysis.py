@@ -3,6 +3,7 @@
 FOLDER/trajectories.png   how long state, x_hat and eps are at each level, and the way of some pixels of the first image
 FOLDER/similarity.png     how alike the network's outputs of any two rows are
 FOLDER/lambdas.png        fitted lambdas against row and level
+FOLDER/candidates.png     what each candidate for one lambda was worth
 FOLDER/<the same>.json    what is drawn, row by row, and what is what
 
     norm         mean over images of ‖y_k‖, ‖x_hat_k‖ and ‖eps_k‖
@@ -31,8 +32,10 @@ from numpy.typing import ArrayLike
 from diffusion_distill import sampling
 from diffusion_distill.arrays import Array
 from diffusion_distill.diffusion.parameterization import eps_from_x
+from diffusion_distill.distillation.dode import Search
 from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.errors import choose, positive_int
+from diffusion_distill.files import user_path
 from diffusion_distill.levels import Level
 from diffusion_distill.report import Line, Panel, heat_maps, line_plot
 from diffusion_distill.runs.sampling import TEACHER_STEPS, denoiser_of, labels_for, sample_keys, table_for
@@ -85,12 +88,12 @@ def subject(
     if found:
         solver, base = found.solver, found.base.plain()
     else:
-        base = table_for(artefact.on_grid(steps).model, steps, solver, spacing=spacing, end=end)
+        base = table_for(artefact, steps, solver, spacing=spacing, end=end)
     tables = {f"{solver}, {base.nfe} NFE": base}
     if found:
         tables[f"D-{solver}, {base.nfe} NFE"] = found.table()
     fine = FINE * base.nfe
-    tables[f"ddim, {fine} NFE"] = table_for(artefact.on_grid(fine).model, fine, spacing=spacing, end=end)
+    tables[f"ddim, {fine} NFE"] = table_for(artefact, fine, spacing=spacing, end=end)
     mesh = sharding.data_mesh(sharding.devices_for(count))
     keys = sample_keys(jax.random.key(seed), np.arange(count), sharding.split(mesh))
     labels = labels_for(artefact.model, count, None, seed)
@@ -105,16 +108,22 @@ def fits_in(path: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     Raises:
       FileNotFoundError: there is none.
     """
-    path = Path(path)
-    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    return {label: (fit.lambdas, fit.base.level.logsnr) for label, fit in _labelled(path).items()}
+
+
+def searches_in(path: str | Path) -> dict[str, Search]:
+    """The first argument of `candidates` from the same; empty if no lambda was searched. Errors as in `fits_in`."""
+    return {label: fit.search for label, fit in _labelled(path).items() if fit.search}
+
+
+def _labelled(path: str | Path) -> dict[str, FittedSolver]:
+    path = user_path(path)
+    files = [file for file in sorted(path.glob("*.json")) if file.stem not in WHAT] if path.is_dir() else [path]
     if not files:
         raise FileNotFoundError(f"The folder {path} holds no fitted solver. --mode=fit and --mode=solvers write them.")
     found = {file: FittedSolver.load(file) for file in files}
     return {
-        f"D-{fit.solver}, {fit.base.nfe} NFE{'' if len(files) == 1 else f' ({file.stem})'}": (
-            fit.lambdas,
-            fit.base.level.logsnr,
-        )
+        f"D-{fit.solver}, {fit.base.nfe} NFE{'' if len(files) == 1 else f' ({file.stem})'}": fit
         for file, fit in found.items()
     }
 
@@ -227,6 +236,34 @@ def lambdas(fits: Mapping[str, tuple[ArrayLike, ArrayLike]], folder: str | Path)
     return numbers
 
 
+def candidates(searches: Mapping[str, Search], folder: str | Path) -> dict[str, Any]:
+    """What every candidate for one lambda of all rows was worth: the metric against lambda, a panel for each metric.
+
+    Figure 8b, c of the paper, for Fixed-D-DDIM and LA-DDIM.
+
+    Args:
+      searches: label -> search, such as those of `FittedSolver.search`.
+
+    Returns:
+      What the JSON file holds; `searches` has for each label metric, candidates [n], values [n] (null where images were
+      not finite) and best.
+
+    Raises:
+      ValueError: no searches.
+    """
+    if not searches:
+        raise ValueError("There are no searches. Pass at least one entry {label: search}.")
+    found = {}
+    for label, search in searches.items():
+        order = np.argsort(search.candidates)
+        values = [float(v) if np.isfinite(v) else None for v in np.asarray(search.values)[order]]
+        facts = {"metric": search.metric, "best": search.best, "at edge": search.at_edge}
+        found[label] = {**facts, "candidates": np.asarray(search.candidates)[order], "values": values}
+    numbers = _plain({"what": WHAT["candidates"], "searches": found})
+    _write(folder, "candidates", numbers, partial(line_plot, _candidate_panels(numbers)))
+    return numbers
+
+
 #: What the numbers of each file are.
 WHAT = {
     "trajectories": {
@@ -251,6 +288,12 @@ WHAT = {
         "rows": "network evaluations",
         "logsnr": "2·log(alpha / sigma) of the level that the network is told in each row",
         "lambdas": "in the paper's convention, for each row one per direction; 0 where a row has no direction",
+    },
+    "candidates": {
+        "metric": "by which the best was chosen",
+        "candidates": "the lambdas that were tried, one for all rows, in the paper's convention",
+        "values": "of the metric",
+        "at edge": "whether the best is the least or the greatest candidate",
     },
 }
 
@@ -343,7 +386,7 @@ def _write(folder: str | Path, name: str, numbers: Mapping[str, Any], draw: Any)
     """FOLDER/<name>.json and .png, by the first process only."""
     if jax.process_index() != 0:
         return
-    folder = Path(folder)
+    folder = user_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
     text = re.sub(r"\[[^\[\]\"]*\]", lambda found: " ".join(found[0].split()), text)  # a list of numbers, one line
@@ -394,4 +437,16 @@ def _lambda_panels(numbers: Mapping[str, Any]) -> list[dict[str, Panel]]:
                 like, style = (label, STYLES[j]) if count <= len(STYLES) else (None, "-")
                 lines[name] = Line(x, y, style, "o", like)
         panels[title] = Panel(lines, xlabel, "lambda", yscale="auto")
+    return [panels]
+
+
+def _candidate_panels(numbers: Mapping[str, Any]) -> list[dict[str, Panel]]:
+    """One panel for each metric."""
+    panels: dict[str, Panel] = {}
+    for label, search in numbers["searches"].items():
+        values = np.array([np.nan if value is None else value for value in search["values"]])
+        panel = panels.setdefault(search["metric"], Panel({}, "lambda", search["metric"], yscale="auto"))
+        panels[search["metric"]] = panel._replace(
+            lines={**panel.lines, label: Line(search["candidates"], values, "-", "o")}
+        )
     return [panels]

@@ -31,8 +31,10 @@ from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.sources import Source, range_of, to_unit_range
 from diffusion_distill.distillation.phases import Phase, momentum_for, samples, updates_for
 from diffusion_distill.errors import positive_int
+from diffusion_distill.files import user_path
 from diffusion_distill.networks.classifier import CLASSIFIERS, Classified, Classifier
-from diffusion_distill.settings import describe, rebuild
+from diffusion_distill.runs.resuming import SameRun, defaults
+from diffusion_distill.settings import describe, from_mapping, rebuild
 from diffusion_distill.training import checkpoint, loop, sharding
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.checksum import fingerprint
@@ -159,7 +161,7 @@ class TrainedClassifier:
 
     def save(self, folder: str | Path) -> Path:
         """Writes FOLDER/params (Orbax) and FOLDER/classifier.json, replacing a classifier that is there."""
-        folder = Path(folder)
+        folder = user_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save_params(folder / "params", self.params)
         facts = {
@@ -180,7 +182,7 @@ class TrainedClassifier:
           FileNotFoundError: the folder is not a classifier's.
           ValueError: its parameters do not fit its network, or have changed since they were written.
         """
-        folder = Path(folder)
+        folder = user_path(folder)
         if not (folder / "classifier.json").is_file():
             raise FileNotFoundError(
                 f"{folder} is not a classifier: it has no classifier.json. Give the folder that training one wrote, "
@@ -239,13 +241,21 @@ def train_classifier(
         "data": _facts(source),
         "heldout": _facts(heldout),
     }
+    same = SameRun(
+        free=frozenset({"settings.checkpoint_every", "settings.log_every"}),
+        lengths=frozenset({"settings.length"}),
+        defaults=defaults(classifier=network, settings=settings),
+        phases=lambda there: [from_mapping(ClassifierSettings, "settings of the run there", there["settings"]).phase()],
+    )
     optimizer = make_optimizer(OptimizerSettings(weight_decay=settings.weight_decay))
     training = _Training(network, settings)
     step = make_step(training.losses, training, None, optimizer, mesh)  # type: ignore[arg-type]  # see _Training
     seed = jax.random.key(settings.seed)
     here, processes = jax.process_index(), jax.process_count()
     with ExitStack() as cleanup:
-        home = cleanup.enter_context(closing(Workdir(workdir, description))).path if workdir is not None else None
+        home = None
+        if workdir is not None:
+            home = cleanup.enter_context(closing(Workdir(workdir, description, compare=same))).path
         checkpoints = Checkpoints(home / "checkpoints", about=description) if home else None
         state = create(_init(network, shape, seed), optimizer, averages=())
         state = jax.device_put(state, sharding.replicated(mesh))

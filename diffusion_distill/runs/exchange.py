@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from diffusion_distill import weights
 from diffusion_distill.errors import near_matches
+from diffusion_distill.files import user_path, writable
 from diffusion_distill.model import Model
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.progress import Progress
@@ -29,25 +30,25 @@ def import_weights(name: str | Path, folder: str | Path, model: Model | None = N
       name: one of `weights.PUBLISHED`, which is downloaded; or a file: one of Google's (by its published name, or
         with `model`), a '.pkl' of EDM, which says itself what it holds, or a '.safetensors' made by `export_weights`.
       folder: becomes the artefact's folder; downloads are kept in FOLDER/download, so that they can be taken up.
-      model: what the file holds, if its name does not say; a '.pkl' that holds another is refused.
+      model: what the file holds, if its name does not say; a '.pkl' or '.safetensors' that holds another is refused.
 
     Raises:
       FileNotFoundError: name is neither published nor a file.
       WeightsError: the file is not what it should be.
     """
-    path = Path(name)
+    path, folder = user_path(name), writable(folder)
     if path.suffix == SAFETENSORS and path.is_file():
-        params, about = weights.exchange.load(path)
-        artefact = Artefact(Model.from_dict(about["model"]), _to_device(params), about["steps"], about["provenance"])
+        found = weights.exchange.read(path, model)
+        artefact = Artefact(found.model, _to_device(found.params), found.steps, found.facts)
     else:
-        artefact = _foreign(str(name), Path(folder), model)
+        artefact = _foreign(str(name), folder, model)
     artefact.save(folder)
     return artefact
 
 
 def is_inception(name: str | Path) -> bool:
     """Whether a published name, or the name of a file, belongs to FID's InceptionV3."""
-    path = Path(name)
+    path = user_path(name)
     if path.is_file():
         return path.suffix in (".pth", ".pt", ".pb") or path.name in {
             Path(f.url).name for f in INCEPTION_FILES.values()
@@ -61,7 +62,7 @@ def import_inception(name: str | Path, folder: str | Path) -> InceptionWeights:
     Raises:
       WeightsError: the file is not what it should be.
     """
-    folder, path = Path(folder), Path(name)
+    folder, path = writable(folder), user_path(name)
     found = inception.read(path) if path.is_file() else inception.fetch(str(name), folder / "download")
     folder.mkdir(parents=True, exist_ok=True)
     inception.save_inception(found, folder)
@@ -70,7 +71,7 @@ def import_inception(name: str | Path, folder: str | Path) -> InceptionWeights:
 
 def export_weights(artefact: Artefact, path: str | Path) -> Path:
     """Writes an artefact as one safetensors file with its description in the metadata."""
-    path = Path(path)
+    path = user_path(path)
     if path.suffix != SAFETENSORS:
         raise ValueError(f"Exports are {SAFETENSORS} files, got {path}.")
     about = {"model": artefact.model.to_dict(), "steps": artefact.steps, "provenance": dict(artefact.provenance)}
@@ -79,7 +80,7 @@ def export_weights(artefact: Artefact, path: str | Path) -> Path:
 
 def _foreign(name: str, folder: Path, model: Model | None) -> Artefact:
     """Weights of another program, by their published name or from a file."""
-    path, facts = Path(name), {}
+    path, facts = user_path(name), {}
     published = weights.PUBLISHED.get(path.stem if path.is_file() else name)
     kind = "edm" if path.suffix == PICKLE else published.format if published else "progressive"
     if path.is_file():

@@ -2,24 +2,34 @@
 
 png, zip     00000/img00000000.png …, a folder per thousand, and dataset.json with the labels, as EDM's tools read
 npz          images uint8 [n, height, width, channels] as arr_0, labels as arr_1, as OpenAI's evaluator reads
+
+Everything is written beside its place, with UNFINISHED behind its name, and put there when it is whole.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from diffusion_distill.errors import choose
+from diffusion_distill.files import writable
 from diffusion_distill.quantise import quantise
+
+UNFINISHED, REPLACED = ".unfinished", ".replaced"
 
 
 def save_images(images: np.ndarray, folder: str | Path, form: str = "npz", labels: np.ndarray | None = None) -> Path:
     """Writes images; returns the file or folder, FOLDER/samples.npz, samples.zip or samples.
+
+    What an earlier call has written there is replaced as a whole, when all images are on disk.
 
     Args:
       images: [n, height, width, 1 or 3], in [-1, 1] (rounded half up) or uint8; npz takes any number of channels.
@@ -27,43 +37,85 @@ def save_images(images: np.ndarray, folder: str | Path, form: str = "npz", label
       labels: [n] whole numbers.
 
     Raises:
-      ValueError: an unknown form, labels of another number, or channels that PNG does not have.
+      ValueError: labels of another number, or what `check_place` refuses.
     """
-    write, folder = choose("form of images", form, FORMS), Path(folder)
+    place = check_place(folder, form, images.shape[-1])
     if labels is not None and np.shape(labels) != (len(images),):
         raise ValueError(f"{len(images)} images need as many labels, got {np.shape(labels)}.")
-    if form != "npz" and images.shape[-1] not in (1, 3):
-        raise ValueError(f"PNGs have 1 or 3 channels; these images have {images.shape[-1]}: take form='npz'.")
-    folder.mkdir(parents=True, exist_ok=True)
-    return write(np.asarray(quantise(images)), folder, labels)
+    unfinished = place.with_name(f"{place.name}{UNFINISHED}")
+    FORMS[form].write(np.asarray(quantise(images)), unfinished, labels)
+    _replace(place, unfinished)
+    return place
 
 
-def _npz(images: np.ndarray, folder: Path, labels: np.ndarray | None) -> Path:
-    path = folder / "samples.npz"
-    if labels is None:
-        np.savez_compressed(path, arr_0=images)
+def check_place(folder: str | Path, form: str, channels: int) -> Path:
+    """Looks, before images are drawn, whether `save_images` can write them; returns the file or folder.
+
+    Raises:
+      ValueError: an unknown form, channels that PNG does not have, a folder that cannot be written, or one that holds
+        other files than those of an earlier call, which would be lost.
+    """
+    name = choose("form of images", form, FORMS).name
+    if form != "npz" and channels not in (1, 3):
+        raise ValueError(f"PNGs have 1 or 3 channels; these images have {channels}: take form='npz'.")
+    place = writable(folder) / name
+    replaced = place.with_name(f"{name}{REPLACED}")
+    if replaced.exists() and not place.exists():
+        replaced.rename(place)  # a program was stopped between the two steps of `_replace`
+    for path in (place, replaced, place.with_name(f"{name}{UNFINISHED}")):
+        others = _others(path, folders=form == "png")
+        if others:
+            raise ValueError(
+                f"{path} would be replaced, but holds what sampling did not write: {', '.join(others[:3])}. "
+                "Move it away, or choose another folder."
+            )
+    return place
+
+
+def _others(path: Path, folders: bool) -> list[str]:
+    """Names of what is at a path and is not of `save_images`."""
+    if not path.exists():
+        return []
+    if path.is_dir() != folders:
+        return [path.name]
+    if not folders:
+        return []
+    found = (file.relative_to(path).as_posix() for file in path.rglob("*"))
+    return sorted(name for name in found if not re.fullmatch(r"\d{5,}(/img\d{8,}\.png)?|dataset\.json", name))
+
+
+def _replace(place: Path, unfinished: Path) -> None:
+    """Puts what is complete in its place; a program that dies meanwhile leaves the old or the new whole."""
+    if unfinished.is_dir() and place.exists():  # no rename replaces a folder that is not empty
+        replaced = place.with_name(f"{place.name}{REPLACED}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        place.rename(replaced)
+        unfinished.rename(place)
+        shutil.rmtree(replaced)
     else:
-        np.savez_compressed(path, arr_0=images, arr_1=labels)
-    return path
+        unfinished.replace(place)
 
 
-def _png(images: np.ndarray, folder: Path, labels: np.ndarray | None) -> Path:
-    root = folder / "samples"
+def _npz(images: np.ndarray, path: Path, labels: np.ndarray | None) -> None:
+    arrays = {"arr_0": images} if labels is None else {"arr_0": images, "arr_1": labels}
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _png(images: np.ndarray, root: Path, labels: np.ndarray | None) -> None:
+    shutil.rmtree(root, ignore_errors=True)
     for number, image in enumerate(images):
         path = root / _name(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(_encoded(image))
     (root / "dataset.json").write_text(_labels_json(len(images), labels), encoding="utf-8")
-    return root
 
 
-def _zip(images: np.ndarray, folder: Path, labels: np.ndarray | None) -> Path:
-    path = folder / "samples.zip"
+def _zip(images: np.ndarray, path: Path, labels: np.ndarray | None) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
         for number, image in enumerate(images):
             file.writestr(_name(number), _encoded(image))
         file.writestr("dataset.json", _labels_json(len(images), labels))
-    return path
 
 
 def _name(number: int) -> str:
@@ -83,4 +135,11 @@ def _labels_json(count: int, labels: np.ndarray | None) -> str:
     return json.dumps({"labels": pairs})
 
 
-FORMS: dict[str, Callable[[np.ndarray, Path, np.ndarray | None], Path]] = {"npz": _npz, "png": _png, "zip": _zip}
+class Form(NamedTuple):
+    """A way to write images: the name of the file or folder, and what writes it from 8-bit images and labels."""
+
+    name: str
+    write: Callable[[np.ndarray, Path, np.ndarray | None], None]
+
+
+FORMS = {"npz": Form("samples.npz", _npz), "png": Form("samples", _png), "zip": Form("samples.zip", _zip)}

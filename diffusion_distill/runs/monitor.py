@@ -15,9 +15,10 @@ import numpy as np
 
 from diffusion_distill.data.sources import Source
 from diffusion_distill.distillation.phases import Phase, samples
+from diffusion_distill.files import writable
 from diffusion_distill.model import Model
 from diffusion_distill.report.pictures import image_grid
-from diffusion_distill.runs.evaluation import Measured, evaluate, features_named
+from diffusion_distill.runs.evaluation import Measured, Part, distances, features_named
 from diffusion_distill.runs.sampling import sample
 from diffusion_distill.runs.settings import Settings
 from diffusion_distill.training import loop
@@ -37,6 +38,8 @@ class Monitor:
     ):
         self._model, self._source, self._settings = model, source, settings
         self._phases, self._log, self._folder = phases, log, folder
+        if folder and samples(settings.evaluate_every):
+            writable(folder / "samples")
 
     def __call__(self, update: int, phase: Phase, state: TrainState) -> None:
         """Draws from the average and from the raw parameters; measures both if images are to be measured."""
@@ -47,7 +50,8 @@ class Monitor:
             images = sample(artefact, max(SHOWN, count), seed=self._settings.seed)
             rows[name] = images[:SHOWN]
             if count:
-                scores = evaluate(images[:count], self._reference, features=self._features)
+                part = Part.of(self._features, images[:count])
+                scores = distances(part, self._reference, k=3, limit=count)
                 figures.update({f"{score}/{name}": value for score, value in scores.items()})
         if jax.process_index() == 0:
             self._write(update, phase, rows, figures)
@@ -65,21 +69,19 @@ class Monitor:
             self(done, self._phases[int(np.searchsorted(ends, done))], state)
 
     @cached_property
-    def _reference(self) -> np.ndarray:
-        """The first images of the data, as many as are measured."""
+    def _reference(self) -> Part:
+        """Of the first images of the data, as many as are measured."""
         count = min(self._settings.evaluate_count, len(self._source))
-        return self._source.gather(np.arange(count))["image"]
+        return Part.of(self._features, self._source.gather(np.arange(count))["image"])
 
     @cached_property
-    def _features(self) -> Measured | None:
-        """What images are measured on; None for pixels."""
-        name = self._settings.evaluate_features
-        return None if name == "pixels" else features_named(name, self._model.image_shape)
+    def _features(self) -> Measured:
+        """What images are measured on."""
+        return features_named(self._settings.evaluate_features, self._model.image_shape)
 
     def _write(self, update: int, phase: Phase, rows: dict[str, np.ndarray], figures: dict[str, float]) -> None:
         for name, images in rows.items():
             self._log.images(update, f"samples/{name}", images)
         self._log.scalars(update, {"phase": phase.name, "evaluated": True, **figures})
         if self._folder and self._model.image_shape[-1] in (1, 3):
-            (self._folder / "samples").mkdir(exist_ok=True)
             image_grid(rows, self._folder / "samples" / f"{update:08d}.png", title=f"{phase.name}, update {update}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -32,22 +33,40 @@ from diffusion_distill.typing import Denoise, Key, Labels
 TEACHER_STEPS = 64
 
 
-def grid_for(model: Model, steps: int, spacing: str = "time", end: float = 0.0) -> Level:
+def grid_for(model: Model | Artefact, steps: int, spacing: str = "time", end: float = 0.0) -> Level:
     """The grid [steps + 1] of a model's schedule from time 1, in equal steps of a spacing.
 
     Args:
+      model: a model, whose levels are those of a grid of `steps` steps if its schedule depends on their number (EDM's
+        does); or an artefact, of which a distilled student keeps the levels that it was made for.
       spacing: one of `diffusion.spacings.SPACINGS`.
       end: the schedule's time at which it ends; 0 means exactly zero noise.
     """
-    grid = spaced(model.schedule, steps, spacing, end=end)
+    grid = spaced(_scheduled(model, steps).schedule, steps, spacing, end=end)
     return grid if end else grids.clean_end(grid)
 
 
 def table_for(
-    model: Model, steps: int, solver: str = "ddim", *, spacing: str = "time", end: float = 0.0, **options: Any
+    model: Model | Artefact, steps: int, *solver: str, spacing: str = "time", end: float = 0.0, **options: Any
 ) -> Table:
-    """A solver's plain table on `grid_for`."""
-    return tabulate(solver, grid_for(model, steps, spacing, end), model.schedule, **options).plain()
+    """A solver's plain table on `grid_for`.
+
+    Args:
+      model, spacing, end: as in `grid_for`.
+      solver: one name of `SOLVERS`, perhaps with options, 'ddim' by default. It may be given as solver=NAME too; beside
+        a name by place, solver=... is an option of the solver, as the ablation has one.
+      options: of the solver, more of them.
+    """
+    if len(solver) > 1:
+        raise TypeError(f"A table is of one solver, with its options as option=value; got {solver}.")
+    name = solver[0] if solver else options.pop("solver", "ddim")
+    grid = grid_for(model, steps, spacing, end)
+    return tabulate(name, grid, _scheduled(model, steps).schedule, **options).plain()
+
+
+def _scheduled(model: Model | Artefact, steps: int) -> Model:
+    found = model.on_grid(positive_int("steps", steps))
+    return found.model if isinstance(found, Artefact) else found
 
 
 def denoiser_of(
@@ -78,6 +97,8 @@ class Sampler:
       table: the solver on its grid.
       denoise: the model's denoiser, a copy on every device of the mesh.
       seed: of all noise.
+      clip: images to [-1, 1]: beside that of x_hat, for solvers whose last step is not x_hat itself.
+      solver, steps, fitted: what the table was made from; fitted with lambdas.
     """
 
     model: Model
@@ -85,6 +106,15 @@ class Sampler:
     denoise: Denoise
     mesh: Mesh
     seed: int = 0
+    clip: bool = False
+    solver: str = ""
+    steps: int = 0
+    fitted: bool = False
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What results say of it, JSON-ready."""
+        return {"solver": self.solver, "steps": self.steps, "nfe": self.table.nfe, "fitted": self.fitted}
 
     def draw(self, first: int, count: int, labels: np.ndarray | None = None) -> np.ndarray:
         """Images first .. first + count - 1, [count, height, width, channels] float32; labels [count] int32.
@@ -96,14 +126,15 @@ class Sampler:
         here = None if labels is None else jax.device_put(np.resize(labels, batch), place)
         start = sampling.noise(keys, 0, self.model.image_shape)
         rows = None if self.table.deterministic else keys
-        return sharding.fetch(sampling.integrate(self.denoise, self.table, start, here, row_noise=rows))[:count]
+        images = sampling.integrate(self.denoise, self.table, start, here, row_noise=rows)
+        return sharding.fetch(jnp.clip(images, -1, 1) if self.clip else images)[:count]
 
 
 def sampler_of(
     artefact: Artefact,
     steps: int | None = None,
     *,
-    solver: str = "ddim",
+    solver: str | None = None,
     spacing: str = "time",
     end: float = 0.0,
     fitted: FittedSolver | str | Path | None = None,
@@ -112,15 +143,20 @@ def sampler_of(
     clip: bool = True,
 ) -> Sampler:
     """An artefact with a solver; arguments and errors as in `sample`."""
-    table = _fitted_table(artefact, fitted) if fitted else None
-    if table is None:
+    if fitted:
+        found = _fitted(artefact, fitted)
+        found.check_asked(solver, steps)
+        table, solver, steps = found.table(), found.solver, found.steps
+    else:
+        solver = solver or "ddim"
         steps = positive_int("steps", (artefact.steps or TEACHER_STEPS) if steps is None else steps)
         artefact = artefact.on_grid(steps)
         if artefact.steps and steps != artefact.steps:
             warnings.warn(f"A student made for {artefact.steps} steps is sampled with {steps}.", stacklevel=3)
-        table = table_for(artefact.model, steps, solver, spacing=spacing, end=end)
+        table = table_for(artefact, steps, solver, spacing=spacing, end=end)
     mesh = sharding.data_mesh()
-    return Sampler(artefact.model, table, denoiser_of(artefact, clip, guidance, mesh), mesh, seed)
+    denoise = denoiser_of(artefact, clip, guidance, mesh)
+    return Sampler(artefact.model, table, denoise, mesh, seed, clip, solver, steps, bool(fitted))
 
 
 def sample(
@@ -142,17 +178,18 @@ def sample(
       labels: [count] classes for conditional models; drawn uniformly by default.
       name: reports progress under this name.
       how: of `sampler_of`:
-        solver: a name of `SOLVERS`, perhaps with options: 'deis order=2'.
+        solver: a name of `SOLVERS`, perhaps with options: 'deis order=2'; DDIM by default.
         spacing, end: of the grid, see `grid_for`.
-        fitted: a D-ODE solver or its file, in place of steps, solver, spacing and end.
+        fitted: a D-ODE solver or its file, in place of steps, solver, spacing and end; others beside it are refused.
         guidance: {"scale": s, "null_label": label}, see `denoiser_of`.
-        clip: x_hat to [-1, 1], True by default.
+        clip: x_hat and the images to [-1, 1], True by default.
 
     Returns:
       [count, height, width, channels] float32 in [-1, 1] if clip.
 
     Raises:
-      ValueError: counts not positive, unknown solver, labels missing, out of range or of the wrong shape.
+      ValueError: counts not positive, unknown solver, another solver or number of steps than those fitted, labels
+        missing, out of range or of the wrong shape.
       Interrupted: the program was asked to stop.
     """
     count = positive_int("count", count)
@@ -172,12 +209,12 @@ def sample(
     return np.concatenate(images)[:count]
 
 
-def _fitted_table(artefact: Artefact, fitted: FittedSolver | str | Path) -> Table:
+def _fitted(artefact: Artefact, fitted: FittedSolver | str | Path) -> FittedSolver:
     """Warns of lambdas that were fitted on another model."""
     solver = fitted if isinstance(fitted, FittedSolver) else FittedSolver.load(fitted)
     if solver.provenance.get("model", "") not in ("", fingerprint(artefact.params)):
         warnings.warn("The solver was fitted on another model than the one it samples.", stacklevel=4)
-    return solver.table()
+    return solver
 
 
 @partial(jax.jit, static_argnames="place")

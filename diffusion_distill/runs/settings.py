@@ -19,6 +19,8 @@ class Settings:
       seed: of initialisation, data order, times and noise.
       log_every, checkpoint_every: in updates.
       keep_checkpoints: how many of the newest stay.
+      nonfinite_limit: after so many updates in a row whose loss or gradient was not finite the run stops; see
+        `training.nonfinite`.
       evaluate_every: in training images, see `phases.samples` ('1M'); 0 for never.
       evaluate_count: images measured against the data at each evaluation; 0 draws a picture only.
       evaluate_features: what they are measured on, see `evaluation.features_named`: 'pixels', or a classifier's folder.
@@ -36,6 +38,7 @@ class Settings:
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    nonfinite_limit: int = 200
     evaluate_every: str | int = "0"
     evaluate_count: int = 0
     evaluate_features: str = "pixels"
@@ -45,8 +48,23 @@ class Settings:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "parts", "log_every", "checkpoint_every", "keep_checkpoints"):
+        counts = ("batch_size", "parts", "log_every", "checkpoint_every", "keep_checkpoints", "nonfinite_limit")
+        for name in counts:
             positive_int(name, getattr(self, name))
         samples(self.evaluate_every)
         if self.evaluate_count < 0:
             raise ValueError(f"evaluate_count must not be negative, got {self.evaluate_count}.")
+
+
+#: Fields of `Settings` that change no number of a run, so that it may go on with others.
+WITHOUT_EFFECT = (
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "nonfinite_limit",
+    "evaluate_every",
+    "evaluate_count",
+    "evaluate_features",
+    "tensorboard",
+    "wandb",
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -13,12 +14,15 @@ import jax.numpy as jnp
 
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.sources import Source
+from diffusion_distill.diffusion.parameterization import EPS
 from diffusion_distill.distillation import Denoising
 from diffusion_distill.distillation.phases import Phase, describe, samples
 from diffusion_distill.model import Model
 from diffusion_distill.runs.monitor import Monitor
-from diffusion_distill.runs.settings import Settings
-from diffusion_distill.training import loop, sharding
+from diffusion_distill.runs.resuming import LENGTHS, SameRun, defaults
+from diffusion_distill.runs.settings import WITHOUT_EFFECT, Settings
+from diffusion_distill.settings import from_mapping
+from diffusion_distill.training import dropout, loop, sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.checksum import fingerprint
@@ -49,7 +53,7 @@ def train(
     """
     settings, method = settings or Settings(), method or Denoising()
     params = model.init(jax.random.key(settings.seed))
-    artefacts = _fit(model, params, None, source, method, settings, workdir, lambda phase: "teacher")
+    artefacts = _fit(model, model, params, None, source, method, settings, workdir, lambda phase: "teacher")
     return artefacts[0]
 
 
@@ -66,8 +70,10 @@ def distill(
     Args:
       method: `Tract(...)`, `Progressive(...)`, `Knowledge(...)` or another of `DISTILLERS`.
       workdir: as in `train`; students are saved as 'student_<steps>'.
-      student: a model with another network than the teacher's, which begins with fresh parameters; by default
-        the teacher's model, beginning with its parameters.
+      student: a model with another network than the teacher's, which begins with fresh parameters, or one that
+        differs from the teacher's in rates of dropout only, which begins with its parameters; by default the
+        teacher's model. It is trained with the method's rate of dropout, or else its own; the teacher's model is
+        trained without dropout unless the method has a rate.
 
     Raises:
       ValueError: as `train`; a student's teacher was made for fewer steps than the method starts with; another
@@ -78,14 +84,21 @@ def distill(
     teacher = teacher.on_grid(phases[0].teacher_steps)
     model = student.on_grid(phases[0].teacher_steps) if student else teacher.model
     _check_teacher(teacher, model, method, phases)
-    params = teacher.params if model == teacher.model else model.init(jax.random.key(settings.seed))
-    return _fit(
-        model, params, teacher, source, method, settings, workdir, lambda phase: f"student_{phase.student_steps}"
-    )
+    _warn_of_eps(model, phases)
+    rate = getattr(method, "dropout", None)
+    trained = model if student and rate is None else dropout.with_dropout(model, rate or 0.0)
+    alike = dropout.same_but_for_dropout(model, teacher.model)
+    params = teacher.params if alike else model.init(jax.random.key(settings.seed))
+    return _fit(model, trained, params, teacher, source, method, settings, workdir, _student_name)
+
+
+def _student_name(phase: Phase) -> str:
+    return f"student_{phase.student_steps}"
 
 
 def _fit(
     model: Model,
+    trained: Model,
     params: Params,
     teacher: Artefact | None,
     source: Source,
@@ -94,26 +107,34 @@ def _fit(
     workdir: str | Path | None,
     name_of: Callable[[Phase], str],
 ) -> dict[int, Artefact]:
-    """Runs a method's phases; returns and saves the eval average at the end of each."""
+    """Runs a method's phases; returns and saves the eval average at the end of each.
+
+    Args:
+      trained: the model with the rate of dropout it is trained with; artefacts tell that of `model`.
+    """
     mesh = sharding.data_mesh()
     sharding.check_batch(settings.batch_size, mesh, settings.parts)
     _check_source(model, source)
     phases = method.phases(model, settings.batch_size)
     provenance = _provenance(teacher, method, settings)
     description = _description(model, teacher, source, provenance) if workdir is not None else {}
+    same = _same_run(model, method, settings)
     optimizer = make_optimizer(settings.optimizer)
     step = make_step(
         method.losses,
-        model,
+        trained,
         None if teacher is None else teacher.model,
         optimizer,
         mesh,
         parts=settings.parts,
         shard_clip=make_clip(settings.optimizer) if settings.optimizer.clip_scope == "shard" else None,
+        label_dropout=dropout.label_dropout_of(model, getattr(method, "label_dropout", None)),
     )
     artefacts: dict[int, Artefact] = {}
     with ExitStack() as cleanup:  # also when interrupted: a checkpoint under way would be lost
-        home = cleanup.enter_context(closing(Workdir(workdir, description))).path if workdir is not None else None
+        home = None
+        if workdir is not None:
+            home = cleanup.enter_context(closing(Workdir(workdir, description, compare=same))).path
         checkpoints = None
         if home:
             checkpoints = Checkpoints(home / "checkpoints", settings.keep_checkpoints, description)
@@ -150,6 +171,7 @@ def _fit(
                 evaluate_every=samples(settings.evaluate_every),
                 evaluate=monitor,
                 phase_done=phase_done,
+                nonfinite_limit=settings.nonfinite_limit,
             ),
             checkpoints=checkpoints,
             log=log,
@@ -182,6 +204,23 @@ def _description(
     }
 
 
+def _same_run(model: Model, method: Any, settings: Settings) -> SameRun:
+    """What may change when a run goes on."""
+
+    def phases(description: Mapping[str, Any]) -> list[Phase]:
+        stored = from_mapping(type(method), "method_settings of the run there", description["method_settings"])
+        return stored.phases(model, settings.batch_size)
+
+    parts = {"network": model.network, "schedule": model.schedule, "time_input": model.time_input}
+    return SameRun(
+        free=frozenset(f"settings.{name}" for name in WITHOUT_EFFECT),
+        lengths=frozenset(f"method_settings.{name}" for name in LENGTHS),
+        defaults=defaults(model=parts, method_settings=method, settings=settings),
+        phases=phases,
+        ignored=frozenset({"teacher"}),  # its parameters are compared
+    )
+
+
 def _logs(folder: Path | None, settings: Settings, description: Mapping[str, Any], resumed_at: int) -> Logs:
     """The logs of this process: the first one's are kept."""
     if jax.process_index() > 0:
@@ -211,7 +250,7 @@ def _check_teacher(teacher: Artefact, student: Model, method: Any, phases: Seque
         )
     if teacher.steps and getattr(method, "teacher_solver", "ddim") != "ddim":
         raise ValueError(f"A student steps by DDIM, not by {method.teacher_solver}. Set teacher_solver='ddim'.")
-    if student == teacher.model:
+    if dropout.same_but_for_dropout(student, teacher.model):
         return
     if len(phases) > 1:
         raise ValueError(
@@ -222,6 +261,22 @@ def _check_teacher(teacher: Artefact, student: Model, method: Any, phases: Seque
         theirs, ours = getattr(teacher.model, name), getattr(student, name)
         if theirs != ours:
             raise ValueError(f"The teacher's {name} is {theirs}, the student's {ours}; they must be the same.")
+
+
+def _warn_of_eps(student: Model, phases: Sequence[Phase]) -> None:
+    """Warns of students that predict eps in fewer steps than their teacher."""
+    if student.prediction not in EPS or all(phase.student_steps >= phase.teacher_steps for phase in phases):
+        return
+    noisiest = student.schedule.level(1.0)
+    warnings.warn(
+        f"The student predicts {student.prediction!r}, which fails in one or few steps: where sampling begins, z "
+        "carries almost no signal, and x_hat = (z - sigma·eps)/alpha multiplies the network's errors by sigma/alpha = "
+        f"{noisiest.sigma / noisiest.alpha:.3g}, so that images saturate. Distil a teacher that predicts 'x', 'v' or "
+        "'both'; or teach this one's estimates to such a student first, with "
+        f"Knowledge(steps={phases[0].teacher_steps}) and "
+        "student=dataclasses.replace(teacher.model, prediction='v').",
+        stacklevel=3,
+    )
 
 
 def _check_source(model: Model, source: Source) -> None:

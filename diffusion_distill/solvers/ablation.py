@@ -21,7 +21,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from diffusion_distill.arrays import Array
+import numpy as np
+
 from diffusion_distill.diffusion import grids
 from diffusion_distill.errors import choose
 from diffusion_distill.levels import Level
@@ -38,13 +39,13 @@ def ablation(
     solver: str = "heun",
     alpha: float = 1.0,
     *,
-    epsilon_s: float = 1e-3,
+    epsilon_s: float | None = None,
     sigma_range: tuple[float, float] | None = None,
     s_churn: float = 0.0,
     s_min: float = 0.0,
     s_max: float = math.inf,
     s_noise: float = 1.0,
-    known: Sequence[float] | Array | None = None,
+    known: Sequence[float] | np.ndarray | None = None,
 ) -> Table:
     """The table of the ablation's sampler on a grid [steps + 1] of levels, of which sigma/alpha counts.
 
@@ -55,18 +56,23 @@ def ablation(
       scaling: 'none' or 'vp', the kind of the levels at which the network is asked; the grid's own by default.
       solver: 'euler' or 'heun'.
       alpha, s_churn, s_min, s_max, s_noise, known: as in `heun`.
-      epsilon_s, sigma_range: of schedule 'vp'; the range (sigma_min, sigma_max) is the grid's by default, which must
-        then have two noisy levels.
+      epsilon_s, sigma_range: of schedule 'vp' only: the time of sigma_min, 1e-3 by default, and (sigma_min, sigma_max),
+        by default the grid's, which must then have two noisy levels.
 
     Raises:
-      ValueError: unknown names, settings out of range, or a grid that does not decrease.
+      ValueError: unknown names, settings out of range or of other ones, or a grid that does not decrease.
     """
+    if schedule != "vp" and (epsilon_s is not None or sigma_range is not None):
+        raise ValueError(f"epsilon_s and sigma_range are for schedule='vp' of the ablation, got schedule={schedule!r}.")
+    if solver == "euler" and alpha != 1:
+        raise ValueError(f"alpha is for solver='heun' of the ablation, got alpha={alpha!r} with solver='euler'.")
     grid = grids.check(grid)
     sigma = grid.sigma / grid.alpha
     noisy = sigma[sigma > 0]
     sigma_range = (float(noisy[-1]), float(noisy[0])) if sigma_range is None else sigma_range
+    times = time_schedule(schedule, sigma_range, *(() if epsilon_s is None else (epsilon_s,)))
     own = "vp" if grid.alpha[0] < 1 else "none"
-    flow = flow_of(time_schedule(schedule, sigma_range, epsilon_s), own if scaling is None else scaling)
+    flow = flow_of(times, own if scaling is None else scaling)
     order = choose("solver of the ablation", solver, ORDERS)
     return two_stage(flow, sigma, alpha if order == 2 else None, Churn(s_churn, s_min, s_max, s_noise, known))
 

@@ -30,12 +30,14 @@ def ddim_variant(grid: Level, variant: str, output: str | None = None) -> Table:
       output: 'eps' or 'x_hat', what is combined; by default eps for VP, x_hat for alpha = 1.
 
     Raises:
-      ValueError: a grid that does not decrease, or an unknown output.
+      ValueError: a grid that does not decrease, or an output that is unknown or not the variant's.
     """
     grid = grids.check(grid)
-    output, steps, init = output_of(grid, output), len(grid.sigma) - 1, start_scale(grid.at(0))
     if variant == "lookahead":
-        output = "x_hat"
+        if output == "eps":
+            raise ValueError("LA-DDIM looks ahead in x_hat and keeps eps as it is: leave out output='eps'.")
+        output = output or "x_hat"
+    output, steps, init = output_of(grid, output), len(grid.sigma) - 1, start_scale(grid.at(0))
     memories = [f"last_{j}" for j in range(1, (steps if variant == "all" else 3))]
     older, rows, directions = list(map(register, memories)), [], []
     for k in range(steps):

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -40,16 +41,6 @@ FIRST, SECOND = register("first"), register("second")  # outputs at the start of
 KINDS = ("dpmsolver", "taylor")
 
 
-def dpm_solver(grid: Level, order: int = 2, **options) -> Table:
-    """The table of DPM-Solver (differences of eps) on a grid [nfe + 1]; see `tabulate`."""
-    return tabulate(grid, order, output="eps", **options)
-
-
-def dpm_solver_pp(grid: Level, order: int = 2, **options) -> Table:
-    """The table of DPM-Solver++ (differences of x_hat) on a grid [nfe + 1]; see `tabulate`."""
-    return tabulate(grid, order, output="x_hat", **options)
-
-
 def tabulate(
     grid: Level,
     order: int = 2,
@@ -60,11 +51,11 @@ def tabulate(
     plan: Sequence[int] | None = None,
     lower_order_final: bool | None = None,
 ) -> Table:
-    """The table of either solver on a grid [nfe + 1].
+    """The table of DPM-Solver (output 'eps') or DPM-Solver++ ('x_hat') on a grid [nfe + 1].
 
     Args:
       order: 1 (DDIM), 2 or 3.
-      output: 'eps' or 'x_hat'.
+      output: 'eps' or 'x_hat', whose differences are taken.
       method: 'multistep', or 'singlestep' with its nodes among the levels of the grid.
       kind: 'dpmsolver' or 'taylor': how differences enter.
       plan: of singlestep, the orders of its steps, which sum to nfe; `order_plan` by default.
@@ -81,6 +72,10 @@ def tabulate(
     return make(grid, output, kind, order, plan, lower_order_final)
 
 
+dpm_solver = partial(tabulate, output="eps")
+dpm_solver_pp = partial(tabulate, output="x_hat")
+
+
 def order_plan(nfe: int, order: int) -> list[int]:
     """The orders of singlestep's steps for a number of evaluations: mostly `order`, with lower ones at the end.
 
@@ -94,7 +89,7 @@ def order_plan(nfe: int, order: int) -> list[int]:
 
 
 def _check_order(order: int) -> int:
-    if isinstance(order, float) or order not in (1, 2, 3):
+    if isinstance(order, bool | float) or order not in (1, 2, 3):
         raise ValueError(f"DPM-Solver has the orders 1, 2 and 3, got order={order!r}.")
     return order
 
@@ -143,7 +138,11 @@ class Step(NamedTuple):
 # --------------------------------------------------------------------------------------------- singlestep
 
 
-def _singlestep(grid: Level, output: str, kind: str, order: int, plan: Sequence[int] | None, _) -> Table:
+def _singlestep(
+    grid: Level, output: str, kind: str, order: int, plan: Sequence[int] | None, lower_order_final: bool | None
+) -> Table:
+    if lower_order_final is not None:
+        raise ValueError(f"lower_order_final is for method='multistep', got {lower_order_final}. Use a plan instead.")
     nfe, clean = len(grid.sigma) - 1, not grid.sigma[-1]
     if plan is None:
         plan = [*order_plan(nfe - 1, order), 1] if clean and nfe > 1 else order_plan(nfe, order)

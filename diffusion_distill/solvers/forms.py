@@ -6,16 +6,20 @@
 
 Everything a solver does between two calls of the network is such a form, so a builder reads like the paper, and what
 cancels (eps = (y - alpha·x_hat)/sigma in a sum with y, where alpha is near 0) cancels here, in float64 on the host.
+Coefficients may also be arrays, or traced by JAX: steps.py makes forms of levels that are known only on the device.
 """
 
 from __future__ import annotations
 
+from diffusion_distill.arrays import Array
 from diffusion_distill.diffusion.forward import step_coefficients
 from diffusion_distill.levels import Level
 
 
-class Form(dict[str, float]):
+class Form(dict[str, Array]):
     """Coefficients by the names of what they multiply."""
+
+    __array_ufunc__ = None  # NumPy arrays leave array * form to the form
 
     def __add__(self, other: Form) -> Form:
         return Form({name: self.get(name, 0.0) + other.get(name, 0.0) for name in {**self, **other}})
@@ -23,13 +27,13 @@ class Form(dict[str, float]):
     def __sub__(self, other: Form) -> Form:
         return self + (-1.0) * other
 
-    def __mul__(self, factor: float) -> Form:
-        return Form({name: float(factor) * value for name, value in self.items()})
+    def __mul__(self, factor: Array) -> Form:
+        return Form({name: factor * value for name, value in self.items()})
 
     __rmul__ = __mul__
 
-    def __truediv__(self, factor: float) -> Form:
-        return Form({name: value / float(factor) for name, value in self.items()})
+    def __truediv__(self, factor: Array) -> Form:
+        return Form({name: value / factor for name, value in self.items()})
 
 
 def register(name: str) -> Form:
@@ -51,13 +55,12 @@ def move(t: Level, s: Level, output: str, estimate: Form, y: Form = Y) -> Form:
     return from_y * y + along * estimate
 
 
-def move_coefficients(t: Level, s: Level, output: str) -> tuple[float, float]:
+def move_coefficients(t: Level, s: Level, output: str) -> tuple[Array, Array]:
     """(factor of y, factor of the estimate) of the DDIM step, written in 'x_hat' or in 'eps'."""
     if output == "x_hat":
-        r, d = step_coefficients(t, s)
-        return float(r), float(d)
-    ratio = float(s.alpha / t.alpha)
-    return ratio, float(s.sigma - ratio * t.sigma)
+        return step_coefficients(t, s)
+    ratio = s.alpha / t.alpha
+    return ratio, s.sigma - ratio * t.sigma
 
 
 def output_of(grid: Level, output: str | None) -> str:

@@ -45,7 +45,7 @@ def heun(
     s_min: float = 0.0,
     s_max: float = math.inf,
     s_noise: float = 1.0,
-    known: Sequence[float] | Array | None = None,
+    known: Sequence[float] | np.ndarray | None = None,
     trial: str = "sigma",
     keep_slope: bool = False,
 ) -> Table:
@@ -79,7 +79,7 @@ class Churn(NamedTuple):
     s_min: float = 0.0
     s_max: float = math.inf
     s_noise: float = 1.0
-    known: Sequence[float] | Array | None = None
+    known: Sequence[float] | np.ndarray | None = None
 
     def raised(self, sigma: float, steps: int) -> float:
         """The level to which a level is raised; itself where there is no churn."""

@@ -38,6 +38,6 @@ def ipndm(grid: Level, order: int = 4, *, told: Level | None = None) -> Table:
     Raises:
       ValueError: an order out of range, or a grid that does not decrease.
     """
-    if isinstance(order, float) or order not in (1, 2, 3, 4):
+    if isinstance(order, bool | float) or order not in (1, 2, 3, 4):
         raise ValueError(f"iPNDM combines 1 to 4 outputs, got order={order!r}.")
     return adams(grid, lambda k: WEIGHTS[min(k + 1, order) - 1], order, told)

@@ -1,13 +1,15 @@
 """The solvers by name, and how many steps each makes of a number of evaluations.
 
-A new solver is one file with one function `grid -> Table` and one line here (docs/solvers.md shows it). A function with
-an argument `schedule` is given the model's, if time means something in it.
+A new solver is one file with one function `grid -> Table` and one line here (docs/solvers.md shows it). The function's
+other parameters are the solver's options (options.py). One of `IN_TIME` is given the model's schedule besides.
+
+Every solver has the option `ending` too: how a step to zero noise ends. 'published' is the solver's own way; some
+extrapolate there, so that the sample is not an output of the network. With 'x_hat' it is the network's last x_hat.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +26,8 @@ from diffusion_distill.solvers.deis import deis
 from diffusion_distill.solvers.dpm_solver import dpm_solver, dpm_solver_pp
 from diffusion_distill.solvers.heun import heun
 from diffusion_distill.solvers.ipndm import ipndm
+from diffusion_distill.solvers.options import check, known, parse
+from diffusion_distill.solvers.runge_kutta import midpoint, rk4
 from diffusion_distill.solvers.table import Table
 from diffusion_distill.solvers.unipc import unipc
 
@@ -32,6 +36,8 @@ SOLVERS: dict[str, Callable[..., Table]] = {
     "euler": ddim,
     "ancestral": ancestral,
     "heun": heun,
+    "midpoint": midpoint,
+    "rk4": rk4,
     "ablation": ablation,
     "ipndm": ipndm,
     "deis": deis,
@@ -43,30 +49,38 @@ SOLVERS: dict[str, Callable[..., Table]] = {
     "ddim-2": ddim_two,
     "ddim-la": ddim_lookahead,
 }
+#: Solvers that integrate in the model's time: their option `schedule` is the model's unless another is asked for.
+IN_TIME = {"deis"}
+#: Options that all solvers have, and the values of `ending`.
+COMMON = {"ending": inspect.Parameter("ending", inspect.Parameter.KEYWORD_ONLY, default="published", annotation=str)}
+ENDINGS = {"published": lambda table: table, "x_hat": Table.ended_in_x_hat}
 
 
-def spelled(name: str) -> tuple[str, dict[str, Any]]:
+def spelled(name: str, /, **options: Any) -> tuple[str, dict[str, Any]]:
     """The name and the options of a solver written as 'deis order=3': ('deis', {'order': 3}).
 
+    Args:
+      options: further ones.
+
     Raises:
-      ValueError: an unknown solver, or a part that is not option=value.
+      ValueError: an unknown solver, a part that is not option=value, or an option that is given twice.
+      TypeError: an option that the solver does not have, or a value of another type than it takes.
     """
-    solver, *parts = name.split() or [""]
-    choose("solver", solver, SOLVERS)
-    options: dict[str, Any] = {}
-    for part in parts:
-        key, found, value = part.partition("=")
-        if not found:
-            raise ValueError(f"Options of a solver are written option=value, got {part!r} in {name!r}.")
-        try:
-            options[key] = json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
-        except json.JSONDecodeError:
-            options[key] = value
+    solver, written = parse(name) if isinstance(name, str) else (name, {})
+    make = choose("solver", solver, SOLVERS)
+    if twice := sorted(set(written) & set(options)):
+        raise ValueError(
+            f"The option {twice[0]!r} is given behind the name, in {name!r}, and by keyword. Leave one out."
+        )
+    options = {**written, **options}
+    check(solver, {**known(make), **COMMON}, options)
     return solver, options
 
 
-def tabulate(solver: str, grid: Level, schedule: Schedule | None = None, **options: Any) -> Table:
+def tabulate(solver: str, grid: Level, schedule: Schedule | None = None, /, **options: Any) -> Table:
     """The table of a solver by name on a grid [steps + 1], with its directions if it has some.
+
+    The first three are given by place, because a solver may have options of these names.
 
     Args:
       solver: a name of `SOLVERS`, perhaps with options: 'dpm_solver++ order=3 method=singlestep'.
@@ -74,25 +88,23 @@ def tabulate(solver: str, grid: Level, schedule: Schedule | None = None, **optio
       options: of the solver, more of them.
 
     Raises:
-      ValueError: an unknown solver, or what the solver refuses.
-      TypeError: an option the solver does not have.
+      ValueError, TypeError: what `spelled` or the solver refuses.
     """
-    solver, written = spelled(solver)
-    make, options = SOLVERS[solver], {**written, **options}
-    known = inspect.signature(make).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in known.values()) and (wrong := set(options) - set(known)):
-        allowed = ", ".join(name for name in known if name != "grid")
-        raise TypeError(f"The solver {solver!r} has no option {', '.join(sorted(wrong))}. Known: {allowed or 'none'}.")
-    if schedule is not None and "schedule" in known and grid.alpha[0] < 1:
+    solver, options = spelled(solver, **options)
+    if schedule is not None and solver in IN_TIME and grid.alpha[0] < 1:
         options = {"schedule": schedule, **options}
-    return make(grid, **options)
+    ending = options.pop("ending", "published")
+    ended = choose("ending", ending, ENDINGS)
+    if ending == "x_hat" and grid.sigma[-1] > 0:
+        raise ValueError("ending='x_hat' is for a grid that ends at zero noise; this one ends before. Leave it out.")
+    return ended(SOLVERS[solver](grid, **options))
 
 
-def steps_for(solver: str, nfe: int, clean: bool = True, **options: Any) -> int:
+def steps_for(solver: str, nfe: int, /, clean: bool = True, **options: Any) -> int:
     """The steps of a solver with at most `nfe` evaluations, the last of them to zero noise if `clean`.
 
     Raises:
-      ValueError: an unknown solver, or one that needs more evaluations for one step.
+      ValueError, TypeError: what `spelled` refuses, or a solver that needs more evaluations for one step.
     """
     for steps in range(positive_int("nfe", nfe), 0, -1):
         level = np.arange(steps, -1, -1.0) if clean else np.arange(steps + 1, 0, -1.0)

@@ -45,8 +45,8 @@ class Direction(NamedTuple):
         that of D-DPM-Solver is the paper's.
     """
 
-    difference: Mapping[str, float]
-    factor: float
+    difference: Mapping[str, Array]
+    factor: Array
     absorbed: bool = True
 
 
@@ -99,6 +99,12 @@ class Table(NamedTuple):
         weights = self.weights[:, kept][:, :, [*kept, -1]]
         return Table(self.init, self.level, self.noise, weights)
 
+    def ended_in_x_hat(self) -> Table:
+        """The same solver, but its last row gives the network's newest x_hat; directions stay as they are."""
+        weights = self.weights.copy()
+        weights[-1, 0] = np.arange(weights.shape[2]) == weights.shape[2] - 1
+        return self._replace(weights=weights)
+
     def distilled(self, lambdas: Array) -> Table:
         """The plain table of the D-ODE solver with these lambdas, [rows, D] in the paper's convention.
 
@@ -117,7 +123,7 @@ class Table(NamedTuple):
 
 def build(
     level: Level,
-    rows: Sequence[Mapping[str, Mapping[str, float]]],
+    rows: Sequence[Mapping[str, Mapping[str, Array]]],
     *,
     registers: Sequence[str] = ("y",),
     noise: Array | None = None,
@@ -164,7 +170,7 @@ def _directions(rows: Sequence[Sequence[Direction]], columns: Mapping[str, int],
     return Directions(path.at(0), path.at(slice(1, None)), weights, published)
 
 
-def _coefficients(form: Mapping[str, float], columns: Mapping[str, int], what: str) -> np.ndarray:
+def _coefficients(form: Mapping[str, Array], columns: Mapping[str, int], what: str) -> np.ndarray:
     if not set(form) <= set(columns):
         raise ValueError(f"{what} from {sorted(form)}; registers: {sorted(columns)}.")
     coefficients = np.zeros(len(columns))

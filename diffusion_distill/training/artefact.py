@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 
+from diffusion_distill.files import read_json, user_path
 from diffusion_distill.model import Clipped, Denoiser, Model
 from diffusion_distill.training import checkpoint
 from diffusion_distill.training.checksum import fingerprint
@@ -47,7 +48,7 @@ class Artefact:
 
     def save(self, folder: str | Path) -> Path:
         """Writes the artefact's folder, replacing an artefact that is there."""
-        folder = Path(folder)
+        folder = user_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save_params(folder / "params", self.params)
         facts = {"steps": self.steps, "fingerprint": fingerprint(self.params)}
@@ -64,22 +65,32 @@ class Artefact:
           FileNotFoundError: the folder is not an artefact.
           ValueError: its parameters do not fit its model, or have changed since they were written.
         """
-        folder = Path(folder)
+        folder = user_path(folder)
         if not (folder / "model.json").is_file():
             raise FileNotFoundError(
                 f"{folder} is not an artefact: it has no model.json. Give the folder that training or distilling "
                 "wrote, for example WORKDIR/teacher or WORKDIR/student_1."
             )
-        description = json.loads((folder / "model.json").read_text())
-        model = Model.from_dict(description["model"])
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
-        params = checkpoint.load_params(folder / "params", shapes)
+        description = read_json(folder / "model.json", checkpoint.ADVICE)
+        provenance = read_json(folder / "provenance.json", checkpoint.ADVICE)
+        model, steps = _described(folder / "model.json", description)
+        params = checkpoint.load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0)))
         if description.get("fingerprint") not in (None, fingerprint(params)):
             raise ValueError(
                 f"The parameters in {folder} have changed since they were written: the disk or a copy failed."
             )
-        provenance = json.loads((folder / "provenance.json").read_text())
-        return cls(model, params, description["steps"], provenance)
+        return cls(model, params, steps, provenance)
+
+
+def _described(path: Path, description: Mapping[str, Any]) -> tuple[Model, int]:
+    """The model and the step count of a model.json; its errors name the file."""
+    steps = description.get("steps")
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+        raise ValueError(f"{path}: 'steps' must be a whole number of at least 0, got {steps!r}. {checkpoint.ADVICE}")
+    try:
+        return Model.from_dict(description.get("model")), steps  # type: ignore[arg-type]
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

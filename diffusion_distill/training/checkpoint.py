@@ -10,8 +10,11 @@ moved aside and the one before it is taken.
 
 from __future__ import annotations
 
+import os
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from diffusion_distill.training.checksum import checksums
 from diffusion_distill.training.state import TrainState
 
 DAMAGED = "damaged_checkpoints"
+ADVICE = "Copy the whole folder again from where it was made, or make it again."
 
 
 class Checkpoints:
@@ -33,8 +37,9 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2, about: Mapping[str, Any] | None = None):
         """Keeps the newest `keep` checkpoints; `about` is written into each."""
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._folder, self._about = folder.resolve(), dict(about or {})
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        self._folder, self._about, self._cleanup = folder, dict(about or {}), ExitStack()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._manager = ocp.CheckpointManager(self._cleanup.enter_context(_plain(folder)), options=options)
 
     @property
     def latest(self) -> int | None:
@@ -77,8 +82,9 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for saves under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with self._cleanup:
+            self._manager.wait_until_finished()
+            self._manager.close()
 
     def _read(self, step: int, like: TrainState) -> TrainState:
         items = _items(like)
@@ -116,19 +122,57 @@ def _items(state: TrainState) -> dict[str, Any]:
     return {**parts, "counters": {"step": state.step, "skipped": state.skipped}}
 
 
+def latest_in(folder: Path) -> int:
+    """The update number of the newest checkpoint in a folder, without opening it; 0 if there is none."""
+    return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
+
+
 def save_params(folder: Path, params: Any) -> None:
     """Writes parameters alone, as an artefact's."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(folder.resolve(), jax.tree.map(jnp.asarray, params), force=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _plain(folder.parent) as parent, ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(parent / folder.name, jax.tree.map(jnp.asarray, params), force=True)
 
 
 def load_params(folder: Path, like: Any) -> Any:
     """Reads parameters of the shapes and types of `like` (arrays or shape structs) onto the default device.
 
     Raises:
-      ValueError: names, shapes or types differ from `like`.
+      FileNotFoundError: there is no such folder.
+      ValueError: names, shapes or types differ from `like`, or files are missing or damaged.
     """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder} with parameters. {ADVICE}")
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), like)
-    with ocp.StandardCheckpointer() as checkpointer:
-        return jax.tree.map(jnp.asarray, checkpointer.restore(folder.resolve(), abstract))
+    with _plain(folder.parent) as parent, ocp.StandardCheckpointer() as checkpointer:
+        try:
+            return jax.tree.map(jnp.asarray, checkpointer.restore(parent / folder.name, abstract))
+        except Exception as error:  # Orbax raises a dozen kinds for damaged files
+            reason = " ".join(str(error).split())[:400]
+            raise ValueError(
+                f"The parameters in {folder} are damaged, or are not those of the model beside them "
+                f"({type(error).__name__}: {reason}). {ADVICE}"
+            ) from error
+
+
+#: Characters that Orbax takes for a pattern of names, and one that TensorStore takes for a separator.
+MISREAD = {*"[]*?\\"} - {os.sep}
+
+
+@contextmanager
+def _plain(folder: Path) -> Iterator[Path]:
+    """An absolute path of a folder that Orbax and TensorStore read as it is: through a link where its own is not so."""
+    folder = folder.absolute()
+    if not MISREAD & {*str(folder)}:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as place:
+        if MISREAD & {*place}:
+            raise ValueError(
+                f"Checkpoints cannot be kept in {folder}: neither its path nor that of the folder for temporary files, "
+                f"{place}, is free of [ ] * ? and backslash. Choose another folder, or set TMPDIR."
+            )
+        link = Path(place) / "folder"
+        link.symlink_to(folder, target_is_directory=True)
+        yield link

@@ -16,12 +16,12 @@ from diffusion_distill import interrupts
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.prefetch import prefetch
 from diffusion_distill.distillation.phases import Phase
-from diffusion_distill.training import ema
+from diffusion_distill.training import ema, nonfinite
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.logs import Log, Logs
 from diffusion_distill.training.progress import Progress
 from diffusion_distill.training.sharding import put_batch, replicated
-from diffusion_distill.training.state import TrainState, next_phase
+from diffusion_distill.training.state import TrainState, last_good, next_phase
 from diffusion_distill.training.step import Step, StepInputs
 from diffusion_distill.typing import Key
 
@@ -35,6 +35,8 @@ class Plan:
       evaluate_every: in training images; 0 for never.
       evaluate: called with (update, phase, state) at that cadence and at the end of each phase.
       phase_done: called with (phase, state) at the end of each phase, before its checkpoint.
+      nonfinite_limit: after so many updates in a row that were not finite the run stops. It is looked at when figures
+        are logged, and at least every nonfinite_limit updates.
     """
 
     log_every: int = 50
@@ -42,6 +44,7 @@ class Plan:
     evaluate_every: int = 0
     evaluate: Callable[[int, Phase, TrainState], None] = lambda update, phase, state: None
     phase_done: Callable[[Phase, TrainState], None] = lambda phase, state: None
+    nonfinite_limit: int = 200
 
 
 def run(
@@ -65,9 +68,12 @@ def run(
       step: the compiled update.
       momenta: of the method's own averages; the eval average's is the phase's.
       checkpoints: where the state is saved.
-      log: gets the figures: loss and gradient norm averaged since the last record.
+      log: gets the figures: `loss` and `grad_norm` averaged over the finite updates since the last record, None if
+        there was none; `nonfinite`, the number of the others; `skipped`, their number in the whole run.
 
     Raises:
+      NonFinite: no update in a phase was finite, or none of the last plan.nonfinite_limit; the state before them is in
+        `checkpoints`.
       Interrupted: the program was asked to stop; the state is in `checkpoints`.
     """
     plan, log = plan or Plan(), log or Logs()
@@ -85,23 +91,31 @@ def run(
             for state, metrics in updates:
                 done += 1
                 recorder.add(done, metrics, now=done % plan.log_every == 0 or done == end)
+                if done % min(plan.log_every, plan.nonfinite_limit) == 0 or done == end:
+                    nonfinite.check(metrics, done, begin, phase, plan.nonfinite_limit, saved=checkpoints is not None)
                 if done == end:
                     plan.phase_done(phase, state)  # before the checkpoint: a run that dies in between does it again
                 if checkpoints and (done == end or done % plan.checkpoint_every == 0):
-                    checkpoints.save(done, state)
+                    _save(checkpoints, state if done == end else last_good(state))
                 if evaluation_due(done, phases, batches.batch_size, plan.evaluate_every):
                     plan.evaluate(done, phase, state)
                 if checkpoints and checkpoints.reached_preemption(done):
                     interrupts.request("preemption")
                 interrupts.check()
-        except interrupts.Interrupted:
+        except (interrupts.Interrupted, nonfinite.NonFinite):
             if checkpoints:
-                checkpoints.save(done, state)
+                _save(checkpoints, last_good(state))
             raise
         finally:
             updates.close()
             recorder.close()
     return state
+
+
+def _save(checkpoints: Checkpoints, state: TrainState) -> None:
+    """Saves a state under its number of updates, if there are any."""
+    if int(state.step):
+        checkpoints.save(int(state.step), state)
 
 
 def ends(phases: Sequence[Phase]) -> list[int]:
@@ -157,9 +171,11 @@ class _Recorder:
         self._recent.append(metrics)
         if not now:
             return
-        figures = _averages(self._recent)
+        figures = _figures(self._recent)
         self._recent = []
-        self._progress.update(done - self._begin, loss=figures["loss"])
+        shown = {"loss": "not finite" if figures["loss"] is None else figures["loss"]}
+        shown |= {"skipped": figures["skipped"]} if figures["skipped"] else {}
+        self._progress.update(done - self._begin, **shown)
         speed = {
             "learning_rate": float(self._phase.rate(done - self._begin - 1)),
             "images_per_second": round(self._progress.rate(), 1),
@@ -172,9 +188,9 @@ class _Recorder:
         self._progress.close()
 
 
-def _averages(recent: list[dict]) -> dict[str, float]:
-    """Means of the metrics since the last record (the only host synchronisation of the loop)."""
+def _figures(recent: list[dict]) -> dict[str, float | int | None]:
+    """The metrics since the last record in short (between checkpoints the loop waits for the device here only)."""
     fetched = jax.device_get(recent)
-    finite = [m for m in fetched if np.isfinite(m["loss"]) and np.isfinite(m["grad_norm"])] or fetched
-    means = {name: float(np.mean([m[name] for m in finite])) for name in ("loss", "grad_norm")}
-    return {**means, "skipped": int(fetched[-1]["skipped"])}
+    finite = [m for m in fetched if not m["nonfinite"]]
+    means = {name: float(np.mean([m[name] for m in finite])) if finite else None for name in ("loss", "grad_norm")}
+    return {**means, "nonfinite": len(fetched) - len(finite), "skipped": int(fetched[-1]["skipped"])}

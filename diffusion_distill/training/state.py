@@ -29,6 +29,7 @@ class TrainState(struct.PyTreeNode):
     averages: name -> `ema.Average`; always has 'eval'.
     teacher: the frozen teacher's parameters; an empty tuple without one.
     skipped: updates skipped because they were not finite (int32 scalar).
+    nonfinite: how many of them were the last ones in a row, in this phase; not saved (int32 scalar).
     """
 
     step: Array
@@ -37,6 +38,7 @@ class TrainState(struct.PyTreeNode):
     averages: dict[str, ema.Average]
     teacher: Params
     skipped: Array
+    nonfinite: Array
 
 
 def create(
@@ -51,6 +53,16 @@ def create(
         averages={name: ema.init(params) for name in ("eval", *averages)},
         teacher=jax.tree.map(jnp.copy, teacher),
         skipped=jnp.zeros((), jnp.int32),
+        nonfinite=jnp.zeros((), jnp.int32),
+    )
+
+
+def last_good(state: TrainState) -> TrainState:
+    """The state before the last updates in a row that were skipped: they changed nothing but the counts."""
+    return state.replace(
+        step=state.step - state.nonfinite,
+        skipped=state.skipped - state.nonfinite,
+        nonfinite=jnp.zeros_like(state.nonfinite),
     )
 
 
@@ -67,4 +79,5 @@ def next_phase(state: TrainState, phase: Phase, optimizer: optax.GradientTransfo
     averages = dict(state.averages)
     if phase.reset_average:
         averages["eval"] = ema.reset(averages["eval"])
-    return state.replace(teacher=jax.tree.map(jnp.copy, teacher), averages=averages)
+    none = jnp.zeros_like(state.nonfinite)
+    return state.replace(teacher=jax.tree.map(jnp.copy, teacher), averages=averages, nonfinite=none)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from diffusion_distill.arrays import Array
 from diffusion_distill.model import Model
-from diffusion_distill.training import ema
+from diffusion_distill.training import dropout, ema
 from diffusion_distill.training.gradients import gradient_of
 from diffusion_distill.training.sharding import replicated, split
 from diffusion_distill.training.state import TrainState
@@ -49,39 +49,46 @@ def make_step(
     *,
     parts: int = 1,
     shard_clip: optax.GradientTransformation | None = None,
+    label_dropout: float = 0.0,
 ) -> Step:
     """Compiles (state, batch, inputs, seed key) -> (state, metrics).
 
     Args:
       losses: the method's.
-      model: the student's (and every average's) model.
+      model: the student's (and every average's) model; the student drops at its network's rate `dropout`.
       teacher: the teacher's model, None without one.
       mesh: devices; the batch is split over its 'data' axis, the state replicated.
       parts, shard_clip: see `gradients.gradient_of`.
+      label_dropout: rate at which labels become the null label, see `dropout.drop_labels`.
 
-    The randomness of an update is addressed by the seed key and the state's step. A non-finite update
+    The randomness of an update is addressed by the seed key and the state's step; dropped labels have a stream of
+    their own, so that noise and dropout are the same with and without them. A non-finite update
     changes nothing but the step and the count of skipped ones. The state is donated.
     """
 
     def mean_loss(params, state: TrainState, batch: Batch, rows: Any, key: Key) -> Array:
         noise_key, dropout_key = jax.random.split(key)
-        dropout = dropout_key if getattr(model.network, "dropout", 0) else None
+        student_key = dropout_key if getattr(model.network, "dropout", 0) else None
         denoisers = {name: model.denoiser(average.params) for name, average in state.averages.items()}
         if teacher is not None:
             denoisers["teacher"] = teacher.denoiser(state.teacher)
-        denoisers["student"] = model.denoiser(params, dropout)
+        denoisers["student"] = model.denoiser(params, student_key)
         return jnp.mean(losses(denoisers, rows, batch, noise_key))
 
     gradient_at = gradient_of(mean_loss, parts, mesh, shard_clip)
 
     def step(state: TrainState, batch: Batch, inputs: StepInputs, seed: Key):
         key = jax.random.fold_in(seed, state.step)
+        if label_dropout:
+            label_key = jax.random.fold_in(key, dropout.LABEL_STREAM)
+            batch = dropout.drop_labels(batch, label_dropout, model.num_classes, label_key)
         loss, gradient, norm = gradient_at(state.params, state, batch, inputs.rows, key)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         moved = _update(state, gradient, inputs, optimizer)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
-        state = kept.replace(step=state.step + 1, skipped=state.skipped + ~finite)
-        return state, {"loss": loss, "grad_norm": norm, "skipped": state.skipped}
+        counts = {"skipped": state.skipped + ~finite, "nonfinite": jnp.where(finite, 0, state.nonfinite + 1)}
+        state = kept.replace(step=state.step + 1, **counts)
+        return state, {"loss": loss, "grad_norm": norm, **counts}
 
     whole = replicated(mesh)
     return jax.jit(

@@ -11,38 +11,41 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+
+from diffusion_distill.files import read_json, writable
+
+#: (folder, description there, description asked for) -> (differences that are accepted, those that are not), in words
+Compare = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], tuple[list[str], list[str]]]
 
 
 class Workdir:
     """A claimed folder, until closed."""
 
-    def __init__(self, folder: str | Path, description: Mapping[str, Any], kind: str = "run"):
+    def __init__(
+        self, folder: str | Path, description: Mapping[str, Any], kind: str = "run", compare: Compare | None = None
+    ):
         """Makes the folder, or checks that what is there is the same run and that nobody else is at it.
 
         Args:
           description: JSON-ready, what makes the run this one.
           kind: runs of several kinds may share a folder; KIND.json describes each.
+          compare: says which differences from the description there matter, by default all. Those that do not are
+            printed, and the description is written anew.
 
         Raises:
           ValueError: it holds another run, whose differing fields are named; another process works in it; it
             cannot be written.
         """
-        self.path = Path(folder)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"Cannot write to the workdir {folder}: {error}. Choose another folder.") from error
-        if not os.access(self.path, os.W_OK):
-            raise ValueError(f"Cannot write to the workdir {folder}. Choose another folder or change its permissions.")
+        self.path = writable(folder)
         lock = self.path / ("lock" if kind == "run" else f"{kind}.lock")
         self._lock = _lock(lock) if jax.process_index() == 0 else None
         try:
-            _claim(self.path / f"{kind}.json", json.loads(json.dumps(description)))
+            _claim(self.path / f"{kind}.json", json.loads(json.dumps(description)), compare or all_matter)
         except BaseException:
             self.close()
             raise
@@ -74,24 +77,45 @@ def _lock(path: Path) -> int | None:
     return descriptor
 
 
-def _claim(path: Path, wanted: Mapping[str, Any]) -> None:
+def _claim(path: Path, wanted: dict[str, Any], compare: Compare) -> None:
     if path.exists():
-        found = json.loads(path.read_text())
-        if found != wanted:
-            changed = ", ".join(differences(found, wanted))
+        found = read_json(path, "Choose another workdir, or delete the file if the workdir is surely this run's.")
+        accepted, refused = compare(path.parent, found, wanted)
+        if refused:
             raise ValueError(
-                f"The workdir {path.parent} holds another {path.stem}; it differs in {changed}. "
+                f"The workdir {path.parent} holds another {path.stem}; it differs in {', '.join(refused)}. "
                 "Choose another workdir, or delete this one."
             )
-    elif jax.process_index() == 0:
+        if accepted and jax.process_index() == 0:
+            print("\n".join(f"goes on with {change}" for change in accepted), flush=True)
+        if found == wanted:
+            return
+    if jax.process_index() == 0:
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(wanted, indent=2) + "\n")
         unfinished.replace(path)  # whole or not at all
 
 
-def differences(found: Any, wanted: Any, name: str = "") -> list[str]:
-    """Dotted names of fields that differ, with both values."""
+class Change(NamedTuple):
+    """A field that differs between two descriptions, by its dotted name; None where one lacks it."""
+
+    name: str
+    before: Any
+    now: Any
+
+    def in_words(self) -> str:
+        """As errors say it."""
+        return f"{self.name} (there {self.before!r}, asked {self.now!r})"
+
+
+def changes(found: Any, wanted: Any, name: str = "") -> list[Change]:
+    """The fields that differ."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = sorted({*found, *wanted})
-        return [d for key in keys for d in differences(found.get(key), wanted.get(key), f"{name}.{key}".strip("."))]
-    return [] if found == wanted else [f"{name} (there {found!r}, asked {wanted!r})"]
+        return [c for key in keys for c in changes(found.get(key), wanted.get(key), f"{name}.{key}".strip("."))]
+    return [] if found == wanted else [Change(name, found, wanted)]
+
+
+def all_matter(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The strictest `Compare`: no field may differ."""
+    return [], [change.in_words() for change in changes(found, wanted)]

@@ -4,8 +4,10 @@
     FOLDER/NAME.json        the pin: url, size, sha256; later downloads must give the same
     FOLDER/NAME.part        what has arrived so far
     FOLDER/NAME.part.json   the version of the file that it belongs to: url, total size, validator (ETag or date)
+    FOLDER/NAME.lock        held by the process that downloads; another one waits and then finds the file
 
-Where no hash has been published, the hash of the first download is recorded in the pin.
+Where no hash has been published, the hash of the first download is recorded in the pin. So a file whose end is unknown
+is not pinned: the server must announce the length, or send in chunks, unless size or hash are known.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import os
 import re
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +27,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from diffusion_distill.files import user_path
 from diffusion_distill.weights.matching import WeightsError
 
 #: (bytes that are here, bytes in all or None if the server does not say)
@@ -31,8 +35,10 @@ Report = Callable[[int, int | None], None]
 
 ATTEMPTS = 3
 PAUSE = 1.0  # seconds before the second attempt, twice that before the third
-TIMEOUT = 60.0  # seconds without a byte
+TIMEOUT = 60.0  # seconds without a byte, or with fewer than SLOWEST bytes per second
+SLOWEST = 1024
 CHUNK = 2**20
+MAX_DIGITS = 18  # of a length
 LOCAL = ("localhost", "127.0.0.1")
 BY_HAND = "Without a network, download it elsewhere and give the path of the file instead of its name."
 
@@ -67,12 +73,23 @@ def fetch(
       OSError: the folder cannot be written.
     """
     _check_address(url)
-    target = Path(folder) / _name(url)
+    target = user_path(folder) / _name(url)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(target.with_name(f"{target.name}.lock")):
+        return _fetch(url, target, {"size": size, "sha256": sha256}, report, opener)
+
+
+def _fetch(
+    url: str,
+    target: Path,
+    known: dict[str, Any],
+    report: Report | None,
+    opener: Callable[..., Any] | None,
+) -> Fetched:
     beside = target.with_name(f"{target.name}.json")
     pin = _read_json(beside)
     if pin and pin.get("url") != url:
         raise WeightsError(f"{beside} pins a file from {pin.get('url')}, not from {url}. Choose another folder.")
-    known = {"size": size, "sha256": sha256}
     for what, value in known.items():
         if value is not None and pin.get(what, value) != value:
             raise WeightsError(f"{beside} pins {what} {pin[what]}, not {value}. Delete it if it is wrong.")
@@ -82,9 +99,8 @@ def fetch(
         if not pin:
             _write_json(beside, {"url": url, "size": found.size, "sha256": found.sha256})
         return found
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
-    _download(url, part, known["size"], report or (lambda done, total: None), opener or _OPENER)
+    _download(url, part, known, report or (lambda done, total: None), opener or _OPENER)
     try:
         found = _checked(part, url, known, f"If the change is meant, delete {beside} and fetch it again.")
     except WeightsError:
@@ -99,13 +115,13 @@ def fetch(
 # ---------------------------------------------------------------- the transfer
 
 
-def _download(url: str, part: Path, size: int | None, report: Report, opener: Callable[..., Any]) -> None:
+def _download(url: str, part: Path, wanted: dict[str, Any], report: Report, opener: Callable[..., Any]) -> None:
     """Fills `part`, in a few attempts."""
     reason: object = "the connection ended early"
     for attempt in range(ATTEMPTS):
         time.sleep(PAUSE * attempt)
         try:
-            if _attempt(url, part, size, report, opener):
+            if _attempt(url, part, wanted, report, opener):
                 return
         except HTTPError as error:
             error.close()
@@ -118,13 +134,16 @@ def _download(url: str, part: Path, size: int | None, report: Report, opener: Ca
     raise WeightsError(f"Could not download {url}: {reason}. {kept}{BY_HAND}")
 
 
-def _attempt(url: str, part: Path, size: int | None, report: Report, opener: Callable[..., Any]) -> bool:
+def _attempt(url: str, part: Path, wanted: dict[str, Any], report: Report, opener: Callable[..., Any]) -> bool:
     """One request for what is missing; returns whether all is here."""
+    size = wanted["size"]
     known = _read_json(_record(part)) if part.exists() else {}
     done = part.stat().st_size if known.get("url") == url else 0
     if done and done == known.get("total"):
         return True
     validator = known.get("validator")
+    if not validator and wanted["sha256"] is None:
+        done = 0  # nothing would tell whether the file has changed between the two parts
     headers = {"Accept-Encoding": "identity", "User-Agent": "diffusion_distill"}
     if done:
         headers["Range"] = f"bytes={done}-"
@@ -139,17 +158,30 @@ def _attempt(url: str, part: Path, size: int | None, report: Report, opener: Cal
         _forget(part)  # the server's file is shorter than what is here
         return False
     with response:
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding != "identity":
+            raise WeightsError(
+                f"{url} is sent with the encoding {encoding!r}, although the file as it is was asked for. {BY_HAND}"
+            )
         here = _version(url, response)
         resumed = response.status == 206
         if resumed and (_first_byte(response) != done or here != known):
             _forget(part)  # another file by now, or another part of it: begin again
             return False
+        chunked = response.headers.get("Transfer-Encoding", "").lower() == "chunked"  # has an end of its own
+        if here["total"] is None and not chunked and wanted == {"size": None, "sha256": None}:
+            raise WeightsError(
+                f"The server of {url} does not say how long the file is, so nobody could tell whether all of it came. "
+                f"{BY_HAND}"
+            )
         if size is not None and here["total"] not in (None, size):
             raise WeightsError(f"{url} has {here['total']} bytes, but {size} are expected. Was the file changed?")
         done = done if resumed else 0
         with open(part, "ab" if resumed else "wb") as file:
             _write_json(_record(part), here)  # after the old content is gone
-            while chunk := response.read(CHUNK):
+            pace = _Pace()
+            while chunk := response.read1(CHUNK):
+                pace.check(len(chunk))
                 done += len(chunk)
                 if size is not None and done > size:
                     raise WeightsError(f"{url} has more than the {size} bytes that are expected. Was the file changed?")
@@ -158,12 +190,29 @@ def _attempt(url: str, part: Path, size: int | None, report: Report, opener: Cal
     return here["total"] in (None, done)
 
 
+class _Pace:
+    """Refuses a server that sends next to nothing, which no time-out of a socket sees."""
+
+    def __init__(self) -> None:
+        self._since, self._bytes = time.monotonic(), 0
+
+    def check(self, arrived: int) -> None:
+        """Counts bytes; raises TimeoutError after TIMEOUT seconds with fewer than SLOWEST per second."""
+        self._bytes += arrived
+        seconds = time.monotonic() - self._since
+        if seconds < TIMEOUT:
+            return
+        if self._bytes < SLOWEST * seconds:
+            raise TimeoutError(f"only {self._bytes} bytes in {seconds:.0f} s")
+        self._since, self._bytes = time.monotonic(), 0
+
+
 def _version(url: str, response: Any) -> dict[str, Any]:
     """Which version of the file an answer belongs to."""
     headers = response.headers
     of_part = headers.get("Content-Range", "").rpartition("/")[2]
     whole = of_part if response.status == 206 else headers.get("Content-Length", "")
-    total = int(whole) if whole.isdecimal() else None
+    total = int(whole) if whole.isdecimal() and len(whole) <= MAX_DIGITS else None
     return {"url": url, "total": total, "validator": headers.get("ETag") or headers.get("Last-Modified")}
 
 
@@ -188,6 +237,26 @@ _OPENER = build_opener(_SafeRedirects).open
 
 
 # ---------------------------------------------------------------- checks and files
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Waits until no other process downloads the same file."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        yield
+        return
+    while True:
+        with open(lock, "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                continue  # the process before this one has removed it
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
 
 
 def _check_address(url: str) -> None:

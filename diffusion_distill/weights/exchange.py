@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diffusion_distill.files import user_path
+from diffusion_distill.model import Model
 from diffusion_distill.typing import Params
-from diffusion_distill.weights.matching import WeightsError, flatten, unflatten
+from diffusion_distill.weights.matching import Checkpoint, WeightsError, flatten, match, shapes_of, unflatten
 
 KEY = "diffusion_distill"
+#: The largest whole number in a plausible description: a width, a step count. Building a network takes time and memory.
+LARGEST = 2**16
 
 
 def save(path: str | Path, params: Params, description: Mapping[str, Any]) -> Path:
@@ -32,7 +36,7 @@ def save(path: str | Path, params: Params, description: Mapping[str, Any]) -> Pa
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    path = Path(path)
+    path = user_path(path)
     metadata = {KEY: json.dumps(description, allow_nan=False)}
     arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in flatten(params).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +62,7 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     _need_safetensors()
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
+    path = user_path(path)
     with open(path, "rb"):
         pass  # a file that cannot be opened is no damaged file
     try:
@@ -68,6 +72,66 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise WeightsError(f"{path} is damaged or no safetensors file: {error}.") from error
     return unflatten(arrays), _description(path, metadata)
+
+
+def read(path: str | Path, model: Model | None = None) -> Checkpoint:
+    """An exported model, checked like the weights of any other program.
+
+    Args:
+      model: what the file must hold; by default what it says.
+
+    Raises:
+      ImportError: safetensors is not installed.
+      WeightsError: as `load`; a description that lacks something or describes no plausible model; another model than
+        `model`; arrays that do not fit it, see `matching.match`.
+      OSError: it cannot be opened.
+    """
+    tree, about = load(path)
+    stored = flatten(tree)
+    described = _model(path, _entry(path, about, "model", dict), len(stored))
+    if model is not None and model != described:
+        raise WeightsError(f"{path} holds another model than the one asked for: {described}.")
+    steps, provenance = _entry(path, about, "steps", int), _entry(path, about, "provenance", dict)
+    if not 0 <= steps <= LARGEST:
+        raise WeightsError(f"{path}: steps must be in [0, {LARGEST}], 0 for a teacher, got {steps}.")
+    params = match(stored, shapes_of(described), str(path))
+    return Checkpoint(described, unflatten(params), steps, facts=provenance)
+
+
+def _entry(path: str | Path, about: Mapping[str, Any], name: str, kind: type) -> Any:
+    """An entry of the description, of the type it must have."""
+    if type(about.get(name)) is not kind:
+        found = f"{name} {about[name]!r:.80}" if name in about else f"no {name}"
+        raise WeightsError(
+            f"{path}: the description under {KEY!r} has {found}; needed are model, steps and provenance, as "
+            "--mode=export writes them."
+        )
+    return about[name]
+
+
+def _model(path: str | Path, described: Mapping[str, Any], arrays: int) -> Model:
+    """The model of a description whose numbers are plausible for a file of so many arrays."""
+    if (large := max((abs(n) for n in _whole_numbers(described)), default=0)) > LARGEST:
+        raise WeightsError(f"{path}: the described model has a setting of {large}; at most {LARGEST} is plausible.")
+    try:
+        found = Model.from_dict(described)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise WeightsError(f"{path}: its description is of no model that can be built: {error}") from error
+    levels, blocks = getattr(found.network, "ch_mult", ()), getattr(found.network, "num_res_blocks", 0)
+    if len(levels) * (1 + blocks) > arrays:  # every block has arrays of its own; building them takes time
+        raise WeightsError(
+            f"{path}: {len(levels)} levels of {blocks} blocks are described, but it has {arrays} arrays."
+        )
+    return found
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """All whole numbers in nested lists and mappings."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _whole_numbers(part)
 
 
 def _description(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import msgpack
 import numpy as np
 
+from diffusion_distill.files import user_path
 from diffusion_distill.weights.matching import WeightsError
 
 Location = tuple[str, ...]
@@ -50,7 +51,7 @@ def read(path: str | Path, want: Callable[[Location], bool] = lambda location: T
       WeightsError: the file is truncated, damaged or of another format; the error says where.
       OSError: it cannot be opened.
     """
-    path = Path(path)
+    path = user_path(path)
     with open(path, "rb") as stream, open(path, "rb", buffering=0) as heads:
         walk = _Walk(stream, heads, path.stat().st_size, want)
         try:

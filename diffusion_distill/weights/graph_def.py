@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_distill.files import user_path
 from diffusion_distill.weights.matching import WeightsError
 
 FLOAT32 = 1
@@ -27,6 +28,7 @@ MAX_NODES = 2**14  # the network of FID has a thousand
 MAX_FIELDS = 2**20  # of one file
 MAX_NAME = 200
 MAX_DIMENSIONS = 8
+MAX_REPEATED = 2**24  # values of all constants that one number stands for; a few bytes may ask for any shape
 #: The bytes of a field, or its number.
 Value = tuple[int, int] | int
 
@@ -38,7 +40,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
       WeightsError: the file is damaged, exceeds a limit, or is no graph; the message says where.
       OSError: it cannot be opened.
     """
-    path = Path(path)
+    path = user_path(path)
     with open(path, "rb") as file:
         size = path.stat().st_size
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
@@ -49,10 +51,10 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
 
 
 class _Graph:
-    """The bytes of a file, and how many fields were read."""
+    """The bytes of a file, how many fields were read, and how many values single numbers stood for."""
 
     def __init__(self, content: memoryview) -> None:
-        self.content, self.fields_read = content, 0
+        self.content, self.fields_read, self.repeated = content, 0, 0
 
     def constants(self) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
@@ -89,6 +91,9 @@ class _Graph:
         if (end - begin) % 4 or not numbers or numbers not in (1, math.prod(shape)):
             raise WeightsError(f"the constant {name!r} of shape {shape} has {end - begin} bytes")
         array = np.frombuffer(self.content, "<f4", numbers, begin)
+        self.repeated += math.prod(shape) - numbers
+        if self.repeated > MAX_REPEATED:
+            raise WeightsError(f"the constant {name!r} repeats one number over the shape {shape}: too large")
         return array.reshape(shape) if numbers == math.prod(shape) else np.broadcast_to(array, shape)
 
     # ------------------------------------------------------------ fields

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill.errors import choose
+from diffusion_distill.files import user_path
 from diffusion_distill.networks.inception import BLOCKS, SIZE, Branch, Conv, InceptionV3
 from diffusion_distill.typing import Params
 from diffusion_distill.weights import download, exchange, graph_def, torch_save
@@ -117,7 +118,7 @@ def read(path: str | Path) -> InceptionWeights:
         shape or type, not finite, or, of variances, negative.
       OSError: it cannot be opened.
     """
-    path = Path(path)
+    path = user_path(path)
     with open(path, "rb") as file:
         begin = file.read(4)
         file.seek(0)
@@ -163,7 +164,7 @@ def save_inception(weights: InceptionWeights, folder: str | Path) -> Path:
       ImportError: safetensors is not installed.
       OSError: the folder cannot be written.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     about = {"kind": KIND, "layout": weights.layout, "rule": weights.rule, "source": dict(weights.facts)}
     exchange.save(folder / PARAMETERS, weights.params, about)
     unfinished = folder / f"{FACTS}.{os.getpid()}.unfinished"
@@ -180,7 +181,7 @@ def load_inception(folder: str | Path) -> InceptionWeights:
       WeightsError: the folder holds something else, or its two files are not of one network.
       OSError: a file cannot be opened.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     try:
         about = json.loads((folder / FACTS).read_text(encoding="utf-8"))
     except ValueError as error:

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_distill.files import user_path
 from diffusion_distill.weights import pickle_stream
 from diffusion_distill.weights.matching import WeightsError
 from diffusion_distill.weights.pickle_stream import Buildable, Bytes, Dialect, Global, Source, kind_of
@@ -89,7 +90,7 @@ def read(path: str | Path, entry: str = "ema") -> Module:
       WeightsError: the file is damaged, exceeds a limit, or has unexpected contents; the message says what and where.
       OSError: it cannot be opened.
     """
-    path = Path(path)
+    path = user_path(path)
     with open(path, "rb") as file:
         size = path.stat().st_size
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
@@ -98,9 +99,11 @@ def read(path: str | Path, entry: str = "ema") -> Module:
         tree, end = pickle_stream.load(source, _outer(source), 0, len(content))
         if end != len(content):
             raise WeightsError(f"{len(content) - end} bytes follow the end of the pickle, at byte {end}")
-        if type(tree) is not dict or not isinstance(tree.get(entry), _Object):
-            there = ", ".join(map(kind_of, list(tree)[:8])) if type(tree) is dict else kind_of(tree)
-            raise WeightsError(f"there is no network called {entry!r}, but {there}")
+        if type(tree) is not dict:
+            raise WeightsError(f"the file holds {kind_of(tree)}, not a dictionary with a network called {entry!r}")
+        if not isinstance(tree.get(entry), _Object):
+            there = ", ".join(f"{kind_of(name)}: {kind_of(tree[name])}" for name in list(tree)[:8])
+            raise WeightsError(f"there is no network called {entry!r}, but {there or 'an empty dictionary'}")
         return _Modules(len(content)).module(tree[entry], entry)
     except WeightsError as error:
         raise WeightsError(f"{path} cannot be read as a snapshot of PyTorch modules: {error}.") from error

@@ -23,11 +23,13 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from diffusion_distill.files import user_path
 from diffusion_distill.weights import pickle_stream, torch_pickle
 from diffusion_distill.weights.matching import WeightsError
 from diffusion_distill.weights.pickle_stream import Buildable, Dialect, Global, Source, kind_of
@@ -38,6 +40,7 @@ LEGACY = b"\x80\x02\x8a\x0a"  # protocol 2 and a whole number of ten bytes
 ZIP = b"PK\x03\x04"
 STORAGES = {**torch_pickle.STORAGES, "LongStorage": np.dtype("<i8")}
 MAX_ENTRIES = 2**13  # of an archive; the network of FID has a thousand
+MAX_DIRECTORY = 2**22  # bytes of an archive's list of entries
 MAX_TENSORS = 2**13
 MAX_DEPTH = 16  # of modules, which may stand in several places
 MAX_MODULES = 2**13
@@ -57,7 +60,7 @@ def read(path: str | Path) -> Arrays:
       WeightsError: the file is damaged, exceeds a limit, or has unexpected contents; the message says what and where.
       OSError: it cannot be opened.
     """
-    path = Path(path)
+    path = user_path(path)
     with open(path, "rb") as file:
         size = path.stat().st_size
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
@@ -132,15 +135,18 @@ def _read_zip(path: Path, content: memoryview) -> Arrays:
 
 
 class _Entry(NamedTuple):
-    """Where an entry's bytes lie in the file, and their CRC-32."""
+    """Where an entry's header and bytes lie in the file, and their CRC-32."""
 
+    header: int
     begin: int
     end: int
     crc: int
 
 
 def _entries(path: Path, content: memoryview) -> dict[str, _Entry]:
-    """All entries of an archive by name."""
+    """All entries of an archive by name; no two share bytes, so that reading all of them reads the file once."""
+    if _directory_size(content) > MAX_DIRECTORY:  # before zipfile reads it
+        raise WeightsError(f"the archive's list of entries is longer than {MAX_DIRECTORY} bytes")
     try:
         with zipfile.ZipFile(path) as archive:
             listed = archive.infolist()
@@ -157,7 +163,23 @@ def _entries(path: Path, content: memoryview) -> dict[str, _Entry]:
         if entry.filename in found:
             raise WeightsError(f"the entry {kind_of(entry.filename)} stands twice")
         found[entry.filename] = _place(content, entry)
+    places = sorted((place.header, place.end, name) for name, place in found.items())
+    for (_, end, first), (header, _, second) in pairwise(places):
+        if header < end:
+            raise WeightsError(f"the entries {kind_of(first)} and {kind_of(second)} share bytes")
     return found
+
+
+def _directory_size(content: memoryview) -> int:
+    """Bytes of an archive's central directory, as its end record and that of ZIP64 say; 0 without an end record."""
+    tail = bytes(content[-(22 + 2**16) :])
+    at = tail.rfind(b"PK\5\6")
+    if at < 0 or at + 22 > len(tail):
+        return 0
+    size = struct.unpack_from("<I", tail, at + 12)[0]
+    if at >= 76 and tail[at - 20 : at - 16] == b"PK\6\7" and tail[at - 76 : at - 72] == b"PK\6\6":
+        size = struct.unpack_from("<Q", tail, at - 36)[0]
+    return size
 
 
 def _place(content: memoryview, entry: zipfile.ZipInfo) -> _Entry:
@@ -168,7 +190,7 @@ def _place(content: memoryview, entry: zipfile.ZipInfo) -> _Entry:
     begin = header + 30 + sum(struct.unpack_from("<HH", content, header + 26))
     if begin + entry.file_size > len(content):
         raise WeightsError(f"the entry {kind_of(entry.filename)} reaches beyond the end of the file")
-    return _Entry(begin, begin + entry.file_size, entry.CRC)
+    return _Entry(header, begin, begin + entry.file_size, entry.CRC)
 
 
 def _check_sum(content: memoryview, name: str, entry: _Entry) -> None:

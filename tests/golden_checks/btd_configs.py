@@ -37,12 +37,13 @@ SKIPPED = {
 
 def check_configs(fixture: Fixture, mode: Mode) -> None:
     for name in fixture.meta["configs"]:
-        file, arguments = FILES[name]
-        config = importlib.import_module(f"configs.{file}").get_config(*arguments)
-        published = weights.PUBLISHED[f"{FAMILIES[name.rpartition('_')[0]]}_original"]
-        model = build.model(config) if "model" in config else published.model
-        for path, value in settings(config, model, published).items():
-            fixture.equal(f"configs/{name}/{path}", value)
+        with fixture.attempt(f"configs/{name}", mode):
+            file, arguments = FILES[name]
+            config = importlib.import_module(f"configs.{file}").get_config(*arguments)
+            published = weights.PUBLISHED[f"{FAMILIES[name.rpartition('_')[0]]}_original"]
+            model = build.model(config) if "model" in config else published.model
+            for path, value in settings(config, model, published).items():
+                fixture.equal(f"configs/{name}/{path}", value)
     for path, value in defaults().items():
         fixture.equal(f"notes/defaults_not_in_configs/{path}", value)
 

@@ -160,25 +160,32 @@ ENDINGS = {"base": "original", "distill": str(min(STUDENT_STEPS))}
 
 def check_manifest(fixture: Fixture, mode: Mode) -> None:
     entries = {place.rpartition("/")[2]: (place, entry) for place, entry in entries_of(fixture.meta)}
-    for name, (place, entry) in entries.items():
-        model = model_of_entry(fixture, name, place, entry)
-        shapes = shapes_of(model)
-        facts = {
-            "num_params": sum(int(np.prod(shape)) for shape in shapes.values()),
-            "num_tensors": len(shapes),
-            "digest": weights.digest(shapes),
-            "data_shape": model.image_shape,
-            "num_classes": model.num_classes,
-            "out_ch": parameterization.output_channels(model.prediction, model.image_shape[-1]),
-        }
-        for fact, value in facts.items():
-            fixture.equal(f"{place}/{fact}".strip("/"), value)
-        if "same_params_as" in entry:
-            other = entries[entry["same_params_as"]]
-            same = shapes == shapes_of(model_of_entry(fixture, entry["same_params_as"], *other))
-            fixture.equal(f"{place}/same_params_as", entry["same_params_as"] if same else "another tree")
-        if "params" in entry:
-            compare_tree(fixture, f"{place}/params/".lstrip("/"), shapes)
+    for name in entries:
+        with fixture.attempt(name, mode):
+            check_entry(fixture, name, entries)
+
+
+def check_entry(fixture: Fixture, name: str, entries: Mapping[str, tuple[str, dict[str, Any]]]) -> None:
+    """The counts and the tree of one entry."""
+    place, entry = entries[name]
+    model = model_of_entry(fixture, name, place, entry)
+    shapes = shapes_of(model)
+    facts = {
+        "num_params": sum(int(np.prod(shape)) for shape in shapes.values()),
+        "num_tensors": len(shapes),
+        "digest": weights.digest(shapes),
+        "data_shape": model.image_shape,
+        "num_classes": model.num_classes,
+        "out_ch": parameterization.output_channels(model.prediction, model.image_shape[-1]),
+    }
+    for fact, value in facts.items():
+        fixture.equal(f"{place}/{fact}".strip("/"), value)
+    if "same_params_as" in entry:
+        other = entries[entry["same_params_as"]]
+        same = shapes == shapes_of(model_of_entry(fixture, entry["same_params_as"], *other))
+        fixture.equal(f"{place}/same_params_as", entry["same_params_as"] if same else "another tree")
+    if "params" in entry:
+        compare_tree(fixture, f"{place}/params/".lstrip("/"), shapes)
 
 
 def compare_tree(fixture: Fixture, prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -191,12 +198,13 @@ def compare_tree(fixture: Fixture, prefix: str, shapes: Mapping[str, tuple[int, 
 
 
 def entries_of(content: Any, place: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, entry) of every parameter tree in a JSON file."""
+    """(place, entry) of every parameter tree in a JSON file, and of every network that is described and counted."""
     if isinstance(content, list):
         content = {str(index): value for index, value in enumerate(content)}
     if not isinstance(content, dict):
         return
-    if isinstance(content.get("params"), dict) or "same_params_as" in content:
+    counted = bool(COUNTS & set(content)) and branch_of_arguments(content) is not None
+    if isinstance(content.get("params"), dict) or "same_params_as" in content or counted:
         yield place, content
         return
     for name, value in content.items():
@@ -209,9 +217,10 @@ def model_of_entry(fixture: Fixture, name: str, place: str, entry: Mapping[str, 
     if branch is None:
         family, _, role = name.rpartition("_")
         return weights.PUBLISHED[f"{FAMILIES[family]}_{ENDINGS[role]}"].model
-    for key in fixture.arrays:
-        inside = key.removeprefix(f"{place}/" if place else "").split("/")
-        if inside[0] == branch or (not branch and inside[-1] in (*ARGUMENTS, *IMAGE_SHAPES)):
+    prefix = f"{place}/" if place else ""
+    for key in (key for key in fixture.arrays if key.startswith(prefix)):
+        inside = key.removeprefix(prefix).split("/")
+        if inside[0] == branch or (inside[0] != "params" and inside[-1] in (*ARGUMENTS, *IMAGE_SHAPES)):
             fixture.input(key)
     given = {field: found(entry, field) for field in ARGUMENTS}
     image = next(tuple(shape) for shape in (found(entry, key) for key in IMAGE_SHAPES) if shape is not None)
@@ -220,6 +229,7 @@ def model_of_entry(fixture: Fixture, name: str, place: str, entry: Mapping[str, 
     return model_of({field: value for field, value in given.items() if value is not None}, image)
 
 
+COUNTS = {"num_params", "num_tensors", "digest"}
 ARGUMENTS = (*sorted(set(UNet.__dataclass_fields__) - {"parent", "name"}), "logsnr_input_type", "logsnr_scale_range")
 IMAGE_SHAPES = ("data_shape", "image_shape", "image")
 
@@ -287,7 +297,8 @@ def not_of_weights(fixture: Fixture) -> list[tuple[list[str], str]]:
 
 def _is_manifest(fixture: Fixture) -> bool:
     entries = list(entries_of(fixture.meta)) if fixture.path.suffix == ".json" else []
-    return bool(entries) and all("digest" in entry or "data_shape" in entry for _, entry in entries)
+    known = {"data_shape", "same_params_as"} | COUNTS
+    return bool(entries) and all(known & set(entry) or branch_of_arguments(entry) is not None for _, entry in entries)
 
 
 KINDS = [

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_distill.arrays import enable_x64
+from diffusion_distill.diffusion.parameterization import SIGMA_DATA
 from diffusion_distill.diffusion.schedules import SCHEDULES, Schedule
 from diffusion_distill.model import Denoiser
 
@@ -39,7 +41,7 @@ class Mode:
     def active(self) -> Iterator[None]:
         """Everything of this mode happens inside, with equal settings in tests and on the command line."""
         settings = (jax.default_matmul_precision("highest"), jax.numpy_rank_promotion("allow"))
-        with jax.enable_x64(self is FLOAT64), settings[0], settings[1]:
+        with enable_x64(self is FLOAT64), settings[0], settings[1]:
             yield
 
     def array(self, value: Any) -> Any:
@@ -199,6 +201,15 @@ class Fixture:
         """Reports something that could not be measured."""
         self.emit(Line(self.name, what, "FAIL", text, np.inf))
 
+    @contextlib.contextmanager
+    def attempt(self, what: str, mode: Mode) -> Iterator[None]:
+        """Reports an exception inside as a failure of this part only: one broken part must not hide the others."""
+        try:
+            yield
+        except Exception as error:
+            text = f"{mode.name}  {type(error).__name__}: {str(error).strip()[:300]}"
+            self.fail(what, " ".join(text.split()))
+
     def skip(self, keys: Sequence[str], reason: str) -> None:
         """Leaves arrays out, with the reason."""
         for key in keys:
@@ -237,12 +248,8 @@ class Kind:
 def run(kind: Kind, fixture: Fixture) -> None:
     """Checks one file completely."""
     for mode in kind.modes:
-        try:
-            with mode.active():
-                kind.check(fixture, mode)
-        except Exception as error:  # one broken file must not hide the others
-            text = f"{mode.name}  {type(error).__name__}: {str(error).strip()[:300]}"
-            fixture.fail("-", " ".join(text.split()))
+        with fixture.attempt("-", mode), mode.active():
+            kind.check(fixture, mode)
     for keys, reason in kind.skips(fixture):
         fixture.skip(keys, reason)
     fixture.finish()
@@ -270,6 +277,7 @@ class Formula:
     prediction: str
     network: Any = None  # there is none, and so no dropout
     schedule: Any = None
+    sigma_data: float = SIGMA_DATA
 
     def raw(self, params: Any, z: Any, level: Any, labels: Any, dropout: Any) -> Any:
         """The network's output."""

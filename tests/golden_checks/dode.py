@@ -183,10 +183,11 @@ def check_noise(fixture: Fixture, mode: Mode) -> None:
     starts = mode.array(fixture.input("fit_x_T")), mode.array(fixture.input("fresh_x_T"))
     for found in fixture.matches("((d_[a-z]+[0-9]*)/N([0-9]+)_C([0-9]+))/lambda"):
         solver, nfe, scale = found[2], int(found[3]), int(found[4])
-        case = noise_case(fixture, found[1], solver, nfe, scale)
-        if mode is FLOAT64:
-            check_noise_tables(fixture, case, solver, nfe, scale)
-        check_fit(fixture, mode, case, denoise, starts, edm=False)
+        with fixture.attempt(found[1], mode):
+            case = noise_case(fixture, found[1], solver, nfe, scale)
+            if mode is FLOAT64:
+                check_noise_tables(fixture, case, solver, nfe, scale)
+            check_fit(fixture, mode, case, denoise, starts, edm=False)
 
 
 def check_noise_tables(fixture: Fixture, case: Case, solver: str, nfe: int, scale: int) -> None:

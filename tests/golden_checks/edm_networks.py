@@ -1,4 +1,4 @@
-"""Fixtures of EDM's networks (folder edm): outputs, wrapped outputs, units, gradients, manifests, published models.
+"""Fixtures of EDM's networks (folder edm): outputs, wrapped outputs, units, gradients.
 
 A network's file names its class and constructor arguments; its weights are stored (`sd.*`, `sdi.*` for the wider
 last convolution of iDDPM's wrapper) or follow a rule in its meta. Arrays have PyTorch's layouts. Tolerances are the
@@ -7,10 +7,9 @@ README's.
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import partial
 from typing import Any, cast
 
 import flax.linen as nn
@@ -18,13 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill import weights
 from diffusion_distill.diffusion import parameterization
 from diffusion_distill.levels import Level
 from diffusion_distill.model import Model
 from diffusion_distill.networks import SongUNet, layers
-from diffusion_distill.weights import edm, edm_layout
-from golden_checks.common import FLOAT32, FLOAT64, Fixture, Kind, Line, Mode, Rule, absolute, exact, keys_like, of_each
+from diffusion_distill.weights import edm, edm_layout, flatten
+from golden_checks.common import FLOAT32, FLOAT64, Fixture, Kind, Line, Mode, Rule, absolute, exact, of_each
 
 OUT = absolute(5e-5)
 FOURIER = absolute(5e-2)
@@ -59,7 +57,8 @@ def check_network(fixture: Fixture, mode: Mode) -> None:
     for key, got in activations(network, seen, image_shape[0]).items():
         fixture.compare(f"act.{key}", got, mode, OUT)
     for name in dict.fromkeys(match[1] for match in fixture.matches(r"precond\.(\w+)\..*")):
-        check_wrapped(fixture, mode, name, tensors)
+        with fixture.attempt(f"precond.{name}", mode):
+            check_wrapped(fixture, mode, name, tensors)
 
 
 def check_names(fixture: Fixture, network: nn.Module, image_shape: tuple[int, int, int], tensors: Any) -> None:
@@ -171,11 +170,12 @@ def activations(network: nn.Module, seen: Mapping[str, Any], resolution: int) ->
 def check_units(fixture: Fixture, mode: Mode) -> None:
     cases = fixture.meta["cases"]
     for name in cases:
-        kind = next(kind for prefix, kind in UNITS.items() if name.startswith(prefix))
-        kind(fixture, mode, name, cases[name])
-    for name, rule in {"att": UNIT, "att16": HALF}.items():
-        if f"{name}.w" in fixture:
-            check_attention(fixture, mode, name, rule)
+        with fixture.attempt(name, mode):
+            kind = next(kind for prefix, kind in UNITS.items() if name.startswith(prefix))
+            kind(fixture, mode, name, cases[name])
+    for match in fixture.matches(r"(att\w*)\.w"):
+        half = fixture.arrays[f"{match[1]}.q"].dtype == np.float16
+        check_attention(fixture, mode, match[1], HALF if half else UNIT)
 
 
 def check_conv(fixture: Fixture, mode: Mode, name: str, case: Mapping[str, Any]) -> None:
@@ -229,27 +229,27 @@ def check_attention(fixture: Fixture, mode: Mode, name: str, rule: Rule) -> None
 
 
 def check_block(fixture: Fixture, mode: Mode, name: str, case: Mapping[str, Any]) -> None:
-    prefix, settings = f"{name}.sd.", case["kwargs"]
-    tensors = {key.removeprefix(prefix): fixture.input(key) for key in keys_like(fixture, f"{prefix}*")}
-    song = not settings.get("adaptive_scale", True)
+    """A block of either network; what the program's constructor is not told has its defaults, as in EDM.md."""
+    settings, tensors = case["kwargs"], stored(fixture, f"{name}.sd.")
     norm = layers.NormSettings(32, settings.get("eps", 1e-5), 4)
     scale = settings.get("skip_scale", 1.0)
     resample: Any = next((direction for direction in ("up", "down") if settings.get(direction)), "none")
-    taps = tuple(settings.get("resample_filter", (1, 1))) if song else ()
-    if not taps:
-        standard = [np.array_equal(tensors.pop(k)[0, 0], np.full((2, 2), 0.25)) for k in list(tensors) if "filter" in k]
-        report(fixture, f"{name}: filters", all(standard))
     block = layers.ResidualBlock(
         case["out_channels"],
         resample=resample,
-        taps=taps,
-        film=not song,
+        taps=tuple(settings.get("resample_filter", (1, 1))),
+        project=settings.get("resample_proj", False),
+        film=settings.get("adaptive_scale", True),
         skip_scale=scale,
         norm=norm,
     )
     params, attention = block_params(tensors, case["num_heads"])
-    emb = jnp.asarray(fixture.input(f"{name}.emb"))
-    h = block.apply({"params": params}, images(fixture, f"{name}.x"), emb, False)
+    x, emb = images(fixture, f"{name}.x"), jnp.asarray(fixture.input(f"{name}.emb"))
+    # Flax ignores parameters that a module does not use: here they must be the block's, all of them.
+    wanted = jax.eval_shape(partial(block.init, train=False), jax.random.key(0), x, emb)["params"]
+    differ = {(k, v.shape) for k, v in flatten(wanted).items()} ^ {(k, v.shape) for k, v in flatten(params).items()}
+    report(fixture, f"{name}: parameters", not differ, f"{sorted(differ)[:4] or ''}")
+    h = block.apply({"params": params}, x, emb, False)
     if attention:
         h = layers.Attention(case["num_heads"], scale, norm).apply({"params": attention}, h)
     fixture.compare(f"{name}.y", channels_first(h), mode, UNIT)
@@ -331,64 +331,6 @@ def check_gradients(fixture: Fixture, mode: Mode) -> None:
     moved = [name for name in named if is_buffer(name) and np.any(named[name])]
     report(fixture, "no gradient of buffers", not moved, f"{moved or ''}")
     report(fixture, "every parameter has one", set(recorded) == {name for name in named if not is_buffer(name)})
-
-
-# --------------------------------------------------------------------------------- manifests, published models
-
-
-def check_manifests(fixture: Fixture, mode: Mode) -> None:
-    models = json.loads((fixture.path.parent / "published_models.json").read_text(encoding="utf-8"))
-    for name, manifest in fixture.meta["manifests"].items():
-        place = f"manifests/{name}"
-        described = [entry for entry in models.values() if entry["manifest"] == name]
-        if not described:
-            fixture.fail(place, "published_models.json describes no model with this manifest")
-            continue
-        prefix = f"{place}/tensors/"
-        fixture.accounted |= {key: "compared" for key in fixture.arrays if key.startswith(prefix)}
-        recorded = {tensor: (tuple(shape), kind) for tensor, (shape, kind) in manifest["tensors"].items()}
-        for entry in described:
-            tensors = full_manifest(entry["precond_class"], json.dumps(entry["init_kwargs"]))
-            wrong = sorted(map(str, set(tensors.items()) ^ set(recorded.items())))
-            note = f" {wrong[:3] or ''}"
-            fixture.report(f"{prefix}* ({len(recorded)} names, shapes, kinds)", len(wrong), FLOAT64, exact(), note)
-            for fact, number in counts(tensors).items():
-                fixture.equal(f"{place}/{fact}", number)
-
-
-def check_published(fixture: Fixture, mode: Mode) -> None:
-    registry = {entry.url: entry for entry in weights.PUBLISHED.values() if entry.format == "edm"}
-    manifests = json.loads((fixture.path.parent / "manifests.json").read_text(encoding="utf-8"))["manifests"]
-    for name, entry in fixture.meta.items():
-        for key in fixture.arrays:
-            if key.startswith((f"{name}/init_kwargs/", f"{name}/precond_class")):
-                fixture.input(key)
-        tensors = full_manifest(entry["precond_class"], json.dumps(entry["init_kwargs"]))
-        for fact, number in counts(tensors).items():
-            fixture.equal(f"{name}/{fact}", number)
-        same = set(manifests[entry["manifest"]]["tensors"]) == set(tensors)
-        fixture.equal(f"{name}/manifest", entry["manifest"] if same else "another one")
-        known = registry.get(entry["url"])
-        fixture.equal(f"{name}/url", known.url if known else "not in the registry")
-        model = edm.model_of(entry["precond_class"], entry["init_kwargs"])
-        report(fixture, f"{name}: the registry's model", known is not None and known.model == model)
-
-
-@cache
-def full_manifest(wrapper: str, kwargs: str) -> dict[str, tuple[tuple[int, ...], str]]:
-    """{tensor: (shape, kind)} of a whole file, from its wrapper's arguments as JSON."""
-    model = edm.model_of(wrapper, json.loads(kwargs))
-    shapes = edm_layout.tensor_shapes(model.network, model.image_shape)
-    tensors = {f"model.{name}": (shape, "buffer" if is_buffer(name) else "param") for name, shape in shapes.items()}
-    if model.prediction == "eps_var":
-        tensors["u"] = ((len(model.time_input.sigmas),), "buffer")  # type: ignore[attr-defined]
-    return tensors
-
-
-def counts(tensors: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, int]:
-    """The file's words for how many numbers there are."""
-    sizes = lambda kind: sum(int(np.prod(shape)) for shape, found in tensors.values() if found == kind)  # noqa: E731
-    return {"num_params": sizes("param"), "num_buffer_values": sizes("buffer"), "num_tensors": len(tensors)}
 
 
 # ----------------------------------------------------------------------------------------------------- parts
@@ -485,22 +427,6 @@ def _agrees(tensor: np.ndarray | None, shape: tuple[int, ...], sums: list[float]
     return bool(np.allclose([values.sum(), (values**2).sum()], sums, rtol=1e-9, atol=1e-9))
 
 
-def words(fixture: Fixture) -> list[tuple[list[str], str]]:
-    """What stands beside networks in words."""
-    keys = ("note", "*/provenance", "*/named_in_readme")
-    return [(keys_like(fixture, *keys), "words")]
-
-
-def _is_published(fixture: Fixture) -> bool:
-    entries = list(fixture.meta.values())
-    return bool(entries) and all(isinstance(e, dict) and {"precond_class", "manifest"} <= set(e) for e in entries)
-
-
-def _is_manifests(fixture: Fixture) -> bool:
-    entries = fixture.meta.get("manifests", {})
-    return isinstance(entries, dict) and bool(entries) and all("tensors" in entry for entry in entries.values())
-
-
 def of_kind(start: str) -> Callable[[Fixture], bool]:
     return lambda fixture: str(fixture.meta.get("fixture", "")).startswith(start)
 
@@ -514,6 +440,4 @@ KINDS = [
     ),
     Kind("edm units", of_kind("units"), check_units, modes=(FLOAT32,)),
     Kind("edm gradients", of_kind("gradients"), check_gradients, modes=(FLOAT32,)),
-    Kind("edm manifests", _is_manifests, check_manifests, words, modes=(FLOAT64,)),
-    Kind("edm published models", _is_published, check_published, words, modes=(FLOAT64,)),
 ]

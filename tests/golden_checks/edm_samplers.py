@@ -39,15 +39,20 @@ def check_samplers(fixture: Fixture, mode: Mode) -> None:
     latents, known = mode.array(fixture.input("latents")), known_levels(fixture)
     network = Mixture(*(mode.array(fixture.input(f"gmm_{name}")) for name in ("weights", "means", "stds")))
     for name, meta in fixture.meta["cases"].items():
-        case = case_of(fixture, name, meta, known)
-        if mode is FLOAT64:
-            check_tables(fixture, case)
-        draw = partial(state, case, mode, network, latents)
-        rule = state_rule(case, mode, meta)
-        fixture.compare(f"{name}.x_final", draw(case.steps), mode, rule)
-        if f"{name}.x_steps" in fixture:
-            states = [np.asarray(draw(steps)) for steps in range(case.steps + 1)]
-            fixture.compare(f"{name}.x_steps", np.stack(states), mode, rule)
+        with fixture.attempt(name, mode):
+            check_case(fixture, mode, case_of(fixture, name, meta, known), network, latents)
+
+
+def check_case(fixture: Fixture, mode: Mode, case: Case, network: Mixture, latents: Any) -> None:
+    """Tables, final states and all states of one sampler."""
+    if mode is FLOAT64:
+        check_tables(fixture, case)
+    draw = partial(state, case, mode, network, latents)
+    rule = state_rule(case, mode, fixture.meta["cases"][case.name])
+    fixture.compare(f"{case.name}.x_final", draw(case.steps), mode, rule)
+    if f"{case.name}.x_steps" in fixture:
+        states = [np.asarray(draw(steps)) for steps in range(case.steps + 1)]
+        fixture.compare(f"{case.name}.x_steps", np.stack(states), mode, rule)
 
 
 def check_tables(fixture: Fixture, case: Case) -> None:
@@ -145,7 +150,9 @@ def case_of(fixture: Fixture, name: str, meta: dict[str, Any], known: np.ndarray
     if meta["round_sigma"] != "identity":
         churn["known"] = known
         grid = grids.rounded(grid, known)
-    names = {"schedule": schedule, "epsilon_s": epsilon_s, "sigma_range": sigma_range, "scaling": "none"}
+    names: dict[str, Any] = {"schedule": schedule, "scaling": "none"}
+    if schedule == "vp":
+        names |= {"epsilon_s": epsilon_s, "sigma_range": sigma_range}
     noises = f"{name}.noises"
     return Case(
         name,

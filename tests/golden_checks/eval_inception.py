@@ -1,13 +1,14 @@
 """Fixtures of FID's InceptionV3 (folder eval): outputs of random weights, the weights' manifest, their other names.
 
-The weights are made by the rule of the README, written to files in the layouts and formats of the published ones, and
-read back; variant A is pytorch-fid's, B that of the original graph.
+The weights are made by the rule of the README from the tag that the folder's manifest states, written to files in the
+layouts and formats of the published ones, and read back; variant A is pytorch-fid's, B that of the original graph.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
+import json
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,8 @@ from golden_checks.inception_weights import TAG, Arrays, random_weights, without
 
 # The README's tolerances in float32: 5e-5, logits 2e-4. Probabilities and resized values are of size 1.
 FEATURES, LOGITS = absolute(5e-5), absolute(2e-4)
+#: Which images the README calls so.
+RECORDED_IMAGES = {"first": 0, "noise": 5}
 
 
 @cache
@@ -35,6 +38,15 @@ def weights(tag: str = TAG) -> Arrays:
     """pytorch-fid's state dict of variant A; the shapes are the network's, which the manifest's check compares."""
     shapes = {path.replace("/", "."): _torch_shape(shape) for path, shape in inception.shapes().items()}
     return random_weights(shapes, tag)
+
+
+def tag_of(folder: Path) -> str:
+    """The tag of the weights of a folder's fixtures: a manifest there states it, or else the README."""
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and "weights_tag" in content:
+            return str(content["weights_tag"])
+    return TAG
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -59,14 +71,15 @@ def run_network(params: Params, x: jax.Array) -> tuple[Outputs, Any]:
 
 def check_outputs(fixture: Fixture, mode: Mode) -> None:
     """Both variants through the files that they are published in."""
+    made = weights(tag_of(fixture.path.parent))
     with tempfile.TemporaryDirectory() as folder:
-        a_file = torch_files.write_zip(Path(folder) / "a.pth", torch_files.state_dict(weights()))
-        b_file = torch_files.write_zip(Path(folder) / "b.pt", torch_files.state_dict(nvidia_layout(weights())))
+        a_file = torch_files.write_zip(Path(folder) / "a.pth", torch_files.state_dict(made))
+        b_file = torch_files.write_zip(Path(folder) / "b.pt", torch_files.state_dict(nvidia_layout(made)))
         a, b = inception.read(a_file), inception.read(b_file)
-    for size in ("32", "64"):
-        images = fixture.input(f"images_{size}")
-        check_variant_a(fixture, mode, size, images, jax.tree.map(jnp.asarray, a.params), a.rule)
-        check_variant_b(fixture, mode, size, images, jax.tree.map(jnp.asarray, b.params), b.rule)
+    for match in fixture.matches("images_(.*)"):
+        images = fixture.input(match[0])
+        check_variant_a(fixture, mode, match[1], images, jax.tree.map(jnp.asarray, a.params), a.rule)
+        check_variant_b(fixture, mode, match[1], images, jax.tree.map(jnp.asarray, b.params), b.rule)
 
 
 def check_variant_a(fixture: Fixture, mode: Mode, size: str, images: np.ndarray, params: Params, rule: str) -> None:
@@ -78,12 +91,13 @@ def check_variant_a(fixture: Fixture, mode: Mode, size: str, images: np.ndarray,
     names = [str(name) for name in fixture.input("a_child_names")]
     maps = {name: np.asarray(layers[name]["__call__"][0]) for name in names}
     first, second = (max_pool(jnp.asarray(maps[name])) for name in ("Conv2d_2b_3x3", "Conv2d_4a_3x3"))
-    for i, (block, step) in enumerate(((first, 32), (second, 16), (maps["Mixed_6e"], 16))):
+    for i, block in enumerate((first, second, maps["Mixed_6e"])):
         fixture.compare(f"a_b{i}_mean_{size}", getattr(outputs, f"block{i}"), mode, FEATURES)
-        fixture.compare(f"a_b{i}_sub_{size}", np.moveaxis(np.asarray(block[0]), -1, 0)[::step], mode, FEATURES)
-    found = [maps[name].astype(np.float64) for name in names]
-    fixture.compare(f"a_child_mean_{size}", np.stack([m.mean((1, 2, 3)) for m in found], 1), mode, FEATURES)
-    fixture.compare(f"a_child_std_{size}", np.stack([m.std((1, 2, 3)) for m in found], 1), mode, FEATURES)
+        found = every(fixture, f"a_b{i}_sub_{size}", np.moveaxis(np.asarray(block[0]), -1, 0))
+        fixture.compare(f"a_b{i}_sub_{size}", found, mode, FEATURES)
+    of_all = [maps[name].astype(np.float64) for name in names]
+    fixture.compare(f"a_child_mean_{size}", np.stack([m.mean((1, 2, 3)) for m in of_all], 1), mode, FEATURES)
+    fixture.compare(f"a_child_std_{size}", np.stack([m.std((1, 2, 3)) for m in of_all], 1), mode, FEATURES)
 
 
 def check_variant_b(fixture: Fixture, mode: Mode, size: str, images: np.ndarray, params: Params, rule: str) -> None:
@@ -94,15 +108,27 @@ def check_variant_b(fixture: Fixture, mode: Mode, size: str, images: np.ndarray,
     fixture.compare(f"b_pool3_{size}", found.pool3, mode, FEATURES)
     fixture.compare(f"b_spatial_{size}", found.spatial, mode, FEATURES)
     fixture.compare(f"b_logits_nobias_{size}", found.logits, mode, LOGITS)
-    fixture.compare(f"b_probs_bias_{size}", jax.nn.softmax(outputs.logits)[:, ::8], mode, FEATURES)
+    shares = np.asarray(jax.nn.softmax(outputs.logits)).T  # of classes, as every second, third, … is recorded
+    key = f"b_probs_bias_{size}"
+    fixture.compare(key, every(fixture, key, shares, axis=1).T, mode, FEATURES)
+
+
+def every(fixture: Fixture, key: str, planes: np.ndarray, axis: int = 0) -> np.ndarray:
+    """The planes that an array has along an axis of its own: the first of equal shares of all."""
+    kept = fixture.arrays[key].shape[axis] if key in fixture else len(planes)
+    return planes[:: -(-len(planes) // kept)]
 
 
 def check_input(fixture: Fixture, mode: Mode, key: str, x: jax.Array) -> None:
-    """Two corners of two images."""
+    """Corners of some images, as large as recorded."""
     planes = np.moveaxis(np.asarray(x), -1, 1)
-    for name, image in (("first", 0), ("noise", 5)):
-        fixture.compare(key.format(name, "tl"), planes[image, :, :24, :24], mode, FEATURES)
-        fixture.compare(key.format(name, "br"), planes[image, :, -24:, -24:], mode, FEATURES)
+    for name, image in RECORDED_IMAGES.items():
+        for corner in ("tl", "br"):
+            if (what := key.format(name, corner)) in fixture:
+                height, width = fixture.arrays[what].shape[-2:]
+                rows = slice(height) if corner == "tl" else slice(-height, None)
+                columns = slice(width) if corner == "tl" else slice(-width, None)
+                fixture.compare(what, planes[image, :, rows, columns], mode, FEATURES)
 
 
 # ------------------------------------------------------------------------------------------------ the weights

@@ -6,6 +6,7 @@ float64 on the host, so there is one precision. Tolerances are the README's.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 import warnings
@@ -33,11 +34,11 @@ from diffusion_distill.metrics import (
 )
 from diffusion_distill.metrics.precision_recall import squared_radii
 from diffusion_distill.quantise import quantise
-from golden_checks.common import FLOAT32, FLOAT64, Fixture, Kind, Mode, absolute, exact, keys_like, relative
+from golden_checks.common import FLOAT32, FLOAT64, Fixture, Kind, Mode, Rule, absolute, exact, keys_like, relative
 
 Arrays = Mapping[str, np.ndarray]
-FRECHET_RULES = {"identical": absolute(1e-9), "scaled_1em4": relative(1e-6)}
-ANALYTIC_RULES = {"d8_rank3_vs_rank5": absolute(1e-6), "d16_ill_conditioned": relative(1e-8)}
+#: Patterns of names of Gaussians -> the README's tolerance; 1e-10 for all others.
+ANALYTIC_RULES = {"*_rank*_vs_rank*": absolute(1e-6), "*_ill_conditioned": relative(1e-8)}
 KID_RULE = absolute(1e-10)
 SHARE = absolute(1e-12, " absolute (a share of points)")
 
@@ -136,7 +137,7 @@ def check_frechet(fixture: Fixture, mode: Mode, cases: Mapping[str, Any], arrays
             refuse(fixture, key, lambda a=a, b=b: frechet_distance(moments(a), moments(b)))
             continue
         a, b = moments(a), moments(b)
-        rule = FRECHET_RULES.get(case, relative(1e-9))
+        rule = frechet_rule(recorded["inputs"])
         terms = quiet(frechet_terms, a, b)
         fixture.compare(f"{key}/fd", sum(terms), mode, rule)
         fixture.compare(f"{key}/mean_term", terms.mean, mode, rule)
@@ -144,9 +145,19 @@ def check_frechet(fixture: Fixture, mode: Mode, cases: Mapping[str, Any], arrays
         fixture.compare(f"{key}/fd_with_ddof0_covariance", of_n, mode, rule)
 
 
+def frechet_rule(words: str) -> Rule:
+    """The README's tolerance: absolute for identical sets, 1e-6 for scaled ones so small that rounding shows."""
+    left, right = words.split(" vs ")
+    scaled = SET.fullmatch(left.strip())
+    if left == right:
+        return absolute(1e-9)
+    return relative(1e-6 if scaled and float(scaled["scale"] or 1) < 1 else 1e-9)
+
+
 def check_inception_score(fixture: Fixture, mode: Mode, cases: Mapping[str, Any], arrays: Arrays) -> None:
     logits, key = arrays["logits"], "inception_score"
-    hard = 2000.0 * np.eye(40)[np.arange(80) % 40]
+    classes = logits.shape[1]
+    hard = 2000.0 * np.eye(classes)[np.arange(2 * classes) % classes]
 
     def compare(name: str, found: Any, bound: float = 1e-10) -> None:
         for field in ("mean", "std"):
@@ -157,13 +168,12 @@ def check_inception_score(fixture: Fixture, mode: Mode, cases: Mapping[str, Any]
     for match in fixture.matches(rf"{key}/openai_evaluator/float(64|32)_split(\d+)"):
         found = inception_score(logits, chunk=int(match[2]))
         compare(match[0].removeprefix(f"{key}/"), found, 1e-10 if match[1] == "64" else 1e-5)
-    compare("openai_evaluator/constant_logits", inception_score(np.zeros((80, 40)), chunk=5000))
+    compare("openai_evaluator/constant_logits", inception_score(np.zeros_like(hard), chunk=5000))
     compare("tfgan/all", inception_score(logits))
     compare("tfgan/hard_one_hot_logits", inception_score(hard))
-    shuffled = logits[np.random.RandomState(2020).permutation(len(logits))]
-    for name, images in (("torch_fidelity_noshuffle", logits), ("torch_fidelity_shuffle2020", shuffled)):
-        for parts in sorted({int(match[1]) for match in fixture.matches(rf"{key}/{name}_splits(\d+)/\w+")}):
-            compare(f"{name}_splits{parts}", inception_score(images, splits=parts))
+    for match in fixture.matches(rf"{key}/(torch_fidelity_(?:no)?shuffle(\d*)_splits(\d+))/mean"):
+        order = np.random.RandomState(int(match[2])).permutation(len(logits)) if match[2] else slice(None)
+        compare(match[1], inception_score(logits[order], splits=int(match[3])))
     for match in fixture.matches(rf"{key}/split_scores_(\d+)"):
         fixture.compare(match[0], inception_score(logits, splits=int(match[1])).scores, mode, relative(1e-10))
     compare("hard_one_hot_logits_splits1", inception_score(hard, splits=1))
@@ -228,14 +238,14 @@ def check_precision_recall(fixture: Fixture, mode: Mode, cases: Mapping[str, Any
 
 def check_of_network(fixture: Fixture, mode: Mode) -> None:
     """The metrics of the network's recorded outputs; what the package's network puts out is compared with these."""
-    outputs = beside(fixture, "a_pool3_32", "b_pool3_32", "b_spatial_32", "b_logits_nobias_32")
+    outputs = beside(fixture, "a_child_names")
     features = {"fid_pool3_variant_a": "a_pool3", "fid_pool3_variant_b": "b_pool3", "sfid_variant_b": "b_spatial"}
-    for name, array in features.items():
-        a, b = (moments(outputs[f"{array}_{size}"]) for size in (32, 64))
-        key = f"inception_fixture_metrics/{name}_32_vs_64"
-        fixture.compare(key, quiet(frechet_distance, a, b), mode, relative(1e-3))
+    for match in fixture.matches(r"inception_fixture_metrics/(\w+)_(\d+)_vs_(\d+)"):
+        a, b = (moments(outputs[f"{features[match[1]]}_{size}"]) for size in match.groups()[1:])
+        fixture.compare(match[0], quiet(frechet_distance, a, b), mode, relative(1e-3))
     for match in fixture.matches(r"inception_fixture_metrics/inception_score_variant_b_nobias_\d+_images_(\d+)_split"):
-        logits = np.concatenate([outputs["b_logits_nobias_32"], outputs["b_logits_nobias_64"]])
+        sizes = sorted(int(key.rpartition("_")[2]) for key in outputs if key.startswith("b_logits_nobias_"))
+        logits = np.concatenate([outputs[f"b_logits_nobias_{size}"] for size in sizes])
         fixture.compare(match[0], inception_score(logits, splits=int(match[1])).mean, mode, relative(1e-3))
 
 
@@ -331,14 +341,19 @@ def pairs_of(arrays: Arrays) -> dict[str, tuple[Moments, Moments]]:
     }  # type: ignore[misc]
 
 
+def analytic_rule(name: str) -> Rule:
+    """The README's, for a pair of Gaussians."""
+    return next((rule for pattern, rule in ANALYTIC_RULES.items() if fnmatch.fnmatch(name, pattern)), relative(1e-10))
+
+
 def check_gaussians(fixture: Fixture, mode: Mode) -> None:
     """The inputs of analytic.json: distances do not depend on the order, and are 0 of a Gaussian to itself."""
     for key in fixture.arrays:
         fixture.input(key)
     for name, (a, b) in pairs_of(fixture.arrays).items():
-        rule = ANALYTIC_RULES.get(name, relative(1e-10))
+        rule = analytic_rule(name)
         forward, back, same = (quiet(frechet_distance, *pair) for pair in ((a, b), (b, a), (a, a)))
-        scale = 1.0 if name == "d8_rank3_vs_rank5" else abs(forward)
+        scale = rule.scale(np.asarray(forward))
         fixture.report(f"{name} (swapped)", abs(forward - back) / scale, mode, rule)
         fixture.report(f"{name} (to itself)", abs(same), mode, absolute(1e-9))
 
@@ -347,7 +362,7 @@ def check_analytic(fixture: Fixture, mode: Mode) -> None:
     pairs = pairs_of(beside(fixture, *(f"{name}_mu1" for name in fixture.meta.get("pairs", {}))))
     for name in fixture.meta.get("pairs", {}):
         key, (a, b) = f"pairs/{name}", pairs[name]
-        rule = ANALYTIC_RULES.get(name, relative(1e-10))
+        rule = analytic_rule(name)
         terms = quiet(frechet_terms, a, b)
         fixture.equal(f"{key}/d", a.width)
         for field in ("fd", "fd_float64", "closed_form"):
@@ -358,14 +373,14 @@ def check_analytic(fixture: Fixture, mode: Mode) -> None:
     for match in fixture.matches(r"direct_sampling_check_(\w+)_n(\d+)/mean"):
         key = match[0].removesuffix("/mean")
         case = fixture.meta["finite_sample"][match[1]]
-        found = sampled_distances(spectrum_of(case), int(match[2]), 40)["same_two_sided"]
+        found = sampled_distances(spectrum_of(case), int(match[2]), 40, ())["same_two_sided"]
         allowed = 5 * found.std() / np.sqrt(len(found)) + 5 * float(fixture.input(f"{key}/se"))
         fixture.compare(f"{key}/mean", found.mean(), mode, absolute(allowed, " 5 standard errors"))
 
 
 def check_bias(fixture: Fixture, mode: Mode, key: str, case: Mapping[str, Any]) -> None:
     """First-order biases by formula; means over repetitions by drawing, within five standard errors."""
-    variances, known = spectrum_of(case), 50_000
+    variances = spectrum_of(case)
     for field in ("d", "spectrum", "repeats"):
         fixture.input(f"{key}/{field}")
     truth = Moments(None, np.zeros(len(variances)), np.diag(variances))
@@ -373,12 +388,13 @@ def check_bias(fixture: Fixture, mode: Mode, key: str, case: Mapping[str, Any]) 
     fixture.compare(f"{key}/different_pair_true_fd", frechet_distance(truth, other), mode, relative(1e-10))
     for size in case["by_n"]:
         at, n = f"{key}/by_n/{size}", int(size)
-        first_order = {"same_two_sided": n, "same_known_reference": np.inf, "same_vs_50000": known}
+        against = [int(match[1]) for match in fixture.matches(rf"{at}/same_vs_(\d+)_first_order")]
+        first_order = {"same_two_sided": n, "same_known_reference": np.inf, **{f"same_vs_{m}": m for m in against}}
         for field, m in first_order.items():
             expected = frechet_bias(variances, n, m)
             fixture.compare(f"{at}/{field}_first_order", expected, mode, relative(1e-10))
         repeats = 20 if n <= 5000 else 3
-        for field, found in sampled_distances(variances, n, repeats).items():
+        for field, found in sampled_distances(variances, n, repeats, against).items():
             if f"{at}/{field}/mean" in fixture:
                 sd, se = (float(fixture.input(f"{at}/{field}/{name}")) for name in ("sd", "se"))
                 rule = absolute(5 * sd / np.sqrt(repeats) + 5 * se, " 5 standard errors")
@@ -395,8 +411,8 @@ def spectrum_of(case: Mapping[str, Any]) -> np.ndarray:
     raise ValueError(f"these words name no spectrum: {words!r}")
 
 
-def sampled_distances(variances: np.ndarray, n: int, repeats: int) -> dict[str, np.ndarray]:
-    """Distances of drawn sets, by the name of the comparison: [repeats] each."""
+def sampled_distances(variances: np.ndarray, n: int, repeats: int, against: Iterable[int]) -> dict[str, np.ndarray]:
+    """Distances of drawn sets, by the name of the comparison: [repeats] each; also from references of other sizes."""
     rng = np.random.default_rng([n, len(variances)])
     scale, width = np.sqrt(variances), len(variances)
     truth = Moments(None, np.zeros(width), np.diag(variances))
@@ -404,13 +420,13 @@ def sampled_distances(variances: np.ndarray, n: int, repeats: int) -> dict[str, 
     def draw(count: int, mean: float = 0.0, stretch: float = 1.0) -> Moments:
         return moments(rng.standard_normal((count, width)) * (scale * np.sqrt(stretch)) + mean)
 
-    known = draw(50_000)
+    known = {size: draw(size) for size in against}
     found: dict[str, list[float]] = {}
     for _ in range(repeats):
         one = draw(n)
         others = {"same_two_sided": draw(n), "same_known_reference": truth, "different_two_sided": draw(n, 0.1, 1.2)}
-        # The large reference is drawn once: its own share of the spread is small beside that of n, or drawn anew.
-        others["same_vs_50000_reference"] = known if n < 50_000 else draw(50_000)
+        # A large reference is drawn once, as its own share of the spread is small beside that of n; else anew.
+        others |= {f"same_vs_{m}_reference": known[m] if n < m else draw(m) for m in known}
         for name, other in others.items():
             found.setdefault(name, []).append(frechet_distance(one, other))
     return {name: np.array(values) for name, values in found.items()}

@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill import sampling
+from diffusion_distill.arrays import enable_x64
 from diffusion_distill.diffusion import grids
 from diffusion_distill.diffusion.parameterization import eps_from_x
 from diffusion_distill.diffusion.schedules import (
@@ -171,11 +171,12 @@ def check_convergence(fixture: Fixture, mode: Mode) -> None:
     """Errors of the solvers against the recorded accurate solutions, and those against our own accurate run."""
     network, start = mixture(fixture, mode), mode.array(fixture.input("x_T"))
     check_references(fixture, network, start)
-    for match in fixture.matches(r"err/(linear|edm)/(.*)"):
+    for match in fixture.matches(r"err/(\w+)/(.*)"):
         family, name = match[1], match[2]
         if name.startswith("ipndm_v/"):
             continue
-        runs = [convergence_run(family, name, steps) for steps in step_counts(fixture, name)]
+        ends = ends_of(fixture, family)
+        runs = [convergence_run(family, name, steps, *ends) for steps in step_counts(fixture, name)]
         end = fixture.input(f"ref/{family}" if f"ref/{family}" in fixture else f"ref/{family}/x")
         end = end if end.shape == start.shape else end[-1]
         finals = np.array([result(run, network, start, mode) for run in runs])
@@ -193,16 +194,25 @@ def check_convergence(fixture: Fixture, mode: Mode) -> None:
 def check_references(fixture: Fixture, network: Mixture, start: np.ndarray) -> None:
     """Recorded accurate solutions against steps of UniPC that are so short that they are as good."""
     for match in fixture.matches(r"ref/(\w+)(/x)?"):
-        family, places, end = (match[1], "sigma", SIGMA_RANGE[0]) if match[1] == "edm" else (match[1], "t", T_0)
+        family, places = match[1], "sigma" if match[1] == "edm" else "t"
+        first, end = ends_of(fixture, family)
         at = fixture.input(f"ref/{family}/{places}") if match[2] else np.array([end])
         if family == "edm":
-            levels = grids.exploding([SIGMA_RANGE[1], *at]).at(slice(None, -1))
+            levels = grids.exploding([first, *at]).at(slice(None, -1))
         else:
-            first = float(fixture.input(f"ref/{family}/t_T")) if f"ref/{family}/t_T" in fixture else 1.0
             levels = SCHEDULES[family].level(np.array([first, *at]))
         seen = run_host(unipc(between(levels, REFERENCE_STEPS)).plain(), network, start, states=True)
         got = seen[REFERENCE_STEPS::REFERENCE_STEPS]
         fixture.compare(match[0], got if match[2] else got[0], FLOAT64, of_each_run(REFERENCE))
+
+
+def ends_of(fixture: Fixture, family: str) -> tuple[float, float]:
+    """(first, last) time of a reference solution, of noise levels for EDM: as the file says, else the usual ones."""
+    if family == "edm":
+        return SIGMA_RANGE[1], SIGMA_RANGE[0]
+    start, times = f"ref/{family}/t_T", f"ref/{family}/t"
+    first = float(fixture.input(start)) if start in fixture else ENDS[family]["start"]
+    return first, float(fixture.input(times)[-1]) if times in fixture else ENDS[family]["end"]
 
 
 # -------------------------------------------------------------------------------------------------- runs
@@ -238,14 +248,16 @@ def check_runs(fixture: Fixture, mode: Mode, start_key: str, make: Callable[[str
     exact = mixture(fixture, FLOAT64), fixture.input(start_key)
     counts = fixture.meta.get("valid_nfes") or fixture.meta["valid_num_steps"]
     for key in [key for key in counts if key in fixture]:
-        runs = [make(key.removeprefix("final/"), count) for count in counts[key]]
-        finals = stack([result(run, network, start, mode) for run in runs])
-        known = np.array([run.table.nfe <= run.agrees for run in runs])
-        magnified = None if mode is FLOAT64 else [rounding(partial(result, run), run, *exact).max() for run in runs]
-        compare_where(fixture, key, finals, known, mode, run_rule(mode, magnified), DEVIATES)
+        with fixture.attempt(key, mode):
+            runs = [make(key.removeprefix("final/"), count) for count in counts[key]]
+            finals = stack([result(run, network, start, mode) for run in runs])
+            known = np.array([run.table.nfe <= run.agrees for run in runs])
+            magnified = None if mode is FLOAT64 else [rounding(partial(result, run), run, *exact).max() for run in runs]
+            compare_where(fixture, key, finals, known, mode, run_rule(mode, magnified), DEVIATES)
     for key in {match[1]: None for match in fixture.matches(r"(full/.*/\d+)/\w+")}:
         name, count = key.removeprefix("full/").rsplit("/", 1)
-        check_states(fixture, mode, key, make(name, int(count)), (network, start), exact)
+        with fixture.attempt(key, mode):
+            check_states(fixture, mode, key, make(name, int(count)), (network, start), exact)
 
 
 def check_states(
@@ -418,7 +430,7 @@ EDM_SOLVERS: dict[str, Callable[[Level], Table]] = {
 }
 
 
-def convergence_run(family: str, name: str, steps: int) -> Run:
+def convergence_run(family: str, name: str, steps: int, start: float, end: float) -> Run:
     """The runs of the files on convergence, which are named otherwise."""
     if family == "edm":
         return edm_run(f"{name.split('/')[0]}/polynomial", steps + 1)
@@ -426,7 +438,7 @@ def convergence_run(family: str, name: str, steps: int) -> Run:
         return adams_run(f"linear/t_ab{match[1]}/t2", steps)
     if name == "ipndm/t_uniform":
         return adams_run("linear/ipndm/t1", steps)
-    return dpm_run(family, 1.0, T_0, f"{name}/plain", steps)
+    return dpm_run(family, start, end, f"{name}/plain", steps)
 
 
 # ------------------------------------------------------------------------------------------------- parts
@@ -494,7 +506,7 @@ def discrete_times(steps: int) -> np.ndarray:
 
     Where a step begins at an index or just beside it, the sums of DEIS depend on that bit.
     """
-    with jax.enable_x64(True):
+    with enable_x64(True):
         return (np.asarray(jnp.linspace(DISCRETE.steps - 1, 0, steps + 1)) + 1) / DISCRETE.steps
 
 

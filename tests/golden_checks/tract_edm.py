@@ -1,6 +1,7 @@
 """Fixtures of TRACT for EDM teachers (folder tract) and of EDM's losses (folder edm).
 
-Networks are the README's: u = z / sqrt(sigma² + 0.25), v = log(sigma), and they return the denoised image.
+Networks are the README's: u = z / sqrt(sigma² + 0.25), v = log(sigma), and they return the denoised image. The standard
+deviation of the data is the one that a file's meta or parameters give.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import optax
 from diffusion_distill import sampling
 from diffusion_distill.arrays import expand, namespace
 from diffusion_distill.diffusion import forward, grids, noise_levels, parameterization, weighting
+from diffusion_distill.diffusion.parameterization import SIGMA_DATA
 from diffusion_distill.diffusion.preconditioning import EDMInput
 from diffusion_distill.diffusion.schedules import Cosine, Karras
 from diffusion_distill.distillation import Denoising, Tract, closure, tract
@@ -69,7 +71,7 @@ def check_step(fixture: Fixture, mode: Mode) -> None:
         fixture.compare("sigma_grid", schedule.level(np.arange(start + 1) / start).sigma, mode, STATE[0])
     for j, level in enumerate((rows.t, rows.m, level_s)):
         compare(f"sigma{j}", level.sigma, STATE)
-    check_preconditioning(compare, rows.t)
+    check_preconditioning(compare, rows.t, student.sigma_data)
 
     z0 = forward.diffuse(x, noise, rows.t)
     seen, x_hats = closure.walk(rows.stages, z0, teacher, labels)
@@ -90,7 +92,8 @@ def check_step(fixture: Fixture, mode: Mode) -> None:
     compare("student_out", student.raw(z0, rows.t, labels), OTHER)
     for name, x_hat in (("target", target), ("pred", student(z0, rows.t, labels))):
         eps_hat = parameterization.eps_from_x(z0, x_hat, rows.t)
-        compare(f"{name}_precond", parameterization.edm_from_x_and_eps(x_hat, eps_hat, rows.t), PRECONDITIONED)
+        raw = parameterization.edm_from_x_and_eps(x_hat, eps_hat, rows.t, student.sigma_data)
+        compare(f"{name}_precond", raw, PRECONDITIONED)
     if mode is FLOAT64:
         x_hat = self_teacher(z1, rows.m, labels)
         clipped = Clipped(self_teacher)(z1, rows.m, labels)
@@ -98,15 +101,15 @@ def check_step(fixture: Fixture, mode: Mode) -> None:
     check_update(fixture, mode, method, {"teacher": teacher, "self_teacher": self_teacher, "student": student}, rows)
 
 
-def check_preconditioning(compare: Any, level: Level) -> None:
+def check_preconditioning(compare: Any, level: Level, sigma_data: float) -> None:
     """EDM's four coefficients, and its weight, which is 1 for the error of F."""
-    time_input, one = EDMInput(), namespace(*level).ones_like(level.sigma)
-    c_out = parameterization.x_from_edm(0 * one, one, level)
+    time_input, one = EDMInput(sigma_data), namespace(*level).ones_like(level.sigma)
+    c_out = parameterization.x_from_edm(0 * one, one, level, sigma_data)
     compare("c_in", time_input.scale(level), STATE)
     compare("c_noise", time_input.time(level), STATE)
-    compare("c_skip", parameterization.x_from_edm(one, 0 * one, level), STATE)
+    compare("c_skip", parameterization.x_from_edm(one, 0 * one, level, sigma_data), STATE)
     compare("c_out", c_out, STATE)
-    compare("weight", weighting.of("edm", level, time_input.sigma_data) * c_out**2, LOSS)
+    compare("weight", weighting.of("edm", level, sigma_data) * c_out**2, LOSS)
 
 
 def check_update(fixture: Fixture, mode: Mode, method: Tract, denoisers: dict[str, Any], rows: Any) -> None:
@@ -123,7 +126,7 @@ def check_update(fixture: Fixture, mode: Mode, method: Tract, denoisers: dict[st
 
     gradient = jax.grad(mean_loss)(jnp.asarray(student.params))
     compare("grad_coef_student", gradient, GRADIENT)
-    optimizer = make_optimizer(OptimizerSettings(grad_clip=0.0))
+    optimizer = make_optimizer(OptimizerSettings(grad_clip=fixture.meta.get("grad_clip") or 0.0, clip_eps=1e-6))
     update, _ = optimizer.update(gradient, optimizer.init(student.params), student.params)
     moved = optax.apply_updates(student.params, optax.tree.scale(-fixture.meta["adam_lr"], update))
     compare("coef_student_after_adam", moved, OTHER)
@@ -131,7 +134,7 @@ def check_update(fixture: Fixture, mode: Mode, method: Tract, denoisers: dict[st
 
 def check_sampler(fixture: Fixture, mode: Mode) -> None:
     """Steps along every T/N-th level of the fine grid; the last is to zero noise and returns x_hat."""
-    schedule = Karras(fixture.meta["timesteps"])
+    schedule = schedule_of(fixture.meta)
     if mode is FLOAT64:
         times = np.arange(schedule.steps + 1) / schedule.steps
         fixture.compare("sigma_grid", schedule.level(times).sigma, mode, STATE[0])
@@ -164,14 +167,14 @@ def check_trajectory(fixture: Fixture, mode: Mode) -> None:
         (start, end), length=batch * len(fixture.input("samples")), self_momentum=meta["sema"],
         learning_rate=meta["adam_lr"], warmup=meta["lr_warmup_samples"] // batch,
     )  # fmt: skip
-    schedule = schedule_of({"timesteps": start, **meta})
+    schedule = schedule_of(meta)
     if mode is FLOAT64:
         fixture.compare("sigma_grid", schedule.level(np.arange(start + 1) / start).sigma, mode, STATE[0])
     table = mode.tree(tract.rows(schedule, start, end, method.teacher_solver))
     [phase] = method.phases(Formula(FORMS["student"], "x", schedule=schedule), batch)  # type: ignore[arg-type]
     teacher = Formula(FORMS["teacher"], "x"), mode.array(fixture.input("coef_teacher"))
     index = fixture.input("index") - fixture.input("semi_index") - 1
-    student = Formula(FORMS["student"], "x")
+    student = Formula(FORMS["student"], "x", sigma_data=meta.get("sigma_data", SIGMA_DATA))
     history = run_trajectory(fixture, mode, method, student, teacher, [phase], [table], index, [0] * len(index))
     rates = [phase.rate(k) for k in range(len(index))]
     rules = {"loss": (of_each(1e-10), relative(1e-4))}
@@ -184,26 +187,31 @@ def check_trajectory(fixture: Fixture, mode: Mode) -> None:
 def check_losses(fixture: Fixture, mode: Mode) -> None:
     """EDM's, the VP and the VE loss of recorded network outputs."""
     for case, content in fixture.meta["cases"].items():
-        level = drawn_level(case.partition(".")[0], content["params"], mode.array(fixture.input(f"{case}.rnd")).ravel())
-        nhwc = lambda name: mode.array(np.moveaxis(fixture.input(f"{case}.{name}"), 1, -1))  # noqa: E731
-        augmented = f"{case}.augmented_images" in fixture
-        x = nhwc("augmented_images" if augmented else "images")
-        if augmented:
-            fixture.skip([f"{case}.images", f"{case}.augment_labels"], "the loss takes the augmented images")
-        eps = nhwc("noise")
-        weight = {"EDM": "edm", "VP": "snr", "VE": "snr"}[case.partition(".")[0]]
-        fixture.compare(f"{case}.sigma", level.sigma.reshape(-1, 1, 1, 1), mode, SIGMA)
-        z = forward.diffuse(x, eps, level)
-        fixture.compare(f"{case}.net_input", namespace(z).moveaxis(z, -1, 1), mode, RECORDED)
-        student = recorded_output(nhwc("net_output"))
-        method = Denoising(weighting=weight, reduction="sum")
-        of_pixels = weighting.of(weight, level, content["params"].get("sigma_data", 0.5))
-        fixture.compare(f"{case}.weight", of_pixels.reshape(-1, 1, 1, 1), mode, RECORDED)
-        error = expand(of_pixels, x) * parameterization.x_error("x", student.params, x, eps, level) ** 2
-        fixture.compare(f"{case}.loss", namespace(error).moveaxis(error, -1, 1), mode, RECORDED)
-        total = losses_at(method, student, level, x, eps, None).mean()
-        whole = content["training_scalar_batch_mean_of_pixel_sums"]
-        fixture.report(f"{case} loss", abs(float(total) / whole - 1), mode, RECORDED)
+        with fixture.attempt(case, mode):
+            check_loss(fixture, mode, case, content)
+
+
+def check_loss(fixture: Fixture, mode: Mode, case: str, content: dict[str, Any]) -> None:
+    """One of them."""
+    kind, params = case.partition(".")[0], content["params"]
+    level = drawn_level(kind, params, mode.array(fixture.input(f"{case}.rnd")).ravel())
+    nhwc = lambda name: mode.array(np.moveaxis(fixture.input(f"{case}.{name}"), 1, -1))  # noqa: E731
+    augmented = f"{case}.augmented_images" in fixture
+    x, eps = nhwc("augmented_images" if augmented else "images"), nhwc("noise")
+    if augmented:
+        fixture.skip([f"{case}.images", f"{case}.augment_labels"], "the loss takes the augmented images")
+    fixture.compare(f"{case}.sigma", level.sigma.reshape(-1, 1, 1, 1), mode, SIGMA)
+    z = forward.diffuse(x, eps, level)
+    fixture.compare(f"{case}.net_input", namespace(z).moveaxis(z, -1, 1), mode, RECORDED)
+    student = recorded_output(nhwc("net_output"), params.get("sigma_data", SIGMA_DATA))
+    method = Denoising(weighting={"EDM": "edm", "VP": "snr", "VE": "snr"}[kind], reduction="sum")
+    of_pixels = weighting.of(method.weighting, level, student.sigma_data)
+    fixture.compare(f"{case}.weight", of_pixels.reshape(-1, 1, 1, 1), mode, RECORDED)
+    error = expand(of_pixels, x) * parameterization.x_error("x", student.params, x, eps, level) ** 2
+    fixture.compare(f"{case}.loss", namespace(error).moveaxis(error, -1, 1), mode, RECORDED)
+    total = losses_at(method, student, level, x, eps, None).mean()
+    whole = content["training_scalar_batch_mean_of_pixel_sums"]
+    fixture.report(f"{case} loss", abs(float(total) / whole - 1), mode, RECORDED)
 
 
 # ------------------------------------------------------------------------------------------------- parts
@@ -218,9 +226,10 @@ def drawn_level(kind: str, params: dict[str, float], rnd: Any) -> Level:
     return noise_levels.loguniform(Cosine(), rnd, params["sigma_min"], params["sigma_max"])
 
 
-def recorded_output(output: Any) -> Denoiser:
+def recorded_output(output: Any, sigma_data: float) -> Denoiser:
     """A network that returns a recorded output whatever its input."""
-    return Denoiser(params=output, model=Formula(lambda prediction, params, z, level, labels: params, "x"))
+    model = Formula(lambda prediction, params, z, level, labels: params, "x", sigma_data=sigma_data)
+    return Denoiser(params=output, model=model)
 
 
 def schedule_of(meta: dict[str, Any]) -> Karras:
@@ -231,7 +240,8 @@ def schedule_of(meta: dict[str, Any]) -> Karras:
 
 def network(fixture: Fixture, mode: Mode, form: str, key: str = "") -> Denoiser:
     """One of the README's analytic networks with a file's coefficients."""
-    return Denoiser(params=mode.array(fixture.input(key or f"coef_{form}")), model=Formula(FORMS[form], "x"))
+    model = Formula(FORMS[form], "x", sigma_data=fixture.meta.get("sigma_data", SIGMA_DATA))
+    return Denoiser(params=mode.array(fixture.input(key or f"coef_{form}")), model=model)
 
 
 def _form(x_head: Any) -> Any:

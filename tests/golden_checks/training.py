@@ -19,7 +19,6 @@ from flax.traverse_util import flatten_dict
 
 from diffusion_distill import weights
 from diffusion_distill.data import from_arrays
-from diffusion_distill.diffusion.schedules import Cosine
 from diffusion_distill.distillation import Denoising, Progressive, Tract, phases, progressive, tract
 from diffusion_distill.model import Model
 from diffusion_distill.training import ema, sharding
@@ -58,7 +57,8 @@ def check_train_step(fixture: Fixture, mode: Mode) -> None:
     )
     averaging = {"eval": ema.rule("plain", meta["ema_decay"])}
     for name, settings in meta["modes"].items():
-        model = Model(net.network, net.image_shape, Cosine(), settings["mean_type"], net.time_input)
+        schedule = schedule_of({**meta.get("schedule", {}), **settings.get("schedule", {})})
+        model = Model(net.network, net.image_shape, schedule, settings["mean_type"], net.time_input)
         teacher, rows, losses = published_losses(model, settings)
         transformation = make_optimizer(optimizer)
         step = make_step(losses, model, teacher, transformation, mesh, shard_clip=make_clip(optimizer))
@@ -119,7 +119,7 @@ def recorded_batch(fixture: Fixture, k: int, mesh: Any) -> Batch:
 
 def compare_step(fixture: Fixture, mode: Mode, name: str, k: int, state: TrainState, metrics: Any) -> None:
     """Compares an update with its record."""
-    rate, first, distils = fixture.meta["learning_rate"], k == 0, name == "distill"
+    rate, first, distils = fixture.meta["learning_rate"], k == 0, bool(fixture.meta["modes"][name]["student_num_steps"])
     moved = absolute((0.02 if distils else 0.01 if first else 0.5) * rate, f" absolute ({name}, README)")
     figure = relative(1e-4 if distils else 1e-3 if first else 1e-2)
     fixture.compare(f"f32/{name}/train/loss/step{k}", metrics["loss"], mode, figure)

@@ -1,0 +1,248 @@
+"""Files of people: paths with any characters, folders that cannot be written, and files that are not what they seem."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from absl.testing import flagsaver
+
+from diffusion_distill import build, data, main, metrics, runs
+from diffusion_distill.distillation import Denoising
+from diffusion_distill.distillation.fitted import FittedSolver
+from diffusion_distill.files import user_path, writable
+from diffusion_distill.model import Model
+from diffusion_distill.runs import images_out
+from diffusion_distill.runs.evaluation import features_named
+from diffusion_distill.runs.images_out import save_images
+from diffusion_distill.training import checkpoint
+from diffusion_distill.training.artefact import Artefact
+
+pytestmark = pytest.mark.fast
+
+NAMES = (
+    "run[1]", "run[!a]", "[", "*", "a*b", "a?b", "a\\b", "a b", " a ", "a,b", "a:b", "a#b", "a%20b", "a=b", "a'b",
+    'a"b', "a\nb", "é 漢", "-a", "--workdir=a", "{a}", "$HOME", "a|b;c&d", "a~", "lr=1e-3,bs=[64]/sub dir",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_read_back_from_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
+    params = {"a": jnp.arange(6.0).reshape(2, 3)}
+    checkpoint.save_params(tmp_path / name / "params", params)
+    assert [path.name for path in (tmp_path / name).iterdir()] == ["params"], "nothing lands beside it"
+    np.testing.assert_array_equal(checkpoint.load_params(tmp_path / name / "params", params)["a"], params["a"])
+
+
+@pytest.mark.parametrize("name", ["run[1]\\b?"])
+def test_a_run_goes_on_in_a_folder_of_any_name(
+    name: str, tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = toys.GaussianSource(toys.Gaussian(0.0, 0.5))
+    settings = runs.Settings(batch_size=8)
+    (tmp_path / "run1\\bs").mkdir()  # what the pattern matches
+    first = runs.train(tiny_model, source, Denoising(length=16), settings, tmp_path / name)
+    again = runs.train(tiny_model, source, Denoising(length=16), settings, tmp_path / name)
+    assert "going on after update 2" in capsys.readouterr().out
+    for found in (again, Artefact.load(tmp_path / name / "teacher")):
+        jax.tree.map(np.testing.assert_array_equal, found.params, first.params)
+
+
+def test_folders_whose_names_are_patterns_do_not_mix(tmp_path: Path) -> None:
+    """Orbax looks for its files by a pattern: 'a?b' also matches 'axb'."""
+    for value, name in enumerate(("axb", "a?b", "a*b", "a[x]b")):
+        checkpoint.save_params(tmp_path / name / "params", {"a": jnp.full(3, float(value))})
+    for value, name in enumerate(("axb", "a?b", "a*b", "a[x]b")):
+        found = checkpoint.load_params(tmp_path / name / "params", {"a": jnp.zeros(3)})
+        np.testing.assert_array_equal(found["a"], np.full(3, value))
+
+
+def test_a_tilde_is_the_home_directory_wherever_a_path_enters(
+    teacher: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    source = toys.GaussianSource(toys.Gaussian(0.0, 0.5))
+    runs.train(teacher.model, source, Denoising(length=8), runs.Settings(batch_size=8), "~/run")
+    assert Artefact.load("~/run/teacher").steps == 0
+    teacher.save("~/teacher")
+    runs.export_weights(teacher, "~/teacher.safetensors")
+    runs.import_weights("~/teacher.safetensors", "~/imported")
+    runs.fit_solver(teacher, "ddim", 2, runs.FitSettings(scale=2, batch_size=4)).save("~/solver.json")
+    assert FittedSolver.load("~/solver.json").solver == "ddim"
+    assert runs.sample(teacher, 2, fitted="~/solver.json").shape == (2, 2, 2, 1)
+    save_images(np.zeros((2, 2, 2, 1), np.uint8), "~/out", "png")
+    assert len(data.folder("~/out/samples")) == 2
+    save_images(np.zeros((2, 2, 2, 1), np.uint8), "~/out", "npz")
+    assert len(data.npz("~/out/samples.npz", images="arr_0")) == 2
+    metrics.write_reference("~/reference.npz", features=np.eye(4))
+    assert metrics.read_reference("~/reference.npz").layout == "features"
+    config = build.config_of(None, None, None, {"name": "digits"}, {"name": "digits"})
+    config.artefact = "~/teacher,~/run/teacher"
+    assert list(build.artefacts(config)) == ["~/teacher", "~/run/teacher"]
+    with pytest.raises(FileNotFoundError, match=str(home)):
+        features_named("~/classifier", (2, 2, 1))
+    assert not list(here.iterdir())
+    assert "~" not in os.listdir(home)
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", os.fsdecode(b"\xff")])
+def test_paths_that_no_message_could_show_are_refused(path: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="path"):
+        user_path(path)
+    with pytest.raises(TypeError, match="must be text or a pathlib"):
+        user_path(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("there", "text", "expected"),
+    [
+        (["a", "b"], "a,b", ["a", "b"]),
+        (["a", "b"], "a, b", ["a", "b"]),
+        (["a", "b", "a,b"], "a,b", ["a,b"]),  # a folder of the whole name is one folder
+        (["lr=1,bs=2/teacher", "b"], "lr=1,bs=2/teacher,b", ["lr=1,bs=2/teacher", "b"]),
+        (["b", "x,y"], "b,x,y,b", ["b", "x,y", "b"]),
+        ([], "a,b", ["a", "b"]),
+        ([], "", []),
+    ],
+)
+def test_commas_separate_folders_or_belong_to_them(
+    there: list[str], text: str, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in there:
+        Path(name).mkdir(parents=True)
+        (Path(name) / "model.json").write_text("{}")
+    assert build.folders_in(text) == expected
+
+
+def test_colons_belong_to_folders_unless_a_rule_follows(tmp_path: Path) -> None:
+    folder = tmp_path / "2024-01-01_10:30:00" / "features"
+    for name in (folder, f"{folder}:tensorflow"):  # not there yet: the whole path is named, without the rule
+        with pytest.raises(FileNotFoundError, match=r"10:30:00/features holds no features"):
+            features_named(str(name), (4, 4, 1))
+    folder.mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"Unknown input rule 'tensorfow'.*Did you mean 'tensorflow'"):
+        features_named(f"{folder}:tensorfow", (4, 4, 1))
+
+
+def test_a_folder_that_cannot_be_written_is_refused_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/sub/folder"):
+        with pytest.raises(ValueError, match=r"Cannot write to .*file.*Choose another folder"):
+            writable(tmp_path / place)
+    (tmp_path / "samples.png").mkdir()
+    with pytest.raises(ValueError, match=r"samples\.png: there is a folder of that name"):
+        writable(tmp_path, "samples.png")
+    assert writable(tmp_path / "new" / "folder", "samples.png").is_dir()
+    assert not list((tmp_path / "new" / "folder").iterdir())
+
+
+MODES = {
+    "train": "runs.train", "distill": "runs.distill", "sample": "runs.sample", "fit": "runs.fit_solver",
+    "evaluate": "build.reference", "solvers": "build.source", "trajectories": "analysis.subject",
+    "similarity": "analysis.subject", "lambdas": "analysis.fits_in", "classifier": "build.source",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_try_their_workdir_before_they_work(
+    mode: str, teacher: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = build.config_of(
+        teacher.model,
+        Denoising(length=8),
+        runs.Settings(),
+        {"name": "digits"},
+        {"name": "digits"},
+        fitted="solver.json",
+    )
+    config.artefact = config.teacher = str(teacher.save(tmp_path / "teacher"))
+    (tmp_path / "file").write_text("not a folder")
+    holder, name = MODES[mode].split(".")
+    monkeypatch.setattr(getattr(main, holder), name, lambda *_, **__: pytest.fail("the work has begun"))
+    with pytest.raises(ValueError, match=r"Cannot write to .*file/out: Not a directory"):
+        main.MODES[mode](config, tmp_path / "file" / "out")
+
+
+def test_a_second_draw_replaces_the_first_and_nothing_else(tmp_path: Path) -> None:
+    images = np.arange(5 * 4, dtype=np.uint8).reshape(5, 2, 2, 1)
+    for form, count in (("png", 5), ("png", 2), ("zip", 5), ("zip", 2)):
+        place = save_images(images[:count], tmp_path, form)
+        source = data.folder(place)
+        np.testing.assert_array_equal(np.rint(127.5 * (source.gather(np.arange(count))["image"] + 1)), images[:count])
+        assert len(source) == count
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["samples", "samples.zip"]
+
+
+@pytest.mark.parametrize("form", ["npz", "png", "zip"])
+def test_a_draw_that_is_cut_off_keeps_the_one_before(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = np.arange(3 * 4, dtype=np.uint8).reshape(3, 2, 2, 1)
+    place = save_images(images[:2], tmp_path, form)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images_out, "_encoded", full)
+        patch.setattr(np, "savez_compressed", full)
+        with pytest.raises(OSError, match="No space"):
+            save_images(images, tmp_path, form)
+    read = (lambda: data.npz(place, images="arr_0")) if form == "npz" else (lambda: data.folder(place))
+    assert len(read()) == 2
+    save_images(images, tmp_path, form)
+    assert len(read()) == 3
+    assert [path.name for path in tmp_path.iterdir()] == [place.name]
+
+
+def test_a_draw_that_dies_between_two_renames_is_found_again(tmp_path: Path) -> None:
+    images = np.zeros((2, 2, 2, 1), np.uint8)
+    place = save_images(images, tmp_path, "png")
+    place.rename(tmp_path / f"samples{images_out.REPLACED}")
+    assert images_out.check_place(tmp_path, "png", 1) == place
+    assert len(data.folder(place)) == 2
+
+
+def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
+    """WORKDIR/samples of a training run holds its pictures."""
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "00000100.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"samples would be replaced, but holds .*00000100\.png. Move it away"):
+        images_out.check_place(tmp_path, "png", 1)
+    (tmp_path / "samples.npz").mkdir()
+    with pytest.raises(ValueError, match=r"samples\.npz would be replaced"):
+        images_out.check_place(tmp_path, "npz", 1)
+    with pytest.raises(ValueError, match="form='npz'"):
+        images_out.check_place(tmp_path, "zip", 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (NotADirectoryError(20, "Not a directory", "/a/b"), r"/a/b: Not a directory\. A part of the path is a file"),
+        (PermissionError(13, "Permission denied", "/a"), r"/a: Permission denied\. Change its permissions"),
+        (IsADirectoryError(21, "Is a directory", "/a"), r"/a: Is a directory\. It is a folder, where a file"),
+        (OSError(28, "No space left on device"), r"No space left on device\. Free some space"),
+    ],
+)
+def test_errors_of_the_system_end_the_program_in_words(
+    error: OSError, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(config: object, workdir: Path) -> None:
+        raise error
+
+    monkeypatch.setitem(main.MODES, "export", fails)
+    monkeypatch.setattr(main.interrupts, "listen", lambda: None)
+    with flagsaver.flagsaver(mode="export", workdir=str(tmp_path)), pytest.raises(SystemExit, match=said) as ended:
+        main.main(["program"])
+    assert "Errno" not in str(ended.value)
