@@ -1,4 +1,4 @@
-"""What the benchmarks share: the networks, timing, and the machine's matrix-product rate as a yardstick."""
+"""Shared by the benchmarks: the networks, timing, and the machine's matrix-product rate as a yardstick."""
 
 from __future__ import annotations
 

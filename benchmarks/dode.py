@@ -1,4 +1,4 @@
-"""What fitting a D-ODE solver costs beside its network evaluations alone, measured in turn in the same run.
+"""The cost of fitting a D-ODE solver, beside that of its network evaluations alone, measured in the same run.
 
     python benchmarks/dode.py [--devices 2] [--net demo] [--steps 10] [--scale 10] [--batch 100]
 

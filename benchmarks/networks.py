@@ -1,4 +1,4 @@
-"""How fast the U-Net runs here, beside the rate of a plain matrix product measured in the same run.
+"""The speed of the U-Net, beside the rate of a plain matrix product measured in the same run.
 
     python benchmarks/networks.py [--devices 2] [--net demo] [--batch 128]
 

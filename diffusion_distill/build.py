@@ -153,7 +153,7 @@ def method(config: Any) -> Any:
 
 
 def settings(config: Any) -> Settings:
-    """How a run is carried out, config.run."""
+    """The settings of a training run, from config.run."""
     values = config.run.to_dict()
     optimizer = from_mapping(OptimizerSettings, "run.optimizer", values.pop("optimizer", {}))
     return from_mapping(Settings, "run", {**values, "optimizer": optimizer})
@@ -189,7 +189,7 @@ def looked_at(config: Any) -> dict[str, Any]:
 
 
 def fitting(config: Any) -> FitSettings:
-    """How lambdas are fitted, config.fit."""
+    """The settings of a fit, from config.fit."""
     return from_mapping(FitSettings, "fit", config.fit.to_dict())
 
 
@@ -203,7 +203,7 @@ def searched(config: Any, settings: FitSettings) -> dict[str, Any]:
 
 
 def evaluation(config: Any) -> EvaluationSettings:
-    """How samplers are measured, config.evaluation."""
+    """The settings of an evaluation, from config.evaluation."""
     values = config.evaluation.to_dict()
     for name in ("features", "statistics", "solvers", "steps"):
         values.pop(name)
@@ -242,13 +242,13 @@ def features(config: Any) -> evaluation_run.Measured:
 
 
 def reference(config: Any) -> Source | Part:
-    """What samples are compared with: published statistics (config.evaluation.statistics), or config.reference."""
+    """The reference of an evaluation: published statistics (config.evaluation.statistics), or config.reference."""
     statistics = config.evaluation.statistics
     return evaluation_run.published_reference(statistics) if statistics else source(config, "reference")
 
 
 def conventions(config: Any) -> dict[str, Any]:
-    """What is written beside the numbers of an evaluation; what belongs to a row stands there."""
+    """The facts written beside the numbers of an evaluation; facts about one sampler are in its row."""
     how, fitted = _sampled(config), fitted_solver(config)
     if fitted:
         grid = {name: fitted.provenance.get(name) for name in ("spacing", "end")}
@@ -265,7 +265,7 @@ def conventions(config: Any) -> dict[str, Any]:
 
 
 def samplers(config: Any) -> dict[str, Callable[[], Sampler]]:
-    """What config.evaluation measures: label -> makes it.
+    """The samplers that config.evaluation measures: label -> function that makes the sampler.
 
     config.artefact may name several folders, see `folders_in`. Solvers and steps that config.evaluation leaves out
     are those of config.sample, or of its fitted solver.
@@ -310,7 +310,7 @@ def fitted_solver(config: Any) -> FittedSolver | None:
 
 
 def _sampled(config: Any) -> dict[str, Any]:
-    """What samplers of all solvers and steps share."""
+    """The arguments that the samplers of all solvers and steps share."""
     return {
         name: value
         for name, value in sampling(config).items()
@@ -323,7 +323,7 @@ def _sampler(folder: str, how: Mapping[str, Any]) -> Sampler:
 
 
 def classifier(config: Any) -> ClassifierSettings:
-    """How a classifier is trained, config.classifier."""
+    """The settings of a classifier's training, from config.classifier."""
     if "classifier" not in config:
         raise ValueError(
             "This config describes no classifier. configs/digits_classifier.py and mnist_classifier.py do."
@@ -332,7 +332,7 @@ def classifier(config: Any) -> ClassifierSettings:
 
 
 def comparison(config: Any) -> tuple[Setting, Comparison]:
-    """What config.solvers compares, on config.artefact, sampled as config.sample says."""
+    """The comparison of config.solvers for config.artefact, sampled with the settings of config.sample."""
     values = sampling(config)
     shared = {name: values[name] for name in ("count", "seed", "batch_size", "spacing", "end", "clip", "guidance")}
     setting = Setting(artefact(config, "artefact"), **shared, teacher=optional_artefact(config, "teacher"))

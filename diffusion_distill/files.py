@@ -94,7 +94,7 @@ STAND_INS: dict[bytes, str] = {
 
 
 def stand_in(begin: bytes) -> str:
-    """What the first bytes of a file show that it is instead of what was expected, and what to do; "" if unknown."""
+    """The kind of file that the first bytes show, if not the expected one, and advice; "" if unknown."""
     if not begin:
         return "empty: copy or download it again"
     start = begin[:200].lstrip(b"\xef\xbb\xbf \t\r\n").lower()

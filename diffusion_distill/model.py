@@ -136,7 +136,7 @@ class Denoiser(struct.PyTreeNode):
 
     @property
     def prediction(self) -> str:
-        """What the network predicts."""
+        """The kind of the network's output, one of `parameterization.PREDICTIONS`."""
         return self.model.prediction
 
     @property

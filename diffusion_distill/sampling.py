@@ -97,7 +97,7 @@ def integrate(
 
 
 class Trajectory(NamedTuple):
-    """What `trajectory` returns.
+    """The result of `trajectory`.
 
     Attributes:
       result: y after the last row, [batch, ...].
@@ -187,7 +187,7 @@ def _scan_loop(denoise, table, registers, labels, row_noise, states, outputs):
 
 
 def _places(wanted: tuple[int, ...], nfe: int) -> np.ndarray:
-    """Where each row's image is kept, [nfe + 1]; beyond the end for those that are not."""
+    """The place where each row's image is kept, [nfe + 1]; beyond the end for rows that are not kept."""
     places = np.full(nfe + 1, len(set(wanted)))
     places[sorted(set(wanted))] = np.arange(len(set(wanted)))
     return places

@@ -61,7 +61,7 @@ NETWORK = dd.UNet(
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is trained, and what the teacher is sampled with.
+    """The models and methods to train, and the teacher's solver.
 
     Attributes:
       tract: distillations in the order in which they run, by their steps; the first is from the teacher, the others

@@ -1,4 +1,4 @@
-"""What every test gets: eight simulated CPU devices, quick compiling, no silent rank promotion, toy models.
+"""Settings of all tests: eight simulated CPU devices, quick compiling, no silent rank promotion, toy models.
 
 The devices must be set before JAX starts, hence at the import of this file. A test that needs fewer of them
 uses `data_mesh(jax.devices()[:n])`.

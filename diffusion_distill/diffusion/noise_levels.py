@@ -1,4 +1,4 @@
-"""How teacher training draws noise levels: a function from uniform numbers u in [0, 1) to levels.
+"""Noise levels for training a teacher: functions from uniform numbers u in [0, 1) to levels.
 
 uniform      u is the schedule's time                                          BTD (arXiv:2202.00512)
 lognormal    sigma = exp(-1.2 + 1.2·Phi^-1(u))                                 EDM (arXiv:2206.00364, Table 1)

@@ -1,4 +1,4 @@
-"""What is trained: the teacher's denoising loss and the distillers, as values with phases and a loss."""
+"""Training methods: the teacher's denoising loss and the distillers, as values with phases and a loss."""
 
 from diffusion_distill.distillation.denoising import Denoising
 from diffusion_distill.distillation.knowledge import Knowledge

@@ -46,7 +46,7 @@ class Stages(NamedTuple):
     """A step of several network calls: its solver's table in every row.
 
     Attributes:
-      level: what the network is told in each stage, [rows, stages].
+      level: the level that the network is given in each stage, [rows, stages].
       weights: of the registers and x_hat after each stage, [rows, stages, R, R + 1].
       mix: weights of the stages' estimates in the step's, [rows, stages].
     """
@@ -204,14 +204,14 @@ def target(rows: Rows, z: Image, first: Denoise, second: Denoise, labels: Labels
 
 
 def estimate(stages: Stages | None, z: Image, level: Level, denoise: Denoise, labels: Labels | None = None) -> Image:
-    """The x_hat with which a DDIM step would end where the step in stages [batch] ends; one call without stages."""
+    """The x_hat whose DDIM step ends at the same point as the step in stages [batch]; one call without stages."""
     if stages is None:
         return denoise(z, level, labels)
     return weighted_mean(namespace(z).moveaxis(stages.mix, 0, -1), walk(stages, z, denoise, labels)[1])
 
 
 def walk(stages: Stages, z: Image, denoise: Denoise, labels: Labels | None = None) -> tuple[list[Image], list[Image]]:
-    """(what the network sees, what it answers) in each stage."""
+    """The network's input and its output x_hat in each stage."""
     registers, seen, x_hats = (z,) * stages.weights.shape[-2], [], []
     for j in range(stages.mix.shape[-1]):
         seen.append(registers[0])

@@ -100,7 +100,7 @@ class Denoising:
         return self.losses_at(student, level, x, jax.random.normal(noise, x.shape), batch.get("label"))
 
     def losses_at(self, student: RawDenoise, level: Level, x: Image, eps: Image, labels: Labels | None = None) -> Array:
-        """The same for given levels and noise."""
+        """Per-image losses [batch] for given levels and noise, instead of drawn ones."""
         z = forward.diffuse(x, eps, level)
         return regression.losses(student, z, level, x, eps, labels, weight=self.weighting, reduction=self.reduction)
 

@@ -41,7 +41,7 @@ from diffusion_distill.typing import Denoise, Image, Labels
 
 
 class Teacher(NamedTuple):
-    """What a student is fitted to.
+    """The teacher's solver, and the states that a student is fitted to.
 
     Attributes:
       table: the teacher's solver on its grid.
@@ -71,7 +71,7 @@ class Fit(NamedTuple):
 
 
 class Search(NamedTuple):
-    """What became of the candidates for one lambda of all rows.
+    """The result of a search for one lambda shared by all rows.
 
     Attributes:
       metric: by which they were measured.

@@ -99,7 +99,7 @@ class Knowledge:
     def losses_at(
         self, denoisers: Mapping[str, Any], rows: closure.Rows, x: Image, eps: Image, labels: Labels | None
     ) -> Array:
-        """The same for given rows (m = s), images and noise."""
+        """Per-image losses [batch] for given rows (with m = s), images and noise, instead of drawn ones."""
         teacher = denoisers["teacher"]
         return closure.losses_at(
             rows, x, eps, denoisers["student"], Clipped(teacher) if self.clip else teacher, nobody, labels,

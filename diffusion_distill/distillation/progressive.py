@@ -114,7 +114,7 @@ class Progressive:
     def losses_at(
         self, denoisers: Mapping[str, Any], rows: closure.Rows, x: Image, eps: Image, labels: Labels | None
     ) -> Array:
-        """The same for given rows, images and noise."""
+        """Per-image losses [batch] for given rows, images and noise, instead of drawn ones."""
         teacher, second = denoisers["teacher"], self.second(denoisers["teacher"], rows)
         return closure.losses_at(
             rows, x, eps, denoisers["student"], teacher, second, labels,

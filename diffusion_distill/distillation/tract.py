@@ -165,7 +165,7 @@ class Tract:
     def losses_at(
         self, denoisers: Mapping[str, Any], rows: closure.Rows, x: Image, eps: Image, labels: Labels | None
     ) -> Array:
-        """The same for given rows, images and noise."""
+        """Per-image losses [batch] for given rows, images and noise, instead of drawn ones."""
         first, second = self.estimators(denoisers)
         return closure.losses_at(
             rows,

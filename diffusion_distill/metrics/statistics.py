@@ -178,7 +178,7 @@ class Blocks:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Blocks:
-        """What was saved by `to_arrays`."""
+        """The object whose state `to_arrays` saved."""
         known = "mean" in arrays
         found = cls.of(Moments(int(arrays["count"]), arrays["mean"], arrays["cov"])) if known else cls()
         if "rest" in arrays:

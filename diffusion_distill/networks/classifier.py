@@ -26,7 +26,7 @@ Array = jax.Array
 
 
 class Classified(NamedTuple):
-    """What a classifier says of images: logits [batch, num_classes] and features [batch, width], both float32."""
+    """The outputs of a classifier: logits [batch, num_classes] and features [batch, width], both float32."""
 
     logits: Array
     features: Array

@@ -35,7 +35,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class Outputs(NamedTuple):
-    """What the network says of n images, float32.
+    """The network's outputs for n images, float32.
 
     Attributes:
         pool3: [n, 2048], the features of FID.

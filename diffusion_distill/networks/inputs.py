@@ -1,4 +1,4 @@
-"""What networks are called with: checks of shapes and dtypes, and labels as vectors.
+"""Inputs of networks: checks of shapes and dtypes, and labels as vectors.
 
 All networks are called as network(x, time, labels, train, augment), with
 

@@ -12,7 +12,7 @@ instead of modulating it, sums of two branches are divided by √2, a resampling
 shortcut, and attention has one head. Two further paths:
 
     encoder 'skip'       the image is halved beside the network and, through a 1x1 convolution, added to each level
-    encoder 'residual'   the same with a 3x3 convolution in the halving; (h + aux) / √2 is h and the next aux
+    encoder 'residual'   halved with a 3x3 convolution; (h + aux) / √2 is both the new h and the next aux
     decoder 'skip'       each level has an output of its own; doubled, it is added to the next one's
 
     DDPM++  embedding 'positional', encoder and decoder 'standard', resample_filter (1, 1)
@@ -175,7 +175,7 @@ class SongUNet(nn.Module):
         return h, kept
 
     def _add_aux(self, level: int, h: Array, aux: Array) -> tuple[Array, Array]:
-        """What the path beside the encoder adds after a level, and where it goes on."""
+        """The image after adding the path beside the encoder, and the input of that path at the next level."""
         if self.encoder == "standard":
             return h, aux
         width, taps = h.shape[-1], self.resample_filter

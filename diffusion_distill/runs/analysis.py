@@ -237,7 +237,7 @@ def lambdas(fits: Mapping[str, tuple[ArrayLike, ArrayLike]], folder: str | Path)
 
 
 def candidates(searches: Mapping[str, Search], folder: str | Path) -> dict[str, Any]:
-    """What every candidate for one lambda of all rows was worth: the metric against lambda, a panel for each metric.
+    """Draws the metric of every candidate for one lambda of all rows against lambda, one panel per metric.
 
     Figure 8b, c of the paper, for Fixed-D-DDIM and LA-DDIM.
 

@@ -54,7 +54,7 @@ GROUND = -1.0
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """How a classifier is trained. The rate rises for `warmup` updates, then falls to 0.
+    """The settings of a classifier's training. The learning rate rises for `warmup` updates, then falls to 0.
 
     Attributes:
       length: training images, see `distillation.phases.samples`.

@@ -83,7 +83,7 @@ def evaluate(
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How samplers are measured.
+    """The settings of an evaluation.
 
     Attributes:
       count: images per repetition.
@@ -155,7 +155,7 @@ def features_named(name: str, image_shape: tuple[int, int, int]) -> Measured:
 
 @dataclass
 class Part:
-    """What has been taken of some images, in their order; the same to the last bit however they were cut into batches.
+    """The statistics of some images, in their order; identical for every division into batches.
 
     Attributes:
       count: images taken so far; 0 if that is not known.
@@ -235,7 +235,7 @@ class Part:
 
 
 def outputs_of(features: Measured, images: np.ndarray) -> dict[str, np.ndarray]:
-    """What features give for 8-bit images, by name."""
+    """The features of 8-bit images, by name."""
     found: Any = features(images)
     if isinstance(found, InceptionFeatures):
         named = {"features": found.pool3, "spatial": found.spatial, "logits": found.logits}
@@ -258,7 +258,7 @@ def evaluate_samplers(
       samplers: label -> makes the sampler, when its turn comes.
       reference: of the images to compare with, see `reference_of`.
       facts: JSON-ready conventions that are written beside the numbers, and that WORKDIR must have been begun with.
-      log: is told each result.
+      log: called with each result.
 
     Raises:
       ValueError: WORKDIR was begun with other settings, or another process works in it.
@@ -381,7 +381,7 @@ def reference_of(
 
 
 def facts_of(features: Measured, reference: Part) -> dict[str, Any]:
-    """What makes distances comparable, JSON-ready."""
+    """The facts that must be equal for distances to be comparable, JSON-ready."""
     measured = {"features": features.name, "weights of the features": weights_of(features)}
     return {**measured, "reference images": reference.count, "reference hash": reference.digest()}
 

@@ -49,7 +49,7 @@ METRICS = {
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How lambdas are fitted.
+    """The settings of a fit.
 
     Attributes:
       scale: the teacher's steps per evaluation of the student, C; of a model of 1000 discrete times the teacher takes
@@ -206,7 +206,7 @@ def teacher_steps(nfe: int, scale: int, model: Model) -> int:
 
 
 def _reference(reference: Source | np.ndarray | Part | None, features: Measured, settings: FitSettings) -> Part:
-    """What a search measures against, with what its metric needs.
+    """The reference of a search, with everything that its metric needs.
 
     Raises:
       ValueError: there is none, or it lacks that.

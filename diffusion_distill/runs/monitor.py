@@ -76,7 +76,7 @@ class Monitor:
 
     @cached_property
     def _features(self) -> Measured:
-        """What images are measured on."""
+        """The features on which images are measured."""
         return features_named(self._settings.evaluate_features, self._model.image_shape)
 
     def _write(self, update: int, phase: Phase, rows: dict[str, np.ndarray], figures: dict[str, float]) -> None:

@@ -125,7 +125,7 @@ def _first_difference(before: Sequence[int], now: Sequence[int]) -> Iterator[int
 
 
 def _effect(done: int, before: Sequence[Phase], now: Sequence[Phase]) -> str:
-    """What moved ends of phases mean for what remains, in words."""
+    """Says in words how moved ends of phases change the rest of a run."""
     words = f"{ends(now)[-1]} updates instead of {ends(before)[-1]}"
     for old, new, end in zip(before, now, ends(now), strict=True):
         if done <= end and (old.updates, old.momentum) != (new.updates, new.momentum):

@@ -113,7 +113,7 @@ class Sampler:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What results say of it, JSON-ready."""
+        """The facts about the sampler for results, JSON-ready."""
         return {"solver": self.solver, "steps": self.steps, "nfe": self.table.nfe, "fitted": self.fitted}
 
     def draw(self, first: int, count: int, labels: np.ndarray | None = None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How a training run is carried out, whatever it trains."""
+"""The settings of a training run, independent of the method."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def _fit(
 
 
 def _provenance(teacher: Artefact | None, method: Any, settings: Settings) -> dict[str, Any]:
-    """How the artefacts are made. Only a teacher from disk knows the versions it was made with: they are left out."""
+    """The history of the artefacts. Versions of the teacher are left out: only one loaded from disk has them."""
     return {
         "method": type(method).__name__,
         "method_settings": dataclasses.asdict(method),
@@ -195,7 +195,7 @@ def _provenance(teacher: Artefact | None, method: Any, settings: Settings) -> di
 def _description(
     model: Model, teacher: Artefact | None, source: Source, provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What makes a run the same run."""
+    """The description that identifies a run."""
     return {
         "model": model.to_dict(),
         **provenance,
@@ -205,7 +205,7 @@ def _description(
 
 
 def _same_run(model: Model, method: Any, settings: Settings) -> SameRun:
-    """What may change when a run goes on."""
+    """The fields that may change when a run is resumed."""
 
     def phases(description: Mapping[str, Any]) -> list[Phase]:
         stored = from_mapping(type(method), "method_settings of the run there", description["method_settings"])

@@ -26,14 +26,14 @@ def adams(grid: Level, weights: Callable[[int], np.ndarray], order: int, told: L
     Args:
       weights: those of step k, newest output first, at most min(k + 1, order) of them.
       order: most outputs in a combination.
-      told: the levels the network is told, [steps]; the grid's by default.
+      told: the levels given to the network, [steps]; the grid's by default.
 
     Raises:
-      ValueError: a grid that does not decrease, or another number of levels to be told.
+      ValueError: the grid does not decrease, or `told` does not have one level per step.
     """
     grid = grids.check(grid)
     if told is not None and np.shape(told.sigma) != (len(grid.sigma) - 1,):
-        raise ValueError(f"A grid of {len(grid.sigma) - 1} steps is told as many levels, got {np.shape(told.sigma)}.")
+        raise ValueError(f"`told` needs one level per step, {len(grid.sigma) - 1} of them; got {np.shape(told.sigma)}.")
     told, init = grid.at(slice(None, -1)) if told is None else told, start_scale(grid.at(0))
     memories = [f"eps_{j}" for j in range(1, order)]  # of j steps ago
     rows, directions = [], []

@@ -9,7 +9,7 @@ on levels alpha = 1 this is Adams-Bashforth of variable steps). The integrals ar
 float64, panel by panel between a schedule's knots. The published programs sum instead; for parity:
 
     left   Riemann sum of 10,000 left ends of equal intervals of time (the authors' code)
-    ends   the same with nodes from one end to the other, and exact where a step has one output (EDM's toolbox)
+    ends   that sum with nodes from one end to the other; exact for steps with one output (EDM's toolbox)
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def deis(
       order: most outputs in a combination, from 1 (DDIM); the paper's tAB-r has r + 1.
       schedule: in whose time the polynomials are (tAB); in sigma/alpha without one (rhoAB).
       quadrature: 'exact', or 'left' or 'ends' as in the published programs.
-      told: the levels the network is told, [steps], where they are not the grid's (published: one index lower).
+      told: the levels given to the network, [steps], if they are not the grid's (published: one index lower).
 
     Raises:
       ValueError: an order below 1, an unknown quadrature, a published one of a schedule without a rate, or a

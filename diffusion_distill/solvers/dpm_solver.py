@@ -18,7 +18,8 @@ of them belong together. The step to zero noise is always of order 1, which give
 Of multistep's third order D2 has the published weight, half of a Taylor expansion's, which makes it an order 2 method.
 
 D-DPM-Solver, arXiv:2309.16421 Eq. 29 to 32: the first output of a step is moved by its difference from the last output
-of the step before; the others, by the step's own difference terms. In a multistep table every output is, as in D-DDIM.
+of the previous step, and the step's other outputs by their difference terms within the step. A multistep solver has one
+output per step, so each output is moved by its difference from the previous one, as in D-DDIM.
 """
 
 from __future__ import annotations
@@ -255,7 +256,7 @@ def _multistep(
 
 
 def _differences(step: Step, outputs: list[Form], levels: list[Level], kind: str) -> Form:
-    """What past outputs, newest first, add to the first-order step."""
+    """The terms that past outputs, newest first, add to the first-order step."""
     if len(outputs) == 1:
         return Form()
     ratios = [Step(old, new, step.output).h / step.h for new, old in pairwise(levels)]

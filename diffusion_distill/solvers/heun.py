@@ -73,7 +73,7 @@ def heun(
 
 
 class Churn(NamedTuple):
-    """How much noise is added before steps; see the head of this file."""
+    """The noise added before steps; see the head of this file."""
 
     s_churn: float = 0.0
     s_min: float = 0.0

@@ -33,7 +33,7 @@ def ipndm(grid: Level, order: int = 4, *, told: Level | None = None) -> Table:
 
     Args:
       order: most outputs in a combination, 1 (DDIM) to 4.
-      told: the levels the network is told, [steps], where they are not the grid's (published: one index lower).
+      told: the levels given to the network, [steps], if they are not the grid's (published: one index lower).
 
     Raises:
       ValueError: an order out of range, or a grid that does not decrease.

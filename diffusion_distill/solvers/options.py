@@ -46,7 +46,7 @@ def parse(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def known(make: Callable[..., Any]) -> dict[str, inspect.Parameter]:
-    """The options of a solver's function: its parameters but the grid and those that a `partial` has fixed."""
+    """The options of a solver's function: all its parameters except the grid and what a `partial` has fixed."""
     try:
         signature = inspect.signature(make, eval_str=True)
     except NameError:  # annotations of names that exist for type checkers only

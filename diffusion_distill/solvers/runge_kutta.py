@@ -78,7 +78,7 @@ rk4 = partial(runge_kutta, tableau="rk4")
 
 
 def step(start: Level, end: Level, tableau: Tableau) -> tuple[list[Level], list[dict[str, Form]]]:
-    """One step between two levels: what the network is told in each stage, and the row after it.
+    """One step between two levels: the level given to the network in each stage, and the row after it.
 
     Rows are over the registers y, start and x_0, x_1, ..., the outputs of the stages but the last.
 

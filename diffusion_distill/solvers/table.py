@@ -57,7 +57,7 @@ class Directions(NamedTuple):
       start: the level at which y starts.
       reached: the level at which y is after each row, [rows].
       weights: v, [rows, D, R + 1]; rows without a direction have zeros.
-      published: by what the published code's lambda is larger than the paper's, which is the one used here, [rows, D].
+      published: lambda in the published code divided by lambda in the paper, [rows, D]; we use the paper's.
     """
 
     start: Level
@@ -71,7 +71,7 @@ class Table(NamedTuple):
 
     Attributes:
       init: scale of the starting noise, scalar.
-      level: the level the network is told in each row, [rows].
+      level: the level that the network is given in each row, [rows].
       noise: factor of the fresh noise added to y before each evaluation, [rows].
       weights: W, [rows, R, R + 1]; the last column multiplies x_hat.
       directions: of a D-ODE solver; None for a plain table.
@@ -94,13 +94,13 @@ class Table(NamedTuple):
         return not np.any(np.asarray(self.noise))
 
     def plain(self) -> Table:
-        """The same solver without directions and without memories that never reach y."""
+        """Returns the table without directions and without memories that never reach y."""
         kept = _reaching(self.weights)
         weights = self.weights[:, kept][:, :, [*kept, -1]]
         return Table(self.init, self.level, self.noise, weights)
 
     def ended_in_x_hat(self) -> Table:
-        """The same solver, but its last row gives the network's newest x_hat; directions stay as they are."""
+        """Returns a table whose last row gives the network's newest x_hat; directions stay as they are."""
         weights = self.weights.copy()
         weights[-1, 0] = np.arange(weights.shape[2]) == weights.shape[2] - 1
         return self._replace(weights=weights)
@@ -187,12 +187,12 @@ def _reaching(weights: Array) -> list[int]:
 
 
 def start_scale(level: Level) -> float:
-    """What unit noise is multiplied by where sampling starts: 1 for VP levels, as published, and sigma for VE."""
+    """The factor of unit noise at the start of sampling: 1 for VP levels, as published, and sigma for VE."""
     return 1.0 if level.alpha < 1 else float(level.sigma)
 
 
 def rescaled(table: Table, alpha: Array) -> Table:
-    """The same solver for z = alpha·y, given a table for y at levels alpha = 1.
+    """Turns the table of a solver for y, at levels alpha = 1, into one for z = alpha·y.
 
     Only the evaluated register is scaled; memories keep what they hold for y.
 

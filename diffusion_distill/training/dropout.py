@@ -1,4 +1,4 @@
-"""What training leaves out at random: activations inside the student's network, and whole labels.
+"""Random dropout in training: of activations inside the student's network, and of whole labels.
 
 activations   the network's own dropout, at the rate of the network when a teacher is trained, at the rate of the
               method when it is distilled. Only the student drops; teachers and averages never do.

@@ -39,7 +39,7 @@ class Average(struct.PyTreeNode):
 
 
 class Rule(NamedTuple):
-    """How an average moves, as scalars: phases with other rules and momenta share one compiled step."""
+    """The rule of an average as scalars, so that phases with different rules and momenta share one compiled step."""
 
     kind: Array  # int32: place in AVERAGING
     log_mu: Array  # log momentum, -inf for momentum 0

@@ -28,7 +28,7 @@ from diffusion_distill.typing import Key
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens between updates.
+    """The cadences and callbacks between updates.
 
     Attributes:
       log_every, checkpoint_every: in updates; a checkpoint is also saved at the end of each phase.

@@ -24,7 +24,7 @@ from diffusion_distill.typing import Batch, Key
 
 
 class StepInputs(NamedTuple):
-    """What the step is told about the phase: the loss's arrays, the rate, and each average's rule."""
+    """The step's inputs that depend on the phase: the loss's arrays, the learning rate, and each average's rule."""
 
     rows: Any
     learning_rate: Array

@@ -205,7 +205,7 @@ def shapes() -> dict[str, Shape]:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file names and stores parameters.
+    """The names and the storage of parameters in a file.
 
     Attributes:
       first: a name that only files of this layout have.

@@ -1,0 +1,257 @@
+"""The README and docs/: every block of code and every command runs, at a tiny size.
+
+The blocks of a page run in their order, in one namespace and in a folder of the page's own; the fixture `prepared` says
+what lies there at first. Networks are a small perceptron behind U-Net's name, downloads are small local files, configs
+are made small by `SMALL`, and code by the replacements in `CHANGES`. Of `make` and `pip install` lines only the targets
+and the extras are checked. `NOT_RUN` lists the commands that cannot run here, and why.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import fnmatch
+import io
+import re
+import shlex
+import shutil
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from absl import flags
+from absl.testing import flagsaver
+from flax import serialization
+from ml_collections import config_flags
+from PIL import Image
+
+import diffusion_distill as dd
+from diffusion_distill import main, weights
+from diffusion_distill.arrays import Array
+from diffusion_distill.networks import NETWORKS
+from diffusion_distill.networks.inputs import label_vectors
+from diffusion_distill.solvers import registry
+from diffusion_distill.training import sharding
+from diffusion_distill.weights import Fetched
+
+ROOT = Path(__file__).resolve().parent.parent
+flags.FLAGS.mark_as_parsed()
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+#: Replacements that make the Python code of a page small; each text must occur in it.
+CHANGES = {
+    "README.md": [('"96K"', "256")],
+    "docs/getting_started.md": [('"96K"', "256")],
+    "docs/runs.md": [
+        ('"96K"', "256"),
+        ("use_cpu_devices(2)", ""),  # it must come before JAX starts, which it has
+    ],
+}
+#: Pages whose code another test runs, with more checks; their commands are run here.
+ELSEWHERE = {"docs/from_google_btd.md": "test_from_google_btd.py"}
+#: Commands that cannot run in a test, by a pattern, and why.
+NOT_RUN = {
+    "tfds build *": "downloads a data set, and needs TensorFlow",
+    "* --model=inception-pytorch-fid *": "downloads 95 MB; tests/test_inception.py imports a small file of this layout",
+    "* --config.evaluation.features=runs/inception*": "needs FID's network, whose compilation takes minutes",
+}
+#: Fields of configs that are given small values, where a config has them.
+SMALL = {
+    "run.batch_size": 8,
+    "run.log_every": 1,
+    "run.evaluate_every": "0",
+    "run.evaluate_count": 8,
+    "method.length": "64",
+    "method.phase_length": "16",
+    "method.start_steps": 4,
+    "sample.count": 8,
+    "sample.batch_size": 8,
+    "fit.batch_size": 8,
+    "fit.scale": 2,
+    "solvers.solvers": ("ddim", "dpm_solver++"),
+    "solvers.nfe": (3,),
+    "solvers.truth_steps": 6,
+    "evaluation.repetitions": 1,
+    "classifier.length": "64",
+    "classifier.ch_mult": (1,),
+    "classifier.batch_size": 8,
+}
+
+
+class Tiny(dd.UNet):
+    """A perceptron with the settings of a U-Net, which is compiled in a moment."""
+
+    @nn.compact
+    def __call__(
+        self, x: Array, time: Array, labels: Array | None = None, train: bool = False, augment: Array | None = None
+    ) -> Array:
+        parts = [x.reshape(len(x), -1), time[:, None] / 1000]
+        if self.num_classes > 1:
+            parts.append(label_vectors(labels, len(x), self.num_classes))
+        hidden = nn.swish(nn.Dense(8)(jnp.concatenate(parts, axis=1)))
+        outputs = x.shape[1] * x.shape[2] * self.out_ch
+        return nn.Dense(outputs)(hidden).reshape(*x.shape[:-1], self.out_ch)
+
+
+def tiny(out_ch: int, num_classes: int = 1) -> Tiny:
+    """A small network of the digits' kind."""
+    return Tiny(32, 64, out_ch, (1,), 1, (), num_heads=1, num_classes=num_classes)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the checkout's configs, and with the images, artefacts and downloads that pages start from."""
+    folder = tmp_path_factory.mktemp("prepared")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    model = dd.Model(tiny(1), (8, 8, 1), prediction="v")
+    artefacts = {"digits/teacher/teacher": 0, "digits/tract_1/student_1": 1, "digits/tract_4/student_4": 4}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NETWORKS, "unet", Tiny)
+        for name, steps in artefacts.items():
+            dd.Artefact(model, toys.parameters(model), steps, {"method": "none"}).save(folder / "runs" / name)
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(folder / "cifar10.zip", "w") as archive:  # two images of each class, to train and to test
+        for split, label, number in np.ndindex(2, 10, 2):
+            encoded = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(encoded, "PNG")
+            archive.writestr(f"{('train', 'test')[split]}/{label}/{number}.png", encoded.getvalue())
+    (folder / "published").mkdir()
+    for entry in published():
+        content = {"step": 1, "num_sample_steps": 0, "ema_params": toys.parameters(entry.model), "optimizer": None}
+        content = jax.tree.map(np.asarray, content)
+        (folder / "published" / Path(entry.url).name).write_bytes(serialization.msgpack_serialize(content))
+    jax.config.update("jax_disable_most_optimizations", True)  # compiling takes longer than running here
+    yield folder
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
+@pytest.fixture
+def small_world(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A copy of that folder to work in, with small networks and without a network connection."""
+    shutil.copytree(prepared, tmp_path, symlinks=True, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dd, "UNet", Tiny)
+    monkeypatch.setitem(NETWORKS, "unet", Tiny)
+    monkeypatch.setattr(sharding, "use_cpu_devices", lambda count: None)
+    for entry in published():
+        monkeypatch.setitem(weights.PUBLISHED, entry.name, entry)
+    downloaded = lambda url, *_, **__: Fetched(tmp_path / "published" / Path(url).name, "", 0)  # noqa: E731
+    monkeypatch.setattr(weights, "fetch", downloaded)
+    with mock.patch.dict(registry.SOLVERS):  # a page may add one
+        yield
+
+
+def published() -> list[weights.Published]:
+    """Published names with small networks, whose files have the layout of Google's checkpoints."""
+    found = []
+    for name, num_classes in (("cifar_original", 1), ("edm-cifar10-32x32-cond-vp", 10)):
+        entry = weights.PUBLISHED[name]
+        model = dataclasses.replace(entry.model, network=tiny(entry.model.network.out_ch, num_classes))
+        found.append(dataclasses.replace(entry, model=model, format="progressive", size=None, sha256=None))
+    return found
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_can_be_followed(name: str, small_world: None) -> None:
+    text = PAGES[name].read_text(encoding="utf-8")
+    changes, used, namespace = CHANGES.get(name, []), set(), {}
+    for language, block in BLOCK.findall(text):
+        if language == "python" and name not in ELSEWHERE:
+            for old, new in changes:
+                used |= {old} if old in block else set()
+                block = block.replace(old, new)
+            exec(compile(block, f"{name}, a block of code", "exec"), namespace)
+        elif language == "bash":
+            for line in block.replace("\\\n", " ").splitlines():
+                follow(shlex.split(line, comments=True))
+        elif language != "python":
+            assert "diffusion_distill.main --mode=" not in block.replace("--mode=MODE", ""), "write ```bash before it"
+    assert used == {old for old, _ in changes}, "CHANGES names what the page does not contain"
+
+
+def follow(words: list[str]) -> None:
+    """Runs a command, or checks what can be checked of it."""
+    command = " ".join(words)
+    if words[:3] == ["python", "-m", "diffusion_distill.main"]:
+        mode, config, workdir, model = parsed(words[3:])
+        if not any(fnmatch.fnmatch(command, pattern) for pattern in NOT_RUN):
+            with flagsaver.flagsaver(model=model):
+                main.MODES[mode](config, workdir)
+    elif words[:1] == ["make"]:
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+    elif words[:2] == ["pip", "install"]:
+        assert words[-1].startswith("diffusion_distill[") and "git+https://" in words[-1], command
+        assert set(words[-1].partition("[")[2].partition("]")[0].split(",")) <= extras(), command
+    else:
+        assert not words or any(fnmatch.fnmatch(command, pattern) for pattern in NOT_RUN), f"Unknown: {command}"
+
+
+def parsed(arguments: list[str]) -> tuple[str, Any, Path, str]:
+    """(mode, small config, workdir, model) of a command's arguments, read as the program reads them."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    flags.DEFINE_enum("mode", None, list(main.MODES), "", flag_values=values, required=True)
+    flags.DEFINE_string("workdir", None, "", flag_values=values, required=True)
+    flags.DEFINE_string("model", "", "", flag_values=values)
+    with mock.patch.object(sys, "argv", ["main", *arguments]):  # where changes of the config are looked for
+        values(sys.argv)
+    config = values.config
+    for field, value in SMALL.items() if config is not None else ():
+        part, _, last = field.rpartition(".")
+        asked = field == "run.evaluate_every" and any(field in argument for argument in arguments)
+        if part in config and config[part].get(last) and not asked:
+            config[part][last] = type(config[part][last])(value)
+    return values.mode, config, Path(values.workdir), values.model
+
+
+def extras() -> set[str]:
+    """The names of the extras in setup.py."""
+    for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "EXTRAS":
+            assert isinstance(node.value, ast.Dict)
+            return {ast.literal_eval(key) for key in node.value.keys if key is not None}
+    raise AssertionError("setup.py has no EXTRAS")
+
+
+@pytest.mark.fast
+def test_every_exception_is_needed() -> None:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in PAGES.values())
+    lines = [line for _, block in BLOCK.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+    commands = [" ".join(line.split()) for line in lines]
+    assert all((ROOT / "tests" / name).is_file() for name in ELSEWHERE.values())
+    assert [pattern for pattern in NOT_RUN if not fnmatch.filter(commands, pattern)] == []
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    text, folder = BLOCK.sub("", PAGES[name].read_text(encoding="utf-8")), PAGES[name].parent
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        page = folder / path if path else PAGES[name]
+        assert page.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
+
+
+@pytest.mark.fast
+def test_the_readme_is_short_and_names_every_page() -> None:
+    text = PAGES["README.md"].read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 110
+    assert [name for name in PAGES if name.startswith("docs/") and f"({name}" not in text] == []
