@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from toys import equal
 
 from diffusion_distill import build, data, interrupts, main, runs
+from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.model import Model
 from diffusion_distill.networks import UNet
 from diffusion_distill.runs import evaluation, images_out
@@ -263,3 +264,27 @@ def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     exec(code[1].replace('"96K"', "256"), {})
     assert (tmp_path / "runs" / "student_1" / "model.json").is_file()
+
+
+@pytest.mark.filterwarnings("ignore:The best lambda")
+def test_a_search_by_frechet_distance_from_the_command_line(
+    tmp_path: Path, teacher: Artefact, capsys: pytest.CaptureFixture
+) -> None:
+    np.savez(tmp_path / "reference.npz", images=np.random.default_rng(0).integers(0, 256, (30, 2, 2, 1), np.uint8))
+    fit = {"fit.batch_size": 16, "fit.scale": 2, "fit.candidates": (-0.5, 0.0, 0.5), "fit.search_images": 24}
+    config = config_of("digits_solvers", artefact=str(teacher.save(tmp_path / "teacher")), **fit, **{"sample.steps": 3})
+    config.reference = {"name": "npz", "path": str(tmp_path / "reference.npz")}
+    main.fit(config, tmp_path / "fit")
+    found = FittedSolver.load(tmp_path / "fit" / "solver.json")
+    assert found.search is not None and found.search.metric == "frechet"
+    drawn = json.loads((tmp_path / "fit" / "candidates.json").read_text())["searches"]["ddim"]
+    np.testing.assert_allclose(drawn["values"], found.search.values, rtol=1e-6)
+    assert drawn["values"][1] != drawn["values"][0] and "frechet" in capsys.readouterr().out
+    config.sample.fitted = str(tmp_path / "fit")  # the folder, in which the candidates are no fitted solver
+    main.lambdas(config, tmp_path / "look")
+    assert {path.name for path in (tmp_path / "look").iterdir()} == {
+        f"{name}.{kind}" for name in ("lambdas", "candidates") for kind in ("json", "png")
+    }
+    config.reference = {"name": "npz", "path": str(tmp_path / "missing.npz")}
+    config.fit.search_metric = "l2"  # for which no reference is opened
+    main.fit(config, tmp_path / "distance")
