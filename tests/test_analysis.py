@@ -16,6 +16,7 @@ from flax import struct
 from diffusion_distill.arrays import Array
 from diffusion_distill.diffusion import grids
 from diffusion_distill.diffusion.schedules import Cosine
+from diffusion_distill.distillation.dode import Search
 from diffusion_distill.levels import Level, from_logsnr
 from diffusion_distill.model import Denoiser
 from diffusion_distill.runs import analysis
@@ -240,3 +241,25 @@ def test_fits_that_cannot_be_drawn_are_refused(tmp_path: Path, fits: dict, said:
     with pytest.raises(ValueError, match=said):
         analysis.lambdas(fits, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_candidates_of_searches(tmp_path: Path, figures: list) -> None:
+    """The value against lambda, sorted; a panel for each metric, and a gap where images were not finite."""
+    values = np.array([3.0, np.nan, 1.0, 2.0])
+    searches = {
+        "Fixed": Search("frechet", np.array([0.4, 0.5, 0.1, 0.2]), values, 0.1),
+        "LA": Search("frechet", np.array([0.1, 0.2, 0.3]), np.array([5.0, 4.0, 6.0]), 0.2),
+        "LA by distance": Search("l2", np.array([0.1, 0.2]), np.array([0.5, 0.4]), 0.2),
+    }
+    numbers = analysis.candidates(searches, tmp_path)
+    assert written(tmp_path, "candidates") == numbers
+    fixed = numbers["searches"]["Fixed"]
+    assert fixed["candidates"] == [0.1, 0.2, 0.4, 0.5] and fixed["values"] == [1.0, 2.0, 3.0, None]
+    assert [entry["at edge"] for entry in numbers["searches"].values()] == [True, False, True]
+    by_frechet, by_distance = figures[0].axes
+    assert (by_frechet.get_ylabel(), by_distance.get_ylabel()) == ("frechet", "l2")
+    np.testing.assert_array_equal(by_frechet.lines[0].get_xydata()[:3], [[0.1, 1], [0.2, 2], [0.4, 3]])
+    np.testing.assert_array_equal(by_frechet.lines[1].get_xydata(), [[0.1, 5], [0.2, 4], [0.3, 6]])
+    np.testing.assert_array_equal(by_distance.lines[0].get_xydata(), [[0.1, 0.5], [0.2, 0.4]])
+    with pytest.raises(ValueError, match="no searches"):
+        analysis.candidates({}, tmp_path / "none")

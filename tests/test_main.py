@@ -347,3 +347,27 @@ def test_lsun_configs_take_a_folder(name: str, tmp_path: Path) -> None:
     assert config_of(name, run="church").data.dataset == "lsun/church_outdoor"
     with pytest.raises(ValueError, match=r"Unknown LSUN set 'churches'\. Did you mean 'church'"):
         config_of(name, run="churches")
+
+
+@pytest.mark.filterwarnings("ignore:The best lambda")
+def test_a_search_by_frechet_distance_from_the_command_line(
+    tmp_path: Path, teacher: Artefact, capsys: pytest.CaptureFixture
+) -> None:
+    np.savez(tmp_path / "reference.npz", images=np.random.default_rng(0).integers(0, 256, (30, 2, 2, 1), np.uint8))
+    fit = {"fit.batch_size": 16, "fit.scale": 2, "fit.candidates": (-0.5, 0.0, 0.5), "fit.search_images": 24}
+    config = config_of("digits_solvers", artefact=str(teacher.save(tmp_path / "teacher")), **fit, **{"sample.steps": 3})
+    config.reference = {"name": "npz", "path": str(tmp_path / "reference.npz")}
+    main.fit(config, tmp_path / "fit")
+    found = FittedSolver.load(tmp_path / "fit" / "solver.json")
+    assert found.search is not None and found.search.metric == "frechet"
+    drawn = json.loads((tmp_path / "fit" / "candidates.json").read_text())["searches"]["ddim"]
+    np.testing.assert_allclose(drawn["values"], found.search.values, rtol=1e-6)
+    assert drawn["values"][1] != drawn["values"][0] and "frechet" in capsys.readouterr().out
+    config.sample.fitted = str(tmp_path / "fit")  # the folder, in which the candidates are no fitted solver
+    main.lambdas(config, tmp_path / "look")
+    assert {path.name for path in (tmp_path / "look").iterdir()} == {
+        f"{name}.{kind}" for name in ("lambdas", "candidates") for kind in ("json", "png")
+    }
+    config.reference = {"name": "npz", "path": str(tmp_path / "missing.npz")}
+    config.fit.search_metric = "l2"  # for which no reference is opened
+    main.fit(config, tmp_path / "distance")

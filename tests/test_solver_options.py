@@ -161,7 +161,7 @@ def test_deis_in_time_or_in_sigma() -> None:
     chex.assert_trees_all_equal(tabulate("deis", ve, karras), SOLVERS["deis"](ve))
 
 
-WRONG: dict[str, tuple[str, str]] = {
+WRONG: dict[str, str] = {
     "dpm_solver++ ordr=3": r"'dpm_solver\+\+' has no option 'ordr'. Did you mean 'order'\?",
     "dpm_solver output=x_hat": "has no option 'output'",
     "ddim-sep variant=all": "has no option 'variant'",

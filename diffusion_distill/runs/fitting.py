@@ -151,6 +151,7 @@ def fit_solver(
         pair = dode.nested(student, model.schedule, count // student.nfe, make)
     else:
         pair = dode.published(student, make(grid_for(model, count, spacing, end)))
+    how = {"spacing": spacing, "end": end, "clip": clip, "guidance": dict(guidance or {})}
     features = features or Pixels(model.image_shape)
     real = _reference(reference, features, settings) if settings.scored else None
     batch = settings.batch_size
@@ -183,18 +184,9 @@ def fit_solver(
             "teacher's solver": name,
             "teacher's evaluations": pair.table.nfe,
             "evaluations": student.nfe,
-            "scale": settings.scale,
-            "images": batch,
-            "seed": settings.seed,
-            "pairing": settings.pairing,
-            "largest": settings.largest,
-            "candidates": list(settings.candidates),
-            "spacing": spacing,
-            "end": end,
-            "clip": clip,
-            "guidance": dict(guidance or {}),
+            **_facts(settings, features),
+            **how,
             "seconds": round(time.monotonic() - begun, 3),
-            **({"search images": settings.search_images, "features": features.name} if settings.scored else {}),
         },
         search,
     )
@@ -202,7 +194,15 @@ def fit_solver(
 
 def teacher_steps(nfe: int, scale: int, model: Model) -> int:
     """The steps of the teacher of a student with `nfe` evaluations: scale·nfe, or as many as a discrete model has."""
-    return min(scale * nfe, max(model.discrete_steps or math.inf, nfe))
+    most = model.discrete_steps
+    return scale * nfe if most is None else min(scale * nfe, max(most, nfe))
+
+
+def _facts(settings: FitSettings, features: Measured) -> dict[str, Any]:
+    """What the settings say, for the file."""
+    facts = {"scale": settings.scale, "images": settings.batch_size, "seed": settings.seed, "pairing": settings.pairing}
+    facts |= {"largest": settings.largest, "candidates": list(settings.candidates)}
+    return facts | ({"search images": settings.search_images, "features": features.name} if settings.scored else {})
 
 
 def _reference(reference: Source | np.ndarray | Part | None, features: Measured, settings: FitSettings) -> Part:
@@ -223,7 +223,7 @@ def _reference(reference: Source | np.ndarray | Part | None, features: Measured,
         reference = reference_of(source, features, _evaluated(settings))
     there = {
         "frechet": "features" in reference.moments,
-        "sfid": "spatial" in reference.moments,
+        "sfid": "spatial" in reference.moments and isinstance(features, Inception),
         "inception_score": isinstance(features, Inception),
     }
     if not there.get(metric, len(reference.kept) > 0):

@@ -6,7 +6,12 @@ outputs from the newest, D_0, divided by r_i, and B = g ('bh1') or e^g - 1 ('bh2
     predict    z_t = (H_t/H_s)·z_s - T_t·(e^g - 1)·D_0 - T_t·B·sum_i a_i·D_i
     correct    the same, with the output at the predicted z_t among the D_i, at r = 1
 
-where the a_i solve sum_i a_i·r_i^(n-1) = n!·phi_{n+1}(g)·g/B... for n = 1, 2, ...: the terms of order n come out right.
+where the a_i solve an equation for each D_i, n = 1, 2, ..., so that the terms of these orders come out right:
+
+    sum_i a_i·r_i^(n-1) = n!·phi_{n+1}(g)·g/B,   phi_1(g) = (e^g - 1)/g,   phi_{n+1}(g) = (phi_n(g) - 1/n!)/g
+
+A single a_1 is 1/2, as published, to which that of the equation tends for small g.
+
 The output at a predicted state serves the next step too, so each row corrects where it stands and predicts the next
 state; the corrected state is a memory. The last state is predicted only.
 """
