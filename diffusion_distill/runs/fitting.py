@@ -17,6 +17,7 @@ from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.errors import choose, positive_int
 from diffusion_distill.model import Model
 from diffusion_distill.runs.sampling import denoiser_of, grid_for, labels_for, sample_keys
+from diffusion_distill.seeds import check_seed, key_of
 from diffusion_distill.solvers import Table, spelled, tabulate
 from diffusion_distill.training import sharding
 from diffusion_distill.training.artefact import Artefact
@@ -53,6 +54,7 @@ class FitSettings:
     candidates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         positive_int("scale", self.scale)
         positive_int("batch_size", self.batch_size)
         choose("pairing", self.pairing, {"nested": None, "published": None})
@@ -101,7 +103,7 @@ def fit_solver(
     batch = settings.batch_size
     mesh = sharding.data_mesh(sharding.devices_for(batch))
     place, indices = sharding.split(mesh), FIRST + np.arange(batch)
-    start = sampling.noise(sample_keys(jax.random.key(settings.seed), indices, place), 0, model.image_shape)
+    start = sampling.noise(sample_keys(key_of(settings.seed), indices, place), 0, model.image_shape)
     given = labels_for(model, batch, labels, settings.seed)
     here = None if given is None else jax.device_put(given, place)
     own = denoiser_of(artefact, clip, guidance, mesh)

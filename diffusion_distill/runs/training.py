@@ -19,6 +19,7 @@ from diffusion_distill.model import Model
 from diffusion_distill.runs.monitor import Monitor
 from diffusion_distill.runs.resuming import LENGTHS, SameRun, defaults
 from diffusion_distill.runs.settings import WITHOUT_EFFECT, Settings
+from diffusion_distill.seeds import key_of
 from diffusion_distill.settings import from_mapping
 from diffusion_distill.training import loop, sharding
 from diffusion_distill.training.artefact import Artefact
@@ -50,7 +51,7 @@ def train(
       ValueError: model, data and settings do not fit together, or workdir holds another run or is in use.
     """
     settings, method = settings or Settings(), method or Denoising()
-    params = model.init(jax.random.key(settings.seed))
+    params = model.init(key_of(settings.seed))
     artefacts = _fit(model, params, None, source, method, settings, workdir, lambda phase: "teacher")
     return artefacts[0]
 
@@ -80,7 +81,7 @@ def distill(
     teacher = teacher.on_grid(phases[0].teacher_steps)
     model = student.on_grid(phases[0].teacher_steps) if student else teacher.model
     _check_teacher(teacher, model, method, phases)
-    params = teacher.params if model == teacher.model else model.init(jax.random.key(settings.seed))
+    params = teacher.params if model == teacher.model else model.init(key_of(settings.seed))
     return _fit(
         model, params, teacher, source, method, settings, workdir, lambda phase: f"student_{phase.student_steps}"
     )
@@ -146,7 +147,7 @@ def _fit(
             phases,
             _batches(source, settings),
             optimizer,
-            jax.random.key(settings.seed),
+            key_of(settings.seed),
             mesh,
             momenta=method.averages,
             plan=loop.Plan(
