@@ -53,7 +53,9 @@ def stratified(key: jax.Array, count: int) -> Array:
     range evenly, which lowers the variance of a loss averaged over times (Kingma et al., arXiv:2107.00630, I.1).
     """
     below_one = 1 - 2.0**-24
-    return jnp.minimum((jnp.arange(count) + jax.random.uniform(key, (count,))) / count, below_one)
+    return jnp.minimum(
+        (jnp.arange(count, dtype=jnp.float32) + jax.random.uniform(key, (count,), jnp.float32)) / count, below_one
+    )
 
 
 def log1mexp(x: Array) -> Array:

@@ -89,9 +89,9 @@ class Model:
 
     def init(self, key: Key) -> Params:
         """Fresh float32 parameters."""
-        x = jnp.zeros((1, *self.image_shape))
+        x = jnp.zeros((1, *self.image_shape), jnp.float32)
         labels = jnp.zeros((1,), jnp.int32) if self.num_classes > 1 else None
-        return jax.jit(partial(self.network.init, train=False))(key, x, jnp.zeros((1,)), labels)["params"]
+        return jax.jit(partial(self.network.init, train=False))(key, x, jnp.zeros((1,), jnp.float32), labels)["params"]
 
     def raw(self, params: Params, z: Image, level: Level, labels: Labels | None, dropout: Key | None) -> Array:
         """The network's output for z [batch, h, w, c] at levels [batch]; dropout acts only with a key."""

@@ -34,7 +34,7 @@ def sample_keys(key: Key, indices: Array) -> Key:
 
 def noise(keys: Key, stream: Array, shape: tuple[int, ...]) -> Image:
     """Unit Gaussian noise [batch, *shape] of a stream (0: start, k + 1: row k) for keys [batch]."""
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, stream), shape))(keys)
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, stream), shape, jnp.float32))(keys)
 
 
 def sample(

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 #: (floor, the modules or folders of one concept)
 FLOORS = [
-    (0, ("version", "errors", "files", "interrupts", "arrays", "quantise", "levels", "settings", "typing")),
+    (0, ("version", "errors", "files", "interrupts", "arrays", "quantise", "levels", "seeds", "settings", "typing")),
     (1, ("diffusion",)),
     (1, ("networks",)),
     (1, ("data",)),

@@ -1,7 +1,7 @@
 """Pipeline: the endless stream of training batches as a pure function of (seed, step).
 
-Epoch e visits the n images in the order of the permutation drawn from PCG64([seed, e]). Laid end to end the
-epochs are one endless sequence, and batch number `step` is its slice
+Epoch e visits the n images in the order of the permutation drawn from PCG64([seed, e]) (`seeds.generator_of`). Laid
+end to end the epochs are one endless sequence, and batch number `step` is its slice
 
     step * batch_size, ..., (step + 1) * batch_size - 1,
 
@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_distill.data.sources import Source
+from diffusion_distill.seeds import check_seed, generator_of
 
-# Third word of the entropy of flips; it keeps their stream apart from the permutations' [seed, epoch].
+# Keeps the generators of flips apart from those of permutations, stream 0.
 FLIP_STREAM = 1
 
 
@@ -31,7 +32,7 @@ class Batches:
     Attributes:
         source: where images come from.
         batch_size: images per global batch, over all processes; it may exceed the size of the source.
-        seed: of the order of images and of the flips, at least 0.
+        seed: of the order of images and of the flips, see `seeds`.
         flip: mirror each image left to right with probability 1/2.
         process_index: which slice of the global batch this process takes, in 0..process_count - 1.
         process_count: number of processes; divides `batch_size`.
@@ -50,8 +51,7 @@ class Batches:
     def __post_init__(self) -> None:
         if self.batch_size <= 0:
             raise ValueError(f"batch_size is {self.batch_size}; need at least 1.")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; need an integer of at least 0.")
+        check_seed(self.seed)
         if not 0 <= self.process_index < self.process_count:
             raise ValueError(
                 f"process_index is {self.process_index} of process_count {self.process_count}; "
@@ -96,7 +96,7 @@ class Batches:
 
     def _mirrored(self, step: int) -> NDArray[np.bool_]:
         # Drawn for the global batch, then sliced: an image's flip does not depend on the number of processes.
-        generator = np.random.Generator(np.random.PCG64([self.seed, int(step), FLIP_STREAM]))
+        generator = generator_of(self.seed, int(step), FLIP_STREAM)
         return (generator.random(self.batch_size) < 0.5)[self._own_slice()]
 
     def _own_slice(self) -> slice:
@@ -107,6 +107,6 @@ class Batches:
 @lru_cache(maxsize=4)
 def epoch_order(size: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order [size] in which an epoch visits the images; read-only, because it is cached."""
-    order = np.random.Generator(np.random.PCG64([seed, epoch])).permutation(size)
+    order = generator_of(seed, epoch).permutation(size)
     order.flags.writeable = False
     return order

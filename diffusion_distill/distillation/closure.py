@@ -251,4 +251,4 @@ def draw(table: Rows, batch: Batch, key: Key) -> tuple[Array, Image]:
     x = batch["image"]
     times, noise = jax.random.split(key)
     index = jnp.floor(stratified(times, x.shape[0]) * table.count).astype(jnp.int32)
-    return index, jax.random.normal(noise, x.shape)
+    return index, jax.random.normal(noise, x.shape, x.dtype)

@@ -97,7 +97,7 @@ class Denoising:
         u = self.times(times, len(x))
         student = denoisers["student"]
         level = NOISE_LEVELS[self.noise](student.model.schedule, u)
-        return self.losses_at(student, level, x, jax.random.normal(noise, x.shape), batch.get("label"))
+        return self.losses_at(student, level, x, jax.random.normal(noise, x.shape, x.dtype), batch.get("label"))
 
     def losses_at(self, student: RawDenoise, level: Level, x: Image, eps: Image, labels: Labels | None = None) -> Array:
         """Per-image losses [batch] for given levels and noise, instead of drawn ones."""

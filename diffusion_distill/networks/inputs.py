@@ -69,7 +69,7 @@ def label_vectors(labels: Array | None, batch: int, num_classes: int) -> Array:
     A label outside [0, num_classes) is no error, its row is zero: that of num_classes, the null label, by intent.
     """
     if labels is None:
-        return jnp.zeros((batch, num_classes))
+        return jnp.zeros((batch, num_classes), jnp.float32)
     if labels.dtype == jnp.int32:
         return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     return labels.astype(jnp.float32)

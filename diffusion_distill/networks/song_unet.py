@@ -155,7 +155,9 @@ class SongUNet(nn.Module):
             vectors = label_vectors(labels, batch, self.num_classes)
             features += self._dense("class_emb", sqrt(self.num_classes) * vectors, width)
         if self.augment_dim:
-            augment = jnp.zeros((batch, self.augment_dim)) if augment is None else augment.astype(jnp.float32)
+            augment = (
+                jnp.zeros((batch, self.augment_dim), jnp.float32) if augment is None else augment.astype(jnp.float32)
+            )
             features += self._dense("augment_emb", augment, width, bias=False)
         return nn.swish(self._dense("dense1", nn.swish(self._dense("dense0", features, self.emb_ch)), self.emb_ch))
 

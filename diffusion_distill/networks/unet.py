@@ -191,7 +191,9 @@ class UNet(nn.Module):
         features = sinusoidal_features(time, self.ch, shift=self.frequency_shift, cos_first=self.cos_first)
         check_augment(augment, batch, self.augment_dim)
         if self.augment_dim:
-            augment = jnp.zeros((batch, self.augment_dim)) if augment is None else augment.astype(jnp.float32)
+            augment = (
+                jnp.zeros((batch, self.augment_dim), jnp.float32) if augment is None else augment.astype(jnp.float32)
+            )
             features += self._dense("augment_emb", augment, self.ch, "augment", bias=False)
         emb = self._dense("dense1", nn.swish(self._dense("dense0", features, self.emb_ch)), self.emb_ch)
         if self.num_classes > 1:

@@ -39,6 +39,7 @@ from diffusion_distill.files import user_path
 from diffusion_distill.levels import Level
 from diffusion_distill.report import Line, Panel, heat_maps, line_plot
 from diffusion_distill.runs.sampling import TEACHER_STEPS, denoiser_of, labels_for, sample_keys, table_for
+from diffusion_distill.seeds import key_of
 from diffusion_distill.solvers.table import Table
 from diffusion_distill.training import sharding
 from diffusion_distill.training.artefact import Artefact
@@ -95,7 +96,7 @@ def subject(
     fine = FINE * base.nfe
     tables[f"ddim, {fine} NFE"] = table_for(artefact, fine, spacing=spacing, end=end)
     mesh = sharding.data_mesh(sharding.devices_for(count))
-    keys = sample_keys(jax.random.key(seed), np.arange(count), sharding.split(mesh))
+    keys = sample_keys(key_of(seed), np.arange(count), sharding.split(mesh))
     labels = labels_for(artefact.model, count, None, seed)
     here = None if labels is None else jax.device_put(labels, sharding.split(mesh))
     start = sampling.noise(keys, 0, artefact.model.image_shape)

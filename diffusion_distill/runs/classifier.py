@@ -34,6 +34,7 @@ from diffusion_distill.errors import positive_int
 from diffusion_distill.files import user_path
 from diffusion_distill.networks.classifier import CLASSIFIERS, Classified, Classifier
 from diffusion_distill.runs.resuming import SameRun, defaults
+from diffusion_distill.seeds import check_seed, key_of
 from diffusion_distill.settings import describe, from_mapping, rebuild
 from diffusion_distill.training import checkpoint, loop, sharding
 from diffusion_distill.training.checkpoint import Checkpoints
@@ -90,9 +91,10 @@ class ClassifierSettings:
     def __post_init__(self) -> None:
         for name in ("batch_size", "checkpoint_every", "log_every"):
             positive_int(name, getattr(self, name))
-        for name in ("learning_rate", "warmup", "weight_decay", "shift", "seed"):
+        for name in ("learning_rate", "warmup", "weight_decay", "shift"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        check_seed(self.seed)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}.")
         self.phase()
@@ -250,7 +252,7 @@ def train_classifier(
     optimizer = make_optimizer(OptimizerSettings(weight_decay=settings.weight_decay))
     training = _Training(network, settings)
     step = make_step(training.losses, training, None, optimizer, mesh)  # type: ignore[arg-type]  # see _Training
-    seed = jax.random.key(settings.seed)
+    seed = key_of(settings.seed)
     here, processes = jax.process_index(), jax.process_count()
     with ExitStack() as cleanup:
         home = None
@@ -324,7 +326,7 @@ def _apply(network: Classifier, params: Params, images: Image) -> Classified:
 
 
 def _init(network: Classifier, image_shape: tuple[int, ...], key: Key) -> Params:
-    return jax.jit(network.init)(key, jnp.zeros((1, *image_shape)))["params"]
+    return jax.jit(network.init)(key, jnp.zeros((1, *image_shape), jnp.float32))["params"]
 
 
 def _facts(source: Source) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from diffusion_distill.model import Model
 from diffusion_distill.quantise import quantise
 from diffusion_distill.runs.evaluation import EvaluationSettings, Measured, Part, outputs_of, reference_of, scores
 from diffusion_distill.runs.sampling import Sampler, denoiser_of, grid_for, labels_for, sample_keys
+from diffusion_distill.seeds import check_seed, key_of
 from diffusion_distill.solvers import Table, spelled, tabulate
 from diffusion_distill.training import sharding
 from diffusion_distill.training.artefact import Artefact
@@ -85,6 +86,7 @@ class FitSettings:
         return bool(self.candidates) and self.search_metric != "l2"
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for name in ("scale", "batch_size", "search_images"):
             positive_int(name, getattr(self, name))
         choose("metric of a search", self.search_metric, METRICS)
@@ -157,7 +159,7 @@ def fit_solver(
     batch = settings.batch_size
     mesh = sharding.data_mesh(sharding.devices_for(batch))
     place, indices = sharding.split(mesh), FIRST + np.arange(batch)
-    start = sampling.noise(sample_keys(jax.random.key(settings.seed), indices, place), 0, model.image_shape)
+    start = sampling.noise(sample_keys(key_of(settings.seed), indices, place), 0, model.image_shape)
     given = labels_for(model, batch, labels, settings.seed)
     here = None if given is None else jax.device_put(given, place)
     own = denoiser_of(artefact, clip, guidance, mesh)

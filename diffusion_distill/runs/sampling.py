@@ -22,6 +22,7 @@ from diffusion_distill.errors import positive_int
 from diffusion_distill.guidance import ClassifierFree
 from diffusion_distill.levels import Level
 from diffusion_distill.model import Clipped, Model
+from diffusion_distill.seeds import check_seed, key_of
 from diffusion_distill.solvers import Table, tabulate
 from diffusion_distill.training import sharding
 from diffusion_distill.training.artefact import Artefact
@@ -122,7 +123,7 @@ class Sampler:
         Counts that the devices do not divide are rounded up, and the rest is thrown away.
         """
         batch, place = -(-count // self.mesh.size) * self.mesh.size, sharding.split(self.mesh)
-        keys = sample_keys(jax.random.key(self.seed), np.arange(first, first + batch), place)
+        keys = sample_keys(key_of(self.seed), np.arange(first, first + batch), place)
         here = None if labels is None else jax.device_put(np.resize(labels, batch), place)
         start = sampling.noise(keys, 0, self.model.image_shape)
         rows = None if self.table.deterministic else keys
@@ -143,6 +144,7 @@ def sampler_of(
     clip: bool = True,
 ) -> Sampler:
     """An artefact with a solver; arguments and errors as in `sample`."""
+    check_seed(seed)
     if fitted:
         found = _fitted(artefact, fitted)
         found.check_asked(solver, steps)
@@ -188,8 +190,8 @@ def sample(
       [count, height, width, channels] float32 in [-1, 1] if clip.
 
     Raises:
-      ValueError: counts not positive, unknown solver, another solver or number of steps than those fitted, labels
-        missing, out of range or of the wrong shape.
+      ValueError: counts not positive, a seed that is no whole number of 64 bits, unknown solver, another solver or
+        number of steps than those fitted, labels missing, out of range or of the wrong shape.
       Interrupted: the program was asked to stop.
     """
     count = positive_int("count", count)
@@ -230,7 +232,7 @@ def labels_for(model: Model, count: int, labels: np.ndarray | None, seed: int) -
             raise ValueError("Labels were given, but the model is unconditional. Leave them out.")
         return None
     if labels is None:
-        return np.random.default_rng(seed).integers(model.num_classes, size=count, dtype=np.int32)
+        return np.random.default_rng(check_seed(seed)).integers(model.num_classes, size=count, dtype=np.int32)
     labels = np.asarray(labels)
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise ValueError(f"labels must be {count} whole numbers, got shape {labels.shape}, type {labels.dtype}.")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from diffusion_distill.distillation.phases import samples
 from diffusion_distill.errors import positive_int
+from diffusion_distill.seeds import check_seed
 from diffusion_distill.training.optimizers import OptimizerSettings
 
 
@@ -29,7 +30,7 @@ class Settings:
       wandb: Weights & Biases project to report to; empty for none.
 
     Raises:
-      ValueError: a count that is not positive, a length that cannot be read.
+      ValueError: a count that is not positive, a seed that is no whole number of 64 bits, a length that cannot be read.
     """
 
     batch_size: int = 128
@@ -51,6 +52,7 @@ class Settings:
         counts = ("batch_size", "parts", "log_every", "checkpoint_every", "keep_checkpoints", "nonfinite_limit")
         for name in counts:
             positive_int(name, getattr(self, name))
+        check_seed(self.seed)
         samples(self.evaluate_every)
         if self.evaluate_count < 0:
             raise ValueError(f"evaluate_count must not be negative, got {self.evaluate_count}.")

@@ -21,6 +21,7 @@ from diffusion_distill.model import Model
 from diffusion_distill.runs.monitor import Monitor
 from diffusion_distill.runs.resuming import LENGTHS, SameRun, defaults
 from diffusion_distill.runs.settings import WITHOUT_EFFECT, Settings
+from diffusion_distill.seeds import key_of
 from diffusion_distill.settings import from_mapping
 from diffusion_distill.training import dropout, loop, sharding
 from diffusion_distill.training.artefact import Artefact
@@ -52,7 +53,7 @@ def train(
       ValueError: model, data and settings do not fit together, or workdir holds another run or is in use.
     """
     settings, method = settings or Settings(), method or Denoising()
-    params = model.init(jax.random.key(settings.seed))
+    params = model.init(key_of(settings.seed))
     artefacts = _fit(model, model, params, None, source, method, settings, workdir, lambda phase: "teacher")
     return artefacts[0]
 
@@ -88,7 +89,7 @@ def distill(
     rate = getattr(method, "dropout", None)
     trained = model if student and rate is None else dropout.with_dropout(model, rate or 0.0)
     alike = dropout.same_but_for_dropout(model, teacher.model)
-    params = teacher.params if alike else model.init(jax.random.key(settings.seed))
+    params = teacher.params if alike else model.init(key_of(settings.seed))
     return _fit(model, trained, params, teacher, source, method, settings, workdir, _student_name)
 
 
@@ -162,7 +163,7 @@ def _fit(
             phases,
             _batches(source, settings),
             optimizer,
-            jax.random.key(settings.seed),
+            key_of(settings.seed),
             mesh,
             momenta=method.averages,
             plan=loop.Plan(

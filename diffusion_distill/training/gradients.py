@@ -56,7 +56,7 @@ def _in_parts(gradient: Callable[..., tuple[Array, Params]], parts: int) -> Call
             found = gradient(params, state, images, rows, jax.random.fold_in(key, number))
             return jax.tree.map(lambda sum_, new: sum_ + new / parts, total, found), None
 
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+        zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
         # XLA's loops on CPU run gradients of convolutions many times more slowly than straight code.
         straight = jax.default_backend() == "cpu"
         return jax.lax.scan(add, zero, (jnp.arange(parts), split), unroll=parts if straight else 1)[0]
