@@ -63,6 +63,9 @@ CHANGES = {
 ELSEWHERE = {"docs/from_google_btd.md": "test_from_google_btd.py"}
 #: Commands that cannot run in a test, by a pattern, and why.
 NOT_RUN = {
+    "git clone *": "the tests run in a checkout",
+    "cd diffusion_distill": "the tests run in a checkout",
+    "source .venv/bin/activate*": "the tests run in an environment",
     "tfds build *": "downloads a data set, and needs TensorFlow",
     "* --model=inception-pytorch-fid *": "downloads 95 MB; tests/test_inception.py imports a small file of this layout",
     "* --config.evaluation.features=runs/inception*": "needs FID's network, whose compilation takes minutes",
