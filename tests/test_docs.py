@@ -63,6 +63,9 @@ CHANGES = {
 ELSEWHERE = {"docs/from_google_btd.md": "test_from_google_btd.py"}
 #: Commands that cannot run in a test, by a pattern, and why.
 NOT_RUN = {
+    "git clone *": "the tests run in a checkout",
+    "cd diffusion_distill": "the tests run in a checkout",
+    "source .venv/bin/activate*": "the tests run in an environment",
     "tfds build *": "downloads a data set, and needs TensorFlow",
     "* --model=inception-pytorch-fid *": "downloads 95 MB; tests/test_inception.py imports a small file of this layout",
     "* --config.evaluation.features=runs/inception*": "needs FID's network, whose compilation takes minutes",
@@ -208,13 +211,18 @@ def parsed(arguments: list[str]) -> tuple[str, Any, Path, str]:
     flags.DEFINE_string("model", "", "", flag_values=values)
     with mock.patch.object(sys, "argv", ["main", *arguments]):  # where changes of the config are looked for
         values(sys.argv)
-    config = values.config
-    for field, value in SMALL.items() if config is not None else ():
-        part, _, last = field.rpartition(".")
-        asked = field == "run.evaluate_every" and any(field in argument for argument in arguments)
-        if part in config and config[part].get(last) and not asked:
-            config[part][last] = type(config[part][last])(value)
-    return values.mode, config, Path(values.workdir), values.model
+    if values.config is not None:
+        make_small(values.config, {argument.partition("=")[0] for argument in arguments})
+    return values.mode, values.config, Path(values.workdir), values.model
+
+
+def make_small(config: Any, asked: set[str]) -> None:
+    """Gives fields of a config their small values; an evaluation that is asked for is kept."""
+    for field, value in SMALL.items():
+        part, _, name = field.rpartition(".")
+        kept = field == "run.evaluate_every" and f"--config.{field}" in asked
+        if part in config and config[part].get(name) and not kept:
+            config[part][name] = type(config[part][name])(value)
 
 
 def extras() -> set[str]:

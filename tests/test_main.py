@@ -1,10 +1,9 @@
-"""The command line and the README: whole journeys at a tiny size, and what a mistake is answered with."""
+"""The command line: whole journeys at a tiny size, and what a mistake is answered with."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -253,14 +252,6 @@ def test_import_and_export(tmp_path: Path) -> None:
         main.import_weights(None, tmp_path / "nothing")
     with flagsaver.flagsaver(model=str(file)), pytest.raises(ValueError, match=r"Which network does .* hold"):
         main.import_weights(None, tmp_path / "nothing")
-
-
-def test_the_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert code is not None
-    monkeypatch.chdir(tmp_path)
-    exec(code[1].replace('"96K"', "256"), {})
-    assert (tmp_path / "runs" / "student_1" / "model.json").is_file()
 
 
 def test_fitted_solvers_are_measured_as_what_they_are(tmp_path: Path, teacher: Artefact) -> None:

@@ -638,7 +638,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an unknown output of UniPC": (lambda: unipc(GRID, output="x"), r"'eps' or 'x_hat'.*got 'x'"),
     "iPNDM of order 0": (lambda: ipndm(GRID, 0), r"1 to 4 outputs, got order=0"),
     "iPNDM of order 5": (lambda: ipndm(GRID, 5), r"1 to 4 outputs, got order=5"),
-    "too many levels told": (lambda: ipndm(GRID, told=GRID), r"4 steps is told as many levels, got \(5,\)"),
+    "too many levels told": (lambda: ipndm(GRID, told=GRID), r"one level per step, 4 of them; got \(5,\)"),
     "DEIS of order 0": (lambda: deis(GRID, 0), r"DEIS.*at least 1, got 0"),
     "an unknown quadrature": (lambda: deis(GRID, quadrature="right"), r"quadrature 'right'.*'?left'?"),
     "published sums without a rate": (
