@@ -226,7 +226,7 @@ CURVED = Denoiser(params=(), model=toys.Curved())
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("solver", ["ddim", "heun"])
+@pytest.mark.parametrize("solver", ["ddim", "heun", "rk4"])
 @pytest.mark.parametrize("schedule", [Cosine(-9, 9), LinearBeta(), Karras(16), Karras(6, 0.1, 3.0, 3.0)], ids=str)
 def test_one_step_to_the_target_is_two_steps_of_the_solver(schedule: Schedule, solver: str) -> None:
     """For every row of BTD, and of TRACT with the teacher as self-teacher, in float64."""
