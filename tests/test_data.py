@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -67,17 +68,18 @@ def test_bytes_become_minus_one_to_one() -> None:
     images = np.arange(256, dtype=np.uint8).reshape(256, 1, 1, 1)
     batch = from_arrays(images).gather(np.array([0, 51, 255]))
     assert batch.keys() == {"image"}
-    assert batch["image"].dtype == np.float32 and batch["image"].shape == (3, 1, 1, 1)
-    np.testing.assert_array_equal(batch["image"].ravel(), np.array([-1, -0.6, 1], np.float32))
+    chex.assert_type(batch["image"], np.float32)
+    chex.assert_shape(batch["image"], (3, 1, 1, 1))
+    chex.assert_trees_all_equal(batch["image"].ravel(), np.array([-1, -0.6, 1], np.float32))
 
 
 def test_floats_and_labels_pass_unchanged() -> None:
     images = np.random.default_rng(0).uniform(-1, 1, (5, 2, 3, 3)).astype(np.float32)
     source = from_arrays(images, np.array([2, 0, 1, 1, 0]))
     batch = source.gather(np.array([4, 0]))
-    np.testing.assert_array_equal(batch["image"], images[[4, 0]])
-    np.testing.assert_array_equal(batch["label"], [0, 2])
-    assert batch["label"].dtype == np.int32
+    chex.assert_trees_all_equal(batch["image"], images[[4, 0]])
+    chex.assert_trees_all_equal(batch["label"], np.array([0, 2]))
+    chex.assert_type(batch["label"], np.int32)
     assert (len(source), source.image_shape, source.num_classes) == (5, (2, 3, 3), 3)
 
 
@@ -88,11 +90,11 @@ def test_digits_are_scikit_learns_and_the_splits_share_none() -> None:
     whole, train, heldout = digits("all"), digits("train"), digits("heldout")
     expected = images.reshape(-1, 8, 8, 1) / 8 - 1
     batch = whole.gather(np.arange(1797))
-    np.testing.assert_array_equal(batch["image"], expected.astype(np.float32))
-    np.testing.assert_array_equal(batch["label"], labels)
+    chex.assert_trees_all_equal(batch["image"], expected.astype(np.float32))
+    chex.assert_trees_all_equal(batch["label"], labels)
     order = np.random.Generator(np.random.PCG64(100)).permutation(1797)
-    np.testing.assert_array_equal(train.images, whole.images[order[:900]])
-    np.testing.assert_array_equal(heldout.images, whole.images[order[900:]])
+    chex.assert_trees_all_equal(train.images, whole.images[order[:900]])
+    chex.assert_trees_all_equal(heldout.images, whole.images[order[900:]])
     assert (len(train), len(heldout), train.image_shape, train.num_classes) == (900, 897, (8, 8, 1), 10)
 
 
@@ -146,7 +148,7 @@ def test_other_ranges_become_minus_one_to_one() -> None:
     for stored in (images, images.astype(np.float32)):
         source = ArraySource(stored, value_range=(2.0, 10.0))
         for _ in range(2):  # the stored images stay as they are
-            np.testing.assert_array_equal(source.gather(np.arange(3))["image"].ravel(), [-1, -0.5, 1])
+            chex.assert_trees_all_equal(source.gather(np.arange(3))["image"].ravel(), np.array([-1, -0.5, 1]))
 
 
 def test_a_range_upside_down_is_refused() -> None:
@@ -160,7 +162,7 @@ def test_npz(tmp_path: Path, channel_axis: bool) -> None:
     stored = images if channel_axis else images[..., 0]
     np.savez(tmp_path / "set.npz", images=stored, labels=np.arange(6, dtype=np.uint8), other=np.ones(3))
     source = npz(tmp_path / "set.npz", num_classes=10)
-    np.testing.assert_array_equal(source.images, images)
+    chex.assert_trees_all_equal(source.images, images)
     assert source.num_classes == 10 and source.gather(np.array([5]))["label"] == 5
     np.savez(tmp_path / "unlabelled.npz", images=images)
     assert npz(str(tmp_path / "unlabelled.npz")).num_classes == 0
@@ -172,7 +174,7 @@ def test_the_mnist_pack_is_read() -> None:
     source = npz(PACK)
     assert (len(source), source.image_shape, source.num_classes) == (10_000, (28, 28, 1), 10)
     padded = npz(PACK, size=32, crop="pad")
-    np.testing.assert_array_equal(padded.images, np.pad(source.images, ((0, 0), (2, 2), (2, 2), (0, 0))))
+    chex.assert_trees_all_equal(padded.images, np.pad(source.images, ((0, 0), (2, 2), (2, 2), (0, 0))))
 
 
 def test_npz_takes_arrays_of_other_names(tmp_path: Path) -> None:
@@ -214,9 +216,10 @@ def test_area_is_the_mean_over_the_span_of_a_pixel(length: int, size: int) -> No
     image = np.random.default_rng(0).uniform(-1, 1, (length, length, 2)).astype(np.float32)
     fine = image.astype(np.float64).repeat(size, 0).repeat(size, 1)  # whole pixels of both grids
     means = fine.reshape(size, length, size, length, 2).mean(axis=(1, 3))
-    np.testing.assert_allclose(resize(image, size, resample="area"), means, atol=1e-6)
+    chex.assert_trees_all_close(resize(image, size, resample="area"), means, rtol=1e-7, atol=1e-6)
     rounded = resize(np.rint((image + 1) * 127.5).astype(np.uint8), size, resample="area")
-    assert rounded.dtype == np.uint8 and np.abs(rounded - (means + 1) * 127.5).max() <= 1.01
+    chex.assert_type(rounded, np.uint8)
+    assert np.abs(rounded - (means + 1) * 127.5).max() <= 1.01
 
 
 @pytest.mark.parametrize(("length", "size"), [(48, 16), (50, 16), (12, 20)])
@@ -225,21 +228,21 @@ def test_antialiased_resampling_agrees_with_jax(length: int, size: int, resample
     image = random_image(length, length)
     floats = image.astype(np.float32) / np.float32(127.5) - 1
     expected = np.asarray(jax.image.resize(floats, (size, size, 3), method, antialias=True))
-    np.testing.assert_allclose(resize(floats, size, resample=resample), np.clip(expected, -1, 1), atol=2e-6)
+    chex.assert_trees_all_close(resize(floats, size, resample=resample), np.clip(expected, -1, 1), rtol=1e-7, atol=2e-6)
     # Pillow rounds bytes after each axis, hence one level beside the rounding.
     assert np.abs(resize(image, size, resample=resample) - (expected + 1) * 127.5).max() < 1.6
 
 
 def test_crops() -> None:
     image = np.arange(5 * 8, dtype=np.uint8).reshape(5, 8, 1)
-    np.testing.assert_array_equal(resize(image, 5, "center"), image[:, 1:6])  # columns (8 - 5) // 2 on
-    np.testing.assert_array_equal(resize(image, 8, "pad"), np.pad(image, ((1, 2), (0, 0), (0, 0))))
-    np.testing.assert_array_equal(resize(image, 10, "pad"), np.pad(image, ((2, 3), (1, 1), (0, 0))))
+    chex.assert_trees_all_equal(resize(image, 5, "center"), image[:, 1:6])  # columns (8 - 5) // 2 on
+    chex.assert_trees_all_equal(resize(image, 8, "pad"), np.pad(image, ((1, 2), (0, 0), (0, 0))))
+    chex.assert_trees_all_equal(resize(image, 10, "pad"), np.pad(image, ((2, 3), (1, 1), (0, 0))))
     black = resize(np.ones((1, 1, 1), np.float32), 3, "pad")
     assert black.sum() == 1 - 8 and black[1, 1] == 1
     halves = np.zeros((2, 8, 1), np.uint8)
     halves[:, 4:] = 200
-    np.testing.assert_array_equal(resize(halves, 2, "stretch")[..., 0], [[0, 200]] * 2)
+    chex.assert_trees_all_equal(resize(halves, 2, "stretch")[..., 0], np.array([[0, 200]] * 2))
 
 
 # Decoding
@@ -288,8 +291,8 @@ COLOURS = {  # image, its pixels by itself, as grey (None: refused); luma = (299
 def test_colours_become_one_or_three_channels(data: bytes, own: list, grey: list) -> None:
     for channels, expected in ((None, own), (1, grey), (3, own if len(own[0]) == 3 else np.repeat(own, 3, 1))):
         pixels = decode(data, "it", channels)
-        assert pixels.dtype == np.uint8
-        np.testing.assert_array_equal(pixels, [expected])
+        chex.assert_type(pixels, np.uint8)
+        chex.assert_trees_all_equal(pixels, np.array([expected]))
 
 
 def huge_png() -> bytes:
@@ -316,7 +319,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, data: bytes, said: 
         with pytest.raises(ValueError, match=rf"{path.name}/b\.png .*{said}"):
             folder(path)
         lazy = folder(path, memory=0)  # only the first image is read at once
-        assert lazy.gather(np.array([0, 0]))["image"].shape == (2, 2, 2, 3)
+        chex.assert_shape(lazy.gather(np.array([0, 0]))["image"], (2, 2, 2, 3))
         with pytest.raises(ValueError, match=rf"{path.name}/b\.png .*{said}"):
             lazy.gather(np.array([0, 1]))
 
@@ -464,7 +467,7 @@ def test_images_of_one_set_get_one_shape(tmp_path: Path) -> None:
     expected = [images[0][:4], images[1][:, 1:5], images[2].repeat(3, 2)]
     for memory in (2**20, 0):
         batch = folder(path, size=4, memory=memory).gather(np.arange(3))["image"]
-        np.testing.assert_array_equal(np.rint((batch + 1) * 127.5), expected)
+        chex.assert_trees_all_equal(np.rint((batch + 1) * 127.5), expected)
     assert folder(path, 2, resample="lanczos", crop="stretch", channels=1).image_shape == (2, 2, 1)
     mixed = {"0.png": encoded(images[2]), "1.png": encoded(images[2].repeat(3, 2))}
     grey_first = write_folder(tmp_path / "mixed", mixed)
@@ -556,7 +559,7 @@ def test_the_cifar_pack_is_read(tmp_path: Path) -> None:
                 source = folder(path, split=split)
                 assert isinstance(source, ArraySource) and source.labels is not None
                 assert (len(source), source.image_shape, source.num_classes) == (120, (32, 32, 3), 10)
-                np.testing.assert_array_equal(source.images, pixels)
+                chex.assert_trees_all_equal(source.images, pixels)
                 assert [names[label] for label in source.labels] == [entry.split("/")[1] for entry in entries]
 
 
@@ -602,9 +605,10 @@ def test_objects_of_the_users(items: list, arguments: dict, memory: int) -> None
     assert isinstance(source, ArraySource if memory else LazySource)
     assert (len(source), source.image_shape, source.num_classes) == (6, (4, 4, 3), 6)
     batch = source.gather(np.array([5, 0, 5]))
-    np.testing.assert_array_equal(batch["image"], np.stack(FLOATS)[[5, 0, 5]])
-    np.testing.assert_array_equal(batch["label"], [5, 0, 5])
-    assert batch["image"].dtype == np.float32 and batch["label"].dtype == np.int32
+    chex.assert_trees_all_equal(batch["image"], np.stack(FLOATS)[[5, 0, 5]])
+    chex.assert_trees_all_equal(batch["label"], np.array([5, 0, 5]))
+    chex.assert_type(batch["image"], np.float32)
+    chex.assert_type(batch["label"], np.int32)
     unlabelled = from_dataset(items, memory=memory, **{**arguments, "label": None})
     assert unlabelled.num_classes == 0 and unlabelled.gather(np.arange(2)).keys() == {"image"}
 
@@ -616,7 +620,7 @@ def test_objects_without_labels_or_of_several_sizes() -> None:
     assert from_dataset([x[..., 0] for x in BYTES]).image_shape == (4, 4, 1)
     wide, high = random_image(4, 9), random_image(6, 4)
     mixed = from_dataset([wide, high], size=4).gather(np.arange(2))["image"]
-    np.testing.assert_array_equal(np.rint((mixed + 1) * 127.5), [wide[:, 2:6], high[1:5]])
+    chex.assert_trees_all_equal(np.rint((mixed + 1) * 127.5), np.array([wide[:, 2:6], high[1:5]]))
 
 
 def test_one_thread_at_a_time_reads_a_data_set_that_may_not_be_safe() -> None:
@@ -625,7 +629,7 @@ def test_one_thread_at_a_time_reads_a_data_set_that_may_not_be_safe() -> None:
         source = from_dataset(items, num_classes=120, memory=0, threads=threads)
         batches = Batches(source, 30, seed=0)
         labels = [batch["label"] for batch in prefetch(batches, 0, 8, depth=4, threads=4)]
-        np.testing.assert_array_equal(labels, [batches.indices(step) for step in range(8)])
+        chex.assert_trees_all_equal(labels, np.array([batches.indices(step) for step in range(8)]))
         assert items.most == 1 if threads == 1 else items.most >= most
 
 
@@ -747,7 +751,7 @@ def test_prepared_sets_are_read_by_name(prepared: Path, memory: int, monkeypatch
     scenes = tfds("scenes/bedroom", memory=memory)
     assert (scenes.image_shape, scenes.num_classes) == ((4, 4, 1), 0)
     found = np.rint((scenes.gather(np.arange(6))["image"] + 1) * 127.5).astype(np.uint8)
-    np.testing.assert_array_equal(
+    chex.assert_trees_all_equal(
         by_content(found), by_content(np.stack([random_image(4, 4, 1, seed=s) for s in range(6)]))
     )
 
@@ -852,11 +856,11 @@ def test_tfds_names_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_epoch_visits_every_image_once_in_an_order_of_its_own() -> None:
     batches = Batches(numbered(10), batch_size=4, seed=3)
     seen = np.concatenate([indices_of(batches.at(step)) for step in range(5)])  # two epochs, one batch across
-    np.testing.assert_array_equal(np.sort(seen[:10]), np.arange(10))
-    np.testing.assert_array_equal(np.sort(seen[10:]), np.arange(10))
+    chex.assert_trees_all_equal(np.sort(seen[:10]), np.arange(10))
+    chex.assert_trees_all_equal(np.sort(seen[10:]), np.arange(10))
     assert (seen[:10] != seen[10:]).any()
     orders = [np.random.Generator(np.random.PCG64([3, epoch])).permutation(10) for epoch in (0, 1)]
-    np.testing.assert_array_equal(seen, np.concatenate(orders))
+    chex.assert_trees_all_equal(seen, np.concatenate(orders))
 
 
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
@@ -865,19 +869,19 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
     walk = [walked.at(step) for step in range(20)]
     resumed = Batches(source, batch_size=8, seed=1, flip=True).at(17)
     for name in ("image", "label"):
-        np.testing.assert_array_equal(resumed[name], walk[17][name])
+        chex.assert_trees_all_equal(resumed[name], walk[17][name])
     other = Batches(source, batch_size=8, seed=2, flip=True).at(17)
     assert (other["label"] != resumed["label"]).any()
 
 
 def test_images_and_labels_stay_together() -> None:
     batch = Batches(numbered(50, labels=np.arange(50)), batch_size=16, seed=0).at(5)
-    np.testing.assert_array_equal(indices_of(batch), batch["label"])
+    chex.assert_trees_all_equal(indices_of(batch), batch["label"])
 
 
 def test_a_batch_may_exceed_the_source() -> None:
     indices = Batches(numbered(3), batch_size=20, seed=0).indices(0)
-    np.testing.assert_array_equal(np.bincount(indices[:18]), [6, 6, 6])
+    chex.assert_trees_all_equal(np.bincount(indices[:18]), np.array([6, 6, 6]))
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -887,14 +891,14 @@ def test_processes_share_the_global_batch(count: int) -> None:
     shares = [Batches(source, 8, 0, flip=True, process_index=i, process_count=count) for i in range(count)]
     for step in (0, 1, 7):
         together = np.concatenate([share.at(step)["image"] for share in shares])
-        np.testing.assert_array_equal(together, whole.at(step)["image"])
+        chex.assert_trees_all_equal(together, whole.at(step)["image"])
 
 
 def test_flips_mirror_half_of_the_images_left_to_right() -> None:
     source = numbered(1000)
     plain, flipped = (Batches(source, 1000, seed=0, flip=flip).at(0)["image"] for flip in (False, True))
     mirrored = (flipped == plain[:, :, ::-1]).all(axis=(1, 2, 3))
-    np.testing.assert_array_equal(flipped[~mirrored], plain[~mirrored])
+    chex.assert_trees_all_equal(flipped[~mirrored], plain[~mirrored])
     assert 420 < mirrored.sum() < 580  # five standard deviations of a fair coin
     again = Batches(source, 1000, seed=0, flip=True).at(1)["image"]
     assert ((again[:, 0, 0] == 0) != (flipped[:, 0, 0] == 0)).any()
@@ -914,7 +918,7 @@ def test_flipping_leaves_alone_what_the_source_gave() -> None:
     batches = Batches(Kept(numbered(50).images), 50, seed=0, flip=True)
     for _ in range(3):
         batches.at(0)
-    np.testing.assert_array_equal(batches.source.gather(np.arange(50))["image"], numbered(50).images)
+    chex.assert_trees_all_equal(batches.source.gather(np.arange(50))["image"], numbered(50).images)
 
 
 BAD_BATCHES = {
@@ -949,7 +953,7 @@ def test_prefetched_batches_are_those_of_their_steps(tmp_path: Path, depth: int,
     assert len(ahead) == 11
     for batch, step in zip(ahead, range(3, 14), strict=True):
         for name, expected in batches.at(step).items():
-            np.testing.assert_array_equal(batch[name], expected)
+            chex.assert_trees_all_equal(batch[name], expected)
     assert list(prefetch(batches, 4, 4, depth=depth, threads=threads)) == []
 
 

@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,9 +65,9 @@ def test_cosine_is_its_closed_form(schedule: Cosine) -> None:
     level = schedule.level(t)
     b = math.atan(math.exp(-schedule.logsnr_max / 2))
     a = math.atan(math.exp(-schedule.logsnr_min / 2)) - b
-    np.testing.assert_allclose(level.logsnr, -2 * np.log(np.tan(a * t + b)), rtol=0, atol=1e-9)
-    np.testing.assert_allclose(level.logsnr[[0, -1]], [schedule.logsnr_max, schedule.logsnr_min], rtol=1e-12)
-    np.testing.assert_allclose(level.angle, a * t + b, rtol=1e-12)
+    chex.assert_trees_all_close(level.logsnr, -2 * np.log(np.tan(a * t + b)), rtol=0, atol=1e-9)
+    chex.assert_trees_all_close(level.logsnr[[0, -1]], np.array([schedule.logsnr_max, schedule.logsnr_min]), rtol=1e-12)
+    chex.assert_trees_all_close(level.angle, a * t + b, rtol=1e-12)
 
 
 def decay(schedule: LinearBeta | LinearBetaDiscrete) -> Callable[[Decimal], Decimal]:
@@ -122,18 +123,18 @@ def test_linear_betas_are_those_of_published_programs() -> None:
     by_name: dict[str, LinearBeta | LinearBetaDiscrete] = {"linear": LinearBeta(t_min=0.0), "discrete": discrete}
     with np.load(GOLDEN / "ddpm" / "schedules.npz") as ddpm, np.load(GOLDEN / "solvers" / "schedules.npz") as solvers:
         product = np.concatenate([[1.0], ddpm["linear1000/alphas_cumprod"]])
-        np.testing.assert_allclose(grids.uniform(discrete, 1000).alpha[::-1] ** 2, product, rtol=1e-12)
+        chex.assert_trees_all_close(grids.uniform(discrete, 1000).alpha[::-1] ** 2, product, rtol=1e-12)
         keys = ("t", "log_alpha_f64", "sigma_f64", "lambda_f64")
         recorded: list[tuple[Any, list[np.ndarray]]] = [(discrete, [ddpm[f"linear1000/cont_{key}"] for key in keys])]
         for name, schedule in by_name.items():
             recorded.append((schedule, [solvers[f"{name}/{key.removesuffix('_f64')}"] for key in keys]))
             times = schedule.time(from_logsnr(2 * solvers[f"{name}/lam_probe"]))
-            np.testing.assert_allclose(times, solvers[f"{name}/inverse_lambda"], rtol=1e-10)
+            chex.assert_trees_all_close(times, solvers[f"{name}/inverse_lambda"], rtol=1e-10)
     for schedule, (t, *expected) in recorded:
         inside = t >= (1e-3 if schedule is discrete else 0)
         level = schedule.level(t[inside])
         for found, values in zip((np.log(level.alpha), level.sigma, level.logsnr / 2), expected, strict=True):
-            np.testing.assert_allclose(found, values[inside], rtol=1e-10)
+            chex.assert_trees_all_close(found, values[inside], rtol=1e-10)
 
 
 def test_time_zero_of_linear_betas() -> None:
@@ -141,7 +142,7 @@ def test_time_zero_of_linear_betas() -> None:
     assert LinearBetaDiscrete(steps=1).level(np.float64(1)).alpha ** 2 == pytest.approx(1 - 1e-4, rel=1e-14)
     for t_min in (1e-5, 1e-3):
         uncut = LinearBeta(t_min=0.0).level(np.float64(t_min))
-        np.testing.assert_allclose(LinearBeta(t_min=t_min).level(np.float64(0)), uncut, rtol=1e-14)
+        chex.assert_trees_all_close(LinearBeta(t_min=t_min).level(np.float64(0)), uncut, rtol=1e-14)
     for schedule in TO_ZERO:
         assert schedule.level(np.float64(0)) == (1, 0)
         assert schedule.cross(np.float64(0), np.float64(0)) == 0
@@ -151,9 +152,9 @@ def test_time_zero_of_linear_betas() -> None:
 def test_levels_of_vp_schedules_lose_signal_with_time(schedule: Schedule) -> None:
     t = np.linspace(0, 1, 101)
     level = schedule.level(t)
-    np.testing.assert_allclose(level.alpha**2 + level.sigma**2, 1, rtol=1e-14)
-    np.testing.assert_allclose(schedule.time(level), t, rtol=0, atol=1e-14)
-    np.testing.assert_allclose(jax.jit(schedule.time)(Level(*map(jnp.float32, level))), t, rtol=0, atol=3e-7)
+    chex.assert_trees_all_close(level.alpha**2 + level.sigma**2, 1, rtol=1e-14)
+    chex.assert_trees_all_close(schedule.time(level), t, rtol=0, atol=1e-14)
+    chex.assert_trees_all_close(jax.jit(schedule.time)(Level(*map(jnp.float32, level))), t, rtol=0, atol=3e-7)
     assert level.sigma[0] > 0 and (np.diff(level.logsnr) < 0).all()
 
 
@@ -162,24 +163,24 @@ def test_float32_levels_are_accurate_at_both_ends(schedule: Schedule) -> None:
     near = np.logspace(-7, -1, 200)
     t = np.unique(np.float32(np.concatenate([[0.0], near, np.linspace(0.1, 0.9, 100), 1 - near, [1.0]])))
     exact, level = schedule.level(t.astype(np.float64)), jax.jit(schedule.level)(jnp.asarray(t))
-    assert level.alpha.dtype == level.sigma.dtype == jnp.float32
-    np.testing.assert_allclose(level.logsnr, exact.logsnr, rtol=0, atol=2e-6 * np.maximum(1, abs(exact.logsnr)).max())
+    chex.assert_type([level.alpha, level.sigma], jnp.float32)
+    chex.assert_trees_all_close(level.logsnr, exact.logsnr, rtol=0, atol=2e-6 * np.maximum(1, abs(exact.logsnr)).max())
     # exp turns the rounding of log alpha into a relative error of alpha
     from_log = 0.0 if isinstance(schedule, Cosine) else 1.5e-7 * float(-np.log(exact.alpha[-1]))
-    np.testing.assert_allclose(level.alpha, exact.alpha, rtol=5e-7 + from_log)
-    np.testing.assert_allclose(level.sigma, exact.sigma, rtol=5e-7)
+    chex.assert_trees_all_close(level.alpha, exact.alpha, rtol=5e-7 + from_log)
+    chex.assert_trees_all_close(level.sigma, exact.sigma, rtol=5e-7)
 
 
 @pytest.mark.parametrize("schedule", [*COSINES, *BETAS, *TO_ZERO, *IDDPM], ids=str)
 def test_cross_is_the_distance_of_two_levels(schedule: Schedule) -> None:
     t, s = np.linspace(0.1, 1, 50), np.linspace(0, 0.9, 50)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.level(t), schedule.level(s)
-    np.testing.assert_allclose(schedule.cross(t, s), sigma_t * alpha_s - alpha_t * sigma_s, rtol=1e-9)
+    chex.assert_trees_all_close(schedule.cross(t, s), sigma_t * alpha_s - alpha_t * sigma_s, rtol=1e-9)
     close = np.float32(np.linspace(1e-3, 1, 50)), np.float32(np.linspace(1e-3, 1, 50) - 1 / 8192)
     exact = schedule.cross(close[0].astype(np.float64), close[1].astype(np.float64))
     found = jax.jit(schedule.cross)(jnp.asarray(close[0]), jnp.asarray(close[1]))
     from_times = isinstance(schedule, (Cosine, VarianceExploding))
-    np.testing.assert_allclose(found, exact, rtol=5e-7 if from_times else 3e-6)  # which is alpha's
+    chex.assert_trees_all_close(found, exact, rtol=5e-7 if from_times else 3e-6)  # which is alpha's
 
 
 @pytest.mark.parametrize("schedule", [COSINES[1], *BETAS, *TO_ZERO, *IDDPM], ids=str)
@@ -213,12 +214,12 @@ def test_iddpms_cosine_is_its_formula(schedule: IDDPMCosine) -> None:
     tau = schedule.t_min + (schedule.t_max - schedule.t_min) * t
     angle, first = ((x + schedule.s) / (1 + schedule.s) * math.pi / 2 for x in (tau, 0.0))
     level = schedule.level(t)
-    np.testing.assert_allclose(level.alpha**2, np.cos(angle) ** 2 / math.cos(first) ** 2, rtol=1e-12)
+    chex.assert_trees_all_close(level.alpha**2, np.cos(angle) ** 2 / math.cos(first) ** 2, rtol=1e-12)
     # cos²(b) - cos²(a) = sin(a - b)·sin(a + b) does not cancel
     noise = np.sin(angle - first) * np.sin(angle + first) / math.cos(first) ** 2
-    np.testing.assert_allclose(level.sigma**2, noise, rtol=2e-8)
+    chex.assert_trees_all_close(level.sigma**2, noise, rtol=2e-8)
     inside = schedule.time(Level(np.cos(angle) / math.cos(first), np.sqrt(noise)))
-    np.testing.assert_allclose(inside, t, rtol=0, atol=1e-11)
+    chex.assert_trees_all_close(inside, t, rtol=0, atol=1e-11)
 
 
 def test_published_ends_of_iddpms_cosine() -> None:
@@ -235,17 +236,17 @@ def test_published_ends_of_iddpms_cosine() -> None:
 def test_linear_alphas_meet_linear_betas_at_the_knots(schedule: LinearAlphaDiscrete) -> None:
     same = LinearBetaDiscrete(schedule.steps, schedule.beta_start, schedule.beta_end, schedule.logsnr_max)
     knots = schedule.knots
-    np.testing.assert_array_equal(knots, np.arange(schedule.steps + 1) / schedule.steps)
-    np.testing.assert_array_equal(same.knots, knots)
+    chex.assert_trees_all_equal(knots, np.arange(schedule.steps + 1) / schedule.steps)
+    chex.assert_trees_all_equal(same.knots, knots)
     for found, expected in zip(schedule.level(knots), same.level(knots), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)  # sigma² has the digits of 1
+        chex.assert_trees_all_close(found, expected, rtol=1e-12, atol=1e-12)  # sigma² has the digits of 1
     for part in (0.25, 0.5, 0.9):
         between = schedule.level(knots[:-1] + part * np.diff(knots)).alpha ** 2
         abar = schedule.level(knots).alpha ** 2
-        np.testing.assert_allclose(between, (1 - part) * abar[:-1] + part * abar[1:], rtol=1e-13)
+        chex.assert_trees_all_close(between, (1 - part) * abar[:-1] + part * abar[1:], rtol=1e-13)
         logs = np.log(same.level(knots[:-1] + part * np.diff(knots)).alpha)
         ends = np.log(same.level(knots).alpha)
-        np.testing.assert_allclose(logs, (1 - part) * ends[:-1] + part * ends[1:], rtol=1e-11, atol=1e-15)
+        chex.assert_trees_all_close(logs, (1 - part) * ends[:-1] + part * ends[1:], rtol=1e-11, atol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -254,10 +255,10 @@ def test_linear_alphas_meet_linear_betas_at_the_knots(schedule: LinearAlphaDiscr
 def test_rates_are_derivatives_of_the_decay(schedule: Any) -> None:
     middles = (np.arange(50) + 0.5) / 50 + (0.2 / 1000 if schedule in LINEAR_ALPHAS[:1] else 0)  # between knots
     decay, h = lambda t: -np.log(schedule.level(t).alpha), 1e-5
-    np.testing.assert_allclose(schedule.rate(middles), (decay(middles + h) - decay(middles - h)) / (2 * h), rtol=1e-6)
+    chex.assert_trees_all_close(schedule.rate(middles), (decay(middles + h) - decay(middles - h)) / (2 * h), rtol=1e-6)
     if schedule in LINEAR_ALPHAS:
         knots = schedule.knots[:-1]
-        np.testing.assert_allclose(schedule.rate(knots), (decay(knots + h) - decay(knots)) / h, rtol=1e-2)
+        chex.assert_trees_all_close(schedule.rate(knots), (decay(knots + h) - decay(knots)) / h, rtol=1e-2)
         earlier = (decay(knots[1:6]) - decay(knots[1:6] - h)) / h
         assert (np.abs(schedule.rate(knots[1:6]) / earlier - 1) > 0.05).all(), "of later times, not of earlier ones"
 
@@ -266,27 +267,27 @@ def test_rates_are_derivatives_of_the_decay(schedule: Any) -> None:
 def test_cross_on_the_host(schedule: Schedule) -> None:
     t, s = np.linspace(0.1, 1, 50), np.linspace(0, 0.9, 50)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.level(t), schedule.level(s)
-    np.testing.assert_allclose(schedule.cross(t, s), sigma_t * alpha_s - alpha_t * sigma_s, rtol=1e-9)
-    np.testing.assert_allclose(schedule.cross(7 * t, 7 * s, 7), schedule.cross(t, s), rtol=1e-11)
+    chex.assert_trees_all_close(schedule.cross(t, s), sigma_t * alpha_s - alpha_t * sigma_s, rtol=1e-9)
+    chex.assert_trees_all_close(schedule.cross(7 * t, 7 * s, 7), schedule.cross(t, s), rtol=1e-11)
     assert not schedule.cross(t, t).any()
 
 
 def test_variance_exploding_keeps_the_image() -> None:
     sigma = np.array([80.0, 1.0, 0.0])
     level = VarianceExploding().level(sigma)
-    np.testing.assert_array_equal(level.alpha, 1)
-    np.testing.assert_array_equal(VarianceExploding().time(level), sigma)
+    chex.assert_trees_all_equal(level.alpha, 1)
+    chex.assert_trees_all_equal(VarianceExploding().time(level), sigma)
 
 
 def test_levels_from_logsnr() -> None:
     logsnr = np.array([-60.0, -20.0, -1.0, 0.0, 3.0, 20.0, 60.0])
     level = from_logsnr(logsnr)
-    np.testing.assert_allclose(level.alpha, 1 / np.sqrt(1 + np.exp(-logsnr)), rtol=1e-14)
-    np.testing.assert_allclose(level.sigma, 1 / np.sqrt(1 + np.exp(logsnr)), rtol=1e-14)
-    np.testing.assert_allclose(level.logsnr, logsnr, atol=1e-13)
-    np.testing.assert_allclose(level.snr, np.exp(logsnr), rtol=1e-12)
+    chex.assert_trees_all_close(level.alpha, 1 / np.sqrt(1 + np.exp(-logsnr)), rtol=1e-14)
+    chex.assert_trees_all_close(level.sigma, 1 / np.sqrt(1 + np.exp(logsnr)), rtol=1e-14)
+    chex.assert_trees_all_close(level.logsnr, logsnr, rtol=1e-7, atol=1e-13)
+    chex.assert_trees_all_close(level.snr, np.exp(logsnr), rtol=1e-12)
     single = from_logsnr(jnp.asarray(logsnr, jnp.float32))
-    np.testing.assert_allclose(single.sigma, level.sigma, rtol=3e-6)  # exp(-30) amplifies the rounding of its argument
+    chex.assert_trees_all_close(single.sigma, level.sigma, rtol=3e-6)  # exp(-30) amplifies the rounding of its argument
     clean = Level(np.float64(1), np.float64(0))
     assert clean.snr == clean.logsnr == np.inf and clean.angle == 0
 
@@ -299,19 +300,19 @@ def test_levels_from_logsnr() -> None:
 def test_grids_nest_bit_for_bit(k: int, steps: int) -> None:
     for schedule in (Cosine(), LinearBeta(), LinearBetaDiscrete()):
         coarse, fine = (grids.uniform(schedule, n) for n in (steps, k * steps))
-        assert coarse.alpha.shape == (steps + 1,)
+        chex.assert_shape(coarse.alpha, (steps + 1,))
         for some, all_ in zip(coarse, fine, strict=True):
-            np.testing.assert_array_equal(all_[::k], some)
-    np.testing.assert_array_equal(grids.uniform_times(k * steps)[::k], grids.uniform_times(steps))
+            chex.assert_trees_all_equal(all_[::k], some)
+    chex.assert_trees_all_equal(grids.uniform_times(k * steps)[::k], grids.uniform_times(steps))
 
 
 def test_a_grid_runs_from_noise_to_clean() -> None:
     grid = grids.uniform(Cosine(), 8)
-    np.testing.assert_allclose(grid.logsnr[[0, -1]], [-20, 20], rtol=1e-12)
+    chex.assert_trees_all_close(grid.logsnr[[0, -1]], np.array([-20, 20]), rtol=1e-12)
     assert (np.diff(grid.logsnr) > 0).all()
     clean = grids.clean_end(grid)
     assert (clean.alpha[-1], clean.sigma[-1]) == (1.0, 0.0)
-    np.testing.assert_array_equal(clean.at(slice(None, -1)).sigma, grid.sigma[:-1])
+    chex.assert_trees_all_equal(clean.at(slice(None, -1)).sigma, grid.sigma[:-1])
     assert grid.sigma[-1] > 0, "clean_end must copy"
     grids.check(clean)
 
@@ -335,8 +336,8 @@ def test_a_perfect_output_is_read_as_the_truth(prediction: str) -> None:
     found = parameterization.estimate(prediction, raw, Z, LEVELS)
     for name, value in TRUE.items():
         # z - alpha·x loses the digits of sigma·eps that alpha·x covers, hence 1e-16 / 7e-5
-        np.testing.assert_allclose(getattr(found, name), value, rtol=0, atol=2e-11, err_msg=name)
-    np.testing.assert_allclose(parameterization.to_x(prediction, raw, Z, LEVELS), X, rtol=0, atol=1e-11)
+        chex.assert_trees_all_close(getattr(found, name), value, rtol=0, atol=2e-11, custom_message=name)
+    chex.assert_trees_all_close(parameterization.to_x(prediction, raw, Z, LEVELS), X, rtol=0, atol=1e-11)
 
 
 CYCLES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
@@ -361,14 +362,18 @@ CYCLES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 def test_conversions_are_inverses(there: Callable[..., Any], back: Callable[..., Any]) -> None:
     any_value = images(3)  # not what made z: the conversions are inverse for any network output
     level, z = LEVELS.at(slice(1, -1)), Z[1:-1]
-    np.testing.assert_allclose(back(z, there(z, any_value[1:-1], level), level), any_value[1:-1], atol=1e-10)
+    chex.assert_trees_all_close(
+        back(z, there(z, any_value[1:-1], level), level), any_value[1:-1], rtol=1e-7, atol=1e-10
+    )
 
 
 def test_log_variances_follow_the_scale_of_x_and_eps() -> None:
     logvar = np.linspace(-3, 1, len(LEVELS.alpha))
     converted = parameterization.x_logvar_from_eps_logvar(logvar, LEVELS)
-    np.testing.assert_allclose(np.exp(converted), np.exp(logvar) * LEVELS.sigma**2 / LEVELS.alpha**2, rtol=1e-12)
-    np.testing.assert_allclose(parameterization.eps_logvar_from_x_logvar(converted, LEVELS), logvar, atol=1e-12)
+    chex.assert_trees_all_close(np.exp(converted), np.exp(logvar) * LEVELS.sigma**2 / LEVELS.alpha**2, rtol=1e-12)
+    chex.assert_trees_all_close(
+        parameterization.eps_logvar_from_x_logvar(converted, LEVELS), logvar, rtol=1e-7, atol=1e-12
+    )
 
 
 def test_clipping_acts_on_x_and_reaches_eps_and_v() -> None:
@@ -376,16 +381,19 @@ def test_clipping_acts_on_x_and_reaches_eps_and_v() -> None:
     for prediction in ("x", "eps", "v"):
         big = parameterization.estimate("x", np.full_like(z, 3.0), z, level)
         clipped = parameterization.estimate(prediction, getattr(big, prediction), z, level, clip=True)
-        np.testing.assert_allclose(np.ravel(clipped), [1, (1.5 - 0.6) / 0.8, 0.6 * (0.9 / 0.8) - 0.8], rtol=1e-12)
+        chex.assert_trees_all_close(
+            np.ravel(clipped), np.array([1, (1.5 - 0.6) / 0.8, 0.6 * (0.9 / 0.8) - 0.8]), rtol=1e-12
+        )
 
 
 def test_two_heads_weigh_by_the_noise() -> None:
     raw = np.concatenate([X + 1, EPS], axis=-1)  # only the x head errs
     wrong = parameterization.to_x("both", raw, Z, LEVELS) - X
-    np.testing.assert_allclose(wrong, np.broadcast_to(LEVELS.expand(X).sigma ** 2, X.shape), atol=1e-11)
-    np.testing.assert_array_equal(parameterization.x_head("both", raw, Z, LEVELS), X + 1)
-    np.testing.assert_array_equal(parameterization.x_head("v", TRUE["v"], Z, LEVELS),
-                                  parameterization.to_x("v", TRUE["v"], Z, LEVELS))  # fmt: skip
+    chex.assert_trees_all_close(wrong, np.broadcast_to(LEVELS.expand(X).sigma ** 2, X.shape), rtol=1e-7, atol=1e-11)
+    chex.assert_trees_all_equal(parameterization.x_head("both", raw, Z, LEVELS), X + 1)
+    chex.assert_trees_all_equal(
+        parameterization.x_head("v", TRUE["v"], Z, LEVELS), parameterization.to_x("v", TRUE["v"], Z, LEVELS)
+    )
 
 
 @pytest.mark.parametrize("prediction", parameterization.PREDICTIONS)
@@ -393,7 +401,7 @@ def test_x_error_is_x_hat_minus_x(prediction: str) -> None:
     level, z, x, eps = LEVELS.at(slice(1, -1)), Z[1:-1], X[1:-1], EPS[1:-1]
     raw = RAW[prediction][1:-1] + images(5, RAW[prediction].shape[-1])[1:-1]
     expected = parameterization.to_x(prediction, raw, z, level) - x
-    np.testing.assert_allclose(
+    chex.assert_trees_all_close(
         parameterization.x_error(prediction, raw, x, eps, level), expected, rtol=1e-9, atol=1e-11
     )
 
@@ -415,7 +423,7 @@ def test_x_error_does_not_cancel_near_zero_noise(prediction: str) -> None:
     def error(found: np.ndarray) -> float:
         return float(np.max(np.linalg.norm(found - exact, axis=(1, 2)) / np.linalg.norm(exact, axis=(1, 2))))
 
-    assert careful.dtype == np.float32
+    chex.assert_type(careful, np.float32)
     assert error(careful) < 3e-5 < 3e-2 < error(naive)
 
 
@@ -432,12 +440,12 @@ def test_time_inputs() -> None:
     }
     assert set(expected) == set(LOGSNR_INPUTS)
     for kind, value in expected.items():
-        np.testing.assert_allclose(LogsnrInput(kind).fraction(level), value, rtol=1e-9, atol=1e-12)
-        np.testing.assert_allclose(LogsnrInput(kind).time(level), 1000 * value, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(LogsnrInput().fraction(level), t, atol=6e-5)
+        chex.assert_trees_all_close(LogsnrInput(kind).fraction(level), value, rtol=1e-9, atol=1e-12)
+        chex.assert_trees_all_close(LogsnrInput(kind).time(level), 1000 * value, rtol=1e-9, atol=1e-9)
+    chex.assert_trees_all_close(LogsnrInput().fraction(level), t, rtol=1e-7, atol=6e-5)
     far = from_logsnr(np.array([-50.0, -20.0, 20.0, 50.0]))
     noisy, _, _, clean = LogsnrInput().fraction(far)
-    np.testing.assert_allclose(LogsnrInput().fraction(far), [noisy, noisy, clean, clean], rtol=1e-14)
+    chex.assert_trees_all_close(LogsnrInput().fraction(far), np.array([noisy, noisy, clean, clean]), rtol=1e-14)
     assert 0 < clean < 1e-4 and noisy == pytest.approx(1 - clean)
 
 
@@ -448,16 +456,16 @@ def test_the_deterministic_step() -> None:
     t, s = LEVELS.at(slice(None, -1)), LEVELS.at(slice(1, None))
     x, eps = X[:-1], EPS[:-1]
     moved = forward.ddim_step(forward.diffuse(x, eps, t), x, t, s)
-    np.testing.assert_allclose(moved, forward.diffuse(x, eps, s), atol=1e-11)
+    chex.assert_trees_all_close(moved, forward.diffuse(x, eps, s), rtol=1e-7, atol=1e-11)
     clean = Level(np.ones(len(x)), np.zeros(len(x)))
-    np.testing.assert_array_equal(forward.ddim_step(Z[:-1], x, t, clean), x)
+    chex.assert_trees_all_equal(forward.ddim_step(Z[:-1], x, t, clean), x)
 
 
 def test_the_marginal() -> None:
     marginal = forward.marginal(X, LEVELS)
-    np.testing.assert_array_equal(marginal.mean, LEVELS.expand(X).alpha * X)
-    np.testing.assert_allclose(marginal.std, LEVELS.expand(X).sigma, rtol=1e-12)
-    np.testing.assert_allclose(marginal.var, LEVELS.expand(X).sigma ** 2, rtol=1e-12)
+    chex.assert_trees_all_equal(marginal.mean, LEVELS.expand(X).alpha * X)
+    chex.assert_trees_all_close(marginal.std, LEVELS.expand(X).sigma, rtol=1e-12)
+    chex.assert_trees_all_close(marginal.var, LEVELS.expand(X).sigma ** 2, rtol=1e-12)
 
 
 PAIRS = [(1.0, 0.9), (0.7, 0.2), (0.51, 0.5), (0.1, 0.0)]
@@ -481,17 +489,17 @@ def test_the_posterior_is_gaussian_conditioning(times: tuple[float, float]) -> N
     t, s = (Cosine(-8, 8).level(np.float64(time)) for time in times)
     gain, from_x, variance = conditioned(t, s)
     found = forward.posterior(Z, X, t, s)
-    np.testing.assert_allclose(found.mean, gain * Z + from_x * X, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(found.var, variance, rtol=1e-9)
+    chex.assert_trees_all_close(found.mean, gain * Z + from_x * X, rtol=1e-9, atol=1e-12)
+    chex.assert_trees_all_close(found.var, variance, rtol=1e-9)
     large = forward.posterior(Z, X, t, s, gamma=1.0)
     half = forward.posterior(Z, X, t, s, gamma=0.5)
-    np.testing.assert_array_equal(large.mean, found.mean)
-    np.testing.assert_allclose(large.var, variance * t.sigma**2 / s.sigma**2, rtol=1e-9)
-    np.testing.assert_allclose(half.logvar, (large.logvar + found.logvar) / 2, rtol=1e-12)
+    chex.assert_trees_all_equal(large.mean, found.mean)
+    chex.assert_trees_all_close(large.var, variance * t.sigma**2 / s.sigma**2, rtol=1e-9)
+    chex.assert_trees_all_close(half.logvar, (large.logvar + found.logvar) / 2, rtol=1e-12)
     # 'large' is the variance of z_t given z_s
-    np.testing.assert_allclose(large.var, t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2, rtol=1e-9)
+    chex.assert_trees_all_close(large.var, t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2, rtol=1e-9)
     uncertain = forward.posterior(Z, X, t, s, x_logvar=np.log(0.3))
-    np.testing.assert_allclose(uncertain.var, conditioned(t, s, x_var=0.3)[2], rtol=1e-9)
+    chex.assert_trees_all_close(uncertain.var, conditioned(t, s, x_var=0.3)[2], rtol=1e-9)
 
 
 # --- likelihood
@@ -506,21 +514,22 @@ def test_kl_of_gaussians() -> None:
         return -0.5 * ((grid - g.mean) ** 2 / g.var + g.logvar + math.log(2 * math.pi))
 
     integral = np.trapezoid(np.exp(log_density(p)) * (log_density(p) - log_density(q)), grid, axis=0)
-    np.testing.assert_allclose(likelihood.gaussian_kl(p, q), integral, rtol=1e-6)
-    np.testing.assert_array_equal(likelihood.gaussian_kl(p, p), 0)
+    chex.assert_trees_all_close(likelihood.gaussian_kl(p, q), integral, rtol=1e-6)
+    chex.assert_trees_all_equal(likelihood.gaussian_kl(p, p), 0)
     assert (np.asarray(likelihood.gaussian_kl(p, q)) > 0).all()
 
 
 def test_the_bound_in_bits() -> None:
     t, s = (Cosine(-8, 8).level(np.full(len(X), time)) for time in (0.7, 0.4))
     z = forward.diffuse(X, EPS, t)
-    np.testing.assert_array_equal(likelihood.posterior_kl_bits(z, X, X, t, s, gamma=0.0), 0)
+    chex.assert_trees_all_equal(likelihood.posterior_kl_bits(z, X, X, t, s, gamma=0.0), 0)
     x_hat = X + images(7)
     _, from_x, variance = conditioned(t.at(0), s.at(0))
     expected = from_x**2 * np.mean((x_hat - X) ** 2, axis=(1, 2, 3)) / (2 * variance * math.log(2))
-    np.testing.assert_allclose(likelihood.posterior_kl_bits(z, X, x_hat, t, s, gamma=0.0), expected, rtol=1e-9)
+    chex.assert_trees_all_close(likelihood.posterior_kl_bits(z, X, x_hat, t, s, gamma=0.0), expected, rtol=1e-9)
     bits = likelihood.posterior_kl_bits(z, X, x_hat, t, s)
-    assert bits.shape == (len(X),) and (bits > 0).all()
+    chex.assert_shape(bits, (len(X),))
+    assert (bits > 0).all()
 
 
 def bin_probability(x: Any, mean: Any, scale: Any) -> np.ndarray:
@@ -540,12 +549,12 @@ def test_likelihood_of_8_bit_images() -> None:
     exact = bin_probability(wide_x, wide_mean, np.exp(wide_log_scale))
     assert (exact > 1e-12).mean() > 0.3 and (exact < 1e-12).mean() > 0.1
     found = jax.jit(likelihood.discretized_gaussian_log_likelihood)(*map(jnp.asarray, (x, mean, log_scale)))
-    np.testing.assert_allclose(found, np.log(np.maximum(exact, 1e-12)), rtol=2e-5, atol=2e-5)
+    chex.assert_trees_all_close(found, np.log(np.maximum(exact, 1e-12)), rtol=2e-5, atol=2e-5)
     # far in the tails too, where float32 has no probability left
     unbounded = likelihood.discretized_gaussian_log_likelihood(*map(jnp.asarray, (x, mean, log_scale)), least=0.0)
     tiny = (exact > 1e-300) & (exact < 1e-45)
     assert tiny.sum() > 50 and np.isfinite(unbounded).all()
-    np.testing.assert_allclose(unbounded[tiny], np.log(exact[tiny]), rtol=2e-5)
+    chex.assert_trees_all_close(unbounded[tiny], np.log(exact[tiny]), rtol=2e-5)
 
 
 @pytest.mark.parametrize(("mean", "log_scale"), [(0.3, -2.0), (-0.9, 0.0), (1.5, -3.0), (0.2, -9.0)])
@@ -571,7 +580,7 @@ def test_weightings_are_errors_of_other_quantities() -> None:
     assert set(same) == set(weighting.WEIGHTINGS)
     for name, quantity in same.items():
         weighted = weighting.WEIGHTINGS[name](level) * squared["x"]
-        np.testing.assert_allclose(weighted, squared[quantity], rtol=1e-8, err_msg=name)
+        chex.assert_trees_all_close(weighted, squared[quantity], rtol=1e-8, custom_message=name)
 
 
 @pytest.mark.parametrize("prediction", parameterization.PREDICTIONS)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,7 +114,7 @@ def test_the_exact_classifier_makes_the_unconditional_denoiser_conditional(level
     found, wanted = guided(z, levels, labels), Classes()(Z, level, LABELS)
     assert isinstance(found, jax.Array if device else np.ndarray)
     assert found.dtype == (np.float32 if device else np.float64)
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-5 if device else 1e-12)
+    chex.assert_trees_all_close(found, wanted, rtol=0, atol=2e-5 if device else 1e-12)
     assert np.abs(wanted - Classes()(Z, level)).max() > 0.3, "there must be something to guide"
 
 
@@ -125,13 +126,13 @@ def test_classifier_free_scales(level: Level, network: str) -> None:
     own: dict[str, Any] = {"null_label": NULL} if network == "one" else {"unconditional": exact}
     free = lambda s: ClassifierFree(exact, s, **own)(Z, level, LABELS)  # noqa: E731
     x_u, x_c = exact(Z, level), exact(Z, level, LABELS)
-    np.testing.assert_array_equal(free(1), x_c)
-    np.testing.assert_allclose(free(np.ones(8)), x_c, rtol=0, atol=1e-14)
-    np.testing.assert_allclose(free(0.0), x_u, rtol=0, atol=1e-14)
+    chex.assert_trees_all_equal(free(1), x_c)
+    chex.assert_trees_all_close(free(np.ones(8)), x_c, rtol=0, atol=1e-14)
+    chex.assert_trees_all_close(free(0.0), x_u, rtol=0, atol=1e-14)
     eps_u, eps_c = eps_from_x(Z, x_u, level), eps_from_x(Z, x_c, level)
     scales = np.linspace(-1, 4, 8)
     wanted = eps_u + expand(scales, Z) * (eps_c - eps_u)  # as the papers write it
-    np.testing.assert_allclose(eps_from_x(Z, free(scales), level), wanted, rtol=0, atol=1e-10)
+    chex.assert_trees_all_close(eps_from_x(Z, free(scales), level), wanted, rtol=0, atol=1e-10)
 
 
 @pytest.mark.fast
@@ -149,7 +150,7 @@ def test_classifier_guidance_of_noise(level: Level, scale: Any) -> None:
         gradient[:, *pixel] = (slope[0] - slope[1]) / (2 * step)
     sigma = level.expand(Z).sigma
     wanted = eps_from_x(Z, exact(Z, level, LABELS), level) - expand(scale, Z) * sigma * gradient
-    np.testing.assert_allclose(eps_from_x(Z, found, level), wanted, rtol=1e-6, atol=1e-6)
+    chex.assert_trees_all_close(eps_from_x(Z, found, level), wanted, rtol=1e-6, atol=1e-6)
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -192,7 +193,7 @@ def test_an_unconditional_network_of_its_own(null_label: int | None, told: Any) 
     found = ClassifierFree(watched, 3.0, null_label, other)(Z, LEVELS["VP"], LABELS)
     assert other.calls == [(8, told)]
     assert watched.calls == [(8, list(LABELS))]
-    np.testing.assert_allclose(found, 3 * Classes()(Z, LEVELS["VP"], LABELS), rtol=1e-14)
+    chex.assert_trees_all_close(found, 3 * Classes()(Z, LEVELS["VP"], LABELS), rtol=1e-14)
 
 
 @pytest.mark.fast
@@ -212,9 +213,9 @@ def test_a_sample_does_not_depend_on_its_batch(guide: Callable[[Any], Any]) -> N
     for i in range(8):
         one = slice(i, i + 1)
         alone = guide(float(scales[i]))(Z[one], level.at(one), LABELS[one])
-        np.testing.assert_allclose(alone, together[one], rtol=0, atol=1e-13)
+        chex.assert_trees_all_close(alone, together[one], rtol=0, atol=1e-13)
     same = Level(*(a[3] for a in level))  # a level of all samples
-    np.testing.assert_allclose(guide(scales)(Z, same, LABELS)[3], together[3], rtol=0, atol=1e-13)
+    chex.assert_trees_all_close(guide(scales)(Z, same, LABELS)[3], together[3], rtol=0, atol=1e-13)
 
 
 # --- sampling
@@ -281,7 +282,7 @@ def test_guidance_on_all_devices(toy_networks: None) -> None:
         guided = jax.device_put(ClassifierFree(denoise, 2.0, NULL), replicated(mesh))
         z, level, labels = jax.device_put(on_device(Z, LEVELS["VP"], LABELS), split(mesh))
         found.append(np.asarray(jax.jit(lambda d, *inputs: d(*inputs))(guided, z, level, labels)))
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(found[0], found[1], rtol=1e-5, atol=1e-5)
     unguided = denoise(*on_device(Z, LEVELS["VP"], LABELS))
     assert np.abs(found[0] - unguided).max() > 1e-2
 
@@ -303,7 +304,7 @@ def test_dynamic_thresholding(quantile: float, floor: float, device: bool) -> No
     size = 24 * quantile * np.array([0.02, 0.05, 0.1, 0.5])  # of equally spaced values, by linear interpolation
     size = np.maximum(size, floor)[:, None, None, None]
     wanted = np.where(np.abs(images) < size, images / size, np.sign(images))
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 if device else 1e-15)
+    chex.assert_trees_all_close(found, wanted, rtol=0, atol=1e-6 if device else 1e-15)
     assert found.dtype == x.dtype
     assert np.abs(found).max() <= 1
 
@@ -314,7 +315,7 @@ def test_thresholding_leaves_images_in_range_alone_and_can_be_jitted() -> None:
     z, level = on_device(0.3 * Z, Level(np.ones(8), 0 * np.ones(8) + 0.1))
     plain = denoise(z, level)
     found = jax.jit(lambda d, z, level: d(z, level))(Thresholded(denoise), z, level)
-    np.testing.assert_allclose(found, plain, rtol=0, atol=1e-7)
+    chex.assert_trees_all_close(found, plain, rtol=0, atol=1e-7)
     assert np.abs(plain).max() > 0.1
 
 

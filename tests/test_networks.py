@@ -164,8 +164,10 @@ def test_output_is_that_of_the_published_program(name: str, tolerance: float) ->
     for path, (mean, rms) in meta["intermediates"].items():
         if path in seen and not path.endswith("norm2/__call__"):  # norm2 here includes the FiLM
             value = np.asarray(seen[path][0], np.float64)
-            np.testing.assert_allclose([value.mean(), np.sqrt((value**2).mean())], [mean, rms], atol=tolerance)
-    np.testing.assert_allclose(out, record["f64/out"], atol=tolerance, rtol=0)
+            chex.assert_trees_all_close(
+                np.array([value.mean(), np.sqrt((value**2).mean())]), np.array([mean, rms]), rtol=1e-7, atol=tolerance
+            )
+    chex.assert_trees_all_close(out, record["f64/out"], atol=tolerance, rtol=0)
 
 
 @needs_golden
@@ -200,7 +202,7 @@ def test_sinusoidal_features(width: int) -> None:
     features = layers.sinusoidal_features(jnp.asarray(time, jnp.float32), width)
     angles = time[:, None] * 10_000.0 ** (-np.arange(4) / 3)
     expected = np.concatenate([np.sin(angles), np.cos(angles), np.zeros((3, width - 8))], axis=-1)
-    np.testing.assert_allclose(features, expected, atol=1e-4)
+    chex.assert_trees_all_close(features, expected, rtol=1e-7, atol=1e-4)
 
 
 def test_group_norm_with_film_is_the_formula_and_survives_a_large_mean() -> None:
@@ -212,7 +214,7 @@ def test_group_norm_with_film_is_the_formula_and_survives_a_large_mean() -> None
     normal = ((groups - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape)
     expected = normal * scale[:, None, None] + shift[:, None, None]
     out = layers.group_norm(jnp.asarray(x), jnp.asarray(scale, jnp.float32), jnp.asarray(shift, jnp.float32))
-    np.testing.assert_allclose(out, expected, atol=1e-3)  # float32 rounds x = 300 to 3e-5
+    chex.assert_trees_all_close(out, expected, rtol=1e-7, atol=1e-3)  # float32 rounds x = 300 to 3e-5
 
 
 def test_group_norm_gradient_is_that_of_the_plain_formula() -> None:
@@ -236,14 +238,14 @@ def test_group_norm_gradient_is_that_of_the_plain_formula() -> None:
 def test_upsample_then_downsample_is_the_identity() -> None:
     x, _ = images(size=4)
     chex.assert_trees_all_equal(layers.downsample(layers.upsample(x)), x)
-    np.testing.assert_array_equal(layers.upsample(x)[:, 2:4, 6:8], np.broadcast_to(x[:, 1:2, 3:4], (3, 2, 2, 2)))
+    chex.assert_trees_all_equal(layers.upsample(x)[:, 2:4, 6:8], np.broadcast_to(x[:, 1:2, 3:4], (3, 2, 2, 2)))
 
 
 def test_strided_convolution_pads_after_the_image() -> None:
     """Stride 2 at even sizes: the first window starts on the first pixel (BTD, DDPM), not before it."""
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     kernel = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1.0)
-    np.testing.assert_array_equal(layers.convolution(x, kernel, stride=2)[0, :, :, 0], [[0, 2], [8, 10]])
+    chex.assert_trees_all_equal(layers.convolution(x, kernel, stride=2)[0, :, :, 0], np.array([[0, 2], [8, 10]]))
 
 
 def test_attention_heads_are_separate() -> None:
@@ -274,8 +276,8 @@ def test_filters_are_their_definition(taps: tuple[int, ...], padding: int | None
             if 0 <= (y := 2 * a + j - p) < up.shape[1] and 0 <= (z := 2 * b + k - p) < up.shape[2]:
                 up[:, y, z] += 4 * filter[j, k] * x[:, a, b]
     filter, x = jnp.asarray(filter, jnp.float32), jnp.asarray(x, jnp.float32)
-    np.testing.assert_allclose(layers.filter_down(x, filter, padding), down, atol=1e-5)
-    np.testing.assert_allclose(layers.filter_up(x, filter, padding), up, atol=1e-5)
+    chex.assert_trees_all_close(layers.filter_down(x, filter, padding), down, rtol=1e-7, atol=1e-5)
+    chex.assert_trees_all_close(layers.filter_up(x, filter, padding), up, rtol=1e-7, atol=1e-5)
 
 
 def test_the_box_filter_is_the_mean_of_four_and_four_equal_pixels() -> None:
@@ -305,7 +307,7 @@ def test_fourier_features() -> None:
     angles = 2 * np.pi * time[:, None] * frequencies
     expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
     out = layers.fourier_features(*(jnp.asarray(a, jnp.float32) for a in (time, frequencies)))
-    np.testing.assert_allclose(out, expected, atol=5e-5)
+    chex.assert_trees_all_close(out, expected, rtol=1e-7, atol=5e-5)
 
 
 def test_groups_of_a_norm() -> None:
@@ -335,8 +337,8 @@ def test_initial_values_have_the_variance_of_their_rule(rule: str, role: Any, ke
     rules = layers.initial(rule, 40, 60, role)
     for name, variance in {"kernel_init": kernel, "bias_init": bias}.items():
         values = np.asarray(rules[name](jax.random.key(0), (40, 600), jnp.float32), np.float64)
-        np.testing.assert_allclose(values.var(), variance, rtol=0.05)
-        np.testing.assert_allclose(values.mean(), 0, atol=0.03 * variance**0.5)
+        chex.assert_trees_all_close(values.var(), variance, rtol=0.05)
+        chex.assert_trees_all_close(values.mean(), 0, rtol=1e-7, atol=0.03 * variance**0.5)
 
 
 # ------------------------------------------------------------- EDM's networks
@@ -532,7 +534,7 @@ def test_bfloat16_computes_coarsely_with_float32_parameters_and_output() -> None
     initial = jax.eval_shape(net.init, jax.random.key(0), x, time)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(initial))
     coarse, fine = (evaluate(n, params, x, time) for n in (net, UNet(**TINY)))
-    assert coarse.dtype == jnp.float32
+    chex.assert_type(coarse, jnp.float32)
     error = float(jnp.sqrt(jnp.mean((coarse - fine) ** 2)) / jnp.std(fine))
     assert 1e-5 < error < 0.05
 

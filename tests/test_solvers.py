@@ -143,8 +143,8 @@ def test_a_sample_does_not_depend_on_the_devices(variant: str, tiny_model: Model
         drawn = sampling.integrate(denoise, table, start, row_noise=None if table.deterministic else own)
         assert len(drawn.devices()) == devices
         found.append((np.asarray(start), np.asarray(drawn)))
-    np.testing.assert_array_equal(found[0][0], found[1][0])
-    np.testing.assert_allclose(found[0][1], found[1][1], rtol=0, atol=1e-5)
+    chex.assert_trees_all_equal(found[0][0], found[1][0])
+    chex.assert_trees_all_close(found[0][1], found[1][1], rtol=0, atol=1e-5)
 
 
 @every_solver
@@ -155,7 +155,7 @@ def test_states_are_what_the_network_saw(variant: str, loop: str, exact: Denoise
     keys = sampling.sample_keys(key, np.arange(3))
     start = float(table.init) * sampling.noise(keys, 0, SHAPE) + float(table.noise[0]) * sampling.noise(keys, 1, SHAPE)
     # other programs of the compiler may round otherwise
-    close = partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
+    close = partial(chex.assert_trees_all_close, rtol=0, atol=1e-6)
     close(seen[-1], sampling.sample(key, exact, table, (3, *SHAPE)))
     close(seen[0], start)
     short = jax.tree.map(lambda a: a[:4] if np.ndim(a) else a, table)
@@ -199,7 +199,7 @@ def test_labels_reach_the_network(loop: str) -> None:
             return jnp.broadcast_to(labels[:, None, None, None].astype(z.dtype), z.shape)
 
     drawn = sampling.sample(jax.random.key(0), Label(), table_of("ddim", 2), (3, *SHAPE), jnp.array([4, 0, 2]))
-    np.testing.assert_array_equal(drawn, np.broadcast_to(np.reshape([4.0, 0, 2], (3, 1, 1, 1)), (3, *SHAPE)))
+    chex.assert_trees_all_equal(drawn, np.broadcast_to(np.reshape([4.0, 0, 2], (3, 1, 1, 1)), (3, *SHAPE)))
 
 
 # --- DDIM
@@ -228,9 +228,9 @@ def test_ddim_is_exact_for_a_single_point(steps: int) -> None:
     first, last = (Cosine().level(np.float64(t)) for t in (1.0, 0.0))
     expected = last.alpha * 0.7 + last.sigma * (start - first.alpha * 0.7) / first.sigma
     found = sampling.integrate(point, table_of("ddim", steps, clean=False), start)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-7)
+    chex.assert_trees_all_close(found, expected, rtol=0, atol=5e-7)
     clean = sampling.integrate(point, table_of("ddim", steps), start)
-    np.testing.assert_allclose(clean, np.full_like(clean, 0.7), rtol=1e-7)
+    chex.assert_trees_all_close(clean, np.full_like(clean, 0.7), rtol=1e-7)
 
 
 @pytest.mark.fast
@@ -239,7 +239,7 @@ def test_ddim_for_variance_exploding_levels_is_euler() -> None:
     table = ddim(VarianceExploding().level(sigma)).plain()
     # y + (sigma_s - sigma_t)·(y - x_hat)/sigma_t
     slope = np.diff(sigma) / sigma[:-1]
-    np.testing.assert_allclose(table.weights[:, 0, :], np.stack([1 + slope, -slope], axis=1), rtol=1e-15)
+    chex.assert_trees_all_close(table.weights[:, 0, :], np.stack([1 + slope, -slope], axis=1), rtol=1e-15)
 
 
 @pytest.mark.fast
@@ -249,7 +249,7 @@ def test_tables_compose(exact: Denoiser) -> None:
     whole = sampling.integrate(exact, ddim(grid), start)
     first, second = ddim(grid.at(slice(None, 6))), ddim(grid.at(slice(5, None)))
     assert first.nfe + second.nfe == 12
-    np.testing.assert_array_equal(sampling.integrate(exact, second, sampling.integrate(exact, first, start)), whole)
+    chex.assert_trees_all_equal(sampling.integrate(exact, second, sampling.integrate(exact, first, start)), whole)
 
 
 # --- the ancestral sampler
@@ -265,9 +265,9 @@ def test_ancestral_steps_are_draws_from_the_posterior(gamma: float, exact: Denoi
     for k in range(4):
         t, s = (Level(*(jnp.full(3, a, jnp.float32) for a in grid.at(j))) for j in (k, k + 1))
         posterior = forward.posterior(seen[k], exact(seen[k], t), t, s, gamma)
-        np.testing.assert_allclose(seen[k + 1], posterior.mean + posterior.std * recorded[k + 1], atol=3e-6)
+        chex.assert_trees_all_close(seen[k + 1], posterior.mean + posterior.std * recorded[k + 1], rtol=1e-7, atol=3e-6)
     last = Level(*(jnp.full(3, a, jnp.float32) for a in grid.at(4)))
-    np.testing.assert_allclose(seen[-1], exact(seen[4], last), atol=1e-6)
+    chex.assert_trees_all_close(seen[-1], exact(seen[4], last), rtol=1e-7, atol=1e-6)
 
 
 @pytest.mark.parametrize(("gamma", "steps"), [(0.0, 8), (0.0, 256), (1.0, 256)])
@@ -362,9 +362,9 @@ def test_order_of_the_ablation(
 def test_heun_tries_a_step_of_ddim_and_shares_its_start(kind: str) -> None:
     grid = SMOOTH[kind](9)
     table, first = heun(grid).plain(), ddim(grid).plain()
-    np.testing.assert_allclose(table.weights[::2, 0, [0, 2]], first.weights[:, 0], rtol=1e-12)
-    np.testing.assert_allclose(np.stack(table.level)[:, ::2], np.stack(first.level), rtol=1e-15)
-    np.testing.assert_allclose(np.stack(table.level)[:, 1::2], np.stack(grid)[:, 1:], rtol=1e-15)
+    chex.assert_trees_all_close(table.weights[::2, 0, [0, 2]], first.weights[:, 0], rtol=1e-12)
+    chex.assert_trees_all_close(np.stack(table.level)[:, ::2], np.stack(first.level), rtol=1e-15)
+    chex.assert_trees_all_close(np.stack(table.level)[:, 1::2], np.stack(grid)[:, 1:], rtol=1e-15)
     assert table.init == pytest.approx(first.init, rel=1e-15)
     assert SOLVERS["euler"] is ddim
 
@@ -379,8 +379,8 @@ def test_heun_for_vp_is_heun_for_ve_in_z_over_alpha(options: dict[str, Any], gau
     seen = run_host(vp, optimal(gaussian), start * vp.level.alpha[0] / vp.init, row_noise=row_noise, states=True)
     also = run_host(ve, optimal(gaussian), start / ve.init, row_noise=row_noise, states=True)
     scale = np.append(vp.level.alpha, 1.0).reshape(-1, 1, 1, 1, 1)
-    np.testing.assert_allclose(seen / scale, also, rtol=1e-10)
-    np.testing.assert_allclose(vp.level.sigma / vp.level.alpha, ve.level.sigma, rtol=1e-14)
+    chex.assert_trees_all_close(seen / scale, also, rtol=1e-10)
+    chex.assert_trees_all_close(vp.level.sigma / vp.level.alpha, ve.level.sigma, rtol=1e-14)
 
 
 @pytest.mark.fast
@@ -391,15 +391,17 @@ def test_a_table_of_two_levels_is_one_step(kind: str) -> None:
     for k in range(6):
         step = heun(grid.at(slice(k, k + 2))).plain()
         assert step.nfe == 2 and step.deterministic
-        np.testing.assert_allclose(step.weights, whole.weights[2 * k : 2 * k + 2], rtol=1e-12)
+        chex.assert_trees_all_close(step.weights, whole.weights[2 * k : 2 * k + 2], rtol=1e-12)
         sigma = (grid.sigma / grid.alpha)[k : k + 2]
         weight = sigma[0] / (2 * sigma[1])
         (first, second), (to_first, _, to_second) = step.weights[0], step.weights[1][0]
         from_first, total = to_first * first[2], to_first * first[2] + to_second
-        np.testing.assert_allclose([from_first / total, to_second / total], [1 - weight, weight], rtol=1e-11)
+        chex.assert_trees_all_close(
+            np.array([from_first / total, to_second / total]), np.array([1 - weight, weight]), rtol=1e-11
+        )
         assert second[0] == grid.alpha[k] ** -1
     last = grids.clean_end(grid.at(slice(5, None)))
-    np.testing.assert_array_equal(heun(last).plain().weights[:, 0], [[0, 1]])
+    chex.assert_trees_all_equal(heun(last).plain().weights[:, 0], np.array([[0, 1]]))
     assert (heun(grids.clean_end(grid)).nfe, whole.nfe) == (11, 12)
 
 
@@ -412,7 +414,7 @@ def test_second_order_steps_are_exact_for_a_single_point(kind: str, alpha: float
     first, last = grid.at(0), grid.at(-1)
     table = heun(grid, alpha)
     expected = last.alpha * 0.7 + last.sigma * (table.init * start - first.alpha * 0.7) / first.sigma
-    np.testing.assert_allclose(run_host(table, optimal(point), start), expected, rtol=1e-11, atol=1e-11)
+    chex.assert_trees_all_close(run_host(table, optimal(point), start), expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.fast
@@ -439,11 +441,11 @@ def test_churn_raises_the_noise_where_it_should() -> None:
     inside = (sigma >= 0.1) & (sigma <= 30)
     assert 0 < inside.sum() < 9
     raised = np.where(inside, sigma * 1.3, sigma)  # gamma = 3/10
-    np.testing.assert_allclose(table.level.sigma[::2], raised, rtol=1e-14)
-    np.testing.assert_allclose(table.noise[::2], 1.01 * np.sqrt(raised**2 - sigma**2), rtol=1e-14)
+    chex.assert_trees_all_close(table.level.sigma[::2], raised, rtol=1e-14)
+    chex.assert_trees_all_close(table.noise[::2], 1.01 * np.sqrt(raised**2 - sigma**2), rtol=1e-14)
     assert not table.noise[1::2].any()
     strongest = heun(grid, s_churn=1e3).level.sigma[::2]
-    np.testing.assert_allclose(strongest, sigma * np.sqrt(2), rtol=1e-14)
+    chex.assert_trees_all_close(strongest, sigma * np.sqrt(2), rtol=1e-14)
     for quiet in (heun(grid, s_churn=0.0, s_noise=2.0), heun(grid, s_churn=3.0, s_min=100.0)):
         assert quiet.deterministic
         chex.assert_trees_all_equal(quiet, heun(grid))
@@ -472,7 +474,7 @@ def test_the_host_and_the_engine_agree(variant: str, exact: Denoiser, gaussian: 
     on_host = run_host(table, optimal(gaussian), start, row_noise=row_noise, states=True)
     arrays = (jnp.asarray(a, jnp.float32) for a in (start, row_noise))
     on_device = sampling.integrate(exact, table, next(arrays), row_noise=next(arrays), states=True)
-    np.testing.assert_allclose(on_device, on_host, rtol=0, atol=2e-5 * max(1.0, float(table.init)))
+    chex.assert_trees_all_close(on_device, on_host, rtol=0, atol=2e-5 * max(1.0, float(table.init)))
 
 
 @pytest.mark.fast
@@ -489,26 +491,28 @@ def test_sampling_of_ve_levels_starts_at_their_noise(solver: Callable[..., Table
 @pytest.mark.parametrize("name", grids.DISCRETIZATIONS)
 def test_discretizations_run_from_the_most_noise_to_none(name: str) -> None:
     grid = grids.discretized(name, 20, 0.01, 40.0)
-    assert grid.sigma.shape == (21,) and grid.sigma[-1] == 0 and (grid.alpha == 1).all()
+    chex.assert_shape(grid.sigma, (21,))
+    assert grid.sigma[-1] == 0
+    assert (grid.alpha == 1).all()
     grids.check(grid)
     slack = 0.25 if name == "iddpm" else 1e-9  # its levels are given
-    np.testing.assert_allclose(grid.sigma[[0, -2]], [40.0, 0.01], rtol=slack)
+    chex.assert_trees_all_close(grid.sigma[[0, -2]], np.array([40.0, 0.01]), rtol=slack)
     within = grids.discretized(name, 20, 0.01, 40.0, within=(0.5, 3.0))
-    np.testing.assert_allclose(within.sigma[[0, -2]], [3.0, 0.5], rtol=slack)
+    chex.assert_trees_all_close(within.sigma[[0, -2]], np.array([3.0, 0.5]), rtol=slack)
 
 
 @pytest.mark.fast
 def test_shapes_of_the_discretizations() -> None:
     linear = grids.edm(9, 1.0, 9.0, rho=1.0)
-    np.testing.assert_allclose(linear.sigma, np.arange(9, -1, -1), rtol=1e-14)
+    chex.assert_trees_all_close(linear.sigma, np.arange(9, -1, -1), rtol=1e-14)
     geometric = grids.discretized("ve", 7).sigma[:-1]
-    np.testing.assert_allclose(geometric, np.geomspace(100, 0.02, 7), rtol=1e-13)
+    chex.assert_trees_all_close(geometric, np.geomspace(100, 0.02, 7), rtol=1e-13)
     # exp of the integral of beta from 0 to t is 1 + sigma²: beta is linear, so second differences are constant
     growth = np.log1p(grids.discretized("vp", 30, 0.01, 50.0, epsilon_s=0.02).sigma[:-1] ** 2)
     second = np.diff(growth, 2)
-    np.testing.assert_allclose(second, second[0], rtol=1e-8)
+    chex.assert_trees_all_close(second, second[0], rtol=1e-8)
     default = grids.VP_BETA.level(np.array([1.0, 1e-3]))
-    np.testing.assert_allclose(grids.discretized("vp", 5).sigma[[0, -2]], default.sigma / default.alpha, rtol=1e-9)
+    chex.assert_trees_all_close(grids.discretized("vp", 5).sigma[[0, -2]], default.sigma / default.alpha, rtol=1e-9)
 
 
 @pytest.mark.fast
@@ -516,18 +520,18 @@ def test_iddpm_levels() -> None:
     """Without the bound c_1 the recurrence telescopes to u_j² + 1 = abar(steps) / abar(j)."""
     u = grids.iddpm_sigmas(500, c_2=0.008)
     abar = np.sin(0.5 * np.pi * np.arange(501) / 500 / 1.008) ** 2
-    np.testing.assert_allclose(u[1:] ** 2 + 1, abar[-1] / abar[1:], rtol=1e-12)
+    chex.assert_trees_all_close(u[1:] ** 2 + 1, abar[-1] / abar[1:], rtol=1e-12)
     assert u[-1] == 0 and (np.diff(u) < 0).all() and u[0] == pytest.approx(np.sqrt((u[1] ** 2 + 1) / 1e-3 - 1))
-    assert grids.iddpm_sigmas(dtype=np.float32).dtype == np.float32
+    chex.assert_type(grids.iddpm_sigmas(dtype=np.float32), np.float32)
 
 
 @pytest.mark.fast
 def test_levels_are_rounded_to_the_nearest() -> None:
     known, grid = np.array([50.0, 10.0, 1.0, 0.1, 0.0]), grids.exploding(np.array([80.0, 29.0, 4.0, 0.06, 0.04]))
-    np.testing.assert_array_equal(grids.rounded(grid, known).sigma, [50, 10, 1, 0.1, 0, 0])
-    np.testing.assert_array_equal(grids.rounded(grid, known[:-1]).sigma, [50, 10, 1, 0.1, 0.1, 0])
+    chex.assert_trees_all_equal(grids.rounded(grid, known).sigma, np.array([50, 10, 1, 0.1, 0, 0]))
+    chex.assert_trees_all_equal(grids.rounded(grid, known[:-1]).sigma, np.array([50, 10, 1, 0.1, 0.1, 0]))
     chosen = grids.nearest(jnp.asarray(grid.sigma), jnp.asarray(known))
-    np.testing.assert_array_equal(chosen, [0, 1, 2, 3, 4, 4])
+    chex.assert_trees_all_equal(chosen, np.array([0, 1, 2, 3, 4, 4]))
 
 
 # --- tables
@@ -547,9 +551,10 @@ def test_registers_remember(loop: str) -> None:
         registers=("y", "memory"),
         init=3.0,
     )
-    assert table.weights.shape == (4, 2, 3) and table.deterministic
+    chex.assert_shape(table.weights, (4, 2, 3))
+    assert table.deterministic
     seen = sampling.integrate(LevelItself(), table, jnp.ones((1, 1, 1, 1)), states=True)
-    np.testing.assert_allclose(np.ravel(seen), [3, 3, 0.9, 0.5, 2 * 0.5 - 0.3], rtol=1e-6)
+    chex.assert_trees_all_close(np.ravel(seen), np.array([3, 3, 0.9, 0.5, 2 * 0.5 - 0.3]), rtol=1e-6)
 
 
 @pytest.mark.fast
@@ -559,24 +564,26 @@ def test_memories_that_never_reach_y_are_dropped(loop: str, exact: Denoiser, gau
     row = {"y": 0.5 * Y + 0.3 * b + 0.1 * X_HAT, "b": a, "a": X_HAT, "dead": dead + X_HAT, "fed": dead + Y}
     names = ("y", "dead", "a", "fed", "b")
     table = build(grid.at(slice(0, 4)), [row] * 4, registers=names)
-    assert table.weights.shape == (4, 5, 6) and table.plain().weights.shape == (4, 3, 4)
+    chex.assert_shape(table.weights, (4, 5, 6))
+    chex.assert_shape(table.plain().weights, (4, 3, 4))
     chex.assert_trees_all_equal(table.plain().plain(), table.plain())
     start = np.random.default_rng(0).standard_normal((2, *SHAPE))
     whole = run_host(table, optimal(gaussian), start, states=True)
-    np.testing.assert_allclose(run_host(table.plain(), optimal(gaussian), start, states=True), whole, rtol=1e-14)
+    chex.assert_trees_all_close(run_host(table.plain(), optimal(gaussian), start, states=True), whole, rtol=1e-14)
     on_device = sampling.integrate(exact, table, jnp.asarray(start, jnp.float32), states=True)
-    np.testing.assert_allclose(on_device, whole, atol=2e-6)
+    chex.assert_trees_all_close(on_device, whole, rtol=1e-7, atol=2e-6)
     # what a direction alone reads is kept where lambda is not 0
     along = [[Direction(dead - X_HAT, 0.5)], [], [Direction(Y - X_HAT, 1.0), Direction(dead, 2.0)], []]
     table = build(grid.at(slice(0, 4)), [row] * 4, registers=names, directions=along, path=grid)
-    assert table.directions is not None and table.directions.weights.shape == (4, 2, 6)
-    np.testing.assert_array_equal(table.directions.published, [[0.5, 1], [1, 1], [1, 2], [1, 1]])
+    assert table.directions is not None
+    chex.assert_shape(table.directions.weights, (4, 2, 6))
+    chex.assert_trees_all_equal(table.directions.published, np.array([[0.5, 1], [1, 1], [1, 2], [1, 1]]))
     for where, registers in (((0, 0), 4), ((2, 0), 3), ((2, 1), 4), ((0, 1), 3), ((3, 0), 3)):
         lambdas = np.zeros((4, 2))
         lambdas[where] = 1.0
-        assert table.distilled(lambdas).weights.shape == (4, registers, registers + 1)
+        chex.assert_shape(table.distilled(lambdas).weights, (4, registers, registers + 1))
     moved = table.distilled([[0.0, 0.0], [0.0, 0.0], [0.25, 0.0], [0.0, 0.0]])  # type: ignore[arg-type]
-    np.testing.assert_allclose(moved.weights[2, 0], [0.5 + 0.25, 0.0, 0.3, 0.1 - 0.25], rtol=1e-14)
+    chex.assert_trees_all_close(moved.weights[2, 0], np.array([0.5 + 0.25, 0.0, 0.3, 0.1 - 0.25]), rtol=1e-14)
 
 
 @pytest.mark.fast

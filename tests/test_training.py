@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,7 +49,7 @@ def test_an_average_is_its_closed_form(momentum: float) -> None:
         ages = np.arange(k - 1, -1, -1)
         weights = momentum**ages
         expected = (weights[:, None] * values[:k].astype(np.float64)).sum(0) / weights.sum()
-        np.testing.assert_allclose(average.params["w"], expected, rtol=2e-6, err_msg=f"update {k}")
+        chex.assert_trees_all_close(average.params["w"], expected, rtol=2e-6, custom_message=f"update {k}")
     assert int(average.count) == len(values)
 
 
@@ -57,7 +58,7 @@ def test_an_average_is_its_closed_form(momentum: float) -> None:
 def test_the_first_value_and_momentum_0_are_copied_bit_for_bit(momentum: float) -> None:
     values = np.random.default_rng(0).normal(0, 1, (3, 1000)).astype(np.float32)
     average = ema.update(ema.init(jnp.asarray(values[0])), jnp.asarray(values[1]), ema.rule("corrected", momentum))
-    np.testing.assert_array_equal(average.params, values[1])
+    chex.assert_trees_all_equal(average.params, values[1])
     again = ema.update(average, jnp.asarray(values[2]), ema.rule("corrected", momentum))
     assert bool((again.params == values[2]).all()) == (momentum == 0)
 
@@ -69,7 +70,7 @@ def test_decays_are_accurate_in_float32() -> None:
         rule = ema.rule("corrected", momentum)
         exact = np.expm1(rule.log_mu) / np.expm1(counts * rule.log_mu)
         found = jax.jit(ema.weight)(rule, jnp.asarray(counts, jnp.int32))
-        np.testing.assert_allclose(found, exact, rtol=1e-6)
+        chex.assert_trees_all_close(found, exact, rtol=1e-6)
 
 
 @pytest.mark.fast
@@ -84,8 +85,8 @@ def test_published_rules_of_averages() -> None:
             for average, kind in ((plain, "plain"), (window, "window"))
         )
         expected = 0.75 * expected + 0.25 * value
-        np.testing.assert_allclose(plain.params, expected, atol=1e-6)
-        np.testing.assert_allclose(window.params, values[k // 4 * 4 : k + 1].mean(0), atol=1e-6)
+        chex.assert_trees_all_close(plain.params, expected, rtol=1e-7, atol=1e-6)
+        chex.assert_trees_all_close(window.params, values[k // 4 * 4 : k + 1].mean(0), rtol=1e-7, atol=1e-6)
 
 
 @pytest.mark.fast
@@ -97,15 +98,15 @@ def test_a_ramped_average_remembers_a_twentieth_of_the_past() -> None:
         average = ema.update(average, jnp.float32(value), ema.rule("ramped", momentum))
         beta = 0.5 ** (1 / min(4, 0.05 * made)) if made else 0.0
         expected = beta * expected + (1 - beta) * value
-        np.testing.assert_allclose(average.params, expected, atol=2e-6)
+        chex.assert_trees_all_close(average.params, expected, rtol=1e-7, atol=2e-6)
 
 
 @pytest.mark.fast
 def test_reset_forgets_at_the_next_value() -> None:
     average = ema.update(ema.init(jnp.zeros(2)), jnp.ones(2), ema.rule("corrected", 0.9))
     emptied = ema.reset(average)
-    np.testing.assert_array_equal(emptied.params, average.params)
-    np.testing.assert_array_equal(ema.update(emptied, jnp.full(2, 5.0), ema.rule("corrected", 0.9)).params, 5.0)
+    chex.assert_trees_all_equal(emptied.params, average.params)
+    chex.assert_trees_all_equal(ema.update(emptied, jnp.full(2, 5.0), ema.rule("corrected", 0.9)).params, 5.0)
 
 
 # --- the optimizer
@@ -121,7 +122,7 @@ def test_the_global_norm_is_clipped(norm: float, limit: float, kept: float) -> N
     first_moment = optax.tree.get(state, "mu")
     scaled = jax.tree.map(lambda g: 0.1 * g * kept / norm, gradient)
     for found, expected in zip(jax.tree.leaves(first_moment), jax.tree.leaves(scaled), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        chex.assert_trees_all_close(found, expected, rtol=1e-6)
 
 
 @pytest.mark.fast
@@ -129,7 +130,7 @@ def test_weight_decay_is_decoupled() -> None:
     params = {"w": jnp.array([2.0, -4.0])}
     optimizer = make_optimizer(OptimizerSettings(weight_decay=0.1))
     update, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
-    np.testing.assert_allclose(jax.tree.leaves(update)[0], 0.1 * params["w"], rtol=1e-6)
+    chex.assert_trees_all_close(jax.tree.leaves(update)[0], 0.1 * params["w"], rtol=1e-6)
 
 
 # --- the step
@@ -189,7 +190,7 @@ def test_a_step_on_one_and_on_eight_devices_is_the_same(name: str, tiny_model: M
         assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-5 if update == 0 else 1e-3)
     assert len(jax.tree.leaves(eight.state.params)[0].devices()) == 8
     for ours, theirs in zip(jax.tree.leaves(one.state.params), jax.tree.leaves(eight.state.params), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-4)  # Adam's first steps follow signs
+        chex.assert_trees_all_close(ours, theirs, rtol=0, atol=2e-4)  # Adam's first steps follow signs
 
 
 def test_a_step_of_a_unet_with_labels_and_dropout_is_the_same_on_eight_devices() -> None:
@@ -232,14 +233,14 @@ def test_a_step_moves_by_the_rate_and_averages_follow(tiny_model: Model) -> None
     assert max(moved) == pytest.approx(1e-2, rel=1e-3), "Adam's first update has length one"
     for average in run.state.averages.values():
         for a, p in zip(jax.tree.leaves(average.params), jax.tree.leaves(run.state.params), strict=True):
-            np.testing.assert_allclose(a, p, rtol=0, atol=1e-7)  # of one value
+            chex.assert_trees_all_close(a, p, rtol=0, atol=1e-7)  # of one value
     assert equal(run.state.teacher, before.teacher)
     student = jax.tree.map(np.array, run.state.params)
     run(batch(tiny_model, 1))
     fast, new, old = (
         jax.tree.leaves(t)[0] for t in (run.state.averages["self_teacher"].params, run.state.params, student)
     )
-    np.testing.assert_allclose(fast, old / 3 + new * 2 / 3, rtol=0, atol=1e-6)  # weights 0.5 and 1 over 1.5
+    chex.assert_trees_all_close(fast, old / 3 + new * 2 / 3, rtol=0, atol=1e-6)  # weights 0.5 and 1 over 1.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,7 +288,7 @@ def test_each_shard_is_clipped_on_its_own(tiny_model: Model) -> None:
     start = toys.parameters(tiny_model)
     moved = lambda run: jax.tree.leaves(jax.tree.map(lambda a, b: np.asarray(a - b), run.state.params, start))  # noqa: E731
     for ours, first, second, other in zip(*map(moved, (shards, *alone, joint)), strict=True):
-        np.testing.assert_allclose(ours, (first + second) / 2, rtol=0, atol=2e-7)
+        chex.assert_trees_all_close(ours, (first + second) / 2, rtol=0, atol=2e-7)
         assert np.abs(other - ours).max() > 1e-6, "another algorithm"
 
 
@@ -299,7 +300,7 @@ def test_a_checksum_sees_every_bit_and_not_the_devices() -> None:
     tree = {"a": np.random.default_rng(0).normal(size=(8, 50)).astype(np.float32), "b": np.arange(5, dtype=np.int32)}
     before = np.asarray(checksum.checksums(tree))
     spread = jax.device_put(tree["a"], sharding.split(sharding.data_mesh()))
-    np.testing.assert_array_equal(checksum.checksums({"a": spread, "b": tree["b"]}), before)
+    chex.assert_trees_all_equal(checksum.checksums({"a": spread, "b": tree["b"]}), before)
     rng = np.random.default_rng(1)
     for _ in range(50):
         bits = tree["a"].copy().view(np.uint32)
@@ -394,7 +395,7 @@ def test_an_artefact_survives_the_disk(tmp_path: Path, toy_networks: None) -> No
     assert (found.model, found.steps, found.provenance["method"]) == (model, 4, "by hand")
     assert equal(found.params, artefact.params)
     z, level = jnp.ones((1, 3, 2, 1)), model.schedule.level(jnp.full(1, 0.3))
-    np.testing.assert_array_equal(found.denoiser()(z, level), artefact.denoiser()(z, level))
+    chex.assert_trees_all_equal(found.denoiser()(z, level), artefact.denoiser()(z, level))
     other = dataclasses.replace(artefact, params=toys.parameters(model, 5))
     assert equal(Artefact.load(other.save(tmp_path / "a" / "b")).params, other.params), "it can be replaced"
 
