@@ -21,7 +21,7 @@ RUNTIME = [
     "orbax-checkpoint>=0.12.4,<1",
     "pillow>=10.4",
     "tensorflow-datasets>=4.9.10",
-    "tqdm>=4.65",
+    "tqdm>=4.66.3",
 ]
 
 DEMO = ["scikit-learn>=1.5.2"]
