@@ -345,7 +345,7 @@ def test_a_search_by_frechet_distance_from_the_command_line(
     tmp_path: Path, teacher: Artefact, capsys: pytest.CaptureFixture
 ) -> None:
     np.savez(tmp_path / "reference.npz", images=np.random.default_rng(0).integers(0, 256, (30, 2, 2, 1), np.uint8))
-    fit = {"fit.batch_size": 16, "fit.scale": 2, "fit.candidates": (-0.5, 0.0, 0.5), "fit.search_images": 24}
+    fit: Any = {"fit.batch_size": 16, "fit.scale": 2, "fit.candidates": (-0.5, 0.0, 0.5), "fit.search_images": 24}
     config = config_of("digits_solvers", artefact=str(teacher.save(tmp_path / "teacher")), **fit, **{"sample.steps": 3})
     config.reference = {"name": "npz", "path": str(tmp_path / "reference.npz")}
     main.fit(config, tmp_path / "fit")

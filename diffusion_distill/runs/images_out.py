@@ -15,6 +15,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -97,7 +98,7 @@ def _replace(place: Path, unfinished: Path) -> None:
 
 
 def _npz(images: np.ndarray, path: Path, labels: np.ndarray | None) -> None:
-    arrays = {"arr_0": images} if labels is None else {"arr_0": images, "arr_1": labels}
+    arrays: dict[str, Any] = {"arr_0": images} if labels is None else {"arr_0": images, "arr_1": labels}
     with path.open("wb") as file:
         np.savez_compressed(file, **arrays)
 
