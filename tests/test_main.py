@@ -346,7 +346,8 @@ def test_a_search_by_frechet_distance_from_the_command_line(
 ) -> None:
     np.savez(tmp_path / "reference.npz", images=np.random.default_rng(0).integers(0, 256, (30, 2, 2, 1), np.uint8))
     fit: Any = {"fit.batch_size": 16, "fit.scale": 2, "fit.candidates": (-0.5, 0.0, 0.5), "fit.search_images": 24}
-    config = config_of("digits_solvers", artefact=str(teacher.save(tmp_path / "teacher")), **fit, **{"sample.steps": 3})
+    changes = {"artefact": str(teacher.save(tmp_path / "teacher")), "sample.steps": 3, **fit}
+    config = config_of("digits_solvers", **changes)
     config.reference = {"name": "npz", "path": str(tmp_path / "reference.npz")}
     main.fit(config, tmp_path / "fit")
     found = FittedSolver.load(tmp_path / "fit" / "solver.json")
