@@ -21,6 +21,7 @@ A config has these parts, each read by one function below:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import product
@@ -80,6 +81,8 @@ def config_of(
         }
     sampling = {"count": 64, "steps": 0, "solver": "", "spacing": "time", "end": 0.0, "fitted": "", "guidance": 1.0,
                 "null_label": -1, "seed": 0, "clip": True, "batch_size": 256, "form": "npz"}  # fmt: skip
+    for name in sample:
+        choose("field of config.sample:", name, sampling)
     return ConfigDict(
         {
             **({"model": model.to_dict()} if model else {}),
@@ -140,7 +143,15 @@ def student(config: Any) -> Model | None:
 def source(config: Any, part: str = "data") -> Source:
     """The data set named in config.data, or in another part of the same form."""
     arguments = dict(config[part])
-    return choose("data set", arguments.pop("name"), SOURCES)(**arguments)
+    name = arguments.pop("name", None)
+    make = choose("data set", name, SOURCES)  # type: ignore[arg-type]
+    known = inspect.signature(make).parameters
+    for argument in arguments:
+        choose(f"argument of the data set {name!r}:", argument, known)
+    missing = [p.name for p in known.values() if p.default is p.empty and p.name not in arguments]
+    if missing:
+        raise ValueError(f"config.{part}: the data set {name!r} needs {', '.join(missing)}.")
+    return make(**arguments)
 
 
 def method(config: Any) -> Any:

@@ -24,7 +24,7 @@ from diffusion_distill.diffusion.preconditioning import TIME_INPUTS, IDDPMInput,
 from diffusion_distill.diffusion.schedules import SCHEDULES, Cosine, LinearBetaDiscrete, Schedule, on_grid
 from diffusion_distill.levels import Level
 from diffusion_distill.networks import NETWORKS
-from diffusion_distill.settings import describe, rebuild
+from diffusion_distill.settings import check_keys, describe, rebuild
 from diffusion_distill.typing import Denoise, Image, Key, Labels, Params
 
 #: Parts of a model that know so many `steps` and nothing between them.
@@ -99,7 +99,8 @@ class Model:
         time, scale = self.time_input.time(level), self.time_input.scale(level)
         z = z if scale is None else expand(scale, z) * z
         labels = labels if self.num_classes > 1 else None
-        return self.network.apply({"params": params}, z, time, labels, train=dropout is not None, rngs=rngs)  # type: ignore[return-value]
+        raw = self.network.apply({"params": params}, z, time, labels, train=dropout is not None, rngs=rngs)
+        return raw.astype(jnp.result_type(z))  # type: ignore[union-attr]  # a network may compute in another precision
 
     def denoiser(self, params: Params, dropout: Key | None = None) -> Denoiser:
         """Binds parameters; with a dropout key the network runs in training mode."""
@@ -117,7 +118,13 @@ class Model:
 
     @classmethod
     def from_dict(cls, description: Mapping[str, Any]) -> Model:
-        """Rebuilds a model from `to_dict`; unknown names and fields raise ValueError naming near matches."""
+        """Rebuilds a model from `to_dict`.
+
+        Raises:
+          ValueError: unknown names and fields, with near matches, and missing fields.
+          TypeError: no mapping, or a field of another type.
+        """
+        check_keys("model", description, [f.name for f in dataclasses.fields(cls)])
         return cls(
             network=rebuild("network", description["network"], NETWORKS),
             schedule=rebuild("schedule", description["schedule"], SCHEDULES),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from diffusion_distill.errors import choose
@@ -33,6 +33,22 @@ def from_mapping(kind: type[T], what: str, values: Mapping[str, Any]) -> T:
         return kind(**settings)
     except TypeError as error:
         raise TypeError(f"{what}: {error}. Fields: {', '.join(fields)}.") from error
+
+
+def check_keys(kind: str, description: Any, needed: Sequence[str]) -> None:
+    """Looks whether the description of a `kind` has all the keys that it needs and no others.
+
+    Raises:
+      TypeError: it is no mapping.
+      ValueError: an unknown key (near matches are named) or a missing one.
+    """
+    if not isinstance(description, Mapping):
+        raise TypeError(f"The description of a {kind} must be a mapping with {', '.join(needed)}, got {description!r}.")
+    for name in description:
+        choose(f"field of a {kind}:", name, dict.fromkeys(needed))
+    missing = [name for name in needed if name not in description]
+    if missing:
+        raise ValueError(f"The description of a {kind} lacks {', '.join(missing)}. It needs {', '.join(needed)}.")
 
 
 def to_mapping(value: Any) -> dict[str, Any]:
@@ -76,9 +92,9 @@ def rebuild(kind: str, description: Mapping[str, Any], registry: Mapping[str, An
     Raises:
       ValueError: the name is missing or unknown, or `from_mapping` refuses a field.
     """
-    if "name" not in description:
+    if not isinstance(description, Mapping) or "name" not in description:
         known = ", ".join(registry)
-        raise ValueError(f"The description of a {kind} lacks its name: {dict(description)}. Known: {known}.")
+        raise ValueError(f"The description of a {kind} lacks its name: {description!r}. Known: {known}.")
     name = description["name"]
     values = {k: v for k, v in description.items() if k != "name"}
     return from_mapping(choose(kind, name, registry), f"{kind} {name!r}", values)

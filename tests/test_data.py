@@ -923,7 +923,7 @@ def test_flipping_leaves_alone_what_the_source_gave() -> None:
 
 BAD_BATCHES = {
     "no batch": ({"batch_size": 0}, "batch_size is 0"),
-    "negative seed": ({"seed": -1}, "seed is -1"),
+    "negative seed": ({"seed": -1}, "seed must be a whole number from 0"),
     "indivisible": ({"process_count": 3}, "not divisible by the 3 processes. Use a multiple of 3"),
     "no such process": ({"process_index": 2, "process_count": 2}, "process_index is 2 of process_count 2"),
 }
@@ -1015,3 +1015,70 @@ def test_prefetching_that_cannot_be_right_is_refused_at_once(arguments: tuple[in
     start, stop, depth, threads = arguments
     with pytest.raises(ValueError, match=said):
         prefetch(counted(), start, stop, depth=depth, threads=threads)
+
+
+@pytest.mark.fast
+def test_floats_that_look_like_another_range_are_asked_about() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.random((64, 8, 8, 1))
+    items = [(image, 0) for image in images]
+    for kind in (np.float16, np.float32, np.float64):
+        with pytest.warns(UserWarning, match=r"run from 0\..* to .*nothing here is darker than grey.*images \* 2 - 1"):
+            from_arrays(images.astype(kind))
+    for memory in (10**9, 0):  # in memory, and on demand
+        with pytest.warns(UserWarning, match="nothing here is darker than grey"):
+            from_dataset(items, num_classes=1, memory=memory)
+    with pytest.warns(UserWarning, match=r"run from 0 to 1: bytes mean 0 \(black\) to 255.*images \* 255"):
+        from_arrays(rng.integers(0, 2, (4, 8, 8, 1), dtype=np.uint8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_arrays(2 * images - 1)
+        from_arrays(np.zeros((4, 8, 8, 1), np.float32))  # grey
+        from_arrays(rng.integers(0, 256, (4, 8, 8, 1), dtype=np.uint8))
+
+
+@pytest.mark.fast
+def test_backslashes_in_a_zip_separate_folders(tmp_path: Path) -> None:
+    files = {f"{split}/{name}/{i}.png": encoded(random_image(2, 2)) for split in ("train", "test") for name in "ab"
+             for i in range(2)}  # fmt: skip
+    labels = json.dumps({"labels": [["train\\a\\0.png", 4]]}).encode()
+    with zipfile.ZipFile(tmp_path / "windows.zip", "w") as archive:
+        for name, content in {"train/": b"", **files}.items():
+            entry = zipfile.ZipInfo()
+            entry.filename, entry.create_system = name.replace("/", "\\"), 0
+            archive.writestr(entry, content)
+    with zipfile.ZipFile(tmp_path / "labels.zip", "w") as archive:
+        archive.writestr("train/a/0.png", encoded(random_image(2, 2)))
+        archive.writestr("dataset.json", labels)
+    found, plain = (
+        folder(place, split="train") for place in (tmp_path / "windows.zip", write_folder(tmp_path / "a", files))
+    )
+    assert (len(found), found.num_classes) == (4, 2)
+    np.testing.assert_array_equal(found.gather(np.arange(4))["image"], plain.gather(np.arange(4))["image"])
+    np.testing.assert_array_equal(found.gather(np.arange(4))["label"], [0, 0, 1, 1])
+    assert folder(tmp_path / "labels.zip").gather(np.arange(1))["label"] == [4]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (np.zeros((4, 2, 2, 1), np.uint8), r"gave images uint8 \(4, 2, 2, 1\); need float32 \(4, 2, 2, 1\)"),
+        (np.zeros((4, 2, 2, 1), np.float64), "gave images float64"),
+        (np.zeros((4, 1, 2, 1), np.float32), r"gave images float32 \(4, 1, 2, 1\)"),
+        (np.zeros((3, 2, 2, 1), np.float32), r"gave images float32 \(3, 2, 2, 1\)"),
+        (None, "gave images NoneType"),
+    ],
+)
+def test_a_source_that_gives_something_else_is_named(image: np.ndarray | None, said: str) -> None:
+    class Other:
+        image_shape, num_classes = (2, 2, 1), 0
+
+        def __len__(self) -> int:
+            return 8
+
+        def gather(self, indices: np.ndarray) -> dict:
+            return {"image": image}
+
+    with pytest.raises(ValueError, match=rf"The source {said}.*Mend its `gather`"):
+        Batches(Other(), 4, 0).at(0)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import pickle
+import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -12,7 +17,7 @@ import pytest
 import toys
 from absl.testing import flagsaver
 
-from diffusion_distill import build, data, main, metrics, runs
+from diffusion_distill import build, data, main, metrics, runs, weights
 from diffusion_distill.distillation import Denoising
 from diffusion_distill.distillation.fitted import FittedSolver
 from diffusion_distill.files import user_path, writable
@@ -22,6 +27,7 @@ from diffusion_distill.runs.evaluation import features_named
 from diffusion_distill.runs.images_out import save_images
 from diffusion_distill.training import checkpoint
 from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.weights import flax_file, torch_save
 
 pytestmark = pytest.mark.fast
 
@@ -246,3 +252,152 @@ def test_errors_of_the_system_end_the_program_in_words(
     with flagsaver.flagsaver(mode="export", workdir=str(tmp_path)), pytest.raises(SystemExit, match=said) as ended:
         main.main(["program"])
     assert "Errno" not in str(ended.value)
+
+
+HTML, LFS = b"<!DOCTYPE html><html>404</html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
+
+
+def npz_bytes(**arrays: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+READERS = {
+    "npz": (data.npz, ".npz"),
+    "reference": (metrics.read_reference, ".npz"),
+    "tract": (metrics.read_reference, "_mean.npy"),
+    "zip": (data.folder, ".zip"),
+    "edm": (weights.edm.read, ".pkl"),
+    "inception": (weights.inception.read, ".pth"),
+    "torch": (torch_save.read, ".pth"),
+    "flax": (flax_file.read, ""),
+    "safetensors": (weights.exchange.load, ".safetensors"),
+    "fitted": (FittedSolver.load, ".json"),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize(
+    ("content", "said"), [(HTML, "an HTML page"), (LFS, "git lfs pull"), (b"", "empty")], ids=["html", "lfs", "empty"]
+)
+def test_readers_say_what_stands_in_a_files_place(reader: str, content: bytes, said: str, tmp_path: Path) -> None:
+    read, ending = READERS[reader]
+    path = tmp_path / f"name{ending}"
+    path.write_bytes(content)
+    if ending.endswith(".npy"):
+        (tmp_path / "name_std.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"name{ending}.*{said}") as raised:
+        read(path)
+    assert not re.search("unsafely|opcode|Errno", str(raised.value))
+
+
+def test_images_say_what_stands_in_their_place(tmp_path: Path) -> None:
+    for name, content in (("a", HTML), ("b", LFS), ("c", b"")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.png").write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.png cannot be read .*\((an HTML page|a pointer of|empty)"):
+            data.folder(tmp_path / name)
+    (tmp_path / "a" / "x.png").unlink()
+    (tmp_path / "a" / "x.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match=r"x\.png is a link to .*nowhere\.png, which does not exist\. Re"):
+        data.folder(tmp_path / "a")
+
+
+def test_files_that_were_cut_short_are_told(tmp_path: Path) -> None:
+    whole = npz_bytes(images=np.zeros((2, 2, 2, 1), np.uint8), mu=np.zeros(64))
+    (tmp_path / "a.npz").write_bytes(whole[:-30])
+    (tmp_path / "a.zip").write_bytes(whole[:-30])
+    for read in (data.npz, metrics.read_reference):
+        with pytest.raises(ValueError, match=r"a\.npz .*cut short"):
+            read(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"a\.zip .*cut short"):
+        data.folder(tmp_path / "a.zip")
+
+
+def test_edm2s_statistics_are_recognised_and_not_run(tmp_path: Path) -> None:
+    (tmp_path / "edm2.pkl").write_bytes(pickle.dumps({"fid": {"mu": np.zeros(4), "sigma": np.eye(4)}}))
+    with pytest.raises(ValueError, match=r"edm2\.pkl .*a pickle, which is a program.*numpy\.savez"):
+        metrics.read_reference(tmp_path / "edm2.pkl")
+    (tmp_path / "dict.pkl").write_bytes(pickle.dumps({"ema": 1}))
+    with pytest.raises(ValueError, match=r"no network as its entry 'ema'.*'ema': 1"):
+        runs.import_weights(tmp_path / "dict.pkl", tmp_path / "imported")
+
+
+@pytest.mark.parametrize("part", ["model.json", "provenance.json"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "no"), (b"", "empty"), (b'{"mod', "damaged or cut short"), (b"[1]", "a list where"), (HTML, "HTML page"),
+        (LFS, "git lfs pull"),
+    ],
+    ids=["missing", "empty", "cut", "list", "html", "lfs"],
+)  # fmt: skip
+def test_parts_of_artefacts_are_named(
+    part: str, content: bytes | None, said: str, teacher: Artefact, tmp_path: Path
+) -> None:
+    path = teacher.save(tmp_path / "artefact") / part
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"(?s){said}.*{part}|{part}.*{said}") as raised:
+        Artefact.load(tmp_path / "artefact")
+    assert "Errno" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"steps": "two"}, r"model\.json: 'steps' must be a whole number"),
+        ({"model": None}, r"model\.json: The description of a model must be a mapping"),
+        ({"model": {"network": 1}}, r"model\.json: The description of a model lacks image_shape, schedule"),
+    ],
+)
+def test_fields_of_artefacts_are_named(change: dict, said: str, teacher: Artefact, tmp_path: Path) -> None:
+    path = teacher.save(tmp_path) / "model.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ValueError, match=said):
+        Artefact.load(tmp_path)
+
+
+def test_parameters_that_are_missing_or_damaged_are_named(teacher: Artefact, tmp_path: Path) -> None:
+    folder = teacher.save(tmp_path)
+    for file in (folder / "params").rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(ValueError, match=r"The parameters in .*params are damaged.*Copy the whole folder again"):
+        Artefact.load(folder)
+    shutil.rmtree(folder / "params")
+    with pytest.raises(FileNotFoundError, match=r"no folder .*params with parameters"):
+        Artefact.load(folder)
+
+
+def test_misspelt_keys_are_refused(teacher: Artefact) -> None:
+    labelled = Artefact(Model(toys.Perceptron(1, num_classes=3), (2, 2, 1), prediction="v"), ())
+    for guidance, error, said in (
+        ({"scal": 4.0}, ValueError, "Unknown key of guidance 'scal'.*Did you mean 'scale'"),
+        ({"guidance_scale": 4.0}, ValueError, "Unknown key of guidance"),
+        ({"scale": 4.0, "nul_label": 0}, ValueError, "Did you mean 'null_label'"),
+        ({"null_label": 0}, ValueError, "guidance needs a scale"),
+        ({"scale": None}, TypeError, "scale of guidance must be a number, got None"),
+        ({"scale": "2"}, TypeError, "scale of guidance must be a number, got '2'"),
+        (2.0, TypeError, "guidance must be a mapping"),
+    ):
+        with pytest.raises(error, match=said):
+            runs.denoiser_of(labelled, guidance=guidance)  # type: ignore[arg-type]
+    described = teacher.model.to_dict()
+    renamed = {("predicton" if name == "prediction" else name): value for name, value in described.items()}
+    for description in (renamed, {**described, "predicton": "eps"}):
+        with pytest.raises(ValueError, match=r"Unknown field of a model: 'predicton'.*Did you mean 'prediction'"):
+            Model.from_dict(description)
+    with pytest.raises(ValueError, match="lacks prediction"):
+        Model.from_dict({name: value for name, value in described.items() if name != "prediction"})
+    for part, said in (
+        ({"name": "folder", "pth": "x"}, "Unknown argument of the data set 'folder': 'pth'.*Did you mean 'path'"),
+        ({"name": "folder"}, r"config\.data: the data set 'folder' needs path"),
+        ({"nam": "folder"}, "Unknown data set None"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            build.source({"data": part})
+    with pytest.raises(ValueError, match=r"Unknown field of config\.sample: 'stepz'.*Did you mean 'steps'"):
+        build.config_of(None, None, None, {"name": "digits"}, {"name": "digits"}, stepz=4)

@@ -574,7 +574,7 @@ def test_cut_or_changed_anywhere_a_file_is_read_or_refused(how: str, part: Flat,
 @pytest.mark.parametrize("content", [b"", b"PK", b"\x80\x04\x95", b"{}"])
 def test_files_of_other_formats_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(WeightsError, match=r"begins with b.*NVIDIA's \.pkl is a program: take its \.pt"):
+    with pytest.raises(WeightsError, match=r"(begins with b|is empty|is a pickle).*NVIDIA's \.pkl is a program"):
         inception.read(tmp_path / "file")
 
 

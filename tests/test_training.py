@@ -27,6 +27,7 @@ from diffusion_distill.networks import UNet
 from diffusion_distill.training import checksum, ema, sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checkpoint import Checkpoints
+from diffusion_distill.training.logs import JsonLines
 from diffusion_distill.training.optimizers import OptimizerSettings, make_clip, make_optimizer
 from diffusion_distill.training.state import TrainState, create, next_phase
 from diffusion_distill.training.step import StepInputs, make_step
@@ -464,3 +465,13 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
 def test_bad_input_is_told_what_it_is_and_what_is_allowed(make: Callable[[], Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()
+
+
+@pytest.mark.fast
+def test_damaged_lines_of_figures_are_left_out_and_told(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"update": 1}\n' + "\0" * 300 + '\n[]\n{"update": 2}\n{"upd')
+    with pytest.warns(UserWarning, match="2 of 4 lines are damaged"):
+        log = JsonLines(path, keep=2)
+    log.close()
+    assert path.read_text() == '{"update": 1}\n{"update": 2}\n'

@@ -329,9 +329,9 @@ def nested(depth: int) -> bytes:
 
 TEXT_A = b"\x81\xa1a"  # a map of one entry called "a", up to its value
 DAMAGED = {
-    "empty": (b"", "ends"),
+    "empty": (b"", "it is empty"),
     "random": (np.random.default_rng(1).bytes(3000), "flax checkpoint"),
-    "a pickle": (pickle.dumps(Bomb()), "bytes follow the end"),
+    "a pickle": (pickle.dumps(Bomb()), "it is a pickle"),
     "a list": (msgpack.packb([1, 2]), "a map was expected"),
     "bytes after the end": (b"\x81\xa1a\x01" + b"\x00\x01", "2 bytes follow the end"),
     "an array of objects": (msgpack.packb({"a": array((1,), "object", b"12345678")}), "a, at byte 3: an array of type"),

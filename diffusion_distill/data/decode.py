@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_distill.files import stand_in
+
 GREY_MODES = ("1", "L", "LA", "La")
 WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -32,7 +34,7 @@ def decode(data: bytes, name: str, channels: int | None = None) -> NDArray[np.ui
     Raises:
         ValueError: not an image, damaged, truncated, implausibly large, or more than 8 bits per value.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(data))
@@ -42,8 +44,10 @@ def decode(data: bytes, name: str, channels: int | None = None) -> NDArray[np.ui
     except Image.DecompressionBombError as error:
         raise ValueError(_bomb(name, str(error))) from error
     except Exception as error:  # damaged files make Pillow's readers raise nearly anything
+        unknown = isinstance(error, UnidentifiedImageError)  # whose message shows an address in memory
+        reason = stand_in(data) or ("no format of images that Pillow knows" if unknown else str(error))
         raise ValueError(
-            f"{name} cannot be read as an image ({error}). It may be damaged or cut short: replace or remove it."
+            f"{name} cannot be read as an image ({reason}). It may be damaged or cut short: replace or remove it."
         ) from error
     if limit is not None and image.width * image.height > limit:  # Pillow itself only warns up to twice the limit
         raise ValueError(_bomb(name, f"{image.width} x {image.height} pixels, allowed are {limit}"))

@@ -5,9 +5,10 @@
     folder("edm-dataset.zip")                        labels from dataset.json, as EDM's tool writes it
 
 Files come in the order of their names (paths with "/", compared by code point), so a folder and a zip of the
-same files are the same set. The class of a file is the first folder below the root, where folders that hold
-everything count as part of the root; class numbers follow the sorted names. Files that are hidden or no images
-are left out with a warning that counts them. Nothing of a zip is ever extracted.
+same files are the same set; backslashes in a zip, which programs of Windows write, count as "/". The class of a file
+is the first folder below the root, where folders that hold everything count as part of the root; class numbers follow
+the sorted names. Files that are hidden or no images are left out with a warning that counts them. Nothing of a zip is
+ever extracted.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from diffusion_distill.data.lazy import MEMORY, Report, hold, usual_threads
 from diffusion_distill.data.resize import check_resize, resize
 from diffusion_distill.data.sources import Source, check_labels
 from diffusion_distill.errors import near_matches, positive_int
-from diffusion_distill.files import user_path
+from diffusion_distill.files import stand_in_of, user_path
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 #: Names of folders that are usually splits of a data set and not its classes.
@@ -150,8 +151,13 @@ def _is_image(name: str) -> bool:
 
 def _open_folder(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
     def read(name: str) -> bytes:
-        with open(f"{path}/{name}", "rb") as file:
-            return file.read()
+        try:
+            return Path(f"{path}/{name}").read_bytes()
+        except OSError as error:
+            called = f"{path}/{name}"
+            to = f"is a link to {os.readlink(called)}, which" if os.path.islink(called) else "cannot be opened and"
+            what = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+            raise ValueError(f"{called} {to} {what}. Restore or remove it.") from error
 
     return _walk(path, "", ()), read
 
@@ -173,12 +179,17 @@ def _walk(folder: Path, below: str, above: tuple[Path, ...]) -> list[str]:
 
 def _open_zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is neither a folder nor a whole zip file. Unpack it into a folder, or zip it again.")
+        found = stand_in_of(path)
+        raise ValueError(
+            f"{path} is neither a folder nor a whole zip file{', but ' if found else ''}{found}. "
+            "Give a folder of images, or a zip of one."
+        )
     try:
         archive = zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{path} cannot be read as a zip ({error}). Write or download it again.") from error
-    entries = {entry.filename: entry for entry in archive.infolist() if not entry.is_dir()}
+    entries = {_slashed(entry.filename): entry for entry in archive.infolist()}
+    entries = {name: entry for name, entry in entries.items() if not name.endswith("/")}  # folders
     lock = threading.Lock()  # opening an entry changes the archive object
 
     def read(name: str) -> bytes:
@@ -195,6 +206,11 @@ def _open_zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
             raise ValueError(f"{called} cannot be unpacked ({error}). Write or download the zip again.") from error
 
     return list(entries), read
+
+
+def _slashed(name: str) -> str:
+    """A name with "/" between its parts, where programs of Windows write a backslash."""
+    return name.replace("\\", "/")
 
 
 # ---------------------------------------------------------------------------------------- what is in a folder
@@ -315,7 +331,7 @@ def _json_labels(files: _Files, place: str, names: list[str]) -> tuple[np.ndarra
         listed = json.loads(files.read(place + "dataset.json")).get("labels")
         if listed is None:
             return None, 0
-        number = {name: label for name, label in listed}
+        number = {_slashed(name): label for name, label in listed}
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f'{called} is not of the form {{"labels": [["name", 0], ...]}} ({error}). Correct it, or pass labels=False.'

@@ -16,13 +16,15 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_distill.data.sources import Source, check_labels, from_arrays, range_of, to_unit_range
+from diffusion_distill.data.sources import Source, ask_about_range, check_labels, from_arrays, range_of, to_unit_range
 from diffusion_distill.errors import positive_int
 
 #: What decoded images may take before they are made on demand: 2 GiB, all of CIFAR-10 and MNIST.
 MEMORY = 2 * 2**30
 #: Images with fewer pixels than this are read by one thread.
 SMALL = 64 * 64
+#: How many images of floats made on demand are looked at to see whether their range is right.
+LOOKED_AT = 16
 
 Make = Callable[[int], tuple[np.ndarray, int | None]]  # index -> image [height, width, channels], label
 Report = Callable[[int, int], None]  # (images done, of how many)
@@ -121,6 +123,8 @@ def hold(
                 f"The {count} images take more than memory={memory} bytes and are read on demand, so their labels "
                 "are not known now. Pass num_classes, or label=None for a set without labels."
             )
+        if like.dtype != np.uint8:
+            ask_about_range(lazy.read(np.arange(min(count, LOOKED_AT)))[0])
         return lazy
     images, labels = lazy.read(np.arange(count), report)
     return from_arrays(images, labels if labelled else None, num_classes)

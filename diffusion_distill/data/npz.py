@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Container
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import numpy as np
 
 from diffusion_distill.data.resize import check_resize, resize
 from diffusion_distill.data.sources import ArraySource, from_arrays
-from diffusion_distill.files import user_path
+from diffusion_distill.files import UNREADABLE, stand_in_of, user_path
 
 
 def npz(
@@ -63,7 +61,8 @@ def _read_npz(path: Path, wanted: Container[str | None]) -> dict[str, np.ndarray
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] if name in wanted else np.empty(0) for name in archive.files}
-    except (ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise ValueError(
-            f"{path} is not an .npz file of plain arrays ({error}). Write it with `np.savez(path, images=...)`."
+            f"{path} is not an .npz file of plain arrays ({stand_in_of(path) or error}). "
+            "Write it with `np.savez(path, images=...)`."
         ) from error

@@ -71,13 +71,30 @@ class Batches:
         Returns:
             `image` float32 [batch_size / process_count, height, width, channels] in [-1, 1] and, if the source
             has classes, `label` int32 [batch_size / process_count].
+
+        Raises:
+            ValueError: the source gave something else, or what its `gather` raises.
         """
-        batch = self.source.gather(self.indices(step))
+        batch = self._checked(self.source.gather(self.indices(step)))
         if self.flip:
             images, mirrored = batch["image"], self._mirrored(step)
             batch["image"] = images.copy()  # a source may keep what it gave
             right_to_left = np.arange(images.shape[2])[::-1]  # taking whole pixels: five times as fast as [::-1]
             batch["image"][mirrored] = images[mirrored].take(right_to_left, axis=2)
+        return batch
+
+    def _checked(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What a source gave, if it is what a source has to give: anyone may write one."""
+        images, labels = batch.get("image"), batch.get("label")
+        shape = (self.batch_size // self.process_count, *self.source.image_shape)
+        if np.shape(images) != shape or getattr(images, "dtype", None) != np.float32:
+            found = f"{getattr(images, 'dtype', type(images).__name__)} {np.shape(images)}"
+            raise ValueError(
+                f"The source gave images {found}; need float32 {shape} in [-1, 1]. Mend its `gather`, or make the "
+                "source with `from_arrays` or `from_dataset`."
+            )
+        if self.source.num_classes and (np.shape(labels) != shape[:1] or labels.dtype.kind not in "iu"):  # type: ignore[union-attr]
+            raise ValueError(f"The source gave labels {np.shape(labels)}; need whole numbers {shape[:1]}.")
         return batch
 
     def indices(self, step: int) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ Images leave a source as float32 [batch, height, width, channels] in [-1, 1]; a 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -99,10 +100,14 @@ def from_arrays(images: ArrayLike, labels: ArrayLike | None = None, num_classes:
 
     Raises:
         ValueError, TypeError: as `ArraySource`; each message says what was given and how to put it right.
+
+    Warns:
+        UserWarning: floats that look like [0, 1], or bytes that look like 0..1.
     """
     images = np.asarray(images)
     if np.issubdtype(images.dtype, np.floating):
         images = images.astype(np.float32, copy=False)
+    ask_about_range(images)
     if labels is not None:
         labels = np.asarray(labels)
         if num_classes is None:
@@ -153,6 +158,23 @@ def check_images(images: np.ndarray, value_range: tuple[float, float]) -> None:
             f"Image values run from {least:g} to {most:g}; need [{low:g}, {high:g}]. "
             + _scaling_advice(least, most, value_range)
         )
+
+
+def ask_about_range(images: np.ndarray) -> None:
+    """Warns of values that are allowed but look like those of another range: floats in [0, 1], bytes in 0..1."""
+    if not images.size or images.dtype not in (np.uint8, np.float32):
+        return
+    least, most = float(images.min()), float(images.max())
+    if not (0 <= least < most <= 1):
+        return
+    if images.dtype == np.uint8:
+        said = "bytes mean 0 (black) to 255, so these are nearly black. If 1 is white, pass `images * 255`"
+    else:
+        said = (
+            "floats mean -1 (black) to 1, so nothing here is darker than grey. If they are in [0, 1], as torchvision's "
+            "ToTensor gives them, pass `images * 2 - 1`"
+        )
+    warnings.warn(f"Image values run from {least:g} to {most:g}: {said}.", stacklevel=3)
 
 
 def check_labels(labels: np.ndarray | None, count: int, num_classes: int) -> None:

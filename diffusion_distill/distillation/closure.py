@@ -250,5 +250,5 @@ def draw(table: Rows, batch: Batch, key: Key) -> tuple[Array, Image]:
     """Row indices [batch], uniform and stratified, and unit noise for a batch, from two streams of a key."""
     x = batch["image"]
     times, noise = jax.random.split(key)
-    index = jnp.floor(stratified(times, x.shape[0]) * table.count).astype(jnp.int32)
+    index = jnp.floor(stratified(times, x.shape[0]) * jnp.asarray(table.count, jnp.float32)).astype(jnp.int32)
     return index, jax.random.normal(noise, x.shape, x.dtype)

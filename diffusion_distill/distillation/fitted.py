@@ -18,7 +18,7 @@ import numpy as np
 
 from diffusion_distill.diffusion.schedules import SCHEDULES, Schedule
 from diffusion_distill.distillation.dode import Search
-from diffusion_distill.files import user_path
+from diffusion_distill.files import read_json, user_path
 from diffusion_distill.levels import Level
 from diffusion_distill.settings import describe, rebuild
 from diffusion_distill.solvers import Table, spelled, tabulate
@@ -104,8 +104,8 @@ class FittedSolver:
         path = user_path(path)
         if not path.is_file():
             raise FileNotFoundError(f"There is no fitted solver {path}. --mode=fit writes one.")
+        content = read_json(path, "Copy it again, or fit it again by --mode=fit.")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT}")
             distance = content["distance from the teacher"]

@@ -18,8 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,14 +26,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_distill.files import user_path
+from diffusion_distill.files import UNREADABLE, stand_in_of, user_path
 from diffusion_distill.metrics.features import as_features
 from diffusion_distill.metrics.frechet import Moments
 from diffusion_distill.metrics.statistics import Accumulator
 
 #: What a reference should state about itself.
 FACTS = ("dataset", "images", "network", "resize", "quantisation")
-UNREADABLE = (ValueError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile, zlib.error)
+EDM2 = (
+    'The statistics of EDM2 are such pickles. Where you trust the file, turn it into an .npz once: python -c "import '
+    "numpy, pickle; d = pickle.load(open('FILE.pkl', 'rb'))['fid']; numpy.savez('FILE.npz', mu=d['mu'], "
+    "sigma=d['sigma'])\" (its network is FID's InceptionV3, 'fd_dinov2' is of another)."
+)
 ROWS = 4096  # features converted to float64 at a time
 
 
@@ -262,14 +264,19 @@ def _load(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] if name in wanted else np.empty(0) for name in archive.files}
     except UNREADABLE as error:
-        raise ValueError(f"{path} is not an .npz file of plain arrays ({error}). It may be damaged.") from error
+        raise ValueError(f"{path} is not an .npz file of plain arrays: {_reason(path, error)}.") from error
 
 
 def _load_npy(path: Path) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
     except UNREADABLE as error:
-        raise ValueError(f"{path} is not an .npy file of a plain array ({error}). It may be damaged.") from error
+        raise ValueError(f"{path} is not an .npy file of a plain array: {_reason(path, error)}.") from error
+
+
+def _reason(path: Path, error: Exception) -> str:
+    found = stand_in_of(path)
+    return f"it is {found}. {EDM2}".removesuffix(".") if "pickle" in found else found or f"{error}; it may be damaged"
 
 
 def _facts_within(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.sources import Source, range_of, to_unit_range
 from diffusion_distill.distillation.phases import Phase, momentum_for, samples, updates_for
 from diffusion_distill.errors import positive_int
-from diffusion_distill.files import user_path
+from diffusion_distill.files import read_json, user_path
 from diffusion_distill.networks.classifier import CLASSIFIERS, Classified, Classifier
 from diffusion_distill.runs.resuming import SameRun, defaults
 from diffusion_distill.seeds import check_seed, key_of
@@ -190,7 +190,11 @@ class TrainedClassifier:
                 f"{folder} is not a classifier: it has no classifier.json. Give the folder that training one wrote, "
                 "WORKDIR/classifier; configs/digits_classifier.py and mnist_classifier.py train one."
             )
-        facts = json.loads((folder / "classifier.json").read_text(encoding="utf-8"))
+        path = folder / "classifier.json"
+        facts = read_json(path, checkpoint.ADVICE)
+        missing = [name for name in ("classifier", "image_shape", "fingerprint", "about") if name not in facts]
+        if missing:
+            raise ValueError(f"{path} has no {', '.join(missing)}. {checkpoint.ADVICE}")
         network: Classifier = rebuild("classifier", facts["classifier"], CLASSIFIERS)
         height, width, channels = facts["image_shape"]
         shapes = jax.eval_shape(partial(_init, network, (height, width, channels)), jax.random.key(0))

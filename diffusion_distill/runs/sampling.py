@@ -18,7 +18,7 @@ from diffusion_distill import interrupts, sampling
 from diffusion_distill.diffusion import grids
 from diffusion_distill.diffusion.spacings import spaced
 from diffusion_distill.distillation.fitted import FittedSolver
-from diffusion_distill.errors import positive_int
+from diffusion_distill.errors import choose, positive_int
 from diffusion_distill.guidance import ClassifierFree
 from diffusion_distill.levels import Level
 from diffusion_distill.model import Clipped, Model
@@ -81,12 +81,27 @@ def denoiser_of(
       mesh: the devices; all by default.
 
     Raises:
-      ValueError: guidance of an unconditional model, or a null label it does not have.
+      ValueError: guidance of an unconditional model, a null label it does not have, an unknown key or no scale.
+      TypeError: guidance that is no mapping, or a scale that is no number.
     """
-    denoise, guidance = artefact.denoiser(clip=False), dict(guidance or {})
+    denoise, guidance = artefact.denoiser(clip=False), _checked_guidance(guidance)
     if guidance.get("scale", 1.0) != 1:
         denoise = ClassifierFree(denoise, guidance["scale"], guidance.get("null_label", artefact.model.num_classes))
     return jax.device_put(Clipped(denoise) if clip else denoise, sharding.replicated(mesh or sharding.data_mesh()))
+
+
+def _checked_guidance(guidance: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Guidance as `denoiser_of` takes it."""
+    if guidance is not None and not isinstance(guidance, Mapping):
+        raise TypeError(f'guidance must be a mapping like {{"scale": 2.0, "null_label": 10}}, got {guidance!r}.')
+    for key in guidance or {}:
+        choose("key of guidance", key, {"scale": None, "null_label": None})
+    if guidance and "scale" not in guidance:
+        raise ValueError(f"guidance needs a scale, got {dict(guidance)}.")
+    scale = (guidance or {}).get("scale", 1.0)
+    if isinstance(scale, bool) or np.ndim(scale) or not np.issubdtype(np.asarray(scale).dtype, np.number):
+        raise TypeError(f"The scale of guidance must be a number, got {scale!r}.")
+    return dict(guidance or {})
 
 
 @dataclass(frozen=True)

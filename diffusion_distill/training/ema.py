@@ -70,10 +70,11 @@ def reset(average: Average) -> Average:
 
 def weight(rule: Rule, count: Array) -> Array:
     """d_k of value number k = count >= 1."""
-    corrected = jnp.expm1(rule.log_mu) / jnp.expm1(count * rule.log_mu)
+    number = jnp.asarray(count).astype(jnp.result_type(rule.log_mu))  # no mixed types: JAX may be told to refuse them
+    corrected = jnp.expm1(rule.log_mu) / jnp.expm1(number * rule.log_mu)
     plain = jnp.where(count == 1, 1.0, -jnp.expm1(rule.log_mu))
     window = 1 / (1 + (count - 1) % rule.window).astype(plain.dtype)
-    ramped = -jnp.expm1(jnp.minimum(rule.log_mu, -math.log(2) / (RAMP * (count - 1))))
+    ramped = -jnp.expm1(jnp.minimum(rule.log_mu, -math.log(2) / (RAMP * (number - 1))))
     return jnp.select([rule.kind == k for k in range(len(AVERAGING))], [corrected, plain, window, ramped])
 
 

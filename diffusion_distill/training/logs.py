@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,8 +40,10 @@ class JsonLines:
     def __init__(self, path: Path | None, keep: int = 0):
         """A file that is there keeps its records up to update number `keep`, from which a run goes on."""
         if path and path.exists():
-            kept = [record for record in read_json_lines(path) if record["update"] <= keep]
-            path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            kept = [record for record in read_json_lines(path) if record.get("update", 0) <= keep]
+            half = path.with_name(f"{path.name}.unfinished")
+            half.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            half.replace(path)
         self._file = open(path, "a", buffering=1, encoding="utf-8") if path else None  # noqa: SIM115
 
     def scalars(self, update: int, figures: Mapping[str, Any]) -> None:
@@ -134,6 +137,21 @@ class Logs:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON lines file; a last line that was cut off while being written is left out."""
-    *lines, _ = path.read_text(encoding="utf-8").split("\n")  # what follows the last line break is unfinished
-    return [json.loads(line) for line in lines if line]
+    """The records of a JSON lines file.
+
+    A last line that was cut off while being written is left out, and so are damaged ones, such as the zero bytes that a
+    machine that loses power may leave, with a warning.
+    """
+    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    found = [_record(line) for line in lines if line]
+    if None in found:
+        warnings.warn(f"{path}: {found.count(None)} of {len(found)} lines are damaged and left out.", stacklevel=2)
+    return [record for record in found if record is not None]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None

@@ -102,7 +102,8 @@ def make_step(
 def _update(
     state: TrainState, gradient: Any, inputs: StepInputs, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to whole powers, which 'strict' would refuse
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p - inputs.learning_rate * u, state.params, updates)
     averages = {name: ema.update(average, params, inputs.averaging[name]) for name, average in state.averages.items()}
     return state.replace(params=params, opt_state=opt_state, averages=averages)

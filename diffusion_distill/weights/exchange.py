@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_distill.files import user_path
+from diffusion_distill.files import stand_in_of, user_path
 from diffusion_distill.model import Model
 from diffusion_distill.typing import Params
 from diffusion_distill.weights.matching import Checkpoint, WeightsError, flatten, match, shapes_of, unflatten
@@ -70,7 +70,7 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             metadata = stored.metadata() or {}
             arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise WeightsError(f"{path} is damaged or no safetensors file: {error}.") from error
+        raise WeightsError(f"{path} is damaged or no safetensors file: {stand_in_of(path) or error}.") from error
     return unflatten(arrays), _description(path, metadata)
 
 

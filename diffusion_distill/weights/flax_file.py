@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import msgpack
 import numpy as np
 
-from diffusion_distill.files import user_path
+from diffusion_distill.files import stand_in_of, user_path
 from diffusion_distill.weights.matching import WeightsError
 
 Location = tuple[str, ...]
@@ -61,7 +61,9 @@ def read(path: str | Path, want: Callable[[Location], bool] = lambda location: T
         except (msgpack.UnpackException, ValueError) as error:
             reason = str(error) or type(error).__name__
         where = "/".join(walk.location) or "its first item"
-        raise WeightsError(f"{path} cannot be read as a flax checkpoint: {where}, at byte {walk.begin}: {reason}.")
+        found = stand_in_of(path)
+        reason = f"it is {found}" if found else f"{where}, at byte {walk.begin}: {reason}"
+        raise WeightsError(f"{path} cannot be read as a flax checkpoint: {reason}.")
 
 
 class _Walk:

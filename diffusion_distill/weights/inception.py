@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill.errors import choose
-from diffusion_distill.files import user_path
+from diffusion_distill.files import read_json, stand_in_of, user_path
 from diffusion_distill.networks.inception import BLOCKS, SIZE, Branch, Conv, InceptionV3
 from diffusion_distill.typing import Params
 from diffusion_distill.weights import download, exchange, graph_def, torch_save
@@ -183,11 +183,11 @@ def load_inception(folder: str | Path) -> InceptionWeights:
     """
     folder = user_path(folder)
     try:
-        about = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        about = read_json(folder / FACTS, "Import the weights again.")
     except ValueError as error:
-        raise WeightsError(f"{folder / FACTS} is damaged: {error}. Import the weights again.") from error
+        raise WeightsError(f"{folder / FACTS} is damaged: {error}") from error
     params, within = exchange.load(folder / PARAMETERS)
-    if not isinstance(about, dict) or about != within or about.get("kind") != KIND:
+    if about != within or about.get("kind") != KIND:
         raise WeightsError(f"{folder / FACTS} does not describe {PARAMETERS} beside it. Import the weights again.")
     flat = match(flatten(params), shapes(), str(folder / PARAMETERS))
     return InceptionWeights(unflatten(flat), about["layout"], about["rule"], about["source"])
@@ -314,9 +314,10 @@ def _stored(path: Path, begin: bytes) -> Arrays:
                 f"{path}: {scaled[0]} and {len(scaled) - 1} others are not 1, as they are in FID's graph."
             )
         return stored
+    found = stand_in_of(path)
     raise WeightsError(
-        f"{path} begins with {begin!r}. Read are PyTorch's files (.pth, .pt, new or old format, TorchScript) and "
-        "frozen graphs of TensorFlow (.pb). NVIDIA's .pkl is a program: take its .pt."
+        f"{path} {f'is {found}' if found else f'begins with {begin!r}'}. Read are PyTorch's files (.pth, .pt, new or "
+        "old format, TorchScript) and frozen graphs of TensorFlow (.pb). NVIDIA's .pkl is a program: take its .pt."
     )
 
 

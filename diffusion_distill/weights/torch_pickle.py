@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_distill.files import user_path
+from diffusion_distill.files import stand_in_of, user_path
 from diffusion_distill.weights import pickle_stream
 from diffusion_distill.weights.matching import WeightsError
 from diffusion_distill.weights.pickle_stream import Buildable, Bytes, Dialect, Global, Source, kind_of
@@ -96,14 +96,18 @@ def read(path: str | Path, entry: str = "ema") -> Module:
         content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
     source = Source(content)
     try:
+        if content[:1] != b"\x80":
+            raise WeightsError(f"it is {stand_in_of(path) or 'no pickle'}")
         tree, end = pickle_stream.load(source, _outer(source), 0, len(content))
         if end != len(content):
             raise WeightsError(f"{len(content) - end} bytes follow the end of the pickle, at byte {end}")
         if type(tree) is not dict:
-            raise WeightsError(f"the file holds {kind_of(tree)}, not a dictionary with a network called {entry!r}")
+            raise WeightsError(f"it holds {kind_of(tree)}, not a dictionary with a network called {entry!r}")
         if not isinstance(tree.get(entry), _Object):
-            there = ", ".join(f"{kind_of(name)}: {kind_of(tree[name])}" for name in list(tree)[:8])
-            raise WeightsError(f"there is no network called {entry!r}, but {there or 'an empty dictionary'}")
+            entries = ", ".join(f"{kind_of(name)}: {kind_of(value)}" for name, value in list(tree.items())[:8])
+            raise WeightsError(
+                f"it holds no network as its entry {entry!r}, as NVIDIA's snapshots do, but {{{entries}}}"
+            )
         return _Modules(len(content)).module(tree[entry], entry)
     except WeightsError as error:
         raise WeightsError(f"{path} cannot be read as a snapshot of PyTorch modules: {error}.") from error

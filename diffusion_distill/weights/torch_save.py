@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffusion_distill.files import user_path
+from diffusion_distill.files import stand_in, user_path
 from diffusion_distill.weights import pickle_stream, torch_pickle
 from diffusion_distill.weights.matching import WeightsError
 from diffusion_distill.weights.pickle_stream import Buildable, Dialect, Global, Source, kind_of
@@ -69,7 +69,7 @@ def read(path: str | Path) -> Arrays:
             return _read_zip(path, content)
         if content[: len(LEGACY)] == LEGACY:
             return _read_legacy(content)
-        raise WeightsError("it begins as neither of PyTorch's formats does")
+        raise WeightsError(f"it is {stand_in(bytes(content[:200])) or 'begun as neither of their formats is'}")
     except WeightsError as error:
         raise WeightsError(f"{path} cannot be read as a file of PyTorch: {error}.") from error
 
