@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +84,7 @@ class Batches:
             batch["image"][mirrored] = images[mirrored].take(right_to_left, axis=2)
         return batch
 
-    def _checked(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _checked(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What a source gave, if it is what a source has to give: anyone may write one."""
         images, labels = batch.get("image"), batch.get("label")
         shape = (self.batch_size // self.process_count, *self.source.image_shape)
@@ -93,7 +94,7 @@ class Batches:
                 f"The source gave images {found}; need float32 {shape} in [-1, 1]. Mend its `gather`, or make the "
                 "source with `from_arrays` or `from_dataset`."
             )
-        if self.source.num_classes and (np.shape(labels) != shape[:1] or labels.dtype.kind not in "iu"):  # type: ignore[union-attr]
+        if self.source.num_classes and (np.shape(labels) != shape[:1] or labels.dtype.kind not in "iu"):
             raise ValueError(f"The source gave labels {np.shape(labels)}; need whole numbers {shape[:1]}.")
         return batch
 
