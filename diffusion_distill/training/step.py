@@ -80,7 +80,7 @@ def make_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         moved = _update(state, gradient, inputs, optimizer)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
-        state = kept.replace(step=state.step + 1, skipped=state.skipped + ~finite)
+        state = kept.replace(step=state.step + 1, skipped=state.skipped + (~finite).astype(jnp.int32))
         return state, {"loss": loss, "grad_norm": norm, "skipped": state.skipped}
 
     whole = replicated(mesh)
