@@ -86,7 +86,8 @@ def make_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         moved = _update(state, gradient, inputs, optimizer)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state)
-        counts = {"skipped": state.skipped + ~finite, "nonfinite": jnp.where(finite, 0, state.nonfinite + 1)}
+        skipped = (~finite).astype(jnp.int32)
+        counts = {"skipped": state.skipped + skipped, "nonfinite": (state.nonfinite + 1) * skipped}
         state = kept.replace(step=state.step + 1, **counts)
         return state, {"loss": loss, "grad_norm": norm, **counts}
 
