@@ -200,7 +200,6 @@ def test_values_in_the_text() -> None:
 SMALL = {"8192, 4": "8, 4", "50_000 * 128": "16", "batch_size=128": "batch_size=8"}
 
 
-@pytest.mark.fast
 def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy_networks: None) -> None:
     monkeypatch.chdir(tmp_path)
     entry = weights.PUBLISHED["cifar_original"]
