@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill.typing import Key
@@ -37,7 +38,7 @@ def check_seed(value: Any, what: str = "seed") -> int:
 def key_of(seed: int) -> Key:
     """JAX's key of a seed; errors as `check_seed`."""
     words = np.array(divmod(check_seed(seed), _WORD), np.uint32)
-    return jax.random.wrap_key_data(words, impl="threefry2x32")
+    return jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
 
 
 def generator_of(seed: int, number: int, stream: int = 0) -> np.random.Generator:
