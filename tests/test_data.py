@@ -1067,7 +1067,7 @@ def test_backslashes_in_a_zip_separate_folders(tmp_path: Path) -> None:
         (np.zeros((4, 2, 2, 1), np.float64), "gave images float64"),
         (np.zeros((4, 1, 2, 1), np.float32), r"gave images float32 \(4, 1, 2, 1\)"),
         (np.zeros((3, 2, 2, 1), np.float32), r"gave images float32 \(3, 2, 2, 1\)"),
-        (None, "gave images NoneType"),
+        (None, "gave images object"),
     ],
 )
 def test_a_source_that_gives_something_else_is_named(image: np.ndarray | None, said: str) -> None:

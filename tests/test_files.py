@@ -9,13 +9,13 @@ import pickle
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from absl import flags
 from absl.testing import flagsaver
 
 from diffusion_distill import build, data, main, metrics, runs, weights
@@ -31,6 +31,7 @@ from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.weights import flax_file, torch_save
 
 pytestmark = pytest.mark.fast
+flags.FLAGS.mark_as_parsed()
 
 NAMES = (
     "run[1]", "run[!a]", "[", "*", "a*b", "a?b", "a\\b", "a b", " a ", "a,b", "a:b", "a#b", "a%20b", "a=b", "a'b",
@@ -258,12 +259,6 @@ def test_errors_of_the_system_end_the_program_in_words(
 HTML, LFS = b"<!DOCTYPE html><html>404</html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
 
 
-def npz_bytes(**arrays: Any) -> bytes:
-    stream = io.BytesIO()
-    np.savez(stream, **arrays)
-    return stream.getvalue()
-
-
 READERS = {
     "npz": (data.npz, ".npz"),
     "reference": (metrics.read_reference, ".npz"),
@@ -306,7 +301,9 @@ def test_images_say_what_stands_in_their_place(tmp_path: Path) -> None:
 
 
 def test_files_that_were_cut_short_are_told(tmp_path: Path) -> None:
-    whole = npz_bytes(images=np.zeros((2, 2, 2, 1), np.uint8), mu=np.zeros(64))
+    stream = io.BytesIO()
+    np.savez(stream, images=np.zeros((2, 2, 2, 1), np.uint8), mu=np.zeros(64))
+    whole = stream.getvalue()
     (tmp_path / "a.npz").write_bytes(whole[:-30])
     (tmp_path / "a.zip").write_bytes(whole[:-30])
     for read in (data.npz, metrics.read_reference):
@@ -357,7 +354,7 @@ def test_parts_of_artefacts_are_named(
 def test_fields_of_artefacts_are_named(change: dict, said: str, teacher: Artefact, tmp_path: Path) -> None:
     path = teacher.save(tmp_path) / "model.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, TypeError), match=said):
         Artefact.load(tmp_path)
 
 

@@ -86,15 +86,17 @@ class Batches:
 
     def _checked(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What a source gave, if it is what a source has to give: anyone may write one."""
-        images, labels = (np.asarray(batch.get(name, ())) for name in ("image", "label"))
+        images, labels = (np.asarray(batch.get(name)) for name in ("image", "label"))
         shape = (self.batch_size // self.process_count, *self.source.image_shape)
         if images.shape != shape or images.dtype != np.float32:
             raise ValueError(
-                f"The source gave images {images.dtype} {images.shape}; need float32 {shape} in [-1, 1]. Mend its "
-                "`gather`, or make the source with `from_arrays` or `from_dataset`."
+                f"The source gave images {images.dtype} {images.shape}; need float32 {shape} in [-1, 1]. "
+                "Mend its `gather`, or make the source with `from_arrays` or `from_dataset`."
             )
         if self.source.num_classes and (labels.shape != shape[:1] or labels.dtype.kind not in "iu"):
-            raise ValueError(f"The source gave labels {labels.dtype} {labels.shape}; need whole numbers {shape[:1]}.")
+            raise ValueError(
+                f"The source gave labels {labels.dtype} {labels.shape}; need whole numbers {shape[:1]}, one per image."
+            )
         return batch
 
     def indices(self, step: int) -> NDArray[np.int64]:

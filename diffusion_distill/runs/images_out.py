@@ -15,7 +15,7 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -97,9 +97,9 @@ def _replace(place: Path, unfinished: Path) -> None:
 
 
 def _npz(images: np.ndarray, path: Path, labels: np.ndarray | None) -> None:
-    arrays: dict[str, Any] = {"arr_0": images} if labels is None else {"arr_0": images, "arr_1": labels}
+    arrays = (images,) if labels is None else (images, labels)
     with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, *arrays)  # which calls them arr_0 and arr_1
 
 
 def _png(images: np.ndarray, root: Path, labels: np.ndarray | None) -> None:

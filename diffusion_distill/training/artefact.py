@@ -62,8 +62,9 @@ class Artefact:
         """Reads an artefact's folder.
 
         Raises:
-          FileNotFoundError: the folder is not an artefact.
-          ValueError: its parameters do not fit its model, or have changed since they were written.
+          FileNotFoundError: the folder is not an artefact, or lacks a part.
+          ValueError, TypeError: a part is damaged (the message names the file and field), or the parameters do not fit
+            the model, or have changed since they were written.
         """
         folder = user_path(folder)
         if not (folder / "model.json").is_file():
@@ -90,7 +91,7 @@ def _described(path: Path, description: Mapping[str, Any]) -> tuple[Model, int]:
     try:
         return Model.from_dict(description.get("model")), steps  # type: ignore[arg-type]
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{path}: {error}") from error
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
