@@ -8,6 +8,7 @@ import os
 import pickle
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -399,3 +400,26 @@ def test_misspelt_keys_are_refused(teacher: Artefact) -> None:
             build.source({"data": part})
     with pytest.raises(ValueError, match=r"Unknown field of config\.sample: 'stepz'.*Did you mean 'steps'"):
         build.config_of(None, None, None, {"name": "digits"}, {"name": "digits"}, stepz=4)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda params, about: about.update(steps=-5), "'steps', a whole number of at least 0.*'-5'"),
+        (lambda params, about: about.pop("steps"), "'steps', a whole number"),
+        (lambda params, about: about.pop("model"), "The description of a model must be a mapping"),
+        (lambda params, about: params.update(evil=np.ones(3, np.float32)), "unknown to the model.*evil"),
+        (lambda params, about: params.pop("Dense_0"), "missing.*Dense_0"),
+        (lambda params, about: params["Dense_0"].update(bias=np.zeros(16, np.int32)), "another type.*Dense_0/bias"),
+        (lambda params, about: params["Dense_0"].update(bias=np.full(16, np.nan, np.float32)), "Dense_0/bias"),
+    ],
+)
+def test_exports_are_checked_when_they_are_imported(
+    change: Callable, said: str, teacher: Artefact, tmp_path: Path
+) -> None:
+    path = runs.export_weights(teacher, tmp_path / "a.safetensors")
+    params, about = weights.exchange.load(path)
+    change(params, about)
+    weights.exchange.save(path, params, about)
+    with pytest.raises(weights.WeightsError, match=rf"(?s)a\.safetensors.*{said}"):
+        runs.import_weights(path, tmp_path / "imported")

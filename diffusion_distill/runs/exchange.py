@@ -38,8 +38,7 @@ def import_weights(name: str | Path, folder: str | Path, model: Model | None = N
     """
     path, folder = user_path(name), writable(folder)
     if path.suffix == SAFETENSORS and path.is_file():
-        params, about = weights.exchange.load(path)
-        artefact = Artefact(Model.from_dict(about["model"]), _to_device(params), about["steps"], about["provenance"])
+        artefact = _exported(path)
     else:
         artefact = _foreign(str(name), folder, model)
     artefact.save(folder)
@@ -76,6 +75,23 @@ def export_weights(artefact: Artefact, path: str | Path) -> Path:
         raise ValueError(f"Exports are {SAFETENSORS} files, got {path}.")
     about = {"model": artefact.model.to_dict(), "steps": artefact.steps, "provenance": dict(artefact.provenance)}
     return weights.exchange.save(path, artefact.params, about)
+
+
+def _exported(path: Path) -> Artefact:
+    """What `export_weights` wrote, or another program in its place: nothing of it is believed unchecked."""
+    params, about = weights.exchange.load(path)
+    steps, provenance = about.get("steps"), about.get("provenance")
+    if type(steps) is not int or steps < 0 or not isinstance(provenance, dict):
+        raise weights.WeightsError(
+            f"{path}: its description must have 'steps', a whole number of at least 0, and 'provenance', a JSON object; "
+            f"got {str(steps)[:80]!r} and a {type(provenance).__name__}."
+        )
+    try:
+        model = Model.from_dict(about.get("model"))  # type: ignore[arg-type]
+    except (ValueError, TypeError) as error:
+        raise weights.WeightsError(f"{path}: {error}") from error
+    matched = weights.match(weights.flatten(params), weights.shapes_of(model), str(path))
+    return Artefact(model, _to_device(weights.unflatten(matched)), steps, provenance)
 
 
 def _foreign(name: str, folder: Path, model: Model | None) -> Artefact:
