@@ -24,7 +24,7 @@ from diffusion_distill.distillation import Denoising, Progressive, Tract
 from diffusion_distill.distillation.phases import Phase
 from diffusion_distill.model import Model
 from diffusion_distill.networks import UNet
-from diffusion_distill.training import checksum, ema, sharding
+from diffusion_distill.training import checkpoint, checksum, ema, sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.logs import JsonLines
@@ -475,3 +475,10 @@ def test_damaged_lines_of_figures_are_left_out_and_told(tmp_path: Path) -> None:
         log = JsonLines(path, keep=2)
     log.close()
     assert path.read_text() == '{"update": 1}\n{"update": 2}\n'
+
+
+@pytest.mark.fast
+def test_an_update_damaged_twice_is_moved_aside_twice(tmp_path: Path) -> None:
+    for taken in ("20", "20_2"):
+        assert checkpoint._free(tmp_path / "20") == tmp_path / taken
+        (tmp_path / taken).mkdir()

@@ -99,7 +99,7 @@ class Checkpoints:
 
     def _move_aside(self, damaged: Mapping[int, str]) -> None:
         for step, reason in damaged.items():
-            place = self._folder.parent / DAMAGED / str(step)
+            place = _free(self._folder.parent / DAMAGED / str(step))
             warnings.warn(f"Checkpoint {step} is damaged ({reason}); moved to {place}.", stacklevel=3)
             if jax.process_index() == 0:
                 place.parent.mkdir(exist_ok=True)
@@ -125,6 +125,12 @@ def _items(state: TrainState) -> dict[str, Any]:
 def latest_in(folder: Path) -> int:
     """The update number of the newest checkpoint in a folder, without opening it; 0 if there is none."""
     return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
+
+
+def _free(place: Path) -> Path:
+    """The path, or with a number behind it if it is taken: an update may be damaged, repeated and damaged again."""
+    names = (place, *(place.with_name(f"{place.name}_{k}") for k in range(2, 1000)))
+    return next(name for name in names if not name.exists())
 
 
 def save_params(folder: Path, params: Any) -> None:
