@@ -30,7 +30,7 @@ UNET = UNet(
 
 
 def drawn(*names: str) -> dict[str, np.ndarray]:
-    """Images of fresh parameters and labels, by several kinds of drawing: noise in each row, guidance, more registers."""
+    """Images of fresh parameters and labels, drawn with noise in each row, guidance, more registers."""
     model = Model(UNET, (2, 2, 1), prediction="v")
     found = Artefact(model, model.init(key_of(0)))
     hows: dict[str, dict[str, Any]] = {
