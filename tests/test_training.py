@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -399,6 +402,61 @@ def test_an_artefact_survives_the_disk(tmp_path: Path, toy_networks: None) -> No
     chex.assert_trees_all_equal(found.denoiser()(z, level), artefact.denoiser()(z, level))
     other = dataclasses.replace(artefact, params=toys.parameters(model, 5))
     assert equal(Artefact.load(other.save(tmp_path / "a" / "b")).params, other.params), "it can be replaced"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("after", range(5))
+def test_killed_at_any_moment_an_artefact_is_the_old_or_the_new_one(
+    after: int, teacher: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save that ends after so many changes of names; the next one succeeds and leaves nothing behind."""
+    folder, done = teacher.save(tmp_path / "artefact"), []
+    new = dataclasses.replace(teacher, params=toys.parameters(teacher.model, 5), steps=8)
+
+    def killed(change: Callable) -> Callable:
+        def changed(*arguments: Any) -> Any:
+            if Path(arguments[0]).parent == folder:  # else it is Orbax's
+                if len(done) == after:
+                    raise KeyboardInterrupt
+                done.append(arguments[0])
+            return change(*arguments)
+
+        return changed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", killed(Path.rename))
+        patch.setattr("os.replace", killed(os.replace))
+        if after < 4:
+            with pytest.raises(KeyboardInterrupt):
+                new.save(folder)
+        else:
+            new.save(folder)
+    found = Artefact.load(folder)
+    assert found.steps == (8 if after == 4 else 0)
+    chex.assert_trees_all_equal(found.params, (new if after == 4 else teacher).params)
+    chex.assert_trees_all_equal(Artefact.load(new.save(folder)).params, new.params)
+    assert {path.name for path in folder.iterdir()} == {"params", "provenance.json", "model.json"}
+
+
+def test_an_artefact_can_be_read_while_another_takes_its_place(teacher: Artefact, tmp_path: Path) -> None:
+    both = [dataclasses.replace(teacher, params=toys.parameters(teacher.model, k), steps=k) for k in (1, 2)]
+    folder, stop = both[0].save(tmp_path / "artefact"), threading.Event()
+
+    def write() -> None:
+        for k in itertools.count():
+            if stop.is_set():
+                return
+            both[k % 2].save(folder)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(8):
+            found = Artefact.load(folder)
+            chex.assert_trees_all_equal(found.params, both[found.steps - 1].params)
+    finally:
+        stop.set()
+        writer.join()
 
 
 SPOIL: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {

@@ -3,17 +3,25 @@
 FOLDER/params/            parameters (Orbax)
 FOLDER/model.json         what builds it: network, schedule, prediction, image shape; its step count; a checksum
 FOLDER/provenance.json    where it comes from: method, settings, updates, teacher, versions
+
+An artefact that replaces another is written beside it first and then takes its place. Until model.json has changed too,
+the old parameters stay in FOLDER/params.replaced, so that a program that is killed at any moment leaves the one or the
+other, and a program that reads meanwhile gets one of them.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from diffusion_distill.files import read_json, user_path
 from diffusion_distill.model import Clipped, Denoiser, Model
@@ -21,6 +29,10 @@ from diffusion_distill.training import checkpoint
 from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.typing import Params
 from diffusion_distill.version import __version__
+
+PARAMS, UNFINISHED, REPLACED = "params", "params.unfinished", "params.replaced"
+#: How often a folder that is being written is read, with a pause in seconds.
+READS, PAUSE = 20, 0.1
 
 
 @dataclass(frozen=True)
@@ -47,14 +59,22 @@ class Artefact:
         return self if self.steps else replace(self, model=self.model.on_grid(steps))
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the artefact's folder, replacing an artefact that is there."""
+        """Writes the artefact's folder, replacing an artefact that is there; it is there whole or not at all."""
         folder = user_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_params(folder / "params", self.params)
+        checkpoint.save_params(folder / UNFINISHED, self.params)
         facts = {"steps": self.steps, "fingerprint": fingerprint(self.params)}
         versions = {"diffusion_distill": __version__, "jax": jax.__version__}
-        _write(folder / "provenance.json", {**self.provenance, "versions": versions})
-        _write(folder / "model.json", {"model": self.model.to_dict(), **facts})
+        if jax.process_index() == 0:
+            shutil.rmtree(folder / REPLACED, ignore_errors=True)
+            if (folder / PARAMS).exists():
+                (folder / PARAMS).rename(folder / REPLACED)
+            (folder / UNFINISHED).rename(folder / PARAMS)
+            _write(folder / "provenance.json", {**self.provenance, "versions": versions})
+            _write(folder / "model.json", {"model": self.model.to_dict(), **facts})
+            shutil.rmtree(folder / REPLACED, ignore_errors=True)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"artefact {folder}")
         return folder
 
     @classmethod
@@ -72,15 +92,49 @@ class Artefact:
                 f"{folder} is not an artefact: it has no model.json. Give the folder that training or distilling "
                 "wrote, for example WORKDIR/teacher or WORKDIR/student_1."
             )
+        for _ in range(READS - 1):
+            before = _state(folder)
+            try:
+                return cls._read(folder)
+            except (OSError, ValueError, TypeError):
+                if _state(folder) == before and not (folder / UNFINISHED).exists():
+                    raise  # nobody else is writing it
+                time.sleep(PAUSE)
+        return cls._read(folder)
+
+    @classmethod
+    def _read(cls, folder: Path) -> Artefact:
         description = read_json(folder / "model.json", checkpoint.ADVICE)
         provenance = read_json(folder / "provenance.json", checkpoint.ADVICE)
         model, steps = _described(folder / "model.json", description)
-        params = checkpoint.load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0)))
-        if description.get("fingerprint") not in (None, fingerprint(params)):
-            raise ValueError(
-                f"The parameters in {folder} have changed since they were written: the disk or a copy failed."
-            )
+        try:
+            params = _params(folder / PARAMS, model, description)
+        except (OSError, ValueError):
+            if not (folder / REPLACED).exists():
+                raise
+            params = _params(folder / REPLACED, model, description)
         return cls(model, params, steps, provenance)
+
+
+def _params(folder: Path, model: Model, description: Mapping[str, Any]) -> Params:
+    """The parameters in a folder, if they are those that the description was written with."""
+    params = checkpoint.load_params(folder, jax.eval_shape(model.init, jax.random.key(0)))
+    if description.get("fingerprint") not in (None, fingerprint(params)):
+        raise ValueError(f"The parameters in {folder} have changed since they were written: the disk or a copy failed.")
+    return params
+
+
+def _state(folder: Path) -> list[tuple[int, int] | None]:
+    """What changes while an artefact is written."""
+    found = (folder / name for name in (PARAMS, REPLACED, "provenance.json", "model.json"))
+    return [_identity(path) for path in found]
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        return path.stat().st_ino, path.stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def _described(path: Path, description: Mapping[str, Any]) -> tuple[Model, int]:
@@ -95,4 +149,6 @@ def _described(path: Path, description: Mapping[str, Any]) -> tuple[Model, int]:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
