@@ -100,7 +100,7 @@ def test_digits_are_scikit_learns_and_the_splits_share_none() -> None:
 
 def test_digits_name_the_extra_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"pip install diffusion_distill\[demo\]"):
+    with pytest.raises(ImportError, match="pip install scikit-learn"):
         digits()
 
 

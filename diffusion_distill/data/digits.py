@@ -21,7 +21,7 @@ def digits(split: str = "train") -> ArraySource:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        message = "The digits need scikit-learn. Install it with `pip install diffusion_distill[demo]`."
+        message = "The digits need scikit-learn. Install it with `pip install scikit-learn` (the extra [demo])."
         raise ImportError(message) from error
 
     order = np.random.Generator(np.random.PCG64(100)).permutation(1797)

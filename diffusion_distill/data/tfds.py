@@ -2,7 +2,7 @@
 
 A set must have been prepared in the format array_record, the one that can be read in any order:
 
-    pip install "diffusion_distill[prepare]"
+    pip install tensorflow-cpu                  # the extra [prepare]
     tfds build cifar10 --data_dir=DIR --file_format=array_record
 
 | set                    | source, as BTD prepares it                                               | classes |
@@ -163,7 +163,7 @@ def _version_number(version: str) -> tuple[int, ...]:
 
 def _command(name: str, data_dir: str) -> str:
     return (
-        "  pip install 'diffusion_distill[prepare]'\n"
+        "  pip install tensorflow-cpu\n"
         f"  tfds build {shlex.quote(name)} --data_dir={shlex.quote(data_dir)} --file_format={FORMAT}"
     )
 
@@ -176,7 +176,7 @@ def _prepare(name: str, data_dir: str) -> None:
     needs_tensorflow = type(builder).__module__.startswith("tensorflow_datasets.")
     if needs_tensorflow and importlib.util.find_spec("tensorflow") is None:
         raise ImportError(
-            f"Preparing {name!r} needs TensorFlow. Install it with `pip install diffusion_distill[prepare]`; "
+            f"Preparing {name!r} needs TensorFlow. Install it with `pip install tensorflow-cpu`; "
             "reading the prepared set does not need it."
         )
     builder.download_and_prepare()

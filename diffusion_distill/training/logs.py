@@ -68,7 +68,9 @@ class TensorBoard:
         try:
             from tensorboardX import SummaryWriter
         except ImportError as error:
-            raise ImportError("TensorBoard needs `pip install diffusion_distill[tensorboard]`.") from error
+            raise ImportError(
+                "TensorBoard needs tensorboardX: `pip install tensorboardX` (the extra [tensorboard])."
+            ) from error
         self._writer = SummaryWriter(str(folder), purge_step=keep + 1 if keep else None)
 
     def scalars(self, update: int, figures: Mapping[str, Any]) -> None:
@@ -94,7 +96,7 @@ class WeightsAndBiases:
         try:
             import wandb  # type: ignore[import-not-found]
         except ImportError as error:
-            raise ImportError("Weights & Biases needs `pip install diffusion_distill[wandb]`.") from error
+            raise ImportError("Weights & Biases needs its package: `pip install wandb` (the extra [wandb]).") from error
         self._library, remembered = wandb, folder / "wandb_id"
         number = remembered.read_text() if remembered.exists() else secrets.token_hex(6)
         remembered.write_text(number)

@@ -151,4 +151,4 @@ def _need_safetensors() -> None:
     try:
         import safetensors  # noqa: F401
     except ImportError as error:
-        raise ImportError("This needs safetensors: pip install 'diffusion_distill[export]'.") from error
+        raise ImportError("This needs safetensors: `pip install safetensors` (the extra [export]).") from error
