@@ -11,7 +11,7 @@ ARGS ?=
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-versions lint format bench clean
+.PHONY: help demo test test-slow test-versions lint format bench clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -19,8 +19,11 @@ help: ## List the targets.
 demo: $(INSTALLED) ## Train a teacher on digits, distil it to one step, draw the result (ARGS=... is passed on).
 	@$(RUN) experiments/digits.py $(ARGS)
 
-test: lint ## Lint, types, all tests.
-	$(RUN) -m pytest --nbmake -n 2 --dist worksteal
+test: lint ## Lint, types, all tests but the slow ones.
+	$(RUN) -m pytest -m 'not slow' --nbmake -n 2 --dist worksteal
+
+test-slow: $(INSTALLED) ## The slow tests: recorded numbers of the whole data folder, where it lies beside the checkout.
+	$(RUN) -m pytest -m slow -n 2 --dist worksteal tests
 
 test-versions: $(INSTALLED) ## The fast tests with the oldest and the newest packages that setup.py allows.
 	@$(RUN) tests/versions.py $(ARGS)

@@ -41,6 +41,7 @@ def test_small_copy(name: str) -> None:
     assert not failures(tally)
 
 
+@pytest.mark.slow
 @needs_full
 @pytest.mark.parametrize("name", [name for name in ORIGINALS if name not in COPIES])
 def test_full_set(name: str) -> None:
