@@ -94,6 +94,8 @@ OPTIONS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
         "lower_order_final": (False, {}),
         "correct_final": (True, {}),
     },
+    "midpoint": {},
+    "rk4": {},
     "ddim-sep": VARIANT,
     "ddim-all": VARIANT,
     "ddim-2": VARIANT,
