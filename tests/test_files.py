@@ -171,7 +171,7 @@ def test_modes_try_their_workdir_before_they_work(
         runs.Settings(),
         {"name": "digits"},
         {"name": "digits"},
-        fitted="solver.json",
+        fitted="solver.json" if mode == "lambdas" else "",
     )
     config.artefact = config.teacher = str(teacher.save(tmp_path / "teacher"))
     (tmp_path / "file").write_text("not a folder")
