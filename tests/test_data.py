@@ -807,9 +807,7 @@ def test_what_is_not_prepared_fails_with_the_command_and_without_the_network(
     data_dir = tmp_path / "my data"
     monkeypatch.setattr("socket.socket.connect", None)
     for name in ("cifar10", "lsun/church_outdoor"):
-        command = (
-            rf"\n  pip install tensorflow-cpu\n  tfds build {name} --data_dir='{data_dir}' --file_format=array_record\n"
-        )
+        command = rf"\n  pip install tensorflow-cpu\n  tfds build {name} --data_dir='{data_dir}' --file_format=array_record\n"
         with pytest.raises(FileNotFoundError, match=rf"'{name}' is not prepared in {data_dir}\. .*{command}"):
             tfds(name, "train", data_dir)
         assert not data_dir.exists() and "tensorflow" not in sys.modules
