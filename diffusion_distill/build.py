@@ -310,7 +310,8 @@ def fitted_solver(config: Any) -> FittedSolver | None:
     if not config.sample.fitted:
         return None
     found = FittedSolver.load(config.sample.fitted)
-    found.check_asked(config.sample.solver, config.sample.steps)
+    asked = config.sample
+    found.check_asked(asked.solver, asked.steps, asked.spacing, asked.end)
     asked = {name: tuple(config.evaluation[name]) for name in ("solvers", "steps") if config.evaluation[name]}
     if asked:
         raise ValueError(

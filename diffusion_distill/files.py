@@ -34,6 +34,13 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def plain(value: Any) -> Any:
+    """NumPy's and JAX's numbers and arrays as Python's, for `json.dumps(..., default=plain)`."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{value!r} is neither a number, a text, nor a list or mapping of those.")
+
+
 def writable(folder: str | os.PathLike[str], *files: str) -> Path:
     """Makes a folder for results and tries to write there, so that work whose results cannot be kept never begins.
 

@@ -29,7 +29,7 @@ def check_seed(value: Any, what: str = "seed") -> int:
     Raises:
       ValueError: it is no whole number in [0, 2^64).
     """
-    whole = hasattr(value, "__index__") and not isinstance(value, bool)
+    whole = hasattr(value, "__index__") and not isinstance(value, bool) and not np.ndim(value)
     if not whole or not 0 <= int(value) < 2**BITS:
         raise ValueError(f"{what} must be a whole number from 0 to 2^{BITS} - 1, got {value!r}.")
     return int(value)

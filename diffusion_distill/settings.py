@@ -101,8 +101,8 @@ def rebuild(kind: str, description: Mapping[str, Any], registry: Mapping[str, An
 
 
 def _cast(where: str, value: Any, field: dataclasses.Field) -> Any:
-    """The value in the type of the field's default: whole numbers serve as float, and lengths are str | int."""
-    default, number = field.default, isinstance(value, int) and not isinstance(value, bool)
+    """The value in the type of the field's default: whole numbers serve as float, and lengths are text or numbers."""
+    default, number = field.default, isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(default, float) and number:
         return float(value)
     length = "str | int" in str(field.type) and (number or isinstance(value, str))

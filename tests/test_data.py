@@ -1083,3 +1083,25 @@ def test_a_source_that_gives_something_else_is_named(image: np.ndarray | None, s
 
     with pytest.raises(ValueError, match=rf"The source {said}.*Mend its `gather`"):
         Batches(Other(), 4, 0).at(0)
+
+
+@pytest.mark.fast
+def test_zips_of_other_programs_are_the_set_they_hold(tmp_path: Path) -> None:
+    """Names that begin with "./", and what macOS adds at any depth."""
+    files = {f"{name}/0.png": encoded(random_image(2, 2)) for name in "ab"}
+    dotted = write_zip(tmp_path / "dotted.zip", {"./": b"", **{f"./{name}": data for name, data in files.items()}})
+    inner = {f"set/{name}": data for name, data in files.items()}
+    apple = write_zip(tmp_path / "apple.zip", {**inner, "set/__MACOSX/a/0.png": encoded(random_image(2, 2))})
+    expected = folder(write_folder(tmp_path / "plain", files)).gather(np.arange(2))
+    with pytest.warns(UserWarning, match="1 of the files .*__MACOSX"):
+        found = [folder(dotted), folder(apple)]
+    for source in found:
+        assert (len(source), source.num_classes) == (2, 2)
+        np.testing.assert_array_equal(source.gather(np.arange(2))["image"], expected["image"])
+
+
+@pytest.mark.fast
+def test_an_empty_split_is_the_whole_set(tmp_path: Path) -> None:
+    """A command line cannot write None."""
+    place = write_folder(tmp_path, {f"{i}.png": encoded(random_image(2, 2)) for i in range(3)})
+    assert len(folder(place, split="")) == 3

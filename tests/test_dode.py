@@ -634,3 +634,20 @@ def test_a_comparison_goes_on_where_it_was(teacher: Artefact, tmp_path: Path, mo
     assert compare(comparison) == rows
     with pytest.raises(ValueError, match=r"holds another comparison.*seed \(there 0, asked 1\)"):
         compare_solvers(Setting(teacher, 24, seed=1), comparison, fit, reference, tmp_path)
+
+
+def test_another_grid_beside_a_fitted_solver_is_refused(teacher: Artefact) -> None:
+    """The fitted solver brings its grid, so that a spacing or an end beside it would be ignored."""
+    made = fit_solver(teacher, "ddim", 2, FitSettings(scale=2, batch_size=8), spacing="logsnr", end=0.1)
+    drawn = runs.sample(teacher, 2, fitted=made)
+    np.testing.assert_array_equal(drawn, runs.sample(teacher, 2, fitted=made, spacing="logsnr", end=0.1))
+    with pytest.raises(ValueError, match=r"grid with spacing='logsnr', but spacing='quadratic' was asked for"):
+        runs.sample(teacher, 2, fitted=made, spacing="quadratic")
+    with pytest.raises(ValueError, match=r"grid with end=0\.1, but end=0\.2 was asked for"):
+        runs.sample(teacher, 2, fitted=made, end=0.2)
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.5, None])
+def test_batches_of_no_images_are_refused(batch: Any, teacher: Artefact) -> None:
+    with pytest.raises(ValueError, match=f"batch_size must be a whole number of at least 1, got {batch}"):
+        runs.sample(teacher, 2, 1, batch_size=batch)

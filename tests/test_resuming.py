@@ -174,3 +174,17 @@ def test_a_run_that_goes_on_for_longer_is_the_longer_run(
     assert json.loads((tmp_path / "run.json").read_text())["settings"]["log_every"] == 2
     with pytest.raises(ValueError, match=r"8 updates are done already, and phase 1 would end after 4\. Choose another"):
         runs.train(tiny_model, source, Denoising(length=32), other, tmp_path)
+
+
+def test_numbers_of_numpy_are_numbers(tiny_model: Model, tmp_path: Path) -> None:
+    """Lengths, batches and seeds often come from arrays; a length may be a float such as 1e6 too."""
+    source, plain = toys.GaussianSource(toys.Gaussian(0.0, 0.5)), Denoising(length=64, learning_rate=0.5)
+    settings = dataclasses.replace(SETTINGS, batch_size=np.int64(8), seed=np.uint64(2**64 - 1), log_every=np.int8(3))
+    method = Denoising(length=np.int64(32), learning_rate=np.float32(0.5))  # type: ignore[arg-type]
+    runs.train(tiny_model, source, method, settings, tmp_path)
+    same = dataclasses.replace(SETTINGS, seed=2**64 - 1)
+    runs.train(tiny_model, source, dataclasses.replace(plain, length=32.0), same, tmp_path)  # type: ignore[arg-type]
+    longer = runs.train(tiny_model, source, plain, same, tmp_path)
+    assert longer.provenance["updates"] == 8
+    assert json.loads((tmp_path / "run.json").read_text())["settings"]["seed"] == 2**64 - 1
+    assert equal(longer.params, runs.train(tiny_model, source, plain, same).params)

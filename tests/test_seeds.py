@@ -17,7 +17,7 @@ from diffusion_distill.training.artefact import Artefact
 
 pytestmark = pytest.mark.fast
 SEEDS = (0, 5, 2**32 - 1, 2**32, 2**33 + 5, 2**63, 2**64 - 1)
-BAD = (-1, 2**64, 1.0, 0.5, "3", None, True)
+BAD = (-1, 2**64, 1.0, 0.5, "3", None, True, np.array([3]))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1])

@@ -502,6 +502,11 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "a negative momentum": (lambda: ema.rule("corrected", -0.1), r"got -0\.1"),
     "a momentum that is no number": (lambda: ema.rule("corrected", float("nan")), r"got nan"),
     "a negative clip": (lambda: OptimizerSettings(grad_clip=-1.0), r"must not be negative.*grad_clip=-1\.0"),
+    "a clip that is no number": (lambda: OptimizerSettings(grad_clip=float("nan")), r"grad_clip=nan"),
+    "a decay that is no number": (lambda: OptimizerSettings(weight_decay=float("nan")), r"weight_decay=nan"),
+    "a learning rate that is no number": (lambda: Phase("", 1, float("nan")), r"learning_rate.*got nan"),
+    "a learning rate below 0": (lambda: Phase("", 1, -1.0), r"learning_rate.*got -1\.0"),
+    "a part of an image to evaluate": (lambda: runs.Settings(evaluate_count=1.5), r"evaluate_count.*got 1\.5"),  # type: ignore[arg-type]
     "b2 of 1": (lambda: OptimizerSettings(b2=1.0), r"b1 and b2 below 1.*b2=1\.0"),
     "a batch of zero": (lambda: runs.Settings(batch_size=0), r"batch_size must be .*at least 1, got 0"),
     "half a batch": (lambda: runs.Settings(batch_size=1.5), r"batch_size.*1\.5"),  # type: ignore[arg-type]
@@ -540,3 +545,9 @@ def test_an_update_damaged_twice_is_moved_aside_twice(tmp_path: Path) -> None:
     for taken in ("20", "20_2"):
         assert checkpoint._free(tmp_path / "20") == tmp_path / taken
         (tmp_path / taken).mkdir()
+
+
+@pytest.mark.fast
+def test_an_optimizer_that_is_no_settings_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"optimizer must be OptimizerSettings\(\.\.\.\), got {'grad_clip': 1\.0}"):
+        runs.Settings(optimizer={"grad_clip": 1.0})  # type: ignore[arg-type]

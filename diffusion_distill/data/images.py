@@ -59,7 +59,7 @@ def folder(
     Args:
         path: the folder or zip.
         size: brings every image to [size, size] as `resize` does; None: all images have one size already.
-        split: a sub-folder, such as "train", to read instead of the whole.
+        split: a sub-folder, such as "train", to read instead of the whole (None or "").
         labels: False ignores classes, True insists on them, None takes them where there are any.
         classes: names of the class folders in the order of their numbers; None takes the existing folders, sorted.
             For a split these are the folders of all splits, so that a class has one number in all of them.
@@ -145,7 +145,7 @@ def _open(path: Path) -> _Files:
 
 
 def _is_image(name: str) -> bool:
-    hidden = "/." in f"/{name}" or name.startswith("__MACOSX/")
+    hidden = "/." in f"/{name}" or "/__MACOSX/" in f"/{name}"
     return name.lower().endswith(SUFFIXES) and not hidden
 
 
@@ -189,7 +189,7 @@ def _open_zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise ValueError(f"{path} cannot be read as a zip ({error}). Write or download it again.") from error
     entries = {_slashed(entry.filename): entry for entry in archive.infolist()}
-    entries = {name: entry for name, entry in entries.items() if not name.endswith("/")}  # folders
+    entries = {name: entry for name, entry in entries.items() if name and not name.endswith("/")}  # no folders
     lock = threading.Lock()  # opening an entry changes the archive object
 
     def read(name: str) -> bytes:
@@ -209,8 +209,8 @@ def _open_zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
 
 
 def _slashed(name: str) -> str:
-    """A name with "/" between its parts, where programs of Windows write a backslash."""
-    return name.replace("\\", "/")
+    """A name with "/" between its parts, where programs of Windows write a backslash, without parts "."."""
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part != ".")
 
 
 # ---------------------------------------------------------------------------------------- what is in a folder
@@ -218,7 +218,7 @@ def _slashed(name: str) -> str:
 
 def _root(files: _Files, split: str | None) -> str:
     """The folder to read, "" or "name/": a split is looked for at the top and below folders that hold everything."""
-    if split is None:
+    if not split:
         return ""
     split = split.strip("/") + "/"
     for root in (split, _shared_folder(files.images, "") + split):

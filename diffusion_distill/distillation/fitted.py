@@ -63,8 +63,11 @@ class FittedSolver:
         """Of the grid."""
         return len(self.grid.alpha) - 1
 
-    def check_asked(self, solver: str | None, steps: int | None) -> None:
-        """Raises ValueError if a solver or a number of steps was asked for that is not this one's."""
+    def check_asked(self, solver: str | None, steps: int | None, spacing: str = "time", end: float = 0.0) -> None:
+        """Raises ValueError if a solver, a number of steps or a grid was asked for that is not this one's.
+
+        The defaults of spacing and end ask for nothing: the fitted solver brings its own grid.
+        """
         other_solver = solver and spelled(solver) != spelled(self.solver)
         if other_solver or (steps and steps != self.steps):
             asked = " and ".join([f"solver {solver!r}"] * bool(solver) + [f"{steps} steps"] * bool(steps))
@@ -73,6 +76,13 @@ class FittedSolver:
                 "Leave solver and steps out (on the command line --config.sample.solver='' --config.sample.steps=0), "
                 "or fit another one with --mode=fit."
             )
+        for name, asked, default in (("spacing", spacing, "time"), ("end", end, 0.0)):
+            own = self.provenance.get(name, default)
+            if asked not in (default, own):
+                raise ValueError(
+                    f"The solver was fitted on a grid with {name}={own!r}, but {name}={asked!r} was asked for beside "
+                    f"it. Leave {name} out, or fit another solver with --mode=fit."
+                )
 
     def save(self, path: str | Path) -> Path:
         """Writes the file."""

@@ -42,6 +42,9 @@ class Phase:
       restart: student, optimizer and averages start afresh from the teacher (the paper's rule), else they
         continue (the published code's).
       reset_average: when continuing, restart the bias correction of the eval average.
+
+    Raises:
+      ValueError: a learning rate that is no finite number of at least 0.
     """
 
     name: str
@@ -57,6 +60,11 @@ class Phase:
     inputs: Any = ()
     restart: bool = True
     reset_average: bool = False
+
+    def __post_init__(self) -> None:
+        rate = self.learning_rate
+        if not isinstance(rate, Real) or isinstance(rate, bool) or not 0 <= rate < float("inf"):
+            raise ValueError(f"learning_rate must be a finite number of at least 0, got {rate!r}.")
 
     def rate(self, update: int) -> float:
         """The learning rate of the phase's update number `update`, counted from 0."""

@@ -162,7 +162,7 @@ def sampler_of(
     check_seed(seed)
     if fitted:
         found = _fitted(artefact, fitted)
-        found.check_asked(solver, steps)
+        found.check_asked(solver, steps, spacing, end)
         table, solver, steps = found.table(), found.solver, found.steps
     else:
         solver = solver or "ddim"
@@ -206,10 +206,10 @@ def sample(
 
     Raises:
       ValueError: counts not positive, a seed that is no whole number of 64 bits, unknown solver, another solver or
-        number of steps than those fitted, labels missing, out of range or of the wrong shape.
+        number of steps or grid than those fitted, labels missing, out of range or of the wrong shape.
       Interrupted: the program was asked to stop.
     """
-    count = positive_int("count", count)
+    count, batch_size = positive_int("count", count), positive_int("batch_size", batch_size)
     drawn = sampler_of(artefact, steps, seed=seed, **how)
     labels = labels_for(artefact.model, count, labels, seed)
     batch = max(1, min(batch_size, count) // drawn.mesh.size) * drawn.mesh.size

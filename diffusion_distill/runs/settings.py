@@ -31,6 +31,7 @@ class Settings:
 
     Raises:
       ValueError: a count that is not positive, a seed that is no whole number of 64 bits, a length that cannot be read.
+      TypeError: the optimizer is no `OptimizerSettings`.
     """
 
     batch_size: int = 128
@@ -51,11 +52,13 @@ class Settings:
     def __post_init__(self) -> None:
         counts = ("batch_size", "parts", "log_every", "checkpoint_every", "keep_checkpoints", "nonfinite_limit")
         for name in counts:
-            positive_int(name, getattr(self, name))
-        check_seed(self.seed)
+            object.__setattr__(self, name, positive_int(name, getattr(self, name)))  # numbers of NumPy may overflow
+        object.__setattr__(self, "seed", check_seed(self.seed))
         samples(self.evaluate_every)
-        if self.evaluate_count < 0:
-            raise ValueError(f"evaluate_count must not be negative, got {self.evaluate_count}.")
+        if self.evaluate_count:
+            positive_int("evaluate_count, if not 0,", self.evaluate_count)
+        if not isinstance(self.optimizer, OptimizerSettings):
+            raise TypeError(f"optimizer must be OptimizerSettings(...), got {self.optimizer!r}.")
 
 
 #: Fields of `Settings` that change no number of a run, so that it may go on with others.

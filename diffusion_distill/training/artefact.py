@@ -23,7 +23,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from diffusion_distill.files import read_json, user_path
+from diffusion_distill.files import plain, read_json, user_path
 from diffusion_distill.model import Clipped, Denoiser, Model
 from diffusion_distill.training import checkpoint
 from diffusion_distill.training.checksum import fingerprint
@@ -150,5 +150,5 @@ def _described(path: Path, description: Mapping[str, Any]) -> tuple[Model, int]:
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
     unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    unfinished.write_text(json.dumps(content, indent=2, default=plain) + "\n", encoding="utf-8")
     os.replace(unfinished, path)

@@ -10,6 +10,7 @@ moved aside and the one before it is taken.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import warnings
@@ -24,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from diffusion_distill.files import plain
 from diffusion_distill.training.checksum import checksums
 from diffusion_distill.training.state import TrainState
 
@@ -37,7 +39,8 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2, about: Mapping[str, Any] | None = None):
         """Keeps the newest `keep` checkpoints; `about` is written into each."""
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._folder, self._about, self._cleanup = folder, dict(about or {}), ExitStack()
+        self._folder, self._cleanup = folder, ExitStack()
+        self._about = json.loads(json.dumps(dict(about or {}), default=plain))
         folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(self._cleanup.enter_context(_plain(folder)), options=options)
 

@@ -57,7 +57,8 @@ class OptimizerSettings:
         choose("optimizer rule", self.rule, dict.fromkeys(RULES))
         choose("clip_scope", self.clip_scope, dict.fromkeys(CLIP_SCOPES))
         moments = 0 <= self.b1 < 1 and 0 <= self.b2 < 1
-        if min(self.grad_clip, self.clip_eps, self.weight_decay, self.eps) < 0 or not moments:
+        others = all(value >= 0 for value in (self.grad_clip, self.clip_eps, self.weight_decay, self.eps))  # not nan
+        if not (moments and others):
             raise ValueError(f"Optimizer settings must not be negative, b1 and b2 below 1; got {self}.")
 
 

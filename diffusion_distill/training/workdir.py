@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from diffusion_distill.files import read_json, writable
+from diffusion_distill.files import plain, read_json, writable
 
 #: (folder, description there, description asked for) -> (differences that are accepted, those that are not), in words
 Compare = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], tuple[list[str], list[str]]]
@@ -45,7 +45,9 @@ class Workdir:
         lock = self.path / ("lock" if kind == "run" else f"{kind}.lock")
         self._lock = _lock(lock) if jax.process_index() == 0 else None
         try:
-            _claim(self.path / f"{kind}.json", json.loads(json.dumps(description)), compare or all_matter)
+            _claim(
+                self.path / f"{kind}.json", json.loads(json.dumps(description, default=plain)), compare or all_matter
+            )
         except BaseException:
             self.close()
             raise

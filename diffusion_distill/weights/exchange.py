@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_distill.files import stand_in_of, user_path
+from diffusion_distill.files import plain, stand_in_of, user_path
 from diffusion_distill.model import Model
 from diffusion_distill.typing import Params
 from diffusion_distill.weights.matching import Checkpoint, WeightsError, flatten, match, shapes_of, unflatten
@@ -37,7 +37,7 @@ def save(path: str | Path, params: Params, description: Mapping[str, Any]) -> Pa
     from safetensors.numpy import save_file
 
     path = user_path(path)
-    metadata = {KEY: json.dumps(description, allow_nan=False)}
+    metadata = {KEY: json.dumps(description, allow_nan=False, default=plain)}
     arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in flatten(params).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
