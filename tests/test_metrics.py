@@ -694,7 +694,7 @@ def test_no_file_a_damaged_one_and_nothing_to_write(tmp_path: Path, stated: Mome
     for name, content in {"cut.npz": whole[:200], "text.npz": b"no array", "text_mean.npy": b"no array"}.items():
         (tmp_path / name).write_bytes(content)
         (tmp_path / "text_std.npy").write_bytes(content)
-        with pytest.raises(ValueError, match="may be damaged"):
+        with pytest.raises(ValueError, match=r"may be damaged|cut short"):
             read_reference(tmp_path / name)
     acts: list[tuple[Callable[[], object], str]] = [
         (lambda: read_reference(tmp_path / "a.npy"), "not called NAME_mean.npy"),
