@@ -24,6 +24,15 @@ FULL = Path(__file__).parents[2] / "shared" / "golden"
 IN_SCOPE = ("btd/*", "tract/*", "edm/*", "solvers/*", "ddpm/guidance.npz", "eval/*")
 #: Minutes on real data: `python tests/golden_check.py ../shared/golden/eval --only real_data.json`.
 BY_HAND = ("eval/real_data.json",)
+#: A quarter of a minute and more of CPU each.
+LONG = (
+    "btd/manifests.json",
+    "btd/train_step.npz",
+    "eval/analytic.json",
+    "eval/inception.npz",
+    "solvers/dode_noise.npz",
+    "tract/tract_vp_trajectory_reset_phase.npz",
+)
 COPIES = [name for name, _ in golden_check.data_files(SMALL)]
 FOUND = [name for name, _ in golden_check.data_files(FULL, IN_SCOPE)] if FULL.is_dir() else []
 ORIGINALS = [name for name in FOUND if name not in BY_HAND]
@@ -34,7 +43,9 @@ def failures(tally: golden_check.Tally) -> list[str]:
     return [str(line) for line in tally.lines if line.verdict in ("FAIL", "NOT HANDLED")]
 
 
-@pytest.mark.parametrize("name", COPIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in COPIES]
+)
 def test_small_copy(name: str) -> None:
     tally = golden_check.check(SMALL, only=[name])
     assert tally.count("PASS") > 0
