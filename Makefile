@@ -22,7 +22,7 @@ demo: $(INSTALLED) ## Train a teacher on digits, distil it to one step, draw the
 test: lint ## Lint, types, all tests but the slow ones.
 	$(RUN) -m pytest -m 'not slow' --nbmake -n 2 --dist worksteal
 
-test-slow: $(INSTALLED) ## The slow tests: recorded numbers that take long, all of them if ../shared/golden is there.
+test-slow: $(INSTALLED) ## The slow tests: whole runs, and recorded numbers (all of them if ../shared/golden is there).
 	$(RUN) -m pytest -m slow -n 2 --dist worksteal tests
 
 test-versions: $(INSTALLED) ## The fast tests with the oldest and the newest packages that setup.py allows.

@@ -72,7 +72,7 @@ def changed(folder: Path, name: str, change: Callable[[dict[str, np.ndarray]], N
         arrays = {key: stored[key].copy() for key in stored.files}
     change(arrays)
     path = folder / (as_name or Path(name).name)
-    np.savez(path, allow_pickle=False, **arrays)
+    np.savez(path, **arrays)
     return path
 
 
@@ -234,7 +234,7 @@ def block_fixture(path: Path, project: bool) -> dict[str, np.ndarray]:
     case = {"in_channels": 8, "out_channels": 8, "emb_channels": 10, "num_heads": 0, "kwargs": kwargs}
     arrays["block.a.y"] = block_output({**tensors, **given})
     arrays["meta"] = np.array(json.dumps({"fixture": "units", "cases": {"block.a": case}}))
-    np.savez(path, allow_pickle=False, **{k: a.astype(np.float32) if k != "meta" else a for k, a in arrays.items()})
+    np.savez(path, **{k: a.astype(np.float32) if k != "meta" else a for k, a in arrays.items()})
     return tensors
 
 
@@ -279,7 +279,7 @@ def test_a_projection_that_a_block_does_not_use_fails(tmp_path: Path) -> None:
     with np.load(path) as stored:
         arrays = dict(stored)
     edit_meta(arrays, lambda meta: meta["cases"]["block.a"]["kwargs"].pop("resample_proj"))
-    np.savez(path, allow_pickle=False, **arrays)
+    np.savez(path, **arrays)
     [failed] = [line for line in golden_check.check(tmp_path).lines if line.array == "block.a: parameters"]
     assert failed.verdict == "FAIL" and "nin_shortcut/kernel" in failed.text
 

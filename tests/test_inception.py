@@ -53,6 +53,7 @@ def ours(array: np.ndarray) -> np.ndarray:
     return np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim > 1 else array
 
 
+@pytest.mark.slow
 @needs_recorded
 def test_recorded_outputs(recorded: Flat, params: Any) -> None:
     network = Inception(params)

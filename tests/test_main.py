@@ -71,6 +71,7 @@ def test_configs_describe_a_run(name: str, tmp_path: Path) -> None:
             build.method(config)
 
 
+@pytest.mark.slow
 def test_train_distill_sample_evaluate(tmp_path: Path) -> None:
     # 8 devices are simulated, so batches and samples are multiples of 8
     small = {"run.batch_size": 16, "run.log_every": 1}
@@ -145,6 +146,7 @@ def test_modes_that_need_an_artefact_say_so(mode: str, tmp_path: Path) -> None:
         main.MODES[mode](config_of("digits_tract"), tmp_path)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path) -> None:
     """Killed twice, once while it evaluates, and then the same students as an uninterrupted run."""
     command = [sys.executable, "-m", "diffusion_distill.main", "--mode=train", "--cpu_devices=1"]

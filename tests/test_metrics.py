@@ -366,7 +366,7 @@ def test_an_interrupted_accumulation_gives_the_same_bits(tmp_path: Path) -> None
     whole, stopped = accumulated(batches), accumulated(batches[:2])
     state = stopped.to_arrays()
     stopped.add(batches[5])  # what is saved does not follow
-    np.savez(tmp_path / "state.npz", allow_pickle=False, **state)
+    np.savez(tmp_path / "state.npz", **state)  # type: ignore[arg-type]
     with np.load(tmp_path / "state.npz") as saved:
         resumed = Accumulator.from_arrays(saved)
     for batch in batches[2:]:
@@ -598,7 +598,7 @@ def test_published_layouts_are_told_apart_by_their_arrays(tmp_path: Path, stated
         "score_sde": ({"pool_3": features}, "features"),
     }
     for name, (arrays, layout) in files.items():
-        np.savez(tmp_path / f"{name}.npz", allow_pickle=False, **arrays)
+        np.savez(tmp_path / f"{name}.npz", **arrays)  # type: ignore[arg-type]
         found = read_reference(tmp_path / f"{name}.npz", count=17)
         assert found.layout == layout
         assert (found.spatial is not None) == ("mu_s" in arrays)
@@ -658,7 +658,7 @@ def test_two_files_of_tract(tmp_path: Path, stated: Moments) -> None:
 
 
 def test_facts_beside_a_published_file(tmp_path: Path, stated: Moments) -> None:
-    np.savez(tmp_path / "edm.npz", allow_pickle=False, mu=stated.mean, sigma=stated.cov)
+    np.savez(tmp_path / "edm.npz", mu=stated.mean, sigma=stated.cov)
     assert read_reference(tmp_path / "edm.npz").facts == {}
     (tmp_path / "edm.npz.facts.json").write_text('{"images": 50000, "resize": "legacy"}')
     found = read_reference(tmp_path / "edm.npz")

@@ -24,6 +24,7 @@ SWITCHES: dict[str, Any] = {
     "jax_default_prng_impl": "rbg",
     "jax_disable_jit": True,
 }
+EVERY = [pytest.param(name, marks=[pytest.mark.slow] if name == "jax_disable_jit" else []) for name in SWITCHES]
 UNET = UNet(
     ch=32, emb_ch=8, out_ch=1, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(2,), num_heads=1, num_classes=3
 )
@@ -53,7 +54,7 @@ def switched(request: pytest.FixtureRequest) -> Iterator[str]:
     jax.config.update(request.param, before)
 
 
-@pytest.mark.parametrize("switched", SWITCHES, indirect=True)
+@pytest.mark.parametrize("switched", EVERY, indirect=True)
 def test_the_same_seed_draws_the_same_images(usual: dict[str, np.ndarray], switched: str) -> None:
     eager = switched == "jax_disable_jit"
     for name, images in drawn(*["guided"][:eager]).items():  # eager is slow: the most involved one
@@ -64,7 +65,7 @@ def test_the_same_seed_draws_the_same_images(usual: dict[str, np.ndarray], switc
             np.testing.assert_array_equal(images, usual[name], err_msg=name)
 
 
-@pytest.mark.parametrize("switched", SWITCHES, indirect=True)
+@pytest.mark.parametrize("switched", EVERY, indirect=True)
 def test_training_and_distilling_stay_finite_and_float32(switched: str, toy_networks: None) -> None:
     model = Model(toys.Perceptron(1, dropout=0.1, num_classes=3), (2, 2, 1), prediction="v")
     rng = np.random.default_rng(0)

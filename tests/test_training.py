@@ -197,6 +197,7 @@ def test_a_step_on_one_and_on_eight_devices_is_the_same(name: str, tiny_model: M
         chex.assert_trees_all_close(ours, theirs, rtol=0, atol=2e-4)  # Adam's first steps follow signs
 
 
+@pytest.mark.slow
 def test_a_step_of_a_unet_with_labels_and_dropout_is_the_same_on_eight_devices() -> None:
     network = UNet(ch=32, emb_ch=8, out_ch=2, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_heads=1,
                    dropout=0.3, num_classes=3)  # fmt: skip

@@ -992,6 +992,7 @@ def test_reading_a_snapshot_takes_the_memory_of_its_arrays(tmp_path: Path) -> No
 # ---------------------------------------------------------------- EDM: published models
 
 
+@pytest.mark.slow
 @needs_full
 def test_published_models_of_edm_have_the_published_trees() -> None:
     published = json.loads((FULL_EDM / "published_models.json").read_text())

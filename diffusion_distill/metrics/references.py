@@ -311,5 +311,5 @@ def _write_whole(path: Path, **arrays: np.ndarray) -> None:
     """Writes an .npz under another name first, so that no half-written file bears its name."""
     part = path.with_name(path.name + ".part")
     with open(part, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # NumPy 2.1 would store allow_pickle as an array
     os.replace(part, path)
