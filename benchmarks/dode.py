@@ -16,11 +16,10 @@ import jax
 import jax.numpy as jnp
 from _common import NETS
 
-from diffusion_distill import Model, UNet, sampling
-from diffusion_distill.distillation import dode
-from diffusion_distill.levels import Level
-from diffusion_distill.runs import grid_for
-from diffusion_distill.solvers import ddim, tabulate
+from diffusion_distill import Model, UNet
+from diffusion_distill.api import grid_for
+from diffusion_distill.process.levels import Level
+from diffusion_distill.solvers import ddim, dode, engine, tabulate
 from diffusion_distill.training.sharding import data_mesh, devices_for, replicated, split, use_cpu_devices
 
 ROUNDS = 7
@@ -31,8 +30,8 @@ def measure(name: str, steps: int, scale: int, batch: int) -> None:
     settings, image, _ = NETS[name]
     model, mesh = Model(UNet(**settings), image, prediction="v"), data_mesh(devices_for(batch))
     denoise = jax.device_put(model.denoiser(model.init(jax.random.key(0))), replicated(mesh))
-    keys = jax.device_put(sampling.sample_keys(jax.random.key(1), jnp.arange(batch)), split(mesh))
-    start = sampling.noise(keys, 0, image)
+    keys = jax.device_put(engine.sample_keys(jax.random.key(1), jnp.arange(batch)), split(mesh))
+    start = engine.noise(keys, 0, image)
     level = jax.device_put(Level(*(jnp.full(batch, a) for a in (0.6, 0.8))), split(mesh))
     call = jax.jit(lambda denoise, z: denoise(z, level))
 

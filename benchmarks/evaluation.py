@@ -22,9 +22,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_distill.features import Inception
-from diffusion_distill.metrics import frechet_distance, moments
-from diffusion_distill.networks.inception import SIZE, InceptionV3
+from diffusion_distill.evaluation import frechet_distance, moments
+from diffusion_distill.evaluation.features import Inception
+from diffusion_distill.evaluation.inception_network import SIZE, InceptionV3
 from diffusion_distill.training.sharding import use_cpu_devices
 from diffusion_distill.weights import inception
 

@@ -14,7 +14,7 @@ Data: TFDS 'cifar10', or a folder or zip: --config=configs/cifar10_btd.py:cifar1
 """
 
 from diffusion_distill import OptimizerSettings, Progressive, Settings
-from diffusion_distill.build import config_of, images
+from diffusion_distill.cli.build import config_of, images
 
 
 def get_config(path: str = ""):

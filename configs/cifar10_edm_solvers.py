@@ -20,8 +20,8 @@ As the published program fits: --config.sample.solver='heun keep_slope=true' --c
 Reference images: TFDS 'cifar10', or a folder or zip: --config=configs/cifar10_edm_solvers.py:cifar10.zip
 """
 
-from diffusion_distill.build import config_of, images
-from diffusion_distill.runs import Comparison
+from diffusion_distill.cli.build import config_of, images
+from diffusion_distill.studies.comparison import Comparison
 
 
 def get_config(path: str = ""):

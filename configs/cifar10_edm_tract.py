@@ -19,7 +19,7 @@ Other ends: --config.method.schedule='(40,2)'. Data: TFDS 'cifar10', or a folder
 """
 
 from diffusion_distill import OptimizerSettings, Settings, Tract
-from diffusion_distill.build import config_of, images
+from diffusion_distill.cli.build import config_of, images
 
 
 def get_config(path: str = ""):

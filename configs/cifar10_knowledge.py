@@ -13,7 +13,7 @@
 """
 
 from diffusion_distill import Knowledge, OptimizerSettings, Settings
-from diffusion_distill.build import config_of, images
+from diffusion_distill.cli.build import config_of, images
 from diffusion_distill.weights import PUBLISHED
 
 

@@ -10,7 +10,7 @@ No paper has this row, and we have not run it at this length.
 """
 
 from diffusion_distill import Denoising, Settings
-from diffusion_distill.build import config_of, images
+from diffusion_distill.cli.build import config_of, images
 from diffusion_distill.weights import PUBLISHED
 
 

@@ -8,7 +8,7 @@ Data: TFDS 'cifar10', or a folder or zip: --config=configs/cifar10_small_teacher
 """
 
 from diffusion_distill import Denoising, Settings
-from diffusion_distill.build import config_of, images
+from diffusion_distill.cli.build import config_of, images
 from diffusion_distill.weights import PUBLISHED
 
 

@@ -9,7 +9,7 @@ Data: TFDS 'cifar10', or a folder or zip: --config=configs/cifar10_small_tract.p
 """
 
 from diffusion_distill import Settings, Tract
-from diffusion_distill.build import config_of, images
+from diffusion_distill.cli.build import config_of, images
 
 
 def get_config(path: str = ""):

@@ -12,7 +12,7 @@ Data: TFDS 'cifar10', or a folder or zip: --config=configs/cifar10_teacher.py:ci
 """
 
 from diffusion_distill import Denoising, OptimizerSettings, Settings
-from diffusion_distill.build import config_of, images
+from diffusion_distill.cli.build import config_of, images
 from diffusion_distill.weights import PUBLISHED
 
 

@@ -19,7 +19,7 @@ Data: TFDS 'cifar10', or a folder or zip: --config=configs/cifar10_tract.py:cifa
 """
 
 from diffusion_distill import OptimizerSettings, Settings, Tract
-from diffusion_distill.build import config_of, images
+from diffusion_distill.cli.build import config_of, images
 
 
 def get_config(path: str = ""):

@@ -8,7 +8,7 @@
 """
 
 from diffusion_distill import Progressive, Settings
-from diffusion_distill.build import config_of
+from diffusion_distill.cli.build import config_of
 
 
 def get_config():

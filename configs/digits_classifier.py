@@ -6,8 +6,8 @@ No paper has this row. On the 897 digits held out from training (`reference`) it
         --workdir=runs/digits_classifier
 """
 
-from diffusion_distill.build import config_of
-from diffusion_distill.runs.classifier import ClassifierSettings
+from diffusion_distill.api.classifier import ClassifierSettings
+from diffusion_distill.cli.build import config_of
 
 
 def get_config():

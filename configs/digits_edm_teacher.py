@@ -6,7 +6,7 @@
 """
 
 from diffusion_distill import Denoising, EDMInput, Karras, Model, Settings, UNet
-from diffusion_distill.build import config_of
+from diffusion_distill.cli.build import config_of
 
 
 def get_config():

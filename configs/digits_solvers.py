@@ -15,8 +15,8 @@ For the EDM teacher: --config=configs/digits_solvers.py:edm. A distilled student
 --config.artefact=runs/digits/tract_4/student_4 --config.teacher=runs/digits/teacher/teacher
 """
 
-from diffusion_distill.build import config_of
-from diffusion_distill.runs import Comparison
+from diffusion_distill.cli.build import config_of
+from diffusion_distill.studies.comparison import Comparison
 
 #: The published solvers of each kind of model; NFE that a solver cannot make are left out.
 SOLVERS = {

@@ -8,7 +8,7 @@ No paper has this row; it is the smallest complete run.
 """
 
 from diffusion_distill import Denoising, Model, Settings, UNet
-from diffusion_distill.build import config_of
+from diffusion_distill.cli.build import config_of
 
 
 def get_config():

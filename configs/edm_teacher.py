@@ -13,8 +13,8 @@ Data: TFDS for cifar10 and imagenet64, else a folder or zip after a comma: --con
 """
 
 from diffusion_distill import Denoising, OptimizerSettings, Settings
-from diffusion_distill.build import config_of, images
-from diffusion_distill.errors import choose
+from diffusion_distill.base.errors import choose
+from diffusion_distill.cli.build import config_of, images
 from diffusion_distill.weights import PUBLISHED
 
 #: published model, TFDS name, size, dropout, batch, learning rate, images, half-life of the average in images

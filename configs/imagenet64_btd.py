@@ -11,7 +11,7 @@
 """
 
 from diffusion_distill import OptimizerSettings, Progressive, Settings
-from diffusion_distill.build import config_of, images
+from diffusion_distill.cli.build import config_of, images
 
 
 def get_config(path: str = ""):

@@ -12,7 +12,7 @@ Data: TFDS 'imagenet2012', cropped and reduced by area to 64x64, or a folder or 
 """
 
 from diffusion_distill import Denoising, OptimizerSettings, Settings
-from diffusion_distill.build import config_of, images
+from diffusion_distill.cli.build import config_of, images
 from diffusion_distill.weights import PUBLISHED
 
 

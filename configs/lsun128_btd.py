@@ -14,8 +14,8 @@ Data: TFDS 'lsun/bedroom' or 'lsun/church_outdoor', or a folder or zip with trai
 """
 
 from diffusion_distill import OptimizerSettings, Progressive, Settings
-from diffusion_distill.build import config_of, images
-from diffusion_distill.errors import choose
+from diffusion_distill.base.errors import choose
+from diffusion_distill.cli.build import config_of, images
 
 #: The sets' names in TensorFlow Datasets.
 DATASETS = {"bedroom": "lsun/bedroom", "church": "lsun/church_outdoor"}

@@ -9,8 +9,8 @@ Data: TFDS 'mnist', its test split held out (`reference`); or a folder or zip wi
 two .npz with images and labels, the second held out: --config=configs/mnist_classifier.py:train.npz,test.npz
 """
 
-from diffusion_distill.build import config_of, images
-from diffusion_distill.runs.classifier import ClassifierSettings
+from diffusion_distill.api.classifier import ClassifierSettings
+from diffusion_distill.cli.build import config_of, images
 
 
 def get_config(path: str = ""):

@@ -8,7 +8,7 @@ Data: TFDS 'mnist', or an .npz with images and labels: --config=configs/mnist_te
 """
 
 from diffusion_distill import Denoising, Model, Settings, UNet
-from diffusion_distill.build import config_of, images
+from diffusion_distill.cli.build import config_of, images
 
 
 def get_config(path: str = ""):

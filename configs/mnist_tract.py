@@ -9,7 +9,7 @@ Data: TFDS 'mnist', or an .npz with images and labels: --config=configs/mnist_tr
 """
 
 from diffusion_distill import Settings, Tract
-from diffusion_distill.build import config_of, images
+from diffusion_distill.cli.build import config_of, images
 
 
 def get_config(path: str = ""):

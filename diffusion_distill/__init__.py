@@ -13,15 +13,8 @@ Conventions: images are [batch, height, width, channels] float32 in [-1, 1]; a n
 (alpha, sigma) with z = alpha·x + sigma·eps; for VP schedules time 1 is noise and 0 is clean.
 """
 
-from diffusion_distill import data, metrics, report, weights
-from diffusion_distill.diffusion.preconditioning import EDMInput, LogsnrInput
-from diffusion_distill.diffusion.schedules import SCHEDULES, Cosine, Karras, LinearBeta, LinearBetaDiscrete
-from diffusion_distill.distillation import DISTILLERS, Denoising, Knowledge, Progressive, Tract
-from diffusion_distill.distillation.fitted import FittedSolver
-from diffusion_distill.guidance import ClassifierFree, ClassifierGuided
-from diffusion_distill.model import Model, Thresholded
-from diffusion_distill.networks import ADM, NETWORKS, SongUNet, UNet
-from diffusion_distill.runs import (
+from diffusion_distill import data, evaluation, report, weights
+from diffusion_distill.api import (
     FitSettings,
     Settings,
     distill,
@@ -33,8 +26,15 @@ from diffusion_distill.runs import (
     table_for,
     train,
 )
+from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided
+from diffusion_distill.denoisers.model import Model, Thresholded
+from diffusion_distill.methods import DISTILLERS, Denoising, Knowledge, Progressive, Tract
+from diffusion_distill.networks import ADM, NETWORKS, SongUNet, UNet
+from diffusion_distill.process.schedules import SCHEDULES, Cosine, Karras, LinearBeta, LinearBetaDiscrete
+from diffusion_distill.process.time_input import EDMInput, LogsnrInput
 from diffusion_distill.solvers import SOLVERS
-from diffusion_distill.steps import ddim_step, heun_step, midpoint_step, rk4_step
+from diffusion_distill.solvers.fitted import FittedSolver
+from diffusion_distill.solvers.steps import ddim_step, heun_step, midpoint_step, rk4_step
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.optimizers import OptimizerSettings
 from diffusion_distill.version import __version__
@@ -71,11 +71,11 @@ __all__ = [
     "ddim_step",
     "distill",
     "evaluate",
+    "evaluation",
     "export_weights",
     "fit_solver",
     "heun_step",
     "import_weights",
-    "metrics",
     "midpoint_step",
     "report",
     "rk4_step",

@@ -26,14 +26,18 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from diffusion_distill import build, interrupts, runs
-from diffusion_distill.errors import in_words
-from diffusion_distill.files import user_path, writable
+from diffusion_distill import api
+from diffusion_distill.api import evaluation
+from diffusion_distill.api.classifier import train_classifier
+from diffusion_distill.base import interrupts
+from diffusion_distill.base.errors import in_words
+from diffusion_distill.base.files import user_path, writable
+from diffusion_distill.cli import build
+from diffusion_distill.data import image_writer
 from diffusion_distill.report.pictures import image_grid
 from diffusion_distill.report.tables import format_table
-from diffusion_distill.runs import analysis, evaluation, images_out
-from diffusion_distill.runs.classifier import train_classifier
-from diffusion_distill.runs.comparison import in_short
+from diffusion_distill.studies import analysis
+from diffusion_distill.studies.comparison import compare_solvers, in_short
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.sharding import use_cpu_devices
 
@@ -47,7 +51,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints
 def train(config: Any, workdir: Path) -> None:
     """Trains a teacher into WORKDIR/teacher."""
     writable(workdir)
-    runs.train(build.model(config), build.source(config), build.method(config), build.settings(config), workdir)
+    api.train(build.model(config), build.source(config), build.method(config), build.settings(config), workdir)
     print(f"The teacher is in {workdir / 'teacher'}")
 
 
@@ -56,7 +60,7 @@ def distill(config: Any, workdir: Path) -> None:
     teacher, student = build.artefact(config, "teacher"), build.student(config)
     writable(workdir)
     source, method, settings = build.source(config), build.method(config), build.settings(config)
-    students = runs.distill(teacher, source, method, settings, workdir, student)
+    students = api.distill(teacher, source, method, settings, workdir, student)
     print(f"The students of {', '.join(map(str, students))} steps are in {workdir}/student_<steps>")
 
 
@@ -64,12 +68,12 @@ def sample(config: Any, workdir: Path) -> None:
     """Draws images of config.artefact into WORKDIR/samples.npz (or .zip, or a folder of PNGs) and samples.png."""
     artefact, how, form = build.artefact(config, "artefact"), build.sampling(config), config.sample.form
     writable(workdir, "samples.png")
-    images_out.check_place(workdir, form, artefact.model.image_shape[-1])
-    labels = runs.labels_for(artefact.model, how["count"], None, how["seed"])
-    images = runs.sample(artefact, name="sampling", labels=labels, **how)
+    image_writer.check_place(workdir, form, artefact.model.image_shape[-1])
+    labels = api.labels_for(artefact.model, how["count"], None, how["seed"])
+    images = api.sample(artefact, name="sampling", labels=labels, **how)
     if jax.process_index() > 0:
         return
-    print(f"{len(images)} images are in {images_out.save_images(images, workdir, form, labels)}")
+    print(f"{len(images)} images are in {image_writer.save_images(images, workdir, form, labels)}")
     if images.shape[-1] in (1, 3):
         print(f"The first of them are drawn in {image_grid({'': images[:16]}, workdir / 'samples.png')}")
 
@@ -95,7 +99,7 @@ def fit(config: Any, workdir: Path) -> None:
     artefact, teacher = build.artefact(config, "artefact"), build.optional_artefact(config, "teacher")
     settings, how = build.fitting(config), build.solver(config)
     writable(workdir, "solver.json")
-    fitted = runs.fit_solver(artefact, settings=settings, teacher=teacher, **how, **build.searched(config, settings))
+    fitted = api.fit_solver(artefact, settings=settings, teacher=teacher, **how, **build.searched(config, settings))
     path = fitted.save(workdir / "solver.json")
     if fitted.search:
         analysis.candidates({fitted.solver: fitted.search}, workdir)
@@ -119,7 +123,7 @@ def solvers(config: Any, workdir: Path) -> None:
     """Compares config.solvers, base and D-ODE, into WORKDIR/results.json and quality.png, fitting what is missing."""
     setting, comparison = build.comparison(config)
     writable(workdir, "results.json", "results.jsonl", "quality.png")
-    rows = runs.compare_solvers(setting, comparison, build.fitting(config), build.reference(config), workdir)
+    rows = compare_solvers(setting, comparison, build.fitting(config), build.reference(config), workdir)
     print(format_table([in_short(row) for row in rows]))
     print(f"Seconds are per 1000 images. All is in {workdir / 'results.json'}, drawn in quality.png beside it.")
 
@@ -166,13 +170,13 @@ def classifier(config: Any, workdir: Path) -> None:
 def import_weights(config: Any, workdir: Path) -> None:
     """Turns the published weights or the file --model into the artefact WORKDIR, or FID's network into features."""
     name = _asked_model("a published name or a file")
-    if runs.is_inception(name):
-        weights = runs.import_inception(name, workdir)
+    if api.is_inception(name):
+        weights = api.import_inception(name, workdir)
         print(f"FID's InceptionV3 ({weights.layout}, input rule {weights.rule}) is in {workdir}: measure with "
               f"--config.evaluation.features={workdir}")  # fmt: skip
         return
     model = build.model(config) if config is not None else None
-    artefact = runs.import_weights(name, workdir, model)
+    artefact = api.import_weights(name, workdir, model)
     print(f"The artefact is in {workdir}: {_in_words(artefact)}")
 
 
@@ -180,7 +184,7 @@ def export_weights(config: Any, workdir: Path) -> None:
     """Writes the artefact in the folder --model as WORKDIR/<its name>.safetensors."""
     folder = user_path(_asked_model("an artefact's folder")).absolute()  # which has a name, be it '.'
     writable(workdir, f"{folder.name}.safetensors")
-    path = runs.export_weights(Artefact.load(folder), workdir / f"{folder.name}.safetensors")
+    path = api.export_weights(Artefact.load(folder), workdir / f"{folder.name}.safetensors")
     print(f"The export is {path}")
 
 

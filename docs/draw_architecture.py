@@ -7,7 +7,7 @@ from pathlib import Path
 
 FLOORS = [
     ("7  main", ["main.py: train · distill · sample · evaluate", "fit · solvers · similarity … · import · export"]),
-    ("6  build", ["build.py: config → objects"]),
+    ("6  build", ["cli/build.py: config → objects"]),
     ("5  runs", ["runs/: the same as plain functions"]),
     (
         "4  training",
@@ -19,10 +19,14 @@ FLOORS = [
     ),
     (
         "2  tables, models",
-        ["solvers/: ddim · deis · dpm_solver · …", "sampling.py: the engine of all tables", "model.py · guidance.py"],
+        [
+            "solvers/: ddim · deis · dpm_solver · …",
+            "solvers/engine.py: the engine of all tables",
+            "denoisers/model.py · denoisers/guidance.py",
+        ],
     ),
-    ("1  concepts", ["diffusion/: schedules · grids · forward …", "networks/ · data/ · metrics/ · report/"]),
-    ("0  language", ["levels.py: (alpha, sigma)", "typing · arrays · settings · errors"]),
+    ("1  concepts", ["diffusion/: schedules · grids · forward …", "networks/ · data/ · evaluation/ · report/"]),
+    ("0  language", ["process/levels.py: (alpha, sigma)", "typing · arrays · settings · errors"]),
 ]
 WIDTH, ROW, TOP, LEFT = 1000, 62, 54, 190
 BATCH, NOISE = "#b5542c", "#2c6fb5"

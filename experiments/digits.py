@@ -32,8 +32,8 @@ import jax
 import numpy as np
 
 import diffusion_distill as dd
-from diffusion_distill.features import FromFunction
-from diffusion_distill.runs.classifier import ClassifierSettings, train_classifier
+from diffusion_distill.api.classifier import ClassifierSettings, train_classifier
+from diffusion_distill.evaluation.features import FromFunction
 from diffusion_distill.training.logs import read_json_lines
 from diffusion_distill.training.sharding import use_cpu_devices
 

@@ -36,9 +36,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import toys
 
-from diffusion_distill.diffusion.schedules import Cosine
-from diffusion_distill.model import Denoiser, Model
+from diffusion_distill.denoisers.model import Denoiser, Model
 from diffusion_distill.networks import NETWORKS
+from diffusion_distill.process.schedules import Cosine
 from diffusion_distill.training.artefact import Artefact
 
 

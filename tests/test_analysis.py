@@ -13,16 +13,16 @@ import pytest
 import toys
 from flax import struct
 
-from diffusion_distill.arrays import Array
-from diffusion_distill.diffusion import grids
-from diffusion_distill.diffusion.schedules import Cosine
-from diffusion_distill.distillation.dode import Search
-from diffusion_distill.levels import Level, from_logsnr
-from diffusion_distill.model import Denoiser
-from diffusion_distill.runs import analysis
+from diffusion_distill.base.arrays import Array
+from diffusion_distill.base.typing import Image, Labels
+from diffusion_distill.denoisers.model import Denoiser
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level, from_logsnr
+from diffusion_distill.process.schedules import Cosine
 from diffusion_distill.solvers import ancestral, ddim
+from diffusion_distill.solvers.dode import Search
+from diffusion_distill.studies import analysis
 from diffusion_distill.training import sharding
-from diffusion_distill.typing import Image, Labels
 
 pytestmark = pytest.mark.fast
 

@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 from toys import equal
 
-from diffusion_distill import interrupts
+from diffusion_distill.api import classifier
+from diffusion_distill.api.classifier import ClassifierSettings, TrainedClassifier, shifted, train_classifier
+from diffusion_distill.base import interrupts
+from diffusion_distill.base.registry import describe, from_mapping, rebuild
 from diffusion_distill.data import ArraySource, digits, from_arrays
-from diffusion_distill.metrics import frechet_distance, moments, pixel_features
-from diffusion_distill.networks.classifier import CLASSIFIERS, Classifier
-from diffusion_distill.runs import classifier
-from diffusion_distill.runs.classifier import ClassifierSettings, TrainedClassifier, shifted, train_classifier
-from diffusion_distill.settings import describe, from_mapping, rebuild
+from diffusion_distill.evaluation import frechet_distance, moments, pixel_features
+from diffusion_distill.evaluation.classifier_network import CLASSIFIERS, Classifier
 from diffusion_distill.training.logs import read_json_lines
 from diffusion_distill.training.sharding import data_mesh
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from diffusion_distill import runs
-from diffusion_distill.features import Pixels
-from diffusion_distill.metrics import frechet_distance, moments, precision_recall, write_reference
-from diffusion_distill.quantise import quantise
-from diffusion_distill.runs import comparison as comparison_run
-from diffusion_distill.runs.comparison import Comparison, Setting, compare_solvers
-from diffusion_distill.runs.evaluation import EvaluationSettings, published_reference
-from diffusion_distill.runs.fitting import FitSettings
+from diffusion_distill import api
+from diffusion_distill.api.evaluation import EvaluationSettings, published_reference
+from diffusion_distill.api.fitting import FitSettings
+from diffusion_distill.data.quantise import quantise
+from diffusion_distill.evaluation import frechet_distance, moments, precision_recall, write_reference
+from diffusion_distill.evaluation.features import Pixels
+from diffusion_distill.studies import comparison as comparison_run
+from diffusion_distill.studies.comparison import Comparison, Setting, compare_solvers
 from diffusion_distill.training.artefact import Artefact
 
 SHAPE = (2, 2, 1)
@@ -47,8 +47,8 @@ def test_a_comparison_measures_several_sets_batch_by_batch(
     comparison = Comparison(("ddim",), (2,), fit=False, truth_steps=8, repetitions=2)
     said: list[str] = []
     [row] = compare_solvers(setting, comparison, FitSettings(), source, tmp_path, said.append)
-    drawn, kept = runs.sample(teacher, 48, 2, seed=3), 16
-    each = [runs.evaluate(images, source.images) for images in (drawn[:24], drawn[24:])]
+    drawn, kept = api.sample(teacher, 48, 2, seed=3), 16
+    each = [api.evaluate(images, source.images) for images in (drawn[:24], drawn[24:])]
     distances = [found["frechet"] for found in each]
     assert [found["frechet"] for found in row["repetitions"]] == distances, "to the last digit"
     first = precision_recall(*(PIXELS(quantise(images[:kept])) for images in (source.images, drawn)), k=3)
@@ -56,7 +56,7 @@ def test_a_comparison_measures_several_sets_batch_by_batch(
     assert (row["frechet"], row["frechet min"]) == (np.mean(distances), min(distances))
     assert row["frechet std"] == pytest.approx(np.std(distances, ddof=1))
     assert (row["solver"], row["steps"], row["nfe"], row["fitted"]) == ("ddim", 2, 2, False)
-    truth = runs.sample(teacher, kept, 8, solver="dpm_solver++ order=2", seed=3)
+    truth = api.sample(teacher, kept, 8, solver="dpm_solver++ order=2", seed=3)
     assert row["error"] == pytest.approx(np.sqrt(np.mean((drawn[:kept] - truth) ** 2)), rel=1e-4)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["reference images"] == 40 and results["repetitions"] == 2 and results["rows"] == [row]
@@ -70,7 +70,7 @@ def test_a_comparison_with_published_statistics(teacher: Artefact, tmp_path: Pat
     [row] = compare_solvers(
         Setting(teacher, 24), comparison, FitSettings(), published_reference(path), tmp_path, lambda line: None
     )
-    drawn = moments(PIXELS(quantise(runs.sample(teacher, 24, 2))))
+    drawn = moments(PIXELS(quantise(api.sample(teacher, 24, 2))))
     assert row["frechet"] == pytest.approx(frechet_distance(drawn, moments(rows)), rel=1e-9)
     assert "precision" not in row and (tmp_path / "quality.png").is_file()
 

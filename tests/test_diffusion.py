@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 import toys
 
-from diffusion_distill.diffusion import forward, grids, likelihood, parameterization, weighting
-from diffusion_distill.diffusion.preconditioning import LOGSNR_INPUTS, LogsnrInput
-from diffusion_distill.diffusion.schedules import (
+from diffusion_distill.base.errors import choose
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.process import grids, likelihood, noising, predictions, weighting
+from diffusion_distill.process.levels import Level, from_logsnr
+from diffusion_distill.process.schedules import (
     SCHEDULES,
     Cosine,
     IDDPMCosine,
@@ -31,9 +33,7 @@ from diffusion_distill.diffusion.schedules import (
     Schedule,
     VarianceExploding,
 )
-from diffusion_distill.errors import choose
-from diffusion_distill.levels import Level, from_logsnr
-from diffusion_distill.model import Model
+from diffusion_distill.process.time_input import LOGSNR_INPUTS, LogsnrInput
 
 pytestmark = pytest.mark.fast
 
@@ -53,7 +53,7 @@ def images(seed: int, channels: int = 2, count: int = len(LEVELS.alpha)) -> np.n
 
 
 X, EPS = images(1), images(2)
-Z = forward.diffuse(X, EPS, LEVELS)
+Z = noising.diffuse(X, EPS, LEVELS)
 
 
 # --- schedules
@@ -201,7 +201,7 @@ def test_ddim_goes_to_the_exact_flow(schedule: Schedule, gaussian: toys.Gaussian
         levels = [Level(*(np.full(1, a) for a in grid.at(k))) for k in range(steps + 1)]
         end = z
         for t, s in pairwise(levels):
-            end = forward.ddim_step(end, gaussian.raw(None, end, t, None, None), t, s)
+            end = noising.ddim_step(end, gaussian.raw(None, end, t, None, None), t, s)
         errors.append(np.abs(end - gaussian.flow(z, levels[0], levels[-1])).max())
     assert errors[1] < 2e-3
     assert errors[1] / errors[0] == pytest.approx(0.1, rel=0.35)
@@ -319,41 +319,41 @@ def test_a_grid_runs_from_noise_to_clean() -> None:
 
 # --- parameterisations
 
-TRUE = {"x": X, "eps": EPS, "v": parameterization.v_from_x_and_eps(X, EPS, LEVELS)}
+TRUE = {"x": X, "eps": EPS, "v": predictions.v_from_x_and_eps(X, EPS, LEVELS)}
 RAW = {
     **TRUE,
     "both": np.concatenate([X, EPS], axis=-1),
-    "edm": parameterization.edm_from_x_and_eps(X, EPS, LEVELS),
+    "edm": predictions.edm_from_x_and_eps(X, EPS, LEVELS),
     "score": -EPS,
     "eps_var": np.concatenate([EPS, images(7)], axis=-1),
 }
 
 
-@pytest.mark.parametrize("prediction", parameterization.PREDICTIONS)
+@pytest.mark.parametrize("prediction", predictions.PREDICTIONS)
 def test_a_perfect_output_is_read_as_the_truth(prediction: str) -> None:
     raw = RAW[prediction]
-    assert raw.shape[-1] == parameterization.output_channels(prediction, X.shape[-1])
-    found = parameterization.estimate(prediction, raw, Z, LEVELS)
+    assert raw.shape[-1] == predictions.output_channels(prediction, X.shape[-1])
+    found = predictions.estimate(prediction, raw, Z, LEVELS)
     for name, value in TRUE.items():
         # z - alpha·x loses the digits of sigma·eps that alpha·x covers, hence 1e-16 / 7e-5
         chex.assert_trees_all_close(getattr(found, name), value, rtol=0, atol=2e-11, custom_message=name)
-    chex.assert_trees_all_close(parameterization.to_x(prediction, raw, Z, LEVELS), X, rtol=0, atol=1e-11)
+    chex.assert_trees_all_close(predictions.to_x(prediction, raw, Z, LEVELS), X, rtol=0, atol=1e-11)
 
 
 CYCLES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "x -> eps -> x": (parameterization.eps_from_x, parameterization.x_from_eps),
-    "eps -> x -> eps": (parameterization.x_from_eps, parameterization.eps_from_x),
+    "x -> eps -> x": (predictions.eps_from_x, predictions.x_from_eps),
+    "eps -> x -> eps": (predictions.x_from_eps, predictions.eps_from_x),
     "v -> x -> v": (
-        parameterization.x_from_v,
-        lambda z, x, lv: parameterization.v_from_x_and_eps(x, parameterization.eps_from_x(z, x, lv), lv),
+        predictions.x_from_v,
+        lambda z, x, lv: predictions.v_from_x_and_eps(x, predictions.eps_from_x(z, x, lv), lv),
     ),
     "v -> eps -> v": (
-        parameterization.eps_from_v,
-        lambda z, eps, lv: parameterization.v_from_x_and_eps(parameterization.x_from_eps(z, eps, lv), eps, lv),
+        predictions.eps_from_v,
+        lambda z, eps, lv: predictions.v_from_x_and_eps(predictions.x_from_eps(z, eps, lv), eps, lv),
     ),
     "x head = eps head": (
-        lambda z, x, lv: parameterization.eps_from_x(z, x, lv),
-        lambda z, eps, lv: parameterization.x_from_both(z, parameterization.x_from_eps(z, eps, lv), eps, lv),
+        lambda z, x, lv: predictions.eps_from_x(z, x, lv),
+        lambda z, eps, lv: predictions.x_from_both(z, predictions.x_from_eps(z, eps, lv), eps, lv),
     ),
 }
 
@@ -369,18 +369,16 @@ def test_conversions_are_inverses(there: Callable[..., Any], back: Callable[...,
 
 def test_log_variances_follow_the_scale_of_x_and_eps() -> None:
     logvar = np.linspace(-3, 1, len(LEVELS.alpha))
-    converted = parameterization.x_logvar_from_eps_logvar(logvar, LEVELS)
+    converted = predictions.x_logvar_from_eps_logvar(logvar, LEVELS)
     chex.assert_trees_all_close(np.exp(converted), np.exp(logvar) * LEVELS.sigma**2 / LEVELS.alpha**2, rtol=1e-12)
-    chex.assert_trees_all_close(
-        parameterization.eps_logvar_from_x_logvar(converted, LEVELS), logvar, rtol=1e-7, atol=1e-12
-    )
+    chex.assert_trees_all_close(predictions.eps_logvar_from_x_logvar(converted, LEVELS), logvar, rtol=1e-7, atol=1e-12)
 
 
 def test_clipping_acts_on_x_and_reaches_eps_and_v() -> None:
     level, z = Level(*(np.full(1, a) for a in (0.6, 0.8))), np.full((1, 1, 1, 1), 1.5)
     for prediction in ("x", "eps", "v"):
-        big = parameterization.estimate("x", np.full_like(z, 3.0), z, level)
-        clipped = parameterization.estimate(prediction, getattr(big, prediction), z, level, clip=True)
+        big = predictions.estimate("x", np.full_like(z, 3.0), z, level)
+        clipped = predictions.estimate(prediction, getattr(big, prediction), z, level, clip=True)
         chex.assert_trees_all_close(
             np.ravel(clipped), np.array([1, (1.5 - 0.6) / 0.8, 0.6 * (0.9 / 0.8) - 0.8]), rtol=1e-12
         )
@@ -388,37 +386,33 @@ def test_clipping_acts_on_x_and_reaches_eps_and_v() -> None:
 
 def test_two_heads_weigh_by_the_noise() -> None:
     raw = np.concatenate([X + 1, EPS], axis=-1)  # only the x head errs
-    wrong = parameterization.to_x("both", raw, Z, LEVELS) - X
+    wrong = predictions.to_x("both", raw, Z, LEVELS) - X
     chex.assert_trees_all_close(wrong, np.broadcast_to(LEVELS.expand(X).sigma ** 2, X.shape), rtol=1e-7, atol=1e-11)
-    chex.assert_trees_all_equal(parameterization.x_head("both", raw, Z, LEVELS), X + 1)
+    chex.assert_trees_all_equal(predictions.x_head("both", raw, Z, LEVELS), X + 1)
     chex.assert_trees_all_equal(
-        parameterization.x_head("v", TRUE["v"], Z, LEVELS), parameterization.to_x("v", TRUE["v"], Z, LEVELS)
+        predictions.x_head("v", TRUE["v"], Z, LEVELS), predictions.to_x("v", TRUE["v"], Z, LEVELS)
     )
 
 
-@pytest.mark.parametrize("prediction", parameterization.PREDICTIONS)
+@pytest.mark.parametrize("prediction", predictions.PREDICTIONS)
 def test_x_error_is_x_hat_minus_x(prediction: str) -> None:
     level, z, x, eps = LEVELS.at(slice(1, -1)), Z[1:-1], X[1:-1], EPS[1:-1]
     raw = RAW[prediction][1:-1] + images(5, RAW[prediction].shape[-1])[1:-1]
-    expected = parameterization.to_x(prediction, raw, z, level) - x
-    chex.assert_trees_all_close(
-        parameterization.x_error(prediction, raw, x, eps, level), expected, rtol=1e-9, atol=1e-11
-    )
+    expected = predictions.to_x(prediction, raw, z, level) - x
+    chex.assert_trees_all_close(predictions.x_error(prediction, raw, x, eps, level), expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_x_error_does_not_cancel_near_zero_noise(prediction: str) -> None:
     level = Cosine().level(np.array([0.0, 1e-4, 1e-3]))
     x, eps = images(1, count=3), images(2, count=3)
-    true = {"eps": eps, "v": parameterization.v_from_x_and_eps(x, eps, level)}[prediction]
+    true = {"eps": eps, "v": predictions.v_from_x_and_eps(x, eps, level)}[prediction]
     raw = true + 0.01 * images(6, count=3)
     raw, x, eps = (a.astype(np.float32) for a in (raw, x, eps))
-    exact = parameterization.x_error(
-        prediction, raw.astype(np.float64), x.astype(np.float64), eps.astype(np.float64), level
-    )
+    exact = predictions.x_error(prediction, raw.astype(np.float64), x.astype(np.float64), eps.astype(np.float64), level)
     level32 = Level(level.alpha.astype(np.float32), level.sigma.astype(np.float32))
-    careful = parameterization.x_error(prediction, raw, x, eps, level32)
-    naive = parameterization.to_x(prediction, raw, forward.diffuse(x, eps, level32), level32) - x
+    careful = predictions.x_error(prediction, raw, x, eps, level32)
+    naive = predictions.to_x(prediction, raw, noising.diffuse(x, eps, level32), level32) - x
 
     def error(found: np.ndarray) -> float:
         return float(np.max(np.linalg.norm(found - exact, axis=(1, 2)) / np.linalg.norm(exact, axis=(1, 2))))
@@ -455,14 +449,14 @@ def test_time_inputs() -> None:
 def test_the_deterministic_step() -> None:
     t, s = LEVELS.at(slice(None, -1)), LEVELS.at(slice(1, None))
     x, eps = X[:-1], EPS[:-1]
-    moved = forward.ddim_step(forward.diffuse(x, eps, t), x, t, s)
-    chex.assert_trees_all_close(moved, forward.diffuse(x, eps, s), rtol=1e-7, atol=1e-11)
+    moved = noising.ddim_step(noising.diffuse(x, eps, t), x, t, s)
+    chex.assert_trees_all_close(moved, noising.diffuse(x, eps, s), rtol=1e-7, atol=1e-11)
     clean = Level(np.ones(len(x)), np.zeros(len(x)))
-    chex.assert_trees_all_equal(forward.ddim_step(Z[:-1], x, t, clean), x)
+    chex.assert_trees_all_equal(noising.ddim_step(Z[:-1], x, t, clean), x)
 
 
 def test_the_marginal() -> None:
-    marginal = forward.marginal(X, LEVELS)
+    marginal = noising.marginal(X, LEVELS)
     chex.assert_trees_all_equal(marginal.mean, LEVELS.expand(X).alpha * X)
     chex.assert_trees_all_close(marginal.std, LEVELS.expand(X).sigma, rtol=1e-12)
     chex.assert_trees_all_close(marginal.var, LEVELS.expand(X).sigma ** 2, rtol=1e-12)
@@ -488,17 +482,17 @@ def conditioned(t: Level, s: Level, x_var: float = 0.0) -> tuple[float, float, f
 def test_the_posterior_is_gaussian_conditioning(times: tuple[float, float]) -> None:
     t, s = (Cosine(-8, 8).level(np.float64(time)) for time in times)
     gain, from_x, variance = conditioned(t, s)
-    found = forward.posterior(Z, X, t, s)
+    found = noising.posterior(Z, X, t, s)
     chex.assert_trees_all_close(found.mean, gain * Z + from_x * X, rtol=1e-9, atol=1e-12)
     chex.assert_trees_all_close(found.var, variance, rtol=1e-9)
-    large = forward.posterior(Z, X, t, s, gamma=1.0)
-    half = forward.posterior(Z, X, t, s, gamma=0.5)
+    large = noising.posterior(Z, X, t, s, gamma=1.0)
+    half = noising.posterior(Z, X, t, s, gamma=0.5)
     chex.assert_trees_all_equal(large.mean, found.mean)
     chex.assert_trees_all_close(large.var, variance * t.sigma**2 / s.sigma**2, rtol=1e-9)
     chex.assert_trees_all_close(half.logvar, (large.logvar + found.logvar) / 2, rtol=1e-12)
     # 'large' is the variance of z_t given z_s
     chex.assert_trees_all_close(large.var, t.sigma**2 - (t.alpha / s.alpha * s.sigma) ** 2, rtol=1e-9)
-    uncertain = forward.posterior(Z, X, t, s, x_logvar=np.log(0.3))
+    uncertain = noising.posterior(Z, X, t, s, x_logvar=np.log(0.3))
     chex.assert_trees_all_close(uncertain.var, conditioned(t, s, x_var=0.3)[2], rtol=1e-9)
 
 
@@ -507,10 +501,10 @@ def test_the_posterior_is_gaussian_conditioning(times: tuple[float, float]) -> N
 
 def test_kl_of_gaussians() -> None:
     rng = np.random.default_rng(0)
-    p, q = (forward.Gaussian(rng.normal(size=6), rng.normal(size=6)) for _ in range(2))
+    p, q = (noising.Gaussian(rng.normal(size=6), rng.normal(size=6)) for _ in range(2))
     grid = np.linspace(-25, 25, 100_001)[:, None]
 
-    def log_density(g: forward.Gaussian) -> np.ndarray:
+    def log_density(g: noising.Gaussian) -> np.ndarray:
         return -0.5 * ((grid - g.mean) ** 2 / g.var + g.logvar + math.log(2 * math.pi))
 
     integral = np.trapezoid(np.exp(log_density(p)) * (log_density(p) - log_density(q)), grid, axis=0)
@@ -521,7 +515,7 @@ def test_kl_of_gaussians() -> None:
 
 def test_the_bound_in_bits() -> None:
     t, s = (Cosine(-8, 8).level(np.full(len(X), time)) for time in (0.7, 0.4))
-    z = forward.diffuse(X, EPS, t)
+    z = noising.diffuse(X, EPS, t)
     chex.assert_trees_all_equal(likelihood.posterior_kl_bits(z, X, X, t, s, gamma=0.0), 0)
     x_hat = X + images(7)
     _, from_x, variance = conditioned(t.at(0), s.at(0))
@@ -571,10 +565,10 @@ def test_weightings_are_errors_of_other_quantities() -> None:
     level = LEVELS.at(slice(1, -1))
     x_hat = X[1:-1] + images(8)[1:-1]
     z = Z[1:-1]
-    wrong = parameterization.estimate("x", x_hat, z, level)
+    wrong = predictions.estimate("x", x_hat, z, level)
     squared = {name: np.mean((getattr(wrong, name) - TRUE[name][1:-1]) ** 2, axis=(1, 2, 3)) for name in TRUE}
     squared["larger"] = np.maximum(squared["x"], squared["eps"])
-    f_hat = parameterization.edm_from_x_and_eps(wrong.x, wrong.eps, level)
+    f_hat = predictions.edm_from_x_and_eps(wrong.x, wrong.eps, level)
     squared["F"] = np.mean((f_hat - RAW["edm"][1:-1]) ** 2, axis=(1, 2, 3))
     same = {"constant": "x", "snr": "eps", "snr_plus_one": "v", "snr_trunc": "larger", "edm": "F"}
     assert set(same) == set(weighting.WEIGHTINGS)
@@ -583,7 +577,7 @@ def test_weightings_are_errors_of_other_quantities() -> None:
         chex.assert_trees_all_close(weighted, squared[quantity], rtol=1e-8, custom_message=name)
 
 
-@pytest.mark.parametrize("prediction", parameterization.PREDICTIONS)
+@pytest.mark.parametrize("prediction", predictions.PREDICTIONS)
 @pytest.mark.parametrize("name", weighting.WEIGHTINGS)
 def test_eps_networks_warn_of_truncated_snr_alone(prediction: str, name: str) -> None:
     if prediction in ("eps", "score", "eps_var") and name == "snr_trunc":
@@ -629,9 +623,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an unknown time input": (lambda: LogsnrInput("inv_cosine"), r"'inv_cosine'.*Did you mean 'inv_cos'"),
     "an empty input range": (lambda: LogsnrInput("linear", 1.0, 1.0), r"must not be empty, got \[1.0, 1.0\]"),
     "an unknown prediction": (
-        lambda: parameterization.to_x("epsilon", X, Z, LEVELS), r"prediction 'epsilon'.*Known: both, edm, eps"),
+        lambda: predictions.to_x("epsilon", X, Z, LEVELS), r"prediction 'epsilon'.*Known: both, edm, eps"),
     "an unknown prediction's error": (
-        lambda: parameterization.x_error("noise", X, X, X, LEVELS), r"prediction 'noise'.*Known: both, edm, eps"),
+        lambda: predictions.x_error("noise", X, X, X, LEVELS), r"prediction 'noise'.*Known: both, edm, eps"),
     "an unknown weighting": (lambda: weighting.check("snr_trunk", "x"), r"'snr_trunk'.*Did you mean 'snr_trunc'"),
     "a name that is no text": (lambda: choose("solver", 3, {"ddim": 1}), r"solver 3\. Known: ddim"),  # type: ignore[arg-type]
 }  # fmt: skip

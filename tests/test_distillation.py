@@ -18,11 +18,23 @@ import numpy as np
 import pytest
 import toys
 
-from diffusion_distill import runs, sampling
-from diffusion_distill.arrays import enable_x64, namespace, stratified
-from diffusion_distill.diffusion import forward, grids, parameterization
-from diffusion_distill.diffusion.preconditioning import LogsnrInput
-from diffusion_distill.diffusion.schedules import (
+from diffusion_distill import api
+from diffusion_distill.base.arrays import enable_x64, namespace, stratified
+from diffusion_distill.denoisers.model import Clipped, Denoiser, Model
+from diffusion_distill.methods import (
+    DISTILLERS,
+    Denoising,
+    Knowledge,
+    Progressive,
+    Tract,
+    phases,
+    progressive,
+    targets,
+    tract,
+)
+from diffusion_distill.process import grids, noising, predictions
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.schedules import (
     Cosine,
     Karras,
     LinearBeta,
@@ -30,20 +42,8 @@ from diffusion_distill.diffusion.schedules import (
     Schedule,
     VarianceExploding,
 )
-from diffusion_distill.distillation import (
-    DISTILLERS,
-    Denoising,
-    Knowledge,
-    Progressive,
-    Tract,
-    closure,
-    phases,
-    progressive,
-    tract,
-)
-from diffusion_distill.levels import Level
-from diffusion_distill.model import Clipped, Denoiser, Model
-from diffusion_distill.solvers import SOLVERS, ddim
+from diffusion_distill.process.time_input import LogsnrInput
+from diffusion_distill.solvers import SOLVERS, ddim, engine
 from diffusion_distill.solvers.table import run_host
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.optimizers import OptimizerSettings
@@ -63,17 +63,17 @@ def bend_otherwise(z: Any, level: Level, labels: Any = None) -> Any:
     return namespace(z).sin(2 * z) * level.expand(z).alpha
 
 
-def single(rows: closure.Rows) -> closure.Rows:
+def single(rows: targets.Rows) -> targets.Rows:
     """The rows as the training step sees them: float32."""
     return jax.tree.map(lambda a: jnp.asarray(a, jnp.int32 if np.asarray(a).dtype.kind == "i" else jnp.float32), rows)
 
 
-def inverted(rows: closure.Rows, s: Level, z: np.ndarray, first: Any, second: Any) -> np.ndarray:
+def inverted(rows: targets.Rows, s: Level, z: np.ndarray, first: Any, second: Any) -> np.ndarray:
     """The published form of the target, in float64: make both steps, then invert the one step t -> s."""
     t, m = rows.t, rows.m
-    z_m = forward.ddim_step(z, first(z, t), t, m)
-    z_s = forward.ddim_step(z_m, second(z_m, m), m, s)
-    r, d = forward.step_coefficients(t.expand(z), s.expand(z))
+    z_m = noising.ddim_step(z, first(z, t), t, m)
+    z_s = noising.ddim_step(z_m, second(z_m, m), m, s)
+    r, d = noising.step_coefficients(t.expand(z), s.expand(z))
     return (z_s - r * z) / d
 
 
@@ -85,20 +85,20 @@ def inverted(rows: closure.Rows, s: Level, z: np.ndarray, first: Any, second: An
 @pytest.mark.parametrize("n", [2, 3, 8])
 def test_a_chain_is_one_step_with_the_weighted_mean(schedule: Schedule, n: int) -> None:
     times = np.sort(np.random.default_rng(n).uniform(0.05, 1, n + 1))[::-1]
-    weights = closure.chain_weights(schedule, times)
+    weights = targets.chain_weights(schedule, times)
     assert weights.sum() == pytest.approx(1, abs=1e-13)
     estimates = np.random.default_rng(0).uniform(-1, 1, (n, 1, 4, 4, 1))
     z = start = np.random.default_rng(1).standard_normal((1, 4, 4, 1))
     levels = [schedule.level(np.array([t])) for t in times]
     for (t, s), x_hat in zip(pairwise(levels), estimates, strict=True):
-        z = forward.ddim_step(z, x_hat, t, s)
-    mean = closure.weighted_mean(list(weights), list(estimates))
-    chex.assert_trees_all_close(forward.ddim_step(start, mean, levels[0], levels[-1]), z, rtol=1e-7, atol=1e-12)
+        z = noising.ddim_step(z, x_hat, t, s)
+    mean = targets.weighted_mean(list(weights), list(estimates))
+    chex.assert_trees_all_close(noising.ddim_step(start, mean, levels[0], levels[-1]), z, rtol=1e-7, atol=1e-12)
     # closing two steps at a time, from the end, is the same
     folded = estimates[-1]
     for k in range(n - 2, -1, -1):
-        pair = closure.chain_weights(schedule, times[[k, k + 1, n]])
-        folded = closure.weighted_mean(list(pair), (estimates[k], folded))
+        pair = targets.chain_weights(schedule, times[[k, k + 1, n]])
+        folded = targets.weighted_mean(list(pair), (estimates[k], folded))
     chex.assert_trees_all_close(folded, mean, rtol=1e-7, atol=1e-12)
 
 
@@ -108,9 +108,9 @@ def test_a_solver_table_makes_the_step_of_its_chain() -> None:
     levels = Cosine().level(times)
     by_level = Denoiser(params=(), model=LevelOnly())
     start = jax.random.normal(jax.random.key(0), (2, 3, 3, 1))
-    found = sampling.integrate(by_level, ddim(levels), start)
-    x_hat = closure.weighted_mean(list(closure.chain_weights(Cosine(), times)), list(levels.sigma[:-1, None]))
-    r, d = forward.step_coefficients(levels.at(0), levels.at(-1))
+    found = engine.integrate(by_level, ddim(levels), start)
+    x_hat = targets.weighted_mean(list(targets.chain_weights(Cosine(), times)), list(levels.sigma[:-1, None]))
+    r, d = noising.step_coefficients(levels.at(0), levels.at(-1))
     chex.assert_trees_all_close(found, r * np.asarray(start) + d * x_hat, rtol=1e-7, atol=1e-6)
 
 
@@ -129,11 +129,11 @@ class LevelOnly:
 def test_steps_of_length_zero_and_to_zero_noise(schedule: Schedule) -> None:
     t, m, s = np.array([2, 2, 1]), np.array([1, 1, 0]), np.array([1, 0, 0])  # of 4
     at_rest, to_end, both = range(3)
-    published = closure.make_rows(schedule, 4, t, m, s, clean_end=False)
+    published = targets.make_rows(schedule, 4, t, m, s, clean_end=False)
     assert (published.first[at_rest], published.second[at_rest]) == (1, 0)
     assert (published.first[both], published.second[both]) == (1, 0)
     assert published.first[to_end] == 0 if schedule in TO_ZERO else 0 < published.first[to_end] < 2e-2
-    clean = closure.make_rows(schedule, 4, t, m, s, clean_end=True)
+    clean = targets.make_rows(schedule, 4, t, m, s, clean_end=True)
     assert (clean.first[to_end], clean.second[to_end]) == (0, 1)
     assert (clean.first[both], clean.second[both]) == (1, 0), "an empty second step takes precedence"
     for rows in (published, clean):
@@ -175,14 +175,14 @@ def test_rows_of_tract(start: int, end: int, schedule: Schedule) -> None:
                                   lambda: tract.rows(LinearBetaDiscrete(), 8192, 4096)],
                          ids=["btd", "tract 8192-4096", "tract 4096-1", "btd, logsnr in [-9, 9]", "btd, linear beta",
                               "tract, discrete beta"])  # fmt: skip
-def test_targets_are_exact_in_float32(make: Callable[[], closure.Rows]) -> None:
+def test_targets_are_exact_in_float32(make: Callable[[], targets.Rows]) -> None:
     rows = make()
     z = np.random.default_rng(0).standard_normal((len(rows.r), 2, 2, 1)).astype(np.float32)
-    exact_z_m = forward.ddim_step(z.astype(np.float64), bend(z.astype(np.float64), rows.t), rows.t, rows.m)
-    exact = closure.weighted_mean(
+    exact_z_m = noising.ddim_step(z.astype(np.float64), bend(z.astype(np.float64), rows.t), rows.t, rows.m)
+    exact = targets.weighted_mean(
         (rows.first, rows.second), (bend(z.astype(np.float64), rows.t), bend_otherwise(exact_z_m, rows.m))
     )
-    found = jax.jit(lambda rows, z: closure.target(rows, z, bend, bend_otherwise))(single(rows), jnp.asarray(z))
+    found = jax.jit(lambda rows, z: targets.target(rows, z, bend, bend_otherwise))(single(rows), jnp.asarray(z))
     chex.assert_type(found, jnp.float32)
     assert np.abs(found - exact).max() < 5e-7
 
@@ -196,18 +196,18 @@ def test_targets_are_the_published_ones_inverted(steps: int, schedule: Schedule)
     s = schedule.level((np.arange(2 * steps) // 2) / steps)
     with np.errstate(invalid="ignore"):
         expected = inverted(rows, s, z, bend, bend_otherwise)
-    z_m = forward.ddim_step(z, bend(z, rows.t), rows.t, rows.m)
-    found = closure.weighted_mean((rows.first, rows.second), (bend(z, rows.t), bend_otherwise(z_m, rows.m)))
+    z_m = noising.ddim_step(z, bend(z, rows.t), rows.t, rows.m)
+    found = targets.weighted_mean((rows.first, rows.second), (bend(z, rows.t), bend_otherwise(z_m, rows.m)))
     chex.assert_trees_all_close(found, expected, rtol=1e-7, atol=1e-8)
 
 
 # --- what the methods are, among each other
 
 
-def batch_for(rows: closure.Rows | Level, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def batch_for(rows: targets.Rows | Level, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Clean images and noise, float32, one of each per row or level."""
     rng = np.random.default_rng(seed)
-    shape = (len(rows.r if isinstance(rows, closure.Rows) else rows.sigma), 2, 2, 1)
+    shape = (len(rows.r if isinstance(rows, targets.Rows) else rows.sigma), 2, 2, 1)
     return rng.uniform(-1, 1, shape).astype(np.float32), rng.standard_normal(shape).astype(np.float32)
 
 
@@ -217,7 +217,7 @@ def students(model: Model) -> dict[str, Denoiser]:
     return {role: model.denoiser(toys.parameters(model, seed)) for seed, role in enumerate(roles)}
 
 
-def losses_of(method: Any, roles: dict[str, Any], rows: closure.Rows, x: np.ndarray, eps: np.ndarray) -> np.ndarray:
+def losses_of(method: Any, roles: dict[str, Any], rows: targets.Rows, x: np.ndarray, eps: np.ndarray) -> np.ndarray:
     """The method's losses of given rows, compiled as in training."""
     return np.asarray(jax.jit(method.losses_at)(roles, single(rows), x, eps, None))
 
@@ -237,9 +237,9 @@ def test_one_step_to_the_target_is_two_steps_of_the_solver(schedule: Schedule, s
         (tract.rows(schedule, steps, 2, solver), i[1:], i[:-1], i[:-1] // (steps // 2) * (steps // 2)),
     ):
         x, eps = (a.astype(np.float64) for a in batch_for(rows))
-        z = forward.diffuse(x, eps, rows.t)
+        z = noising.diffuse(x, eps, rows.t)
         with enable_x64(True):
-            found = np.asarray(closure.target(rows, z, CURVED, CURVED))
+            found = np.asarray(targets.target(rows, z, CURVED, CURVED))
         for k in range(len(t)):
             if s[k] == 0 and not isinstance(schedule, Karras):
                 continue  # BTD sets what is a step to a little noise
@@ -250,7 +250,7 @@ def test_one_step_to_the_target_is_two_steps_of_the_solver(schedule: Schedule, s
                 if a != b:
                     table = SOLVERS[name](Level(*np.stack([a, b], axis=1)))
                     state = run_host(table, CURVED, state / table.init)
-            jumped = forward.ddim_step(z[k : k + 1], found[k : k + 1], here(start), here(end))
+            jumped = noising.ddim_step(z[k : k + 1], found[k : k + 1], here(start), here(end))
             chex.assert_trees_all_close(jumped, state, rtol=1e-10, atol=1e-10, custom_message=f"{t[k]}→{m[k]}→{s[k]}")
 
 
@@ -295,12 +295,12 @@ def test_one_group_that_ends_at_zero_noise_is_consistency_distillation(schedule:
         rows = tract.rows(schedule, steps, 1)
     else:
         i = np.arange(1, steps + 1)
-        rows = closure.make_rows(schedule, steps, i, i - 1, 0 * i, clean_end=True)
+        rows = targets.make_rows(schedule, steps, i, i - 1, 0 * i, clean_end=True)
     roles = students(tiny_model)
     z = jax.random.normal(jax.random.key(0), (steps, 2, 2, 1))
     t = single(rows).t
-    z_m = forward.ddim_step(z, bend(z, t), t, single(rows).m)
-    found = jax.jit(lambda second: closure.target(single(rows), z, bend, second))(roles["self_teacher"])
+    z_m = noising.ddim_step(z, bend(z, t), t, single(rows).m)
+    found = jax.jit(lambda second: targets.target(single(rows), z, bend, second))(roles["self_teacher"])
     consistency = jax.jit(lambda second: second(z_m, single(rows).m))(roles["self_teacher"])
     chex.assert_trees_all_close(found[1:], consistency[1:], rtol=0, atol=1e-6)
     chex.assert_trees_all_close(
@@ -353,31 +353,31 @@ def test_tract_clips_the_estimates_it_says() -> None:
     roles: dict[str, Any] = {"teacher": huge, "self_teacher": huge, "student": huge}
     for clip, expected in (("both", (1.0, 1.0)), ("self_teacher", (5.0, 1.0)), ("none", (5.0, 5.0))):
         first, second = Tract((8, 2), clip=clip).estimators(roles)
-        found = closure.target(rows, jnp.zeros((8, 1, 1, 1)), first, second)
+        found = targets.target(rows, jnp.zeros((8, 1, 1, 1)), first, second)
         mean = rows.first * expected[0] + rows.second * expected[1]
         chex.assert_trees_all_close(found[:, 0, 0, 0], mean, rtol=1e-6)
     assert isinstance(Tract((8, 2)).estimators(roles)[0], Clipped)
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("prediction", parameterization.PREDICTIONS)
+@pytest.mark.parametrize("prediction", predictions.PREDICTIONS)
 @pytest.mark.parametrize("method", [Denoising(), Progressive(4, 2), Tract((4, 2)), Knowledge(4)],
                          ids=lambda m: type(m).__name__)  # fmt: skip
 def test_losses_are_the_weighted_squared_error(method: Any, prediction: str, toy_networks: None) -> None:
-    model = Model(toys.Perceptron(parameterization.PREDICTIONS[prediction]), (2, 2, 1), Cosine(-6, 6), prediction)
+    model = Model(toys.Perceptron(predictions.PREDICTIONS[prediction]), (2, 2, 1), Cosine(-6, 6), prediction)
     rows = single(tract.rows(model.schedule, 4, 4 if isinstance(method, Knowledge) else 2))
     x, eps = batch_for(rows)
 
     @jax.jit
     def both(roles: dict[str, Denoiser]) -> tuple[Any, Any]:
-        z, student = forward.diffuse(x, eps, rows.t), roles["student"]
+        z, student = noising.diffuse(x, eps, rows.t), roles["student"]
         if isinstance(method, Denoising):
             return method.losses_at(student, rows.t, x, eps), student(z, rows.t) - x
         second = roles["self_teacher" if isinstance(method, Tract) else "teacher"]
         estimators = (
             (roles["teacher"], second) if isinstance(method, Progressive) else map(Clipped, (roles["teacher"], second))
         )
-        return method.losses_at(roles, rows, x, eps, None), student(z, rows.t) - closure.target(rows, z, *estimators)
+        return method.losses_at(roles, rows, x, eps, None), student(z, rows.t) - targets.target(rows, z, *estimators)
 
     found, error = both(students(model))
     reduce = np.sum if method.reduction == "sum" else np.mean
@@ -408,7 +408,7 @@ def test_no_gradient_flows_through_the_target(method: Any, tiny_model: Model) ->
 def test_losses_are_finite_at_all_times(
     schedule: Schedule, prediction: str, time_input: str, toy_networks: None
 ) -> None:
-    network = toys.Perceptron(parameterization.PREDICTIONS[prediction])
+    network = toys.Perceptron(predictions.PREDICTIONS[prediction])
     model = Model(network, (2, 2, 1), schedule, prediction, LogsnrInput(time_input))
     roles, rows = students(model), single(tract.rows(schedule, 4, 2))
     u = jnp.array([0.0, 1e-7, 1e-4, 0.5, 1 - 1e-7, 1.0])
@@ -428,10 +428,10 @@ def test_losses_are_finite_at_all_times(
 @pytest.mark.fast
 @pytest.mark.parametrize("count", [3, 8])
 def test_padding_rows_are_never_drawn(count: int) -> None:
-    table, longer = closure.pad([progressive.rows(Cosine(), count), progressive.rows(Cosine(), 32)], unit=32)
+    table, longer = targets.pad([progressive.rows(Cosine(), count), progressive.rows(Cosine(), 32)], unit=32)
     chex.assert_shape([table.r, longer.r], (32,))
     assert (table.count, longer.count) == (count, 32)
-    index, eps = closure.draw(table, {"image": np.zeros((4000, 1, 1, 1), np.float32)}, jax.random.key(0))
+    index, eps = targets.draw(table, {"image": np.zeros((4000, 1, 1, 1), np.float32)}, jax.random.key(0))
     assert np.bincount(index, minlength=count).min() > 4000 / count * 0.8
     assert int(index.max()) == count - 1
     assert abs(float(eps.mean())) < 0.07 and abs(float(eps.std()) - 1) < 0.05
@@ -645,14 +645,14 @@ def test_a_student_reaches_the_teachers_map(name: str, gaussian: toys.Gaussian, 
     """Few DDIM steps of the student lead where the teacher's many steps lead."""
     assert set(LEARNED) == set(DISTILLERS) - {"knowledge"}, "which needs another network"
     teacher, source = toys.exact_teacher(gaussian, STEPS), toys.GaussianSource(gaussian)
-    settings = runs.Settings(batch_size=64, log_every=300, optimizer=OptimizerSettings(grad_clip=0.0, eps=1e-12))
-    students = runs.distill(teacher, source, LEARNED[name], settings)
+    settings = api.Settings(batch_size=64, log_every=300, optimizer=OptimizerSettings(grad_clip=0.0, eps=1e-12))
+    students = api.distill(teacher, source, LEARNED[name], settings)
     start = jax.random.normal(jax.random.key(0), (256, 2, 2, 1))
 
     def result(artefact: Artefact, steps: int) -> np.ndarray:
         grid = grids.uniform(Cosine(), steps)
         table = ddim(grids.clean_end(grid) if name == "btd" else grid)
-        return np.asarray(sampling.integrate(artefact.denoiser(clip=False), table, start))
+        return np.asarray(engine.integrate(artefact.denoiser(clip=False), table, start))
 
     truth = result(teacher, STEPS)
     before = {steps: np.abs(result(teacher, steps) - truth).max() for steps in students}

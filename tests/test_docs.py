@@ -36,7 +36,7 @@ from PIL import Image
 
 import diffusion_distill as dd
 from diffusion_distill import main, weights
-from diffusion_distill.arrays import Array
+from diffusion_distill.base.arrays import Array
 from diffusion_distill.networks import NETWORKS
 from diffusion_distill.networks.inputs import label_vectors
 from diffusion_distill.solvers import registry

@@ -19,26 +19,25 @@ import pytest
 import toys
 from flax import struct
 
-from diffusion_distill import runs, sampling
+from diffusion_distill import api
+from diffusion_distill.api import evaluation
+from diffusion_distill.api.evaluation import EvaluationSettings
+from diffusion_distill.api.fitting import FIRST, FitSettings, fit_solver, teacher_steps
+from diffusion_distill.api.sampling import sampler_of
 from diffusion_distill.data import from_arrays
-from diffusion_distill.diffusion import grids
-from diffusion_distill.diffusion.preconditioning import IDDPMInput
-from diffusion_distill.diffusion.schedules import Cosine, Karras, LinearBetaDiscrete
-from diffusion_distill.diffusion.spacings import spaced
-from diffusion_distill.distillation import dode
-from diffusion_distill.distillation.fitted import FittedSolver
-from diffusion_distill.features import Pixels
-from diffusion_distill.levels import Level
-from diffusion_distill.model import Denoiser, Model
-from diffusion_distill.quantise import quantise
-from diffusion_distill.runs import comparison as comparison_run
-from diffusion_distill.runs import evaluation
-from diffusion_distill.runs.comparison import Comparison, Setting, compare_solvers
-from diffusion_distill.runs.evaluation import EvaluationSettings
-from diffusion_distill.runs.fitting import FIRST, FitSettings, fit_solver, teacher_steps
-from diffusion_distill.runs.sampling import sampler_of
-from diffusion_distill.solvers import SOLVERS, Table, ancestral, ddim, heun, registry, tabulate
+from diffusion_distill.data.quantise import quantise
+from diffusion_distill.denoisers.model import Denoiser, Model
+from diffusion_distill.evaluation.features import Pixels
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.schedules import Cosine, Karras, LinearBetaDiscrete
+from diffusion_distill.process.spacings import spaced
+from diffusion_distill.process.time_input import IDDPMInput
+from diffusion_distill.solvers import SOLVERS, Table, ancestral, ddim, dode, engine, heun, registry, tabulate
+from diffusion_distill.solvers.fitted import FittedSolver
 from diffusion_distill.solvers.table import run_host
+from diffusion_distill.studies import comparison as comparison_run
+from diffusion_distill.studies.comparison import Comparison, Setting, compare_solvers
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.sharding import data_mesh, devices_for, replicated, split
 
@@ -259,24 +258,24 @@ def test_guided_models_are_sampled_and_fitted(toy_networks: None) -> None:
     settings, labels, drawn = FitSettings(scale=3, batch_size=24), np.arange(16) % 2, []
     fits = [fit_solver(conditional, "ddim", 4, settings, guidance=guidance) for guidance in guidances]
     for fit, guidance in zip(fits, guidances, strict=True):
-        drawn.append(runs.sample(conditional, 16, fitted=fit, labels=labels, guidance=guidance))
+        drawn.append(api.sample(conditional, 16, fitted=fit, labels=labels, guidance=guidance))
     assert np.abs(fits[0].lambdas - fits[1].lambdas).max() > 1e-3 and fits[1].provenance["guidance"] == guidances[1]
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-2
-    one = runs.sample(conditional, 16, fitted=fits[0], labels=labels, guidance={"scale": 1.0})
+    one = api.sample(conditional, 16, fitted=fits[0], labels=labels, guidance={"scale": 1.0})
     chex.assert_trees_all_equal(one, drawn[0])
     with pytest.raises(ValueError, match="unconditional"):
         unconditional = Model(toys.Perceptron(out_ch=1), SHAPE, Cosine(), prediction="v")
-        runs.sample(Artefact(unconditional, toys.parameters(unconditional)), 8, 2, guidance=guidances[1])
+        api.sample(Artefact(unconditional, toys.parameters(unconditional)), 8, 2, guidance=guidances[1])
 
 
 @pytest.mark.fast
 def test_one_lambda_for_all_rows_is_searched(exact: Denoiser) -> None:
     student, schedule = student_of("ddim", 4)
     start, teacher = jnp.asarray(noise(), jnp.float32), dode.nested(student, schedule, 50, ddim)
-    target = sampling.integrate(exact, teacher.table, start)
+    target = engine.integrate(exact, teacher.table, start)
     candidates = (0.25, 0.5, 0.75, 1.0)
     found = dode.search(student, candidates, dode.distance_from(teacher, exact, start))
-    ends = [sampling.integrate(exact, student.distilled(np.full((4, 1), c)), start) for c in (0.0, *candidates)]
+    ends = [engine.integrate(exact, student.distilled(np.full((4, 1), c)), start) for c in (0.0, *candidates)]
     errors = [float(jnp.sqrt(jnp.mean((end - target) ** 2))) for end in ends]
     assert found.metric == "l2" and found.best == candidates[int(np.argmin(errors[1:]))]
     np.testing.assert_allclose(found.values, errors[1:], rtol=1e-5)
@@ -363,7 +362,7 @@ def test_a_best_candidate_at_the_edge_is_warned_of(teacher: Artefact) -> None:
 
 
 def test_a_search_needs_what_it_measures_against(teacher: Artefact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "noise", None)  # nothing is drawn before
+    monkeypatch.setattr(engine, "noise", None)  # nothing is drawn before
     with pytest.raises(
         ValueError, match=r"chosen by 'frechet'.*reference=images.*config.reference.*search_metric='l2'"
     ):
@@ -419,16 +418,16 @@ def test_clipped_samples_are_in_range(solver: str, schedule: Any, toy_networks: 
     """Of every solver, and of lambdas that lead far beyond; without clipping, these do."""
     model = Model(toys.Perceptron(1), SHAPE, schedule, prediction="x")
     artefact = Artefact(model, jax.tree.map(lambda a: 4 * a, toys.parameters(model)))
-    drawn = runs.sample(artefact, 16, 3, solver=solver)
+    drawn = api.sample(artefact, 16, 3, solver=solver)
     assert np.abs(drawn).max() <= 1
-    grid = runs.grid_for(artefact, 3)
+    grid = api.grid_for(artefact, 3)
     base = tabulate(solver, grid, schedule)
     if base.directions is None:
         return
     lambdas = np.full(base.directions.published.shape, 50.0)
     fitted = FittedSolver(solver, schedule, grid, lambdas, np.zeros(1), np.zeros(1))
-    assert np.abs(runs.sample(artefact, 16, fitted=fitted)).max() <= 1
-    assert np.abs(runs.sample(artefact, 16, fitted=fitted, clip=False)).max() > 1
+    assert np.abs(api.sample(artefact, 16, fitted=fitted)).max() <= 1
+    assert np.abs(api.sample(artefact, 16, fitted=fitted, clip=False)).max() > 1
 
 
 # --------------------------------------------------------------------------------------------- discrete models
@@ -477,22 +476,21 @@ def test_a_fitted_solver_is_what_it_was_after_saving(fitted: FittedSolver, tmp_p
 
 
 def test_samples_of_a_fitted_solver_are_those_of_its_table(fitted: FittedSolver, teacher: Artefact) -> None:
-    drawn = runs.sample(teacher, 16, fitted=fitted, seed=5)
-    denoise, keys = teacher.denoiser(), sampling.sample_keys(jax.random.key(5), np.arange(16))
-    expected = sampling.integrate(denoise, fitted.table(), sampling.noise(keys, 0, SHAPE))
+    drawn = api.sample(teacher, 16, fitted=fitted, seed=5)
+    denoise, keys = teacher.denoiser(), engine.sample_keys(jax.random.key(5), np.arange(16))
+    expected = engine.integrate(denoise, fitted.table(), engine.noise(keys, 0, SHAPE))
     assert np.abs(expected).max() > 1, "lambda moves the last state beyond x_hat"
     np.testing.assert_allclose(drawn, np.clip(expected, -1, 1), atol=1e-5)
     other = Artefact(teacher.model, toys.parameters(teacher.model, seed=1))
     with pytest.warns(UserWarning, match="fitted on another model"):
-        runs.sample(other, 8, fitted=fitted)
+        api.sample(other, 8, fitted=fitted)
 
 
 def test_the_noise_of_a_fit_is_not_that_of_samples(teacher: Artefact) -> None:
     """Lambdas of the first samples' own noise would look better than they are."""
     seed = FitSettings().seed
     of_fit, of_samples = (
-        sampling.noise(sampling.sample_keys(jax.random.key(seed), first + np.arange(8)), 0, SHAPE)
-        for first in (FIRST, 0)
+        engine.noise(engine.sample_keys(jax.random.key(seed), first + np.arange(8)), 0, SHAPE) for first in (FIRST, 0)
     )
     assert float(jnp.abs(of_fit - of_samples).min(axis=(1, 2, 3)).min()) > 0
 
@@ -549,7 +547,7 @@ NOT_FITTED: dict[str, tuple[Callable[[Artefact], Any], str]] = {
     "an unknown teacher": (lambda a: fit_solver(a, "ddim", 3, FitSettings(teacher_solver="huen")), "mean 'heun'"),
     "an unknown option": (lambda a: fit_solver(a, "ddim ordr=3", 3), "no option .ordr."),
     "an option without a value": (lambda a: fit_solver(a, "deis 3", 3), "option=value, got '3'"),
-    "no file": (lambda a: runs.sample(a, 8, fitted="nothing.json"), "--mode=fit writes one"),
+    "no file": (lambda a: api.sample(a, 8, fitted="nothing.json"), "--mode=fit writes one"),
 }
 
 
@@ -597,7 +595,7 @@ def test_targets_are_checked() -> None:
 
 def test_the_solver_of_the_documentation(teacher: Artefact, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(__file__).parents[1] / "docs" / "solvers.md").read_text()
-    code = re.search(r"```python\n(from diffusion_distill.diffusion import grids.*?)```", text, re.DOTALL)
+    code = re.search(r"```python\n(from diffusion_distill.process import grids.*?)```", text, re.DOTALL)
     assert code is not None
     monkeypatch.setattr(registry, "SOLVERS", dict(registry.SOLVERS))
     exec(code[1].replace("from diffusion_distill.solvers import SOLVERS", "from test_dode import registry"
@@ -639,15 +637,15 @@ def test_a_comparison_goes_on_where_it_was(teacher: Artefact, tmp_path: Path, mo
 def test_another_grid_beside_a_fitted_solver_is_refused(teacher: Artefact) -> None:
     """The fitted solver brings its grid, so that a spacing or an end beside it would be ignored."""
     made = fit_solver(teacher, "ddim", 2, FitSettings(scale=2, batch_size=8), spacing="logsnr", end=0.1)
-    drawn = runs.sample(teacher, 2, fitted=made)
-    np.testing.assert_array_equal(drawn, runs.sample(teacher, 2, fitted=made, spacing="logsnr", end=0.1))
+    drawn = api.sample(teacher, 2, fitted=made)
+    np.testing.assert_array_equal(drawn, api.sample(teacher, 2, fitted=made, spacing="logsnr", end=0.1))
     with pytest.raises(ValueError, match=r"grid with spacing='logsnr', but spacing='quadratic' was asked for"):
-        runs.sample(teacher, 2, fitted=made, spacing="quadratic")
+        api.sample(teacher, 2, fitted=made, spacing="quadratic")
     with pytest.raises(ValueError, match=r"grid with end=0\.1, but end=0\.2 was asked for"):
-        runs.sample(teacher, 2, fitted=made, end=0.2)
+        api.sample(teacher, 2, fitted=made, end=0.2)
 
 
 @pytest.mark.parametrize("batch", [0, -1, 1.5, None])
 def test_batches_of_no_images_are_refused(batch: Any, teacher: Artefact) -> None:
     with pytest.raises(ValueError, match=f"batch_size must be a whole number of at least 1, got {batch}"):
-        runs.sample(teacher, 2, 1, batch_size=batch)
+        api.sample(teacher, 2, 1, batch_size=batch)

@@ -14,10 +14,10 @@ import pytest
 import toys
 from toys import equal
 
-from diffusion_distill import runs
+from diffusion_distill import api
 from diffusion_distill.data import from_arrays
-from diffusion_distill.distillation import Denoising, Knowledge, Progressive, Tract
-from diffusion_distill.model import Model
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.methods import Denoising, Knowledge, Progressive, Tract
 from diffusion_distill.networks import UNet
 from diffusion_distill.training import dropout, loop, sharding
 from diffusion_distill.training.artefact import Artefact
@@ -26,7 +26,7 @@ from diffusion_distill.training.state import create
 from diffusion_distill.training.step import make_step
 
 DATA = toys.Gaussian(mean=0.1, std=0.4)
-SETTINGS = runs.Settings(batch_size=8)
+SETTINGS = api.Settings(batch_size=8)
 BATCH, CLASSES = 16, 3
 
 
@@ -37,7 +37,7 @@ def model_of(num_classes: int = 1, **network: Any) -> Model:
 
 def distil(teacher: Artefact, method: Any, student: Model | None = None) -> Artefact:
     """The last student on Gaussian images."""
-    students = runs.distill(teacher, toys.GaussianSource(DATA, size=20), method, SETTINGS, student=student)
+    students = api.distill(teacher, toys.GaussianSource(DATA, size=20), method, SETTINGS, student=student)
     return students[min(students)]
 
 
@@ -205,11 +205,11 @@ def test_a_networks_own_rate_acts_in_training_and_in_distillation() -> None:
     of_labels = lambda params: np.asarray(params["Dense_0"]["kernel"])[-2:]  # noqa: E731
     source = from_arrays(np.random.default_rng(0).uniform(-1, 1, (16, 2, 2, 1)), np.arange(16) % 2)
     begun, method = model.init(jax.random.key(SETTINGS.seed)), Denoising(length=24, learning_rate=1e-2, warmup=0)
-    teacher = runs.train(model, source, method, SETTINGS)
+    teacher = api.train(model, source, method, SETTINGS)
     np.testing.assert_array_equal(of_labels(teacher.params), of_labels(begun))
     assert not equal(teacher.params, begun)
-    [student] = runs.distill(teacher, source, Tract((2, 1), length=24, learning_rate=1e-2), SETTINGS).values()
+    [student] = api.distill(teacher, source, Tract((2, 1), length=24, learning_rate=1e-2), SETTINGS).values()
     np.testing.assert_array_equal(of_labels(student.params), of_labels(begun))
     assert not equal(student.params, teacher.params) and student.model == model
-    learned = runs.train(model, source, dataclasses.replace(method, label_dropout=0.0), SETTINGS)
+    learned = api.train(model, source, dataclasses.replace(method, label_dropout=0.0), SETTINGS)
     assert np.abs(of_labels(learned.params) - of_labels(begun)).min() > 1e-4, "the method's rate goes before it"

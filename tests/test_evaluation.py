@@ -17,18 +17,19 @@ import optax
 import pytest
 from PIL import Image
 
-from diffusion_distill import interrupts, runs
+from diffusion_distill import api
+from diffusion_distill.api import evaluation
+from diffusion_distill.api.classifier import TrainedClassifier
+from diffusion_distill.api.evaluation import EvaluationSettings, Part, evaluate_samplers, reference_of
+from diffusion_distill.api.monitor import Monitor
+from diffusion_distill.api.sampling import Sampler, sampler_of
+from diffusion_distill.base import interrupts
 from diffusion_distill.data import folder, from_arrays
-from diffusion_distill.distillation.phases import Phase
-from diffusion_distill.features import FromFunction, Inception, Pixels
-from diffusion_distill.metrics import frechet_distance, moments, pixel_features
-from diffusion_distill.networks.classifier import Classifier
-from diffusion_distill.quantise import quantise
-from diffusion_distill.runs import evaluation
-from diffusion_distill.runs.classifier import TrainedClassifier
-from diffusion_distill.runs.evaluation import EvaluationSettings, Part, evaluate_samplers, reference_of
-from diffusion_distill.runs.monitor import Monitor
-from diffusion_distill.runs.sampling import Sampler, sampler_of
+from diffusion_distill.data.quantise import quantise
+from diffusion_distill.evaluation import frechet_distance, moments, pixel_features
+from diffusion_distill.evaluation.classifier_network import Classifier
+from diffusion_distill.evaluation.features import FromFunction, Inception, Pixels
+from diffusion_distill.methods.phases import Phase
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.state import create
 
@@ -57,7 +58,7 @@ def run(teacher: Artefact, reference: Part, workdir: Path, settings: EvaluationS
 
 def test_an_evaluation_measures_what_sampling_draws(teacher: Artefact, reference: Part, tmp_path: Path) -> None:
     rows = run(teacher, reference, tmp_path)
-    drawn = runs.sample(teacher, 200, 2, batch_size=40)
+    drawn = api.sample(teacher, 200, 2, batch_size=40)
     real = moments(pixel_features(real_images().astype(np.float32) / 127.5 - 1))
     for repetition, images in enumerate((drawn[:100], drawn[100:])):
         taken = moments(pixel_features(quantise(images).astype(np.float32) / 127.5 - 1))
@@ -153,21 +154,21 @@ def test_pixels_are_one_thing_everywhere(teacher: Artefact, tmp_path: Path, monk
     [row] = evaluate_samplers(
         {"ddim": partial(sampler_of, teacher, 2)}, PIXELS, reference_of(real, PIXELS, settings), settings, {}, tmp_path
     )
-    drawn = runs.sample(teacher, 100, 2, batch_size=40)
+    drawn = api.sample(teacher, 100, 2, batch_size=40)
     # A set of its own, from the definition.
     levels = [(np.floor(127.5 * x + 128).clip(0, 255) / 127.5 - 1).reshape(len(x), -1) for x in (drawn, floats)]
-    found = runs.evaluate(drawn, floats)
+    found = api.evaluate(drawn, floats)
     assert found["frechet"] == pytest.approx(frechet_distance(*map(moments, levels)), rel=1e-5)
     assert found["frechet"] != frechet_distance(*(moments(pixel_features(x)) for x in (drawn, floats)))
-    assert found == runs.evaluate(drawn, real_images()) == runs.evaluate(quantise(drawn), floats), "uint8 are 8 bits"
-    assert found == runs.evaluate(drawn, floats, features=PIXELS)
+    assert found == api.evaluate(drawn, real_images()) == api.evaluate(quantise(drawn), floats), "uint8 are 8 bits"
+    assert found == api.evaluate(drawn, floats, features=PIXELS)
     assert found == {name: row[name] for name in found}, "to the last digit, whatever the batches"
     figures: dict[str, float] = {}
     monkeypatch.setattr(Monitor, "_write", lambda self, update, phase, rows, scores: figures.update(scores))
-    run_settings = runs.Settings(batch_size=8, evaluate_count=90)
+    run_settings = api.Settings(batch_size=8, evaluate_count=90)
     watch = Monitor(teacher.model, real, run_settings, [], None, None)  # type: ignore[arg-type]
     watch(1, Phase("a phase", 1, 1e-3, student_steps=2), create(teacher.params, optax.sgd(0.1), ()))
-    assert {name: figures[f"{name}/eval"] for name in found} == runs.evaluate(drawn[:90], floats)
+    assert {name: figures[f"{name}/eval"] for name in found} == api.evaluate(drawn[:90], floats)
 
 
 @pytest.mark.fast

@@ -18,17 +18,18 @@ import toys
 from absl import flags
 from absl.testing import flagsaver
 
-from diffusion_distill import build, data, main, metrics, runs, weights
-from diffusion_distill.distillation import Denoising
-from diffusion_distill.distillation.fitted import FittedSolver
-from diffusion_distill.files import user_path, writable
-from diffusion_distill.model import Model
-from diffusion_distill.runs import images_out
-from diffusion_distill.runs.evaluation import features_named
-from diffusion_distill.runs.images_out import save_images
+from diffusion_distill import api, data, evaluation, main, weights
+from diffusion_distill.api.evaluation import features_named
+from diffusion_distill.base.files import user_path, writable
+from diffusion_distill.cli import build
+from diffusion_distill.data import image_writer
+from diffusion_distill.data.image_writer import save_images
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.formats import flax_file, torch_save
+from diffusion_distill.methods import Denoising
+from diffusion_distill.solvers.fitted import FittedSolver
 from diffusion_distill.training import checkpoint
 from diffusion_distill.training.artefact import Artefact
-from diffusion_distill.weights import flax_file, torch_save
 
 pytestmark = pytest.mark.fast
 flags.FLAGS.mark_as_parsed()
@@ -52,10 +53,10 @@ def test_a_run_goes_on_in_a_folder_of_any_name(
     name: str, tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     source = toys.GaussianSource(toys.Gaussian(0.0, 0.5))
-    settings = runs.Settings(batch_size=8)
+    settings = api.Settings(batch_size=8)
     (tmp_path / "run1\\bs").mkdir()  # what the pattern matches
-    first = runs.train(tiny_model, source, Denoising(length=16), settings, tmp_path / name)
-    again = runs.train(tiny_model, source, Denoising(length=16), settings, tmp_path / name)
+    first = api.train(tiny_model, source, Denoising(length=16), settings, tmp_path / name)
+    again = api.train(tiny_model, source, Denoising(length=16), settings, tmp_path / name)
     assert "going on after update 2" in capsys.readouterr().out
     for found in (again, Artefact.load(tmp_path / name / "teacher")):
         jax.tree.map(np.testing.assert_array_equal, found.params, first.params)
@@ -79,20 +80,20 @@ def test_a_tilde_is_the_home_directory_wherever_a_path_enters(
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.chdir(here)
     source = toys.GaussianSource(toys.Gaussian(0.0, 0.5))
-    runs.train(teacher.model, source, Denoising(length=8), runs.Settings(batch_size=8), "~/run")
+    api.train(teacher.model, source, Denoising(length=8), api.Settings(batch_size=8), "~/run")
     assert Artefact.load("~/run/teacher").steps == 0
     teacher.save("~/teacher")
-    runs.export_weights(teacher, "~/teacher.safetensors")
-    runs.import_weights("~/teacher.safetensors", "~/imported")
-    runs.fit_solver(teacher, "ddim", 2, runs.FitSettings(scale=2, batch_size=4)).save("~/solver.json")
+    api.export_weights(teacher, "~/teacher.safetensors")
+    api.import_weights("~/teacher.safetensors", "~/imported")
+    api.fit_solver(teacher, "ddim", 2, api.FitSettings(scale=2, batch_size=4)).save("~/solver.json")
     assert FittedSolver.load("~/solver.json").solver == "ddim"
-    assert runs.sample(teacher, 2, fitted="~/solver.json").shape == (2, 2, 2, 1)
+    assert api.sample(teacher, 2, fitted="~/solver.json").shape == (2, 2, 2, 1)
     save_images(np.zeros((2, 2, 2, 1), np.uint8), "~/out", "png")
     assert len(data.folder("~/out/samples")) == 2
     save_images(np.zeros((2, 2, 2, 1), np.uint8), "~/out", "npz")
     assert len(data.npz("~/out/samples.npz", images="arr_0")) == 2
-    metrics.write_reference("~/reference.npz", features=np.eye(4))
-    assert metrics.read_reference("~/reference.npz").layout == "features"
+    evaluation.write_reference("~/reference.npz", features=np.eye(4))
+    assert evaluation.read_reference("~/reference.npz").layout == "features"
     config = build.config_of(None, None, None, {"name": "digits"}, {"name": "digits"})
     config.artefact = "~/teacher,~/run/teacher"
     assert list(build.artefacts(config)) == ["~/teacher", "~/run/teacher"]
@@ -168,7 +169,7 @@ def test_modes_try_their_workdir_before_they_work(
     config = build.config_of(
         teacher.model,
         Denoising(length=8),
-        runs.Settings(),
+        api.Settings(),
         {"name": "digits"},
         {"name": "digits"},
         fitted="solver.json" if mode == "lambdas" else "",
@@ -202,7 +203,7 @@ def test_a_draw_that_is_cut_off_keeps_the_one_before(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(images_out, "_encoded", full)
+        patch.setattr(image_writer, "_encoded", full)
         patch.setattr(np, "savez_compressed", full)
         with pytest.raises(OSError, match="No space"):
             save_images(images, tmp_path, form)
@@ -216,8 +217,8 @@ def test_a_draw_that_is_cut_off_keeps_the_one_before(
 def test_a_draw_that_dies_between_two_renames_is_found_again(tmp_path: Path) -> None:
     images = np.zeros((2, 2, 2, 1), np.uint8)
     place = save_images(images, tmp_path, "png")
-    place.rename(tmp_path / f"samples{images_out.REPLACED}")
-    assert images_out.check_place(tmp_path, "png", 1) == place
+    place.rename(tmp_path / f"samples{image_writer.REPLACED}")
+    assert image_writer.check_place(tmp_path, "png", 1) == place
     assert len(data.folder(place)) == 2
 
 
@@ -226,12 +227,12 @@ def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
     (tmp_path / "samples" / "00000100.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"samples would be replaced, but holds .*00000100\.png. Move it away"):
-        images_out.check_place(tmp_path, "png", 1)
+        image_writer.check_place(tmp_path, "png", 1)
     (tmp_path / "samples.npz").mkdir()
     with pytest.raises(ValueError, match=r"samples\.npz would be replaced"):
-        images_out.check_place(tmp_path, "npz", 1)
+        image_writer.check_place(tmp_path, "npz", 1)
     with pytest.raises(ValueError, match="form='npz'"):
-        images_out.check_place(tmp_path, "zip", 2)
+        image_writer.check_place(tmp_path, "zip", 2)
 
 
 @pytest.mark.parametrize(
@@ -261,8 +262,8 @@ HTML, LFS = b"<!DOCTYPE html><html>404</html>", b"version https://git-lfs.github
 
 READERS = {
     "npz": (data.npz, ".npz"),
-    "reference": (metrics.read_reference, ".npz"),
-    "tract": (metrics.read_reference, "_mean.npy"),
+    "reference": (evaluation.read_reference, ".npz"),
+    "tract": (evaluation.read_reference, "_mean.npy"),
     "zip": (data.folder, ".zip"),
     "edm": (weights.edm.read, ".pkl"),
     "inception": (weights.inception.read, ".pth"),
@@ -306,7 +307,7 @@ def test_files_that_were_cut_short_are_told(tmp_path: Path) -> None:
     whole = stream.getvalue()
     (tmp_path / "a.npz").write_bytes(whole[:-30])
     (tmp_path / "a.zip").write_bytes(whole[:-30])
-    for read in (data.npz, metrics.read_reference):
+    for read in (data.npz, evaluation.read_reference):
         with pytest.raises(ValueError, match=r"a\.npz .*cut short"):
             read(tmp_path / "a.npz")
     with pytest.raises(ValueError, match=r"a\.zip .*cut short"):
@@ -316,10 +317,10 @@ def test_files_that_were_cut_short_are_told(tmp_path: Path) -> None:
 def test_edm2s_statistics_are_recognised_and_not_run(tmp_path: Path) -> None:
     (tmp_path / "edm2.pkl").write_bytes(pickle.dumps({"fid": {"mu": np.zeros(4), "sigma": np.eye(4)}}))
     with pytest.raises(ValueError, match=r"edm2\.pkl .*a pickle, which is a program.*numpy\.savez"):
-        metrics.read_reference(tmp_path / "edm2.pkl")
+        evaluation.read_reference(tmp_path / "edm2.pkl")
     (tmp_path / "dict.pkl").write_bytes(pickle.dumps({"ema": 1}))
     with pytest.raises(ValueError, match=r"no network as its entry 'ema'.*'ema': 1"):
-        runs.import_weights(tmp_path / "dict.pkl", tmp_path / "imported")
+        api.import_weights(tmp_path / "dict.pkl", tmp_path / "imported")
 
 
 @pytest.mark.parametrize("part", ["model.json", "provenance.json"])
@@ -382,7 +383,7 @@ def test_misspelt_keys_are_refused(teacher: Artefact) -> None:
         (2.0, TypeError, "guidance must be a mapping"),
     ):
         with pytest.raises(error, match=said):
-            runs.denoiser_of(labelled, guidance=guidance)  # type: ignore[arg-type]
+            api.denoiser_of(labelled, guidance=guidance)  # type: ignore[arg-type]
     described = teacher.model.to_dict()
     renamed = {("predicton" if name == "prediction" else name): value for name, value in described.items()}
     for description in (renamed, {**described, "predicton": "eps"}):

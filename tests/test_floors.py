@@ -18,25 +18,25 @@ ROOT = Path(__file__).resolve().parent.parent / PACKAGE
 
 #: (floor, the modules or folders of one concept)
 FLOORS = [
-    (0, ("version", "errors", "files", "interrupts", "arrays", "quantise", "levels", "seeds", "settings", "typing")),
-    (1, ("diffusion",)),
+    (0, ("base", "version")),
+    (1, ("process",)),
     (1, ("networks",)),
     (1, ("data",)),
-    (1, ("metrics",)),
-    (1, ("report",)),
-    (2, ("solvers", "sampling", "steps")),
-    (2, ("model",)),
-    (2, ("features",)),
-    (2, ("guidance",)),
-    (3, ("distillation",)),
-    (3, ("weights",)),
-    (4, ("training",)),
-    (5, ("runs",)),
-    (6, ("build",)),
-    (7, ("main",)),
-    (7, ("",)),  # the package's own __init__: what a notebook imports
+    (2, ("report",)),
+    (1, ("formats",)),
+    (2, ("denoisers",)),
+    (3, ("solvers",)),
+    (4, ("evaluation",)),
+    (4, ("methods",)),
+    (5, ("weights",)),
+    (5, ("training",)),
+    (6, ("api",)),
+    (7, ("studies",)),
+    (8, ("cli",)),
+    (9, ("main",)),
+    (9, ("",)),  # the package's own __init__: what a notebook imports
 ]
-CONFIG_FLOOR = 6
+CONFIG_FLOOR = 8
 #: Libraries that belong to one concept or to nobody.
 FORBIDDEN = {"torch", "tensorflow"}
 LAZY = {"tensorflow_datasets", "grain", "tensorboardX", "wandb", "PIL", "matplotlib", "sklearn", "tqdm", "safetensors"}
@@ -132,7 +132,7 @@ def test_modules_import_only_from_lower_floors() -> None:
 @pytest.mark.fast
 def test_configs_are_read_at_the_top_only() -> None:
     readers = {module: config_readers(source) for module, source in package_sources().items()}
-    assert readers[f"{PACKAGE}.build"]
+    assert readers[f"{PACKAGE}.cli.build"]
     assert not [f"{m}:{lines}" for m, lines in readers.items() if lines and concept(m)[0] < CONFIG_FLOOR]
 
 
@@ -150,13 +150,13 @@ def _all_imports(source: str) -> list[str]:
 
 
 FABRICATED = {
-    "up": ({"sampling": "from diffusion_distill.training import step", "training.step": ""}, "floor 2"),
-    "up, inside a function": ({"levels": "def f():\n    import diffusion_distill.runs", "runs": ""}, "levels:2"),
-    "sideways": ({"diffusion.grids": "from diffusion_distill.networks.unet import UNet"}, "floor 1"),
+    "up": ({"solvers": "from diffusion_distill.training import step", "training.step": ""}, "floor 3"),
+    "up, inside a function": ({"base": "def f():\n    import diffusion_distill.api", "api": ""}, "base:2"),
+    "sideways": ({"process.grids": "from diffusion_distill.networks.unet import UNet"}, "floor 1"),
     "a circle": (
         {
-            "diffusion.grids": "from diffusion_distill.diffusion import forward",
-            "diffusion.forward": "from diffusion_distill.diffusion.grids import uniform",
+            "process.grids": "from diffusion_distill.process import noising",
+            "process.noising": "from diffusion_distill.process.grids import uniform",
         },
         "circle",
     ),
@@ -172,12 +172,12 @@ def test_the_rule_catches(sources: dict[str, str], said: str) -> None:
 
 @pytest.mark.fast
 def test_the_rule_lets_pass_what_is_allowed_and_wants_every_module_in_the_table() -> None:
-    allowed = {"distillation.tract": "from diffusion_distill.distillation import closure", "distillation.closure": ""}
+    allowed = {"distillation.tract": "from diffusion_distill.methods import closure", "distillation.closure": ""}
     assert not violations({f"{PACKAGE}.{module}": source for module, source in allowed.items()})
     with pytest.raises(AssertionError, match="has no floor"):
         concept(f"{PACKAGE}.elsewhere.file")
     with pytest.raises(AssertionError, match="relatively"):
-        violations({f"{PACKAGE}.levels": "from . import arrays"})
+        violations({f"{PACKAGE}.base": "from . import arrays"})
 
 
 @pytest.mark.fast

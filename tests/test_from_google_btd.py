@@ -25,10 +25,11 @@ from flax import serialization
 from PIL import Image
 
 import diffusion_distill as dd
-from diffusion_distill import main, sampling, solvers, weights
-from diffusion_distill.diffusion.weighting import WEIGHTINGS
-from diffusion_distill.distillation.phases import AVERAGING
+from diffusion_distill import main, solvers, weights
+from diffusion_distill.methods.phases import AVERAGING
 from diffusion_distill.networks import NETWORKS
+from diffusion_distill.process.weighting import WEIGHTINGS
+from diffusion_distill.solvers import engine
 from diffusion_distill.training import sharding
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -223,7 +224,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     chex.assert_trees_all_equal_shapes(seen["gradient"], seen["teacher"].params)
     chex.assert_trees_all_close(list(seen["again"]), list(seen["level"]), rtol=1e-12)
     table = dd.table_for(seen["students"][4].model, 4)
-    same = sampling.integrate(seen["denoise"], table, jax.random.normal(jax.random.key(0), (16, 32, 32, 3)))
+    same = engine.integrate(seen["denoise"], table, jax.random.normal(jax.random.key(0), (16, 32, 32, 3)))
     chex.assert_trees_all_close(seen["z"], same, rtol=1e-5, atol=1e-5)
 
 

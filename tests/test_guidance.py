@@ -20,15 +20,14 @@ import pytest
 import toys
 from flax import struct
 
-from diffusion_distill import sampling
-from diffusion_distill.arrays import expand, namespace
-from diffusion_distill.diffusion.parameterization import eps_from_x
-from diffusion_distill.diffusion.schedules import Cosine, VarianceExploding
-from diffusion_distill.diffusion.spacings import spaced
-from diffusion_distill.guidance import ClassifierFree, ClassifierGuided, label_log_prob
-from diffusion_distill.levels import Level
-from diffusion_distill.model import Clipped, Denoiser, Model, Thresholded
-from diffusion_distill.solvers import dpm_solver_pp
+from diffusion_distill.base.arrays import expand, namespace
+from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided, label_log_prob
+from diffusion_distill.denoisers.model import Clipped, Denoiser, Model, Thresholded
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.predictions import eps_from_x
+from diffusion_distill.process.schedules import Cosine, VarianceExploding
+from diffusion_distill.process.spacings import spaced
+from diffusion_distill.solvers import dpm_solver_pp, engine
 from diffusion_distill.training.sharding import data_mesh, replicated, split
 
 SHARES, MEANS, STDS = np.array([0.5, 0.2, 0.3]), np.array([-0.6, 0.1, 0.5]), np.array([0.3, 0.5, 0.2])
@@ -253,7 +252,7 @@ def test_samples_come_from_the_conditional_distribution(guided: str) -> None:
     for k in range(3):  # the exact flow of the class alone
         own = labels == k
         wanted[own] = toys.Gaussian(means[k], stds[k]).flow(start[own].astype(np.float64), first, last)
-    found = [np.asarray(sampling.integrate(make(exact), multistep(steps), start, labels)) for steps in (20, 40)]
+    found = [np.asarray(engine.integrate(make(exact), multistep(steps), start, labels)) for steps in (20, 40)]
     coarse, fine = (np.abs(images - wanted).max() for images in found)
     assert fine < 0.004
     assert fine < coarse / 3, "of second order"
@@ -267,7 +266,7 @@ def test_guided_sampling_compiles_once_for_all_scales() -> None:
     results = []
     for scale in (0.0, 2.0, 3.5):
         guided = Clipped(ClassifierFree(watched, scale, NULL))
-        results.append(sampling.sample(jax.random.key(0), guided, multistep(4), (4, 2, 2, 1), LABELS[:4]))
+        results.append(engine.sample(jax.random.key(0), guided, multistep(4), (4, 2, 2, 1), LABELS[:4]))
     assert [n for n, _ in watched.calls] == [8]
     assert float(jnp.abs(results[1] - results[2]).max()) > 1e-2
     assert float(jnp.abs(results[1] - results[0]).max()) > 1e-2

@@ -22,10 +22,11 @@ import torch_files
 from golden_checks import eval_inception
 from golden_checks.inception_weights import random_tensor, without_gamma
 
-from diffusion_distill import features
-from diffusion_distill.features import FromFunction, Inception, InceptionFeatures, Pixels, network_input
-from diffusion_distill.networks.inception import BLOCKS, SIZE, InceptionV3, average_pool, max_pool
-from diffusion_distill.weights import Fetched, WeightsError, flatten, graph_def, inception, torch_save, unflatten
+from diffusion_distill.evaluation import features
+from diffusion_distill.evaluation.features import FromFunction, Inception, InceptionFeatures, Pixels, network_input
+from diffusion_distill.evaluation.inception_network import BLOCKS, SIZE, InceptionV3, average_pool, max_pool
+from diffusion_distill.formats import graph_def, torch_save
+from diffusion_distill.weights import Fetched, WeightsError, flatten, inception, unflatten
 
 Flat = dict[str, np.ndarray]
 FOLDERS = (Path(__file__).parent / "golden" / "eval", Path(__file__).parents[2] / "shared" / "golden" / "eval")

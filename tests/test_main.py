@@ -22,11 +22,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 from toys import equal
 
-from diffusion_distill import build, data, interrupts, main, runs, weights
-from diffusion_distill.distillation.fitted import FittedSolver
-from diffusion_distill.model import Model
+from diffusion_distill import api, data, main, weights
+from diffusion_distill.api import evaluation
+from diffusion_distill.base import interrupts
+from diffusion_distill.cli import build
+from diffusion_distill.data import image_writer
+from diffusion_distill.denoisers.model import Model
 from diffusion_distill.networks import UNet
-from diffusion_distill.runs import evaluation, images_out
+from diffusion_distill.solvers.fitted import FittedSolver
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.weights import inception
 
@@ -122,7 +125,7 @@ def test_fit_sample_compare_and_look(tmp_path: Path, teacher: Artefact) -> None:
     config.sample.fitted = fitted
     main.sample(config, tmp_path / "fit")
     images = np.load(tmp_path / "fit" / "samples.npz")["arr_0"].astype(np.float32)
-    drawn = runs.sample(teacher, 24, fitted=fitted, batch_size=24)
+    drawn = api.sample(teacher, 24, fitted=fitted, batch_size=24)
     np.testing.assert_allclose(images, np.clip(127.5 * (drawn + 1), 0, 255), atol=0.6)  # rounded
     for mode in ("trajectories", "similarity", "lambdas"):
         main.MODES[mode](config, tmp_path / "look")
@@ -214,7 +217,7 @@ def test_inception_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str
 def test_samples_as_files(form: str, tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (1002, 4, 4, 3), np.uint8)
     labels = np.arange(1002) % 7
-    path = images_out.save_images(images, tmp_path, form, labels)
+    path = image_writer.save_images(images, tmp_path, form, labels)
     if form == "npz":
         stored = np.load(path)
         again, classes = stored["arr_0"], stored["arr_1"]
@@ -229,9 +232,9 @@ def test_samples_as_files(form: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(again, images)
     np.testing.assert_array_equal(classes, labels)
     with pytest.raises(ValueError, match="form of images 'gif'"):
-        images_out.save_images(images, tmp_path, "gif")
+        image_writer.save_images(images, tmp_path, "gif")
     with pytest.raises(ValueError, match="need as many labels"):
-        images_out.save_images(images, tmp_path, form, labels[:3])
+        image_writer.save_images(images, tmp_path, form, labels[:3])
 
 
 def test_import_and_export(tmp_path: Path) -> None:
@@ -258,8 +261,8 @@ def test_import_and_export(tmp_path: Path) -> None:
 
 def test_fitted_solvers_are_measured_as_what_they_are(tmp_path: Path, teacher: Artefact) -> None:
     """Label, solver, steps and NFE are the file's, and what contradicts it is refused before anything is drawn."""
-    folder, fit = str(teacher.save(tmp_path / "teacher")), runs.FitSettings(scale=2, batch_size=16)
-    fitted = str(runs.fit_solver(teacher, "deis order=2", 3, fit).save(tmp_path / "solver.json"))
+    folder, fit = str(teacher.save(tmp_path / "teacher")), api.FitSettings(scale=2, batch_size=16)
+    fitted = str(api.fit_solver(teacher, "deis order=2", 3, fit).save(tmp_path / "solver.json"))
     images = np.random.default_rng(0).integers(0, 256, (30, 2, 2, 1), np.uint8)
     np.savez(tmp_path / "reference.npz", images=images)
 
@@ -276,7 +279,7 @@ def test_fitted_solvers_are_measured_as_what_they_are(tmp_path: Path, teacher: A
         assert {name: row[name] for name in ("sampler", "solver", "steps", "nfe", "fitted")} == {
             "sampler": "teacher D-deis order=2 3 steps", "solver": "deis order=2", "steps": 3, "nfe": 3, "fitted": True
         }  # fmt: skip
-        own = runs.evaluate(runs.sample(teacher, 24, fitted=fitted), images)
+        own = api.evaluate(api.sample(teacher, 24, fitted=fitted), images)
         assert {name: row[name] for name in own} == own, "to the last digit"
         assert results["sample"]["lambdas"] == FittedSolver.load(fitted).lambdas.tolist()
     for change in (
@@ -290,7 +293,7 @@ def test_fitted_solvers_are_measured_as_what_they_are(tmp_path: Path, teacher: A
             main.evaluate(config(**change), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
     with pytest.raises(ValueError, match=r"'deis order=2' with 3 steps, but 5 steps were asked for"):
-        runs.sample(teacher, 8, 5, fitted=fitted)
+        api.sample(teacher, 8, 5, fitted=fitted)
     several = {"evaluation.solvers": ("ddim", "heun"), "evaluation.steps": (2, 3)}
     plain = config(**{"sample.fitted": "", "sample.solver": "ddim", **several})
     main.evaluate(plain, tmp_path / "plain")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from diffusion_distill.data import digits
-from diffusion_distill.metrics import (
+from diffusion_distill.evaluation import (
     Accumulator,
     FeatureStore,
     Moments,
@@ -40,8 +40,8 @@ from diffusion_distill.metrics import (
     write_reference,
     write_tract,
 )
-from diffusion_distill.metrics import frechet as frechet_module
-from diffusion_distill.metrics.precision_recall import squared_distances, squared_radii
+from diffusion_distill.evaluation import frechet as frechet_module
+from diffusion_distill.evaluation.precision_recall import squared_distances, squared_radii
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "eval"
 MANY = 10**6  # a count for moments that are known, not estimated

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
+from diffusion_distill.base.registry import from_mapping, to_mapping
 from diffusion_distill.networks import ADM, NETWORKS, SongUNet, UNet, inputs, layers
-from diffusion_distill.settings import from_mapping, to_mapping
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the golden numbers in ../shared/golden")

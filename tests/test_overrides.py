@@ -9,12 +9,12 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from diffusion_distill import build
-from diffusion_distill.distillation import Tract
+from diffusion_distill.cli import build
+from diffusion_distill.methods import Tract
 
 CONFIG = """
 from diffusion_distill import Settings, Tract
-from diffusion_distill.build import config_of
+from diffusion_distill.cli.build import config_of
 
 def get_config():
     method = Tract((1024, 32, 1), length="1K", shares=(1, 3))

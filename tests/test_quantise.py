@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_distill.quantise import RULES, quantise
+from diffusion_distill.data.quantise import RULES, quantise
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "eval" / "quantise.npz"
 RECORDED = {

@@ -12,15 +12,15 @@ import pytest
 import toys
 from toys import equal
 
-from diffusion_distill import data, runs
-from diffusion_distill.distillation import Denoising, Progressive, Tract
-from diffusion_distill.model import Model
-from diffusion_distill.runs.resuming import SameRun
-from diffusion_distill.runs.training import _description, _provenance, _same_run
+from diffusion_distill import api, data
+from diffusion_distill.api.training import _description, _provenance, _same_run
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.methods import Denoising, Progressive, Tract
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.optimizers import OptimizerSettings
+from diffusion_distill.training.resuming import SameRun
 
-SETTINGS = runs.Settings(batch_size=8)
+SETTINGS = api.Settings(batch_size=8)
 
 
 def compared(
@@ -30,8 +30,8 @@ def compared(
     now: Any,
     *,
     done: int = 0,
-    settings: runs.Settings = SETTINGS,
-    new_settings: runs.Settings | None = None,
+    settings: api.Settings = SETTINGS,
+    new_settings: api.Settings | None = None,
     edit: Any = lambda description: None,
 ) -> tuple[list[str], list[str]]:
     """(accepted, refused) of a run that has made `done` updates with the method `before` and goes on with `now`."""
@@ -156,24 +156,24 @@ def test_a_few_images_may_have_been_removed(there: int, goes_on: bool, tiny_mode
 def test_a_damaged_description_is_named(content: str, tiny_model: Model, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(ValueError, match=r"run\.json .*Choose another workdir"):
-        runs.train(tiny_model, toys.GaussianSource(toys.Gaussian(0.0, 0.5)), Denoising(length=8), SETTINGS, tmp_path)
+        api.train(tiny_model, toys.GaussianSource(toys.Gaussian(0.0, 0.5)), Denoising(length=8), SETTINGS, tmp_path)
 
 
 def test_a_run_that_goes_on_for_longer_is_the_longer_run(
     tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     source = toys.GaussianSource(toys.Gaussian(0.0, 0.5))
-    runs.train(tiny_model, source, Denoising(length=32), SETTINGS, tmp_path)
+    api.train(tiny_model, source, Denoising(length=32), SETTINGS, tmp_path)
     other = dataclasses.replace(SETTINGS, log_every=2)
-    longer = runs.train(tiny_model, source, Denoising(length=64), other, tmp_path)
+    longer = api.train(tiny_model, source, Denoising(length=64), other, tmp_path)
     said = capsys.readouterr().out
     assert "goes on with settings.log_every 2 instead of 50\n" in said
     assert "goes on with method_settings.length 64 instead of 32: 8 updates instead of 4\n" in said
-    assert equal(longer.params, runs.train(tiny_model, source, Denoising(length=64), SETTINGS).params)
+    assert equal(longer.params, api.train(tiny_model, source, Denoising(length=64), SETTINGS).params)
     assert Artefact.load(tmp_path / "teacher").provenance["updates"] == 8
     assert json.loads((tmp_path / "run.json").read_text())["settings"]["log_every"] == 2
     with pytest.raises(ValueError, match=r"8 updates are done already, and phase 1 would end after 4\. Choose another"):
-        runs.train(tiny_model, source, Denoising(length=32), other, tmp_path)
+        api.train(tiny_model, source, Denoising(length=32), other, tmp_path)
 
 
 def test_numbers_of_numpy_are_numbers(tiny_model: Model, tmp_path: Path) -> None:
@@ -181,10 +181,10 @@ def test_numbers_of_numpy_are_numbers(tiny_model: Model, tmp_path: Path) -> None
     source, plain = toys.GaussianSource(toys.Gaussian(0.0, 0.5)), Denoising(length=64, learning_rate=0.5)
     settings = dataclasses.replace(SETTINGS, batch_size=np.int64(8), seed=np.uint64(2**64 - 1), log_every=np.int8(3))
     method = Denoising(length=np.int64(32), learning_rate=np.float32(0.5))  # type: ignore[arg-type]
-    runs.train(tiny_model, source, method, settings, tmp_path)
+    api.train(tiny_model, source, method, settings, tmp_path)
     same = dataclasses.replace(SETTINGS, seed=2**64 - 1)
-    runs.train(tiny_model, source, dataclasses.replace(plain, length=32.0), same, tmp_path)  # type: ignore[arg-type]
-    longer = runs.train(tiny_model, source, plain, same, tmp_path)
+    api.train(tiny_model, source, dataclasses.replace(plain, length=32.0), same, tmp_path)  # type: ignore[arg-type]
+    longer = api.train(tiny_model, source, plain, same, tmp_path)
     assert longer.provenance["updates"] == 8
     assert json.loads((tmp_path / "run.json").read_text())["settings"]["seed"] == 2**64 - 1
-    assert equal(longer.params, runs.train(tiny_model, source, plain, same).params)
+    assert equal(longer.params, api.train(tiny_model, source, plain, same).params)

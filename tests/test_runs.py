@@ -16,19 +16,20 @@ import pytest
 import toys
 from toys import equal
 
-from diffusion_distill import interrupts, runs
+from diffusion_distill import api
+from diffusion_distill.base import interrupts
 from diffusion_distill.data import from_arrays
-from diffusion_distill.diffusion import grids
-from diffusion_distill.diffusion.preconditioning import EDMInput
-from diffusion_distill.diffusion.schedules import Cosine, Karras
-from diffusion_distill.distillation import Denoising, Progressive, Tract
-from diffusion_distill.distillation.knowledge import Knowledge
-from diffusion_distill.model import Model
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.methods import Denoising, Progressive, Tract
+from diffusion_distill.methods.knowledge import Knowledge
+from diffusion_distill.process import grids
+from diffusion_distill.process.schedules import Cosine, Karras
+from diffusion_distill.process.time_input import EDMInput
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.logs import read_json_lines
 
 DATA = toys.Gaussian(mean=0.1, std=0.4)
-SETTINGS = runs.Settings(batch_size=8, log_every=1, checkpoint_every=1)
+SETTINGS = api.Settings(batch_size=8, log_every=1, checkpoint_every=1)
 TRACT = Tract((4, 2, 1), length=4 * 8, warmup=2)  # two phases of two updates
 
 
@@ -70,13 +71,13 @@ def source() -> toys.GaussianSource:
 def test_a_run_that_stops_and_goes_on_is_the_same_run(
     teacher: Artefact, source: toys.GaussianSource, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = runs.distill(teacher, source, TRACT, SETTINGS, tmp_path / "whole")
+    whole = api.distill(teacher, source, TRACT, SETTINGS, tmp_path / "whole")
     for stop in (2, 3):  # at the border of the phases, inside the second
         folder = tmp_path / f"stopped_{stop}"
         with pytest.raises(Stopped):
-            runs.distill(teacher, Failing(source, stop), TRACT, SETTINGS, folder)
+            api.distill(teacher, Failing(source, stop), TRACT, SETTINGS, folder)
         rest = Failing(source, 99)
-        resumed = runs.distill(teacher, rest, TRACT, SETTINGS, folder)
+        resumed = api.distill(teacher, rest, TRACT, SETTINGS, folder)
         assert len(rest.seen) == 4 - stop, "only what was missing is trained"
         assert set(resumed) == {2, 1}
         for steps in (2, 1):
@@ -87,8 +88,8 @@ def test_a_run_that_stops_and_goes_on_is_the_same_run(
 
 
 def test_a_finished_run_is_not_trained_again(teacher: Artefact, source: toys.GaussianSource, tmp_path: Path) -> None:
-    first = runs.distill(teacher, source, TRACT, SETTINGS, tmp_path)
-    again = runs.distill(teacher, Failing(source, 0), TRACT, SETTINGS, tmp_path)
+    first = api.distill(teacher, source, TRACT, SETTINGS, tmp_path)
+    again = api.distill(teacher, Failing(source, 0), TRACT, SETTINGS, tmp_path)
     assert set(again) == {2, 1}
     assert all(equal(again[n].params, first[n].params) and again[n].steps == n for n in again)
 
@@ -102,15 +103,15 @@ def test_a_run_that_dies_while_it_saves_a_student_has_it_after_the_restart(
     with monkeypatch.context() as broken:
         broken.setattr(Artefact, "save", dies)
         with pytest.raises(Stopped):
-            runs.distill(teacher, source, TRACT, SETTINGS, tmp_path)
-    assert set(runs.distill(teacher, source, TRACT, SETTINGS, tmp_path)) == {2, 1}
+            api.distill(teacher, source, TRACT, SETTINGS, tmp_path)
+    assert set(api.distill(teacher, source, TRACT, SETTINGS, tmp_path)) == {2, 1}
     assert Artefact.load(tmp_path / "student_2").steps == 2
 
 
 def test_a_run_leaves_its_metrics_and_artefacts(tiny_model: Model, source: toys.GaussianSource, tmp_path: Path) -> None:
     method = Denoising(length=6 * 8, learning_rate=4e-3, warmup=2, anneal=True, momentum=0.9)
     settings = dataclasses.replace(SETTINGS, log_every=2, checkpoint_every=100)
-    made = runs.train(tiny_model, source, method, settings, tmp_path)
+    made = api.train(tiny_model, source, method, settings, tmp_path)
     records = read_json_lines(tmp_path / "metrics.jsonl")
     assert [record["update"] for record in records] == [2, 4, 6]
     assert [record["samples"] for record in records] == [16, 32, 48]
@@ -137,7 +138,7 @@ def test_a_skipped_update_does_not_hide_the_others_in_the_metrics(
             return {"image": self.inner.gather(indices)["image"] * (np.nan if len(self.seen) == self.at else 1)}
 
     settings = dataclasses.replace(SETTINGS, log_every=3)
-    runs.train(tiny_model, Spoilt(source, 2), Denoising(length=3 * 8, warmup=0), settings, tmp_path)
+    api.train(tiny_model, Spoilt(source, 2), Denoising(length=3 * 8, warmup=0), settings, tmp_path)
     [record] = read_json_lines(tmp_path / "metrics.jsonl")
     assert record["skipped"] == record["nonfinite"] == 1
     assert np.isfinite(record["loss"]) and np.isfinite(record["grad_norm"])
@@ -148,18 +149,18 @@ def test_a_workdir_that_cannot_serve_is_refused_before_training(
 ) -> None:
     nothing = Failing(source, 0)  # raises Stopped as soon as a batch is asked for
     with pytest.raises(Stopped):
-        runs.distill(teacher, nothing, TRACT, SETTINGS, tmp_path / "run")
+        api.distill(teacher, nothing, TRACT, SETTINGS, tmp_path / "run")
     other = dataclasses.replace(TRACT, learning_rate=1e-3)
     with pytest.raises(
         ValueError, match=r"another run.*method_settings\.learning_rate.*0\.0002.*0\.001.*Choose another"
     ):
-        runs.distill(teacher, nothing, other, SETTINGS, tmp_path / "run")
+        api.distill(teacher, nothing, other, SETTINGS, tmp_path / "run")
     with pytest.raises(ValueError, match=r"another run.*settings\.batch_size.*8.*16"):
-        runs.distill(teacher, nothing, TRACT, dataclasses.replace(SETTINGS, batch_size=16), tmp_path / "run")
+        api.distill(teacher, nothing, TRACT, dataclasses.replace(SETTINGS, batch_size=16), tmp_path / "run")
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match=r"Cannot write to .*Choose another folder"):
-            runs.distill(teacher, nothing, TRACT, SETTINGS, folder)
+            api.distill(teacher, nothing, TRACT, SETTINGS, folder)
 
 
 def test_a_teacher_from_disk_is_the_same_teacher(
@@ -167,42 +168,42 @@ def test_a_teacher_from_disk_is_the_same_teacher(
 ) -> None:
     """A program that trains and distils, killed while it distils, loads the teacher when it is started again."""
     with pytest.raises(Stopped):
-        runs.distill(teacher, Failing(source, 1), TRACT, SETTINGS, tmp_path / "run")
+        api.distill(teacher, Failing(source, 1), TRACT, SETTINGS, tmp_path / "run")
     loaded = Artefact.load(teacher.save(tmp_path / "teacher"))
-    assert set(runs.distill(loaded, source, TRACT, SETTINGS, tmp_path / "run")) == {2, 1}
+    assert set(api.distill(loaded, source, TRACT, SETTINGS, tmp_path / "run")) == {2, 1}
 
 
 def test_another_teacher_is_another_run(teacher: Artefact, source: toys.GaussianSource, tmp_path: Path) -> None:
     """Two teachers of one model and one provenance that differ in their parameters alone."""
     with pytest.raises(Stopped):
-        runs.distill(teacher, Failing(source, 1), TRACT, SETTINGS, tmp_path)
+        api.distill(teacher, Failing(source, 1), TRACT, SETTINGS, tmp_path)
     other = dataclasses.replace(teacher, params=toys.parameters(teacher.model, 7))
     with pytest.raises(ValueError, match=r"another run.*teacher"):
-        runs.distill(other, Failing(source, 0), TRACT, SETTINGS, tmp_path)
+        api.distill(other, Failing(source, 0), TRACT, SETTINGS, tmp_path)
 
 
 @pytest.mark.fast
 def test_what_does_not_fit_is_refused_before_training(teacher: Artefact, source: toys.GaussianSource) -> None:
     nothing = Failing(source, 0)
     with pytest.raises(ValueError, match=r"multiple of the number of devices \(8\), got 12"):
-        runs.distill(teacher, nothing, TRACT, dataclasses.replace(SETTINGS, batch_size=12))
+        api.distill(teacher, nothing, TRACT, dataclasses.replace(SETTINGS, batch_size=12))
     with pytest.raises(ValueError, match=r"student of 8 steps, but the method starts from 4"):
-        runs.distill(dataclasses.replace(teacher, steps=8), nothing, TRACT, SETTINGS)
+        api.distill(dataclasses.replace(teacher, steps=8), nothing, TRACT, SETTINGS)
     wide = dataclasses.replace(teacher.model, image_shape=(2, 4, 1))
     with pytest.raises(ValueError, match=r"shape \(2, 2, 1\).*takes \(2, 4, 1\)"):
-        runs.train(wide, nothing, Denoising(length="1K"), SETTINGS)
+        api.train(wide, nothing, Denoising(length="1K"), SETTINGS)
     labelled = dataclasses.replace(teacher.model, network=toys.Perceptron(1, num_classes=3))
     with pytest.raises(ValueError, match=r"conditioned on 3 classes, but the data have 0"):
-        runs.train(labelled, nothing, Denoising(length="1K"), SETTINGS)
+        api.train(labelled, nothing, Denoising(length="1K"), SETTINGS)
     for steps in (0, -1):
         with pytest.raises(ValueError, match=f"steps must be .*at least 1, got {steps}"):
-            runs.sample(teacher, 4, steps=steps)
+            api.sample(teacher, 4, steps=steps)
 
 
 def test_a_network_of_the_callers_own_can_be_trained(source: toys.GaussianSource) -> None:
     """One that no registry knows: in memory at least."""
     model = Model(toys.Perceptron(1), (2, 2, 1), prediction="v")
-    made = runs.train(model, source, Denoising(length=8), SETTINGS)
+    made = api.train(model, source, Denoising(length=8), SETTINGS)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(made.params))
 
 
@@ -214,14 +215,14 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
 ) -> None:
     """At every place: between updates, at the border of phases, and while it evaluates."""
     settings = dataclasses.replace(SETTINGS, checkpoint_every=100, evaluate_every=8)
-    whole = runs.distill(teacher, source, TRACT, settings, tmp_path / "whole")
+    whole = api.distill(teacher, source, TRACT, settings, tmp_path / "whole")
     records = read_json_lines(tmp_path / "whole" / "metrics.jsonl")
     for stop in range(1, 5):
         folder = tmp_path / f"{stop}"
         with pytest.raises(interrupts.Interrupted):
-            runs.distill(teacher, Asking(source, stop), TRACT, settings, folder)
+            api.distill(teacher, Asking(source, stop), TRACT, settings, folder)
         interrupts.forget()
-        resumed = runs.distill(teacher, source, TRACT, settings, folder)
+        resumed = api.distill(teacher, source, TRACT, settings, folder)
         assert all(equal(resumed[n].params, whole[n].params) for n in (2, 1)), stop
         again = read_json_lines(folder / "metrics.jsonl")
         timeless = lambda record: {k: v for k, v in record.items() if k != "images_per_second"}  # noqa: E731
@@ -250,26 +251,26 @@ def test_two_processes_cannot_work_in_one_workdir(
         def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
             if not inner:
                 with pytest.raises(ValueError, match=r"Another process \(pid \d+ on .*\) works in .*another workdir"):
-                    runs.distill(teacher, source, TRACT, SETTINGS, tmp_path)
+                    api.distill(teacher, source, TRACT, SETTINGS, tmp_path)
                 inner.append("refused")
             return self.inner.gather(indices)
 
-    runs.distill(teacher, Nosy(source, 0), TRACT, SETTINGS, tmp_path)
+    api.distill(teacher, Nosy(source, 0), TRACT, SETTINGS, tmp_path)
     assert inner, "refused while the first was at work"
-    runs.distill(teacher, source, TRACT, SETTINGS, tmp_path)  # and free afterwards
+    api.distill(teacher, source, TRACT, SETTINGS, tmp_path)  # and free afterwards
 
 
 def test_a_run_is_watched(teacher: Artefact, source: toys.GaussianSource, tmp_path: Path) -> None:
     # two phases of three updates, at a rate that moves pixels by whole grey levels
     method = Tract((4, 2, 1), length=6 * 8, learning_rate=0.02)
     settings = dataclasses.replace(SETTINGS, evaluate_every=16, evaluate_count=16, tensorboard=True)
-    students = runs.distill(teacher, source, method, settings, tmp_path)
+    students = api.distill(teacher, source, method, settings, tmp_path)
     records = {r["update"]: r for r in read_json_lines(tmp_path / "metrics.jsonl") if r.get("evaluated")}
     assert set(records) == {2, 3, 4, 6}, "every 16 images and at the end of a phase"
     for update in records:
         assert (tmp_path / "samples" / f"{update:08d}.png").stat().st_size > 0
-    images = runs.sample(students[1], 16, seed=settings.seed)
-    scores = runs.evaluate(images, source.gather(np.arange(16))["image"])
+    images = api.sample(students[1], 16, seed=settings.seed)
+    scores = api.evaluate(images, source.gather(np.arange(16))["image"])
     assert records[6]["frechet/eval"] == pytest.approx(scores["frechet"], rel=1e-4)
     assert records[6]["frechet/raw"] != records[6]["frechet/eval"]
     [events] = (tmp_path / "tensorboard").glob("events*")
@@ -288,8 +289,8 @@ def test_conditional_students_with_two_heads(method: Any, toy_networks: None) ->
     labels = rng.integers(3, size=30)
     images = np.clip(labels[:, None, None, None] / 2 - 0.5 + 0.1 * rng.normal(size=(30, 2, 2, 1)), -1, 1)
     teacher = Artefact(model, toys.parameters(model))
-    students = runs.distill(teacher, from_arrays(images, labels), method, SETTINGS)
-    drawn = [runs.sample(students[min(students)], 8, labels=np.full(8, label)) for label in (0, 2)]
+    students = api.distill(teacher, from_arrays(images, labels), method, SETTINGS)
+    drawn = [api.sample(students[min(students)], 8, labels=np.full(8, label)) for label in (0, 2)]
     assert all(np.isfinite(images).all() for images in drawn)
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-3, "the label matters"
 
@@ -306,36 +307,36 @@ def test_conditional_students_with_two_heads(method: Any, toy_networks: None) ->
 def test_edm_teachers_are_distilled(method: Any, toy_networks: None, source: toys.GaussianSource) -> None:
     """By Heun's steps on the grid the method asks for, which the students keep; later phases step by DDIM."""
     model = Model(toys.Perceptron(1), (2, 2, 1), Karras(18), prediction="edm", time_input=EDMInput())
-    teacher = runs.train(model, source, Denoising(64, noise="lognormal", weighting="edm"), SETTINGS)
-    students = runs.distill(teacher, source, method, SETTINGS)
+    teacher = api.train(model, source, Denoising(64, noise="lognormal", weighting="edm"), SETTINGS)
+    students = api.distill(teacher, source, method, SETTINGS)
     for steps, student in students.items():
         assert student.model.schedule == Karras(8)
-        images = runs.sample(student, 8)
+        images = api.sample(student, 8)
         assert np.isfinite(images).all() and images.std() > 0
-        assert runs.table_for(student.model, steps).nfe == steps
+        assert api.table_for(student.model, steps).nfe == steps
     np.testing.assert_allclose(grids.uniform(students[min(students)].model.schedule, 1).sigma, [80, 0])
-    assert runs.table_for(teacher.on_grid(5).model, 5, "heun").nfe == 9
+    assert api.table_for(teacher.on_grid(5).model, 5, "heun").nfe == 9
     first = students[max(students)]
     with pytest.raises(ValueError, match=r"A student steps by DDIM, not by heun"):
-        runs.distill(first, source, Tract.edm((first.steps, 1), length="64"), SETTINGS)
+        api.distill(first, source, Tract.edm((first.steps, 1), length="64"), SETTINGS)
 
 
 def test_distillation_to_a_smaller_network(teacher: Artefact, source: toys.GaussianSource, tmp_path: Path) -> None:
     """In time, to the smaller network, in time again; each stage begins where the one before it ended."""
     small = dataclasses.replace(teacher.model, network=toys.Perceptron(1, width=6))
     settings = dataclasses.replace(SETTINGS, checkpoint_every=100)
-    time = runs.distill(teacher, source, Tract((4, 2), length="64"), settings)
+    time = api.distill(teacher, source, Tract((4, 2), length="64"), settings)
     method = Knowledge(2, length="512", learning_rate=1e-2)
-    knowledge = runs.distill(time[2], source, method, settings, tmp_path, small)
-    last = runs.distill(knowledge[2], source, Tract((2, 1), length="64"), settings)
+    knowledge = api.distill(time[2], source, method, settings, tmp_path, small)
+    last = api.distill(knowledge[2], source, Tract((2, 1), length="64"), settings)
     assert last[1].model == knowledge[2].model == small and Artefact.load(tmp_path / "student_2").model == small
     losses = [record["loss"] for record in read_json_lines(tmp_path / "metrics.jsonl")]
     assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:8]), "it learns"
     with pytest.raises(ValueError, match=r"takes one phase, but the method has 2.*Knowledge"):
-        runs.distill(teacher, source, TRACT, SETTINGS, student=small)
+        api.distill(teacher, source, TRACT, SETTINGS, student=small)
     elsewhere = dataclasses.replace(small, schedule=Cosine(-9, 9))
     with pytest.raises(ValueError, match=r"teacher's schedule is .* must be the same"):
-        runs.distill(teacher, source, Knowledge(4, length="512"), SETTINGS, student=elsewhere)
+        api.distill(teacher, source, Knowledge(4, length="512"), SETTINGS, student=elsewhere)
 
 
 @pytest.mark.parametrize("method", [Tract((4, 2, 1), length=32), Progressive(4, 2, 16)], ids=["tract", "btd"])
@@ -346,7 +347,7 @@ def test_few_steps_of_an_eps_student_are_warned_of_once(
     eps = dataclasses.replace(teacher, model=dataclasses.replace(teacher.model, prediction="eps"))
     said = r"predicts 'eps'.*sigma/alpha = 2\.2e\+04.*predicts 'x', 'v' or 'both'.*Knowledge\(steps=4\)"
     with pytest.raises(Stopped), pytest.warns(UserWarning, match=said) as warned:
-        runs.distill(eps, Failing(source, 0), method, SETTINGS)
+        api.distill(eps, Failing(source, 0), method, SETTINGS)
     assert len(warned) == 1
 
 
@@ -355,9 +356,9 @@ def test_what_the_warning_of_eps_advises_works(teacher: Artefact, source: toys.G
     student = dataclasses.replace(eps.model, prediction="v")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        taught = runs.distill(eps, source, Knowledge(4, length=16), SETTINGS, student=student)
+        taught = api.distill(eps, source, Knowledge(4, length=16), SETTINGS, student=student)
         with pytest.raises(Stopped):
-            runs.distill(taught[4], Failing(source, 0), TRACT, SETTINGS)
+            api.distill(taught[4], Failing(source, 0), TRACT, SETTINGS)
 
 
 TWO_PROCESSES = """
@@ -369,14 +370,14 @@ jax.distributed.initialize(f"localhost:{{port}}", 2, number, initialization_time
 sys.path[:0] = {path!r}
 import toys
 from diffusion_distill import NETWORKS, Settings, Tract, runs
-from diffusion_distill.model import Model
+from diffusion_distill.denoisers.model import Model
 from diffusion_distill.training.artefact import Artefact
 NETWORKS["perceptron"] = toys.Perceptron
 model = Model(toys.Perceptron(1), (2, 2, 1), prediction="v")
 source = toys.GaussianSource(toys.Gaussian(0.1, 0.4), size=20)
 settings = Settings(batch_size=8, log_every=1, checkpoint_every=1, evaluate_every=16)
-students = runs.distill(Artefact(model, toys.parameters(model)), source, Tract((4, 2, 1), length=32), settings, folder)
-np.savez(f"{{folder}}/drawn_{{number}}.npz", images=runs.sample(students[1], 8))
+students = api.distill(Artefact(model, toys.parameters(model)), source, Tract((4, 2, 1), length=32), settings, folder)
+np.savez(f"{{folder}}/drawn_{{number}}.npz", images=api.sample(students[1], 8))
 """
 
 
@@ -398,9 +399,9 @@ def test_two_processes_do_what_one_does(teacher: Artefact, source: toys.Gaussian
         out, _ = process.communicate()
         assert process.returncode == 0, out
     settings = dataclasses.replace(SETTINGS, evaluate_every=16)
-    students = runs.distill(teacher, source, Tract((4, 2, 1), length=32), settings, tmp_path / "one")
+    students = api.distill(teacher, source, Tract((4, 2, 1), length=32), settings, tmp_path / "one")
     first, second = (np.load(tmp_path / "two" / f"drawn_{number}.npz")["images"] for number in range(2))
     np.testing.assert_array_equal(first, second)
-    np.testing.assert_allclose(first, runs.sample(students[1], 8), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(first, api.sample(students[1], 8), rtol=0, atol=1e-4)
     records = [[r["update"] for r in read_json_lines(tmp_path / n / "metrics.jsonl")] for n in ("one", "two")]
     assert records[0] == records[1]

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import toys
 
-from diffusion_distill import runs
+from diffusion_distill import api
+from diffusion_distill.api.classifier import ClassifierSettings
+from diffusion_distill.base.seeds import check_seed, generator_of, key_of
 from diffusion_distill.data import Batches
-from diffusion_distill.runs.classifier import ClassifierSettings
-from diffusion_distill.seeds import check_seed, generator_of, key_of
 from diffusion_distill.training.artefact import Artefact
 
 pytestmark = pytest.mark.fast
@@ -40,7 +40,7 @@ def test_every_seed_has_numbers_of_its_own() -> None:
 
 
 def test_seeds_that_differ_above_32_bits_draw_different_images(teacher: Artefact) -> None:
-    drawn = [runs.sample(teacher, 2, 1, seed=seed) for seed in SEEDS]
+    drawn = [api.sample(teacher, 2, 1, seed=seed) for seed in SEEDS]
     assert len({images.tobytes() for images in drawn}) == len(SEEDS)
 
 
@@ -50,11 +50,11 @@ def test_other_seeds_are_refused_at_every_door(seed: Any, teacher: Artefact) -> 
     doors = (
         lambda: check_seed(seed),
         lambda: key_of(seed),
-        lambda: runs.Settings(seed=seed),
-        lambda: runs.FitSettings(seed=seed),
+        lambda: api.Settings(seed=seed),
+        lambda: api.FitSettings(seed=seed),
         lambda: ClassifierSettings(seed=seed),
         lambda: Batches(source, 8, seed),
-        lambda: runs.sample(teacher, 2, 1, seed=seed),
+        lambda: api.sample(teacher, 2, 1, seed=seed),
     )
     for door in doors:
         with pytest.raises(ValueError, match=r"seed must be a whole number from 0 to 2\^64 - 1, got"):

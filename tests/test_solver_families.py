@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import toys
 
-from diffusion_distill.diffusion import grids, spacings
-from diffusion_distill.diffusion.schedules import LinearAlphaDiscrete, LinearBeta, Schedule
-from diffusion_distill.levels import Level
+from diffusion_distill.process import grids, spacings
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.schedules import LinearAlphaDiscrete, LinearBeta, Schedule
 from diffusion_distill.solvers import SOLVERS, Table, ddim, deis, dpm_solver, dpm_solver_pp, heun, ipndm, unipc
 from diffusion_distill.solvers.dpm_solver import order_plan
 from diffusion_distill.solvers.table import Directions, run_host

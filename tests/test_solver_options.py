@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import toys
 
-from diffusion_distill import runs
-from diffusion_distill.diffusion import grids
-from diffusion_distill.diffusion.schedules import Cosine, Karras, LinearBeta, Schedule
-from diffusion_distill.levels import Level
-from diffusion_distill.model import Model
-from diffusion_distill.runs.comparison import Comparison
+from diffusion_distill import api
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.schedules import Cosine, Karras, LinearBeta, Schedule
 from diffusion_distill.solvers import SOLVERS, registry, spelled, steps_for, tabulate
 from diffusion_distill.solvers.options import known
+from diffusion_distill.studies.comparison import Comparison
 from diffusion_distill.training.artefact import Artefact
 
 pytestmark = pytest.mark.fast
@@ -152,8 +152,8 @@ def test_options_of_the_same_names_as_parameters() -> None:
     assert steps_for("ablation", 6, solver="euler", schedule="ve") == 6 and steps_for("ablation", 7) == 4
     assert spelled("ablation", solver="euler") == ("ablation", {"solver": "euler"})
     model = Model(toys.Perceptron(1), (2, 2, 1), schedule)
-    assert runs.table_for(model, 6, "ablation", solver="euler").nfe == 6
-    assert runs.table_for(model, 6, solver="heun").nfe == 11, "without one by place, it names the solver"
+    assert api.table_for(model, 6, "ablation", solver="euler").nfe == 6
+    assert api.table_for(model, 6, solver="heun").nfe == 11, "without one by place, it names the solver"
 
 
 def test_deis_in_time_or_in_sigma() -> None:
@@ -209,7 +209,7 @@ def test_what_else_is_refused() -> None:
     with pytest.raises(ValueError, match="Unknown solver 3"):
         tabulate(3, grid)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"one solver.*\('deis', 3\)"):
-        runs.table_for(Model(toys.Perceptron(1), (2, 2, 1)), 6, "deis", 3)  # type: ignore[arg-type]
+        api.table_for(Model(toys.Perceptron(1), (2, 2, 1)), 6, "deis", 3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="no option 'ordr'"):
         Comparison(("ddim", "deis ordr=2"))
 
@@ -265,10 +265,10 @@ def test_a_table_has_as_many_steps_as_asked_for() -> None:
     """EDM's levels depend on their number: a model's table is on the grid of that many, a student's on its own."""
     model = Model(toys.Perceptron(1), (2, 2, 1), Karras(18), prediction="x")
     for steps in (5, 9, 18):
-        np.testing.assert_array_equal(runs.table_for(model, steps).level.sigma, grids.edm(steps).sigma[:-1])
-        chex.assert_trees_all_equal(runs.grid_for(model, steps), grids.edm(steps))
+        np.testing.assert_array_equal(api.table_for(model, steps).level.sigma, grids.edm(steps).sigma[:-1])
+        chex.assert_trees_all_equal(api.grid_for(model, steps), grids.edm(steps))
     teacher, student = (Artefact(model, {}, steps=steps) for steps in (0, 9))
-    chex.assert_trees_all_equal(runs.grid_for(teacher, 9), grids.edm(9))
-    chex.assert_trees_all_equal(runs.grid_for(student, 9), grids.uniform(Karras(18), 9))
+    chex.assert_trees_all_equal(api.grid_for(teacher, 9), grids.edm(9))
+    chex.assert_trees_all_equal(api.grid_for(student, 9), grids.uniform(Karras(18), 9))
     cosine = Model(toys.Perceptron(1), (2, 2, 1), Cosine())
-    chex.assert_trees_all_equal(runs.grid_for(cosine, 5), grids.clean_end(grids.uniform(Cosine(), 5)))
+    chex.assert_trees_all_equal(api.grid_for(cosine, 5), grids.clean_end(grids.uniform(Cosine(), 5)))

@@ -17,11 +17,10 @@ import pytest
 import toys
 from flax import struct
 
-from diffusion_distill import sampling
-from diffusion_distill.diffusion import forward, grids
-from diffusion_distill.diffusion.schedules import Cosine, LinearBeta, VarianceExploding
-from diffusion_distill.levels import Level
-from diffusion_distill.model import Denoiser, Model
+from diffusion_distill.denoisers.model import Denoiser, Model
+from diffusion_distill.process import grids, noising
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.schedules import Cosine, LinearBeta, VarianceExploding
 from diffusion_distill.solvers import (
     SOLVERS,
     Table,
@@ -31,6 +30,7 @@ from diffusion_distill.solvers import (
     deis,
     dpm_solver,
     dpm_solver_pp,
+    engine,
     heun,
     ipndm,
     unipc,
@@ -111,7 +111,7 @@ def test_nfe_is_the_number_of_network_calls_and_grids_do_not_recompile(
     for calls, schedule in enumerate((Cosine(), Cosine(-9, 11), Cosine(-5, 5)), start=1):
         table = table_of(variant, 5, schedule=schedule)
         assert table.nfe == 4 * stages_of(variant) + 1
-        sampling.sample(jax.random.key(0), counting, table, (3, *SHAPE))
+        engine.sample(jax.random.key(0), counting, table, (3, *SHAPE))
         jax.effects_barrier()
         assert counting.calls.count == calls * table.nfe
     assert counting.traces.count == 1
@@ -122,9 +122,9 @@ def test_nfe_is_the_number_of_network_calls_and_grids_do_not_recompile(
 def test_a_sample_does_not_depend_on_its_batch(variant: str, tiny_model: Model) -> None:
     denoise = tiny_model.denoiser(toys.parameters(tiny_model))
     table, key = table_of(variant, 4), jax.random.key(2)
-    many = sampling.sample(key, denoise, table, (64, *SHAPE))
+    many = engine.sample(key, denoise, table, (64, *SHAPE))
     for number in (0, 17, 63):
-        one = sampling.sample(key, denoise, table, (1, *SHAPE), first=number)
+        one = engine.sample(key, denoise, table, (1, *SHAPE), first=number)
         chex.assert_trees_all_close(one[0], many[number], rtol=0, atol=1e-5)
     assert float(jnp.std(many, axis=0).min()) > 1e-2, "samples must differ for this to mean anything"
 
@@ -132,15 +132,15 @@ def test_a_sample_does_not_depend_on_its_batch(variant: str, tiny_model: Model) 
 @every_solver
 def test_a_sample_does_not_depend_on_the_devices(variant: str, tiny_model: Model) -> None:
     params, table = toys.parameters(tiny_model), table_of(variant, 4)
-    keys = sampling.sample_keys(jax.random.key(3), np.arange(16))
+    keys = engine.sample_keys(jax.random.key(3), np.arange(16))
     found = []
     for devices in (1, 8):
         mesh = data_mesh(jax.devices()[:devices])
         denoise = tiny_model.denoiser(jax.device_put(params, replicated(mesh)))
         own = jax.device_put(keys, split(mesh))
-        start = sampling.noise(own, 0, SHAPE)
+        start = engine.noise(own, 0, SHAPE)
         assert len(start.devices()) == devices
-        drawn = sampling.integrate(denoise, table, start, row_noise=None if table.deterministic else own)
+        drawn = engine.integrate(denoise, table, start, row_noise=None if table.deterministic else own)
         assert len(drawn.devices()) == devices
         found.append((np.asarray(start), np.asarray(drawn)))
     chex.assert_trees_all_equal(found[0][0], found[1][0])
@@ -150,16 +150,16 @@ def test_a_sample_does_not_depend_on_the_devices(variant: str, tiny_model: Model
 @every_solver
 def test_states_are_what_the_network_saw(variant: str, loop: str, exact: Denoiser) -> None:
     table, key = table_of(variant, 6), jax.random.key(4)
-    seen = sampling.sample(key, exact, table, (3, *SHAPE), states=True)
+    seen = engine.sample(key, exact, table, (3, *SHAPE), states=True)
     chex.assert_shape(seen, (table.nfe + 1, 3, *SHAPE))
-    keys = sampling.sample_keys(key, np.arange(3))
-    start = float(table.init) * sampling.noise(keys, 0, SHAPE) + float(table.noise[0]) * sampling.noise(keys, 1, SHAPE)
+    keys = engine.sample_keys(key, np.arange(3))
+    start = float(table.init) * engine.noise(keys, 0, SHAPE) + float(table.noise[0]) * engine.noise(keys, 1, SHAPE)
     # other programs of the compiler may round otherwise
     close = partial(chex.assert_trees_all_close, rtol=0, atol=1e-6)
-    close(seen[-1], sampling.sample(key, exact, table, (3, *SHAPE)))
+    close(seen[-1], engine.sample(key, exact, table, (3, *SHAPE)))
     close(seen[0], start)
     short = jax.tree.map(lambda a: a[:4] if np.ndim(a) else a, table)
-    close(seen[:4], sampling.sample(key, exact, short, (3, *SHAPE), states=True)[:4])
+    close(seen[:4], engine.sample(key, exact, short, (3, *SHAPE), states=True)[:4])
 
 
 @every_solver
@@ -167,20 +167,18 @@ def test_both_loops_agree(variant: str, exact: Denoiser, monkeypatch: pytest.Mon
     table, found = table_of(variant, 7), []
     for backend in ("cpu", "gpu"):
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        found.append(sampling.sample(jax.random.key(5), exact, table, (4, *SHAPE), states=True))
+        found.append(engine.sample(jax.random.key(5), exact, table, (4, *SHAPE), states=True))
     chex.assert_trees_all_close(*found, rtol=0, atol=2e-6)
 
 
 @every_solver
 def test_recorded_noise_replaces_drawn_noise(variant: str, loop: str, exact: Denoiser) -> None:
-    table, keys = table_of(variant, 5), sampling.sample_keys(jax.random.key(6), np.arange(4))
-    start = sampling.noise(keys, 0, SHAPE)
-    recorded = jnp.stack([sampling.noise(keys, k + 1, SHAPE) for k in range(table.nfe)])
-    from_keys = sampling.integrate(exact, table, start, row_noise=keys)
-    chex.assert_trees_all_close(
-        sampling.integrate(exact, table, start, row_noise=recorded), from_keys, rtol=0, atol=1e-6
-    )
-    moved = sampling.integrate(exact, table, start, row_noise=recorded + 1)
+    table, keys = table_of(variant, 5), engine.sample_keys(jax.random.key(6), np.arange(4))
+    start = engine.noise(keys, 0, SHAPE)
+    recorded = jnp.stack([engine.noise(keys, k + 1, SHAPE) for k in range(table.nfe)])
+    from_keys = engine.integrate(exact, table, start, row_noise=keys)
+    chex.assert_trees_all_close(engine.integrate(exact, table, start, row_noise=recorded), from_keys, rtol=0, atol=1e-6)
+    moved = engine.integrate(exact, table, start, row_noise=recorded + 1)
     assert bool(jnp.allclose(moved, from_keys)) == table.deterministic
 
 
@@ -188,7 +186,7 @@ def test_recorded_noise_replaces_drawn_noise(variant: str, loop: str, exact: Den
 def test_one_step_to_zero_noise_is_the_estimate(variant: str, exact: Denoiser) -> None:
     table = table_of(variant, 1, schedule=Cosine())
     assert table.nfe == 1
-    seen, drawn = sampling.sample(jax.random.key(7), exact, table, (2, *SHAPE), states=True)
+    seen, drawn = engine.sample(jax.random.key(7), exact, table, (2, *SHAPE), states=True)
     level = Level(*(jnp.full(2, a[0], jnp.float32) for a in table.level))
     chex.assert_trees_all_close(drawn, exact(seen, level), rtol=0, atol=1e-6)
 
@@ -198,7 +196,7 @@ def test_labels_reach_the_network(loop: str) -> None:
         def __call__(self, z: Any, level: Level, labels: Any = None) -> Any:
             return jnp.broadcast_to(labels[:, None, None, None].astype(z.dtype), z.shape)
 
-    drawn = sampling.sample(jax.random.key(0), Label(), table_of("ddim", 2), (3, *SHAPE), jnp.array([4, 0, 2]))
+    drawn = engine.sample(jax.random.key(0), Label(), table_of("ddim", 2), (3, *SHAPE), jnp.array([4, 0, 2]))
     chex.assert_trees_all_equal(drawn, np.broadcast_to(np.reshape([4.0, 0, 2], (3, 1, 1, 1)), (3, *SHAPE)))
 
 
@@ -212,7 +210,7 @@ def test_ddim_converges_with_order_one(gaussian: toys.Gaussian, exact: Denoiser)
     truth = gaussian.flow(np.asarray(start, np.float64), *ends)
     counts = np.array([16, 32, 64, 128, 256])
     errors = [
-        float(np.sqrt(np.mean((sampling.integrate(exact, table_of("ddim", n, clean=False), start) - truth) ** 2)))
+        float(np.sqrt(np.mean((engine.integrate(exact, table_of("ddim", n, clean=False), start) - truth) ** 2)))
         for n in counts
     ]
     slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
@@ -227,9 +225,9 @@ def test_ddim_is_exact_for_a_single_point(steps: int) -> None:
     start = jax.random.normal(jax.random.key(0), (4, *SHAPE))
     first, last = (Cosine().level(np.float64(t)) for t in (1.0, 0.0))
     expected = last.alpha * 0.7 + last.sigma * (start - first.alpha * 0.7) / first.sigma
-    found = sampling.integrate(point, table_of("ddim", steps, clean=False), start)
+    found = engine.integrate(point, table_of("ddim", steps, clean=False), start)
     chex.assert_trees_all_close(found, expected, rtol=0, atol=5e-7)
-    clean = sampling.integrate(point, table_of("ddim", steps), start)
+    clean = engine.integrate(point, table_of("ddim", steps), start)
     chex.assert_trees_all_close(clean, np.full_like(clean, 0.7), rtol=1e-7)
 
 
@@ -246,10 +244,10 @@ def test_ddim_for_variance_exploding_levels_is_euler() -> None:
 def test_tables_compose(exact: Denoiser) -> None:
     grid = grids.clean_end(grids.uniform(Cosine(), 12))
     start = jax.random.normal(jax.random.key(0), (4, *SHAPE))
-    whole = sampling.integrate(exact, ddim(grid), start)
+    whole = engine.integrate(exact, ddim(grid), start)
     first, second = ddim(grid.at(slice(None, 6))), ddim(grid.at(slice(5, None)))
     assert first.nfe + second.nfe == 12
-    chex.assert_trees_all_equal(sampling.integrate(exact, second, sampling.integrate(exact, first, start)), whole)
+    chex.assert_trees_all_equal(engine.integrate(exact, second, engine.integrate(exact, first, start)), whole)
 
 
 # --- the ancestral sampler
@@ -261,10 +259,10 @@ def test_ancestral_steps_are_draws_from_the_posterior(gamma: float, exact: Denoi
     grid = grids.uniform(Cosine(-9, 9), 5)
     recorded = jax.random.normal(jax.random.key(1), (5, 3, *SHAPE))
     start = jax.random.normal(jax.random.key(0), (3, *SHAPE))
-    seen = sampling.integrate(exact, ancestral(grid, gamma), start, row_noise=recorded, states=True)
+    seen = engine.integrate(exact, ancestral(grid, gamma), start, row_noise=recorded, states=True)
     for k in range(4):
         t, s = (Level(*(jnp.full(3, a, jnp.float32) for a in grid.at(j))) for j in (k, k + 1))
-        posterior = forward.posterior(seen[k], exact(seen[k], t), t, s, gamma)
+        posterior = noising.posterior(seen[k], exact(seen[k], t), t, s, gamma)
         chex.assert_trees_all_close(seen[k + 1], posterior.mean + posterior.std * recorded[k + 1], rtol=1e-7, atol=3e-6)
     last = Level(*(jnp.full(3, a, jnp.float32) for a in grid.at(4)))
     chex.assert_trees_all_close(seen[-1], exact(seen[4], last), rtol=1e-7, atol=1e-6)
@@ -276,7 +274,7 @@ def test_ancestral_has_the_moments_of_the_data(
 ) -> None:
     grid = grids.clean_end(grids.uniform(Cosine(-9, 9), steps))
     count = 40_000
-    drawn = np.asarray(sampling.sample(jax.random.key(8), exact, ancestral(grid, gamma), (count // 4, *SHAPE)))
+    drawn = np.asarray(engine.sample(jax.random.key(8), exact, ancestral(grid, gamma), (count // 4, *SHAPE)))
     mean, variance = moments_of_ancestral(gaussian, grid, gamma)
     assert abs(drawn.mean() - mean) < 4 * np.sqrt(variance / count)
     assert abs(drawn.var() - variance) < 4 * variance * np.sqrt(2 / count)
@@ -473,14 +471,14 @@ def test_the_host_and_the_engine_agree(variant: str, exact: Denoiser, gaussian: 
     start, row_noise = rng.standard_normal((3, *SHAPE)), rng.standard_normal((table.nfe, 3, *SHAPE))
     on_host = run_host(table, optimal(gaussian), start, row_noise=row_noise, states=True)
     arrays = (jnp.asarray(a, jnp.float32) for a in (start, row_noise))
-    on_device = sampling.integrate(exact, table, next(arrays), row_noise=next(arrays), states=True)
+    on_device = engine.integrate(exact, table, next(arrays), row_noise=next(arrays), states=True)
     chex.assert_trees_all_close(on_device, on_host, rtol=0, atol=2e-5 * max(1.0, float(table.init)))
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("solver", [ddim, heun, ablation])
 def test_sampling_of_ve_levels_starts_at_their_noise(solver: Callable[..., Table], exact: Denoiser) -> None:
-    seen = sampling.sample(jax.random.key(0), exact, solver(grids.edm(3)), (256, *SHAPE), states=True)
+    seen = engine.sample(jax.random.key(0), exact, solver(grids.edm(3)), (256, *SHAPE), states=True)
     assert float(jnp.std(seen[0])) == pytest.approx(80, rel=0.1)
 
 
@@ -553,7 +551,7 @@ def test_registers_remember(loop: str) -> None:
     )
     chex.assert_shape(table.weights, (4, 2, 3))
     assert table.deterministic
-    seen = sampling.integrate(LevelItself(), table, jnp.ones((1, 1, 1, 1)), states=True)
+    seen = engine.integrate(LevelItself(), table, jnp.ones((1, 1, 1, 1)), states=True)
     chex.assert_trees_all_close(np.ravel(seen), np.array([3, 3, 0.9, 0.5, 2 * 0.5 - 0.3]), rtol=1e-6)
 
 
@@ -570,7 +568,7 @@ def test_memories_that_never_reach_y_are_dropped(loop: str, exact: Denoiser, gau
     start = np.random.default_rng(0).standard_normal((2, *SHAPE))
     whole = run_host(table, optimal(gaussian), start, states=True)
     chex.assert_trees_all_close(run_host(table.plain(), optimal(gaussian), start, states=True), whole, rtol=1e-14)
-    on_device = sampling.integrate(exact, table, jnp.asarray(start, jnp.float32), states=True)
+    on_device = engine.integrate(exact, table, jnp.asarray(start, jnp.float32), states=True)
     chex.assert_trees_all_close(on_device, whole, rtol=1e-7, atol=2e-6)
     # what a direction alone reads is kept where lambda is not 0
     along = [[Direction(dead - X_HAT, 0.5)], [], [Direction(Y - X_HAT, 1.0), Direction(dead, 2.0)], []]
@@ -686,7 +684,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "a range without room": (lambda: grids.fitted_beta(2.0, 1.0), r"sigma_min < sigma_max.*got 2, 1"),
     "no noise on the host": (lambda: run_host(ancestral(GRID), ITSELF, np.zeros((1, 1))), r"one per row.*None"),
     "no samples": (
-        lambda: sampling.sample(jax.random.key(0), ITSELF, ddim(GRID), (0, 2, 2, 1)),
+        lambda: engine.sample(jax.random.key(0), ITSELF, ddim(GRID), (0, 2, 2, 1)),
         r"number of samples must be .*at least 1, got 0",
     ),
 }  # fmt: skip
@@ -702,4 +700,4 @@ def test_bad_input_is_told_what_it_is_and_what_is_allowed(make: Callable[[], Any
 def test_noise_of_the_wrong_number_of_rows_is_refused(loop: str, exact: Denoiser) -> None:
     start = jnp.zeros((2, *SHAPE))
     with pytest.raises(ValueError, match=r"4.*3"):
-        sampling.integrate(exact, table_of("ancestral", 4), start, row_noise=jnp.zeros((3, 2, *SHAPE)))
+        engine.integrate(exact, table_of("ancestral", 4), start, row_noise=jnp.zeros((3, 2, *SHAPE)))

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_distill.diffusion import grids
-from diffusion_distill.diffusion.schedules import (
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.schedules import (
     Cosine,
     IDDPMCosine,
     Karras,
@@ -20,8 +21,7 @@ from diffusion_distill.diffusion.schedules import (
     Schedule,
     VarianceExploding,
 )
-from diffusion_distill.diffusion.spacings import SPACINGS, ddim_indices, refine, singlestep, spaced, spaced_times
-from diffusion_distill.levels import Level
+from diffusion_distill.process.spacings import SPACINGS, ddim_indices, refine, singlestep, spaced, spaced_times
 
 pytestmark = pytest.mark.fast
 

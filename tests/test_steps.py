@@ -18,13 +18,12 @@ import toys
 from absl.testing import parameterized
 
 import diffusion_distill as dd
-from diffusion_distill import sampling
-from diffusion_distill.arrays import enable_x64
-from diffusion_distill.diffusion import grids
-from diffusion_distill.diffusion.schedules import Cosine, VarianceExploding
-from diffusion_distill.levels import Level
-from diffusion_distill.model import Denoiser
-from diffusion_distill.solvers import SOLVERS, Table
+from diffusion_distill.base.arrays import enable_x64
+from diffusion_distill.denoisers.model import Denoiser
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.schedules import Cosine, VarianceExploding
+from diffusion_distill.solvers import SOLVERS, Table, engine
 from diffusion_distill.solvers.runge_kutta import TABLEAUX, runge_kutta
 from diffusion_distill.solvers.table import run_host
 from diffusion_distill.training.sharding import data_mesh, split
@@ -134,7 +133,7 @@ def test_steps_are_the_tables_steps(name: str, kind: str, clean: bool, place: Ca
     found = walk(name, CURVED, table.init * start, grid, place)
     chex.assert_shape(found, start.shape)
     chex.assert_type(found, jnp.float32)
-    chex.assert_trees_all_close(found, sampling.integrate(CURVED, table, start), rtol=2e-5, atol=2e-5)
+    chex.assert_trees_all_close(found, engine.integrate(CURVED, table, start), rtol=2e-5, atol=2e-5)
     assert table.nfe == 8 * STEPS[name][2] - clean * (STEPS[name][2] - 1)
 
 

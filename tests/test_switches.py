@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import toys
 
-from diffusion_distill import data, runs
-from diffusion_distill.distillation import Denoising, Tract
-from diffusion_distill.model import Model
+from diffusion_distill import api, data
+from diffusion_distill.base.seeds import key_of
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.methods import Denoising, Tract
 from diffusion_distill.networks import UNet
-from diffusion_distill.seeds import key_of
 from diffusion_distill.training.artefact import Artefact
 
 SWITCHES: dict[str, Any] = {
@@ -38,7 +38,7 @@ def drawn(*names: str) -> dict[str, np.ndarray]:
         "ddim": {}, "ancestral": {"solver": "ancestral"}, "guided": {"guidance": {"scale": 2.0}},
         "dpm": {"solver": "dpm_solver++"},
     }  # fmt: skip
-    return {name: runs.sample(found, 2, 2, seed=3, **hows[name]) for name in names or hows}
+    return {name: api.sample(found, 2, 2, seed=3, **hows[name]) for name in names or hows}
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +71,11 @@ def test_training_and_distilling_stay_finite_and_float32(switched: str, toy_netw
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (16, 2, 2, 1), dtype=np.uint8)
     source = data.from_arrays(images, rng.integers(0, 3, 16))
-    settings = runs.Settings(batch_size=16, parts=2, flip=True)
-    teacher = runs.train(model, source, Denoising(length=32), settings)
-    students = runs.distill(teacher, source, Tract((4, 2, 1), length=32), settings)
+    settings = api.Settings(batch_size=16, parts=2, flip=True)
+    teacher = api.train(model, source, Denoising(length=32), settings)
+    students = api.distill(teacher, source, Tract((4, 2, 1), length=32), settings)
     for found in (teacher, *students.values()):
         assert {leaf.dtype for leaf in jax.tree.leaves(found.params)} == {np.dtype("float32")}
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found.params))
         assert found.provenance["skipped"] == 0
-    assert runs.sample(students[1], 2).dtype == np.float32
+    assert api.sample(students[1], 2).dtype == np.float32

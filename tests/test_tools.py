@@ -19,7 +19,7 @@ def tracked_sources() -> set[Path]:
         pytest.skip("needs a git checkout")
     listed = subprocess.run(["git", "ls-files", "-z", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
     found = {Path(name) for name in listed.stdout.split("\0") if name}
-    assert Path("diffusion_distill/runs/evaluation.py") in found
+    assert Path("diffusion_distill/api/evaluation.py") in found
     return found
 
 

@@ -21,12 +21,12 @@ import pytest
 import toys
 from toys import equal
 
-from diffusion_distill import runs
-from diffusion_distill.diffusion.schedules import Cosine
-from diffusion_distill.distillation import Denoising, Progressive, Tract
-from diffusion_distill.distillation.phases import Phase
-from diffusion_distill.model import Model
+from diffusion_distill import api
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.methods import Denoising, Progressive, Tract
+from diffusion_distill.methods.phases import Phase
 from diffusion_distill.networks import UNet
+from diffusion_distill.process.schedules import Cosine
 from diffusion_distill.training import checkpoint, checksum, ema, sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checkpoint import Checkpoints
@@ -507,11 +507,11 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "a decay that is no number": (lambda: OptimizerSettings(weight_decay=float("nan")), r"weight_decay=nan"),
     "a learning rate that is no number": (lambda: Phase("", 1, float("nan")), r"learning_rate.*got nan"),
     "a learning rate below 0": (lambda: Phase("", 1, -1.0), r"learning_rate.*got -1\.0"),
-    "a part of an image to evaluate": (lambda: runs.Settings(evaluate_count=1.5), r"evaluate_count.*got 1\.5"),  # type: ignore[arg-type]
+    "a part of an image to evaluate": (lambda: api.Settings(evaluate_count=1.5), r"evaluate_count.*got 1\.5"),  # type: ignore[arg-type]
     "b2 of 1": (lambda: OptimizerSettings(b2=1.0), r"b1 and b2 below 1.*b2=1\.0"),
-    "a batch of zero": (lambda: runs.Settings(batch_size=0), r"batch_size must be .*at least 1, got 0"),
-    "half a batch": (lambda: runs.Settings(batch_size=1.5), r"batch_size.*1\.5"),  # type: ignore[arg-type]
-    "logging never": (lambda: runs.Settings(log_every=0), r"log_every.*got 0"),
+    "a batch of zero": (lambda: api.Settings(batch_size=0), r"batch_size must be .*at least 1, got 0"),
+    "half a batch": (lambda: api.Settings(batch_size=1.5), r"batch_size.*1\.5"),  # type: ignore[arg-type]
+    "logging never": (lambda: api.Settings(log_every=0), r"log_every.*got 0"),
     "a batch that does not split": (lambda: sharding.check_batch(12, sharding.data_mesh()), r"devices \(8\), got 12"),
     "too many output channels": (lambda: Model(toys.Perceptron(2), (2, 2, 1)), r"network with 1 .*out_ch=2.*Set"),
     "images without channels": (lambda: Model(toys.Perceptron(1), (2, 2)), r"width, channels\), got \(2, 2\)"),  # type: ignore[arg-type]
@@ -519,7 +519,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an unknown scope": (lambda: OptimizerSettings(clip_scope="device"), r"'device'.*global, shard"),
     "an unknown average": (lambda: Denoising(averaging="simple"), r"'simple'.*corrected, plain, ramped, window"),
     "parts that do not divide": (lambda: sharding.check_batch(16, sharding.data_mesh(), 4), r"parts of a batch \(4\)"),
-    "an unreadable cadence": (lambda: runs.Settings(evaluate_every="often"), r"'often' as a number of samples"),
+    "an unreadable cadence": (lambda: api.Settings(evaluate_every="often"), r"'often' as a number of samples"),
     "an unknown prediction": (lambda: Model(toys.Perceptron(1), (2, 2, 1), prediction="epsilon"), r"'epsilon'"),
 }  # fmt: skip
 
@@ -551,4 +551,4 @@ def test_an_update_damaged_twice_is_moved_aside_twice(tmp_path: Path) -> None:
 @pytest.mark.fast
 def test_an_optimizer_that_is_no_settings_is_refused() -> None:
     with pytest.raises(TypeError, match=r"optimizer must be OptimizerSettings\(\.\.\.\), got {'grad_clip': 1\.0}"):
-        runs.Settings(optimizer={"grad_clip": 1.0})  # type: ignore[arg-type]
+        api.Settings(optimizer={"grad_clip": 1.0})  # type: ignore[arg-type]

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from diffusion_distill.arrays import namespace
-from diffusion_distill.diffusion import forward, parameterization, weighting
-from diffusion_distill.diffusion.schedules import (
+from diffusion_distill.base.arrays import namespace
+from diffusion_distill.denoisers.guidance import ClassifierFree
+from diffusion_distill.methods import progressive, targets
+from diffusion_distill.process import noising, predictions, weighting
+from diffusion_distill.process.levels import Level, from_logsnr
+from diffusion_distill.process.schedules import (
     Cosine,
     IDDPMCosine,
     Karras,
@@ -25,9 +28,6 @@ from diffusion_distill.diffusion.schedules import (
     Schedule,
     VarianceExploding,
 )
-from diffusion_distill.distillation import closure, progressive
-from diffusion_distill.guidance import ClassifierFree
-from diffusion_distill.levels import Level, from_logsnr
 from diffusion_distill.training import ema
 
 pytestmark = pytest.mark.fast
@@ -44,7 +44,7 @@ LOGSNR = np.array([-15.0, -4.0, 0.0, 3.0, 12.0], np.float32)
 LEVELS = from_logsnr(LOGSNR.astype(np.float64))
 SINGLE = Level(*map(np.float32, LEVELS))
 X, EPS = np.random.default_rng(0).standard_normal((2, 5, 3, 3, 2)).astype(np.float32)
-Z = forward.diffuse(X, EPS, SINGLE)
+Z = noising.diffuse(X, EPS, SINGLE)
 
 
 class Schedules(chex.TestCase):
@@ -76,15 +76,15 @@ class Schedules(chex.TestCase):
 class Process(chex.TestCase):
     @chex.all_variants
     def test_diffuse(self) -> None:
-        z = self.variant(forward.diffuse)(X, EPS, SINGLE)
+        z = self.variant(noising.diffuse)(X, EPS, SINGLE)
         chex.assert_equal_shape([z, X])
-        chex.assert_trees_all_close(z, np.float32(forward.diffuse(np.float64(X), EPS, LEVELS)), rtol=1e-5, atol=1e-6)
+        chex.assert_trees_all_close(z, np.float32(noising.diffuse(np.float64(X), EPS, LEVELS)), rtol=1e-5, atol=1e-6)
 
     @chex.all_variants
     def test_a_step_along_the_image_itself_keeps_the_noise(self) -> None:
         later = from_logsnr(np.float64(LOGSNR) + 2)
-        moved = self.variant(forward.ddim_step)(Z, X, SINGLE, Level(*map(np.float32, later)))
-        chex.assert_trees_all_close(moved, np.float32(forward.diffuse(X, EPS, later)), rtol=1e-5, atol=1e-5)
+        moved = self.variant(noising.ddim_step)(Z, X, SINGLE, Level(*map(np.float32, later)))
+        chex.assert_trees_all_close(moved, np.float32(noising.diffuse(X, EPS, later)), rtol=1e-5, atol=1e-5)
 
     @chex.all_variants
     @parameterized.named_parameters(*((name, name) for name in ("x", "eps", "v", "both", "edm", "score")))
@@ -92,12 +92,12 @@ class Process(chex.TestCase):
         raw = {
             "x": X,
             "eps": EPS,
-            "v": parameterization.v_from_x_and_eps(X, EPS, SINGLE),
+            "v": predictions.v_from_x_and_eps(X, EPS, SINGLE),
             "both": np.concatenate([X, EPS], axis=-1),
-            "edm": parameterization.edm_from_x_and_eps(X, EPS, SINGLE),
+            "edm": predictions.edm_from_x_and_eps(X, EPS, SINGLE),
             "score": -EPS,
         }[prediction]
-        found = self.variant(lambda raw, z, level: parameterization.to_x(prediction, raw, z, level))(raw, Z, SINGLE)
+        found = self.variant(lambda raw, z, level: predictions.to_x(prediction, raw, z, level))(raw, Z, SINGLE)
         chex.assert_equal_shape([found, X])
         # x of eps divides rounding by alpha
         slack = SINGLE.expand(X).alpha if prediction in ("eps", "score") else 1.0
@@ -122,12 +122,12 @@ class Targets(chex.TestCase):
         rows = progressive.rows(Cosine(), 8).at(np.arange(1, 6))  # the first row ends at zero noise
         end = Cosine().level(np.arange(1, 6) / 8)
         z = np.float32(Z)
-        target = self.variant(lambda rows, z: closure.target(rows, z, halved, halved))(
+        target = self.variant(lambda rows, z: targets.target(rows, z, halved, halved))(
             jax.tree.map(np.float32, rows._replace(count=0)), z
         )
-        middle = forward.ddim_step(np.float64(z), halved(np.float64(z), rows.t), rows.t, rows.m)
-        there = forward.ddim_step(middle, halved(middle, rows.m), rows.m, end)
-        found = forward.ddim_step(np.float64(z), np.float64(target), rows.t, end)
+        middle = noising.ddim_step(np.float64(z), halved(np.float64(z), rows.t), rows.t, rows.m)
+        there = noising.ddim_step(middle, halved(middle, rows.m), rows.m, end)
+        found = noising.ddim_step(np.float64(z), np.float64(target), rows.t, end)
         chex.assert_type(target, jnp.float32)
         chex.assert_trees_all_close(found, there, rtol=0, atol=1e-6)
 

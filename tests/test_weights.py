@@ -33,12 +33,13 @@ import snapshots
 from flax import serialization
 
 from diffusion_distill import weights
-from diffusion_distill.diffusion import grids
-from diffusion_distill.diffusion.preconditioning import VPInput
-from diffusion_distill.diffusion.schedules import Karras
-from diffusion_distill.model import Model
+from diffusion_distill.api import import_weights
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.formats import flax_file, torch_pickle
 from diffusion_distill.networks import UNet
-from diffusion_distill.runs import import_weights
+from diffusion_distill.process import grids
+from diffusion_distill.process.schedules import Karras
+from diffusion_distill.process.time_input import VPInput
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.weights import (
     PUBLISHED,
@@ -50,12 +51,10 @@ from diffusion_distill.weights import (
     edm_layout,
     exchange,
     fetch,
-    flax_file,
     match,
     matching,
     progressive,
     shapes_of,
-    torch_pickle,
 )
 
 BTD = Path(__file__).parent / "golden" / "btd"

@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.arrays import Array, namespace
-from diffusion_distill.diffusion.schedules import Cosine, Schedule
-from diffusion_distill.levels import Level
-from diffusion_distill.model import Model
+from diffusion_distill.base.arrays import Array, namespace
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.schedules import Cosine, Schedule
 from diffusion_distill.training.artefact import Artefact
 
 

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from diffusion_distill.base.errors import near_matches, positive_int
 from diffusion_distill.data.decode import check_channels, decode, from_pillow
 from diffusion_distill.data.lazy import MEMORY, Report, hold
 from diffusion_distill.data.resize import check_resize, resize
 from diffusion_distill.data.sources import Source, check_images, range_of
-from diffusion_distill.errors import near_matches, positive_int
 
 #: Where a tuple has what a mapping has under these names.
 POSITIONS = {"image": 0, "label": 1}

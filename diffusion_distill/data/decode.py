@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_distill.files import stand_in
+from diffusion_distill.base.files import stand_in
 
 GREY_MODES = ("1", "L", "LA", "La")
 WIDE_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from diffusion_distill.base.errors import choose
 from diffusion_distill.data.sources import ArraySource
-from diffusion_distill.errors import choose
 
 
 def digits(split: str = "train") -> ArraySource:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 
-from diffusion_distill import interrupts
+from diffusion_distill.base import interrupts
 from diffusion_distill.data.lazy import LazySource
 from diffusion_distill.data.sources import ArraySource, Source
 

@@ -24,13 +24,13 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_distill.base.errors import near_matches, positive_int
+from diffusion_distill.base.files import stand_in_of, user_path
 from diffusion_distill.data.decode import check_channels, decode
 from diffusion_distill.data.fingerprint import digest
 from diffusion_distill.data.lazy import MEMORY, Report, hold, usual_threads
 from diffusion_distill.data.resize import check_resize, resize
 from diffusion_distill.data.sources import Source, check_labels
-from diffusion_distill.errors import near_matches, positive_int
-from diffusion_distill.files import stand_in_of, user_path
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 #: Names of folders that are usually splits of a data set and not its classes.

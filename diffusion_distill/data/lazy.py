@@ -16,8 +16,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_distill.base.errors import positive_int
 from diffusion_distill.data.sources import Source, ask_about_range, check_labels, from_arrays, range_of, to_unit_range
-from diffusion_distill.errors import positive_int
 
 #: What decoded images may take before they are made on demand: 2 GiB, all of CIFAR-10 and MNIST.
 MEMORY = 2 * 2**30

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from diffusion_distill.base.files import UNREADABLE, stand_in_of, user_path
 from diffusion_distill.data.resize import check_resize, resize
 from diffusion_distill.data.sources import ArraySource, from_arrays
-from diffusion_distill.files import UNREADABLE, stand_in_of, user_path
 
 
 def npz(

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_distill.base.seeds import check_seed, generator_of
 from diffusion_distill.data.sources import Source
-from diffusion_distill.seeds import check_seed, generator_of
 
 # Keeps the generators of flips apart from those of permutations, stream 0.
 FLIP_STREAM = 1

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
+from diffusion_distill.base.errors import positive_int
 from diffusion_distill.data.pipeline import Batches
-from diffusion_distill.errors import positive_int
 
 
 def prefetch(

@@ -18,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_distill.errors import choose, positive_int
+from diffusion_distill.base.errors import choose, positive_int
 
 
 def resize(image: np.ndarray, size: int, crop: str = "center", resample: str = "area") -> np.ndarray:

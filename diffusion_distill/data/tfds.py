@@ -26,12 +26,12 @@ from functools import partial
 from pathlib import PurePath
 from typing import Any
 
+from diffusion_distill.base.errors import choose
+from diffusion_distill.base.files import user_path
 from diffusion_distill.data.dataset import from_dataset
 from diffusion_distill.data.fingerprint import digest
 from diffusion_distill.data.lazy import MEMORY, Report, usual_threads
 from diffusion_distill.data.sources import Source
-from diffusion_distill.errors import choose
-from diffusion_distill.files import user_path
 
 FORMAT = "array_record"
 

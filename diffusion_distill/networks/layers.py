@@ -29,7 +29,7 @@ import numpy as np
 from jax import lax
 from jax.nn.initializers import Initializer, lecun_normal, normal, ones, zeros
 
-from diffusion_distill.errors import choose
+from diffusion_distill.base.errors import choose
 
 Array = jax.Array
 Resample = Literal["none", "down", "up"]

@@ -30,14 +30,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffusion_distill import errors
-from diffusion_distill.networks.inputs import (
-    DTYPES,
-    check_augment,
-    check_images,
-    check_labels,
-    label_vectors,
-)
+from diffusion_distill.base import errors
+from diffusion_distill.networks.inputs import DTYPES, check_augment, check_images, check_labels, label_vectors
 from diffusion_distill.networks.layers import (
     Attention,
     Conv,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_distill.files import user_path
+from diffusion_distill.base.files import user_path
 from diffusion_distill.report.figures import figure_of
 
 SMOOTHED_PARTS = 40  # the moving mean spans this fraction of a curve

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from diffusion_distill.files import user_path
+from diffusion_distill.base.files import user_path
 from diffusion_distill.report.figures import figure_of
 
 COLUMNS = 4  # at most so many matrices beside each other

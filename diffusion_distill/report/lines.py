@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_distill.errors import choose
-from diffusion_distill.files import user_path
+from diffusion_distill.base.errors import choose
+from diffusion_distill.base.files import user_path
 from diffusion_distill.report.figures import figure_of
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_distill.files import user_path
-from diffusion_distill.quantise import quantise
+from diffusion_distill.base.files import user_path
+from diffusion_distill.data.quantise import quantise
 
 MARGIN = 16  # around the picture and between labels and images, in pixels of the PNG
 ROW_GAP = 8

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from diffusion_distill.errors import choose
+from diffusion_distill.base.errors import choose
 
 Row = Mapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""Solvers as tables: pure functions grid -> table on the host; one engine (sampling.py) runs them all."""
+"""Solvers as tables: pure functions grid -> table on the host; one engine (solvers/engine.py) runs them all."""
 
 from diffusion_distill.solvers.ablation import ablation
 from diffusion_distill.solvers.ancestral import ancestral

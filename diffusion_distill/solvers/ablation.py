@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_distill.diffusion import grids
-from diffusion_distill.errors import choose
-from diffusion_distill.levels import Level
+from diffusion_distill.base.errors import choose
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.heun import Churn, Flow, two_stage
 from diffusion_distill.solvers.table import Table
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from diffusion_distill.diffusion import grids
-from diffusion_distill.levels import Level
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.ddim import along_difference, before
 from diffusion_distill.solvers.forms import ZERO, eps_hat, move, register
 from diffusion_distill.solvers.table import Table, build, start_scale

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_distill.diffusion import grids
-from diffusion_distill.diffusion.forward import posterior_coefficients
-from diffusion_distill.levels import Level
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.noising import posterior_coefficients
 from diffusion_distill.solvers.forms import X_HAT, Y
 from diffusion_distill.solvers.table import Table, build, start_scale
 

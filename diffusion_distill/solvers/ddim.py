@@ -12,8 +12,8 @@ D-DDIM, arXiv:2309.16421 Eq. 10, 17 and 39, puts D_t + lambda·(D_t - D_{t+1}) i
 
 from __future__ import annotations
 
-from diffusion_distill.diffusion import grids
-from diffusion_distill.levels import Level
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.forms import Form, estimate, move, move_coefficients, output_of, register
 from diffusion_distill.solvers.table import Direction, Table, build, start_scale
 

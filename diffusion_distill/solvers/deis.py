@@ -19,10 +19,10 @@ from functools import lru_cache, partial
 
 import numpy as np
 
-from diffusion_distill.diffusion import grids
-from diffusion_distill.diffusion.schedules import Schedule
-from diffusion_distill.errors import choose, positive_int
-from diffusion_distill.levels import Level
+from diffusion_distill.base.errors import choose, positive_int
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.schedules import Schedule
 from diffusion_distill.solvers.adams import adams
 from diffusion_distill.solvers.table import Table
 

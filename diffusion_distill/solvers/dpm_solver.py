@@ -30,9 +30,9 @@ from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
-from diffusion_distill.diffusion import grids
-from diffusion_distill.errors import choose, positive_int
-from diffusion_distill.levels import Level
+from diffusion_distill.base.errors import choose, positive_int
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.ddim import along_difference, before
 from diffusion_distill.solvers.forms import Form, Y, estimate, move, register
 from diffusion_distill.solvers.table import Direction, Table, build, start_scale

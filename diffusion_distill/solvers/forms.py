@@ -11,9 +11,9 @@ Coefficients may also be arrays, or traced by JAX: steps.py makes forms of level
 
 from __future__ import annotations
 
-from diffusion_distill.arrays import Array
-from diffusion_distill.diffusion.forward import step_coefficients
-from diffusion_distill.levels import Level
+from diffusion_distill.base.arrays import Array
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.noising import step_coefficients
 
 
 class Form(dict[str, Array]):

@@ -29,10 +29,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_distill.arrays import Array
-from diffusion_distill.diffusion import grids
-from diffusion_distill.errors import choose
-from diffusion_distill.levels import Level
+from diffusion_distill.base.arrays import Array
+from diffusion_distill.base.errors import choose
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.forms import X_HAT, Form, Y, register
 from diffusion_distill.solvers.table import Direction, Table, build, rescaled, start_scale
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_distill.levels import Level
+from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.adams import adams
 from diffusion_distill.solvers.table import Table
 

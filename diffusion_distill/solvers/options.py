@@ -16,7 +16,7 @@ from typing import Any, Union, get_args, get_origin
 
 import numpy as np
 
-from diffusion_distill.errors import near_matches
+from diffusion_distill.base.errors import near_matches
 
 #: What JSON calls these.
 SPELLINGS = {"True": "true", "False": "false", "None": "null"}

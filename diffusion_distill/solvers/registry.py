@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_distill.diffusion.schedules import Schedule
-from diffusion_distill.errors import choose, positive_int
-from diffusion_distill.levels import Level
+from diffusion_distill.base.errors import choose, positive_int
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.schedules import Schedule
 from diffusion_distill.solvers.ablation import ablation
 from diffusion_distill.solvers.ancestral import ancestral
 from diffusion_distill.solvers.ddim import ddim

@@ -26,10 +26,10 @@ from functools import partial
 
 import numpy as np
 
-from diffusion_distill.arrays import namespace
-from diffusion_distill.diffusion import grids
-from diffusion_distill.errors import choose
-from diffusion_distill.levels import Level
+from diffusion_distill.base.arrays import namespace
+from diffusion_distill.base.errors import choose
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.forms import X_HAT, ZERO, Form, Y, register
 from diffusion_distill.solvers.table import Direction, Table, build, start_scale
 

@@ -18,7 +18,7 @@ A row is written as linear forms (forms.py) in register names, for example DDIM'
 where a register that is not mentioned keeps its value.
 
 A D-ODE solver (arXiv:2309.16421) is the same table plus, in each row, one or more directions v (linear forms too): with
-scalars lambda fitted to a teacher (distillation/dode.py), each row adds lambda·v to y. Directions of a solver that has
+scalars lambda fitted to a teacher (solvers/dode.py), each row adds lambda·v to y. Directions of a solver that has
 them come with its table; `Table.plain` drops them and the memories only they need, `Table.distilled` fixes lambda. Both
 give plain tables.
 """
@@ -30,9 +30,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_distill.arrays import Array
-from diffusion_distill.levels import Level
-from diffusion_distill.typing import Denoise, Image, Labels
+from diffusion_distill.base.arrays import Array
+from diffusion_distill.base.typing import Image, Labels
+from diffusion_distill.denoisers.denoise import Denoise
+from diffusion_distill.process.levels import Level
 
 
 class Direction(NamedTuple):

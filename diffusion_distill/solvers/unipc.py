@@ -22,9 +22,9 @@ import math
 
 import numpy as np
 
-from diffusion_distill.diffusion import grids
-from diffusion_distill.errors import positive_int
-from diffusion_distill.levels import Level
+from diffusion_distill.base.errors import positive_int
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.ddim import along_difference, before
 from diffusion_distill.solvers.dpm_solver import Step, step_order
 from diffusion_distill.solvers.forms import Form, Y, estimate, output_of, register

@@ -23,11 +23,11 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from diffusion_distill.files import plain, read_json, user_path
-from diffusion_distill.model import Clipped, Denoiser, Model
+from diffusion_distill.base.files import plain, read_json, user_path
+from diffusion_distill.base.typing import Params
+from diffusion_distill.denoisers.model import Clipped, Denoiser, Model
 from diffusion_distill.training import checkpoint
 from diffusion_distill.training.checksum import fingerprint
-from diffusion_distill.typing import Params
 from diffusion_distill.version import __version__
 
 PARAMS, UNFINISHED, REPLACED = "params", "params.unfinished", "params.replaced"

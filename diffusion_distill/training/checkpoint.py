@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from diffusion_distill.files import plain
+from diffusion_distill.base.files import plain
 from diffusion_distill.training.checksum import checksums
 from diffusion_distill.training.state import TrainState
 

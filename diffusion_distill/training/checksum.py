@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.arrays import Array
+from diffusion_distill.base.arrays import Array
 
 
 def checksums(tree: Any) -> Array:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from diffusion_distill.arrays import Array
-from diffusion_distill.distillation.phases import check_rate
-from diffusion_distill.model import Model
-from diffusion_distill.typing import Batch, Key, Labels
+from diffusion_distill.base.arrays import Array
+from diffusion_distill.base.typing import Batch, Key, Labels
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.methods.phases import check_rate
 
 #: What the key of an update is folded with for its dropped labels; other streams are folded with small numbers.
 LABEL_STREAM = 0x4C41424C

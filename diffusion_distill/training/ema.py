@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from diffusion_distill.arrays import Array
-from diffusion_distill.distillation.phases import AVERAGING
-from diffusion_distill.typing import Params
+from diffusion_distill.base.arrays import Array
+from diffusion_distill.base.typing import Params
+from diffusion_distill.methods.phases import AVERAGING
 
 #: The longest half-life of a ramped average, as a part of the updates made.
 RAMP = 0.05

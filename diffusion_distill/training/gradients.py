@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from diffusion_distill.arrays import Array
-from diffusion_distill.typing import Batch, Key, Params
+from diffusion_distill.base.arrays import Array
+from diffusion_distill.base.typing import Batch, Key, Params
 
 Gradient = Callable[[Params, Any, Batch, Any, Key], tuple[Array, Params, Array]]
 

@@ -12,10 +12,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from diffusion_distill import interrupts
+from diffusion_distill.base import interrupts
+from diffusion_distill.base.typing import Key
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.prefetch import prefetch
-from diffusion_distill.distillation.phases import Phase
+from diffusion_distill.methods.phases import Phase
 from diffusion_distill.training import ema, nonfinite
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.logs import Log, Logs
@@ -23,7 +24,6 @@ from diffusion_distill.training.progress import Progress
 from diffusion_distill.training.sharding import put_batch, replicated
 from diffusion_distill.training.state import TrainState, last_good, next_phase
 from diffusion_distill.training.step import Step, StepInputs
-from diffusion_distill.typing import Key
 
 
 @dataclass(frozen=True)

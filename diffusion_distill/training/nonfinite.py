@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusion_distill.distillation.phases import Phase
+from diffusion_distill.methods.phases import Phase
 
 
 class NonFinite(ValueError):

@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from diffusion_distill.errors import choose
-from diffusion_distill.typing import Params
+from diffusion_distill.base.errors import choose
+from diffusion_distill.base.typing import Params
 
 RULES = ("adam", "momentum", "nesterov")
 CLIP_SCOPES = ("global", "shard")

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from diffusion_distill.typing import Batch
+from diffusion_distill.base.typing import Batch
 
 
 def use_cpu_devices(count: int) -> None:

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from diffusion_distill.arrays import Array
-from diffusion_distill.distillation.phases import Phase
+from diffusion_distill.base.arrays import Array
+from diffusion_distill.base.typing import Params
+from diffusion_distill.methods.phases import Phase
 from diffusion_distill.training import ema
-from diffusion_distill.typing import Params
 
 
 class TrainState(struct.PyTreeNode):

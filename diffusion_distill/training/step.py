@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from diffusion_distill.arrays import Array
-from diffusion_distill.model import Model
+from diffusion_distill.base.arrays import Array
+from diffusion_distill.base.typing import Batch, Key
+from diffusion_distill.denoisers.model import Model
 from diffusion_distill.training import dropout, ema
 from diffusion_distill.training.gradients import gradient_of
 from diffusion_distill.training.sharding import replicated, split
 from diffusion_distill.training.state import TrainState
-from diffusion_distill.typing import Batch, Key
 
 
 class StepInputs(NamedTuple):

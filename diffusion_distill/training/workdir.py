@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from diffusion_distill.files import plain, read_json, writable
+from diffusion_distill.base.files import plain, read_json, writable
 
 #: (folder, description there, description asked for) -> (differences that are accepted, those that are not), in words
 Compare = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], tuple[list[str], list[str]]]

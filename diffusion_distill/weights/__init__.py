@@ -1,8 +1,9 @@
 """Weights: strict, safe importers of published files, their registry, download, and exchange as safetensors."""
 
+from diffusion_distill.base.errors import WeightsError
 from diffusion_distill.weights import edm, exchange, inception, progressive
 from diffusion_distill.weights.download import Fetched, fetch
-from diffusion_distill.weights.matching import Checkpoint, WeightsError, digest, flatten, match, shapes_of, unflatten
+from diffusion_distill.weights.matching import Checkpoint, digest, flatten, match, shapes_of, unflatten
 from diffusion_distill.weights.registry import PUBLISHED, READERS, Published
 
 __all__ = [

@@ -27,7 +27,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from diffusion_distill.files import user_path
+from diffusion_distill.base.files import user_path
 from diffusion_distill.weights.matching import WeightsError
 
 #: (bytes that are here, bytes in all or None if the server does not say)

@@ -26,14 +26,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_distill.diffusion import noise_levels
-from diffusion_distill.diffusion.preconditioning import EDMInput, IDDPMInput, TimeInput, VEInput, VPInput
-from diffusion_distill.diffusion.schedules import Karras
-from diffusion_distill.errors import choose, near_matches
-from diffusion_distill.model import Model
-from diffusion_distill.weights import edm_layout, torch_pickle
+from diffusion_distill.base.errors import choose, near_matches
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.formats import torch_pickle
+from diffusion_distill.formats.torch_pickle import Module
+from diffusion_distill.process import training_levels
+from diffusion_distill.process.schedules import Karras
+from diffusion_distill.process.time_input import EDMInput, IDDPMInput, TimeInput, VEInput, VPInput
+from diffusion_distill.weights import edm_layout
 from diffusion_distill.weights.matching import Checkpoint, WeightsError
-from diffusion_distill.weights.torch_pickle import Module
 
 Constants = Mapping[str, Any]
 
@@ -73,7 +74,7 @@ def _vp_input(constants: Constants) -> VPInput:
 
 
 def _vp_levels(constants: Constants) -> tuple[float, float]:
-    ends = noise_levels.vp(
+    ends = training_levels.vp(
         Karras(), np.array([1.0, 0.0]), constants["beta_d"], constants["beta_min"], constants["epsilon_t"]
     )
     return float(ends.sigma[0]), float(ends.sigma[1])

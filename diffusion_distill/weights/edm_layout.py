@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.errors import choose
+from diffusion_distill.base.errors import choose
 from diffusion_distill.networks import ADM, SongUNet, UNet
 from diffusion_distill.networks.layers import filter_of
 from diffusion_distill.weights import matching

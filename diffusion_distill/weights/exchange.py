@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_distill.files import plain, stand_in_of, user_path
-from diffusion_distill.model import Model
-from diffusion_distill.typing import Params
+from diffusion_distill.base.files import plain, stand_in_of, user_path
+from diffusion_distill.base.typing import Params
+from diffusion_distill.denoisers.model import Model
 from diffusion_distill.weights.matching import Checkpoint, WeightsError, flatten, match, shapes_of, unflatten
 
 KEY = "diffusion_distill"

@@ -32,11 +32,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.errors import choose
-from diffusion_distill.files import read_json, stand_in_of, user_path
-from diffusion_distill.networks.inception import BLOCKS, SIZE, Branch, Conv, InceptionV3
-from diffusion_distill.typing import Params
-from diffusion_distill.weights import download, exchange, graph_def, torch_save
+from diffusion_distill.base.errors import choose
+from diffusion_distill.base.files import read_json, stand_in_of, user_path
+from diffusion_distill.base.typing import Params
+from diffusion_distill.evaluation.inception_network import BLOCKS, SIZE, Branch, Conv, InceptionV3
+from diffusion_distill.formats import graph_def, torch_save
+from diffusion_distill.weights import download, exchange
 from diffusion_distill.weights.matching import Shape, WeightsError, flatten, match, unflatten
 
 Arrays = dict[str, np.ndarray]

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.errors import near_matches
-from diffusion_distill.model import Model
-from diffusion_distill.typing import Params
+from diffusion_distill.base.errors import WeightsError, near_matches
+from diffusion_distill.base.typing import Params
+from diffusion_distill.denoisers.model import Model
 
 Shape = tuple[int, ...]
 #: (path, stored shape, wanted shape) -> may the stored array be reshaped, in row-major order, to the wanted shape?
@@ -31,10 +31,6 @@ SEPARATOR = "/"
 FLOATS = tuple(np.dtype(kind) for kind in (np.float32, np.float16, jnp.bfloat16, np.float64))
 #: How many names of a kind an error lists.
 LISTED = 8
-
-
-class WeightsError(ValueError):
-    """A file of weights that is damaged, unknown, or made for another model."""
 
 
 class Checkpoint(NamedTuple):

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_distill.errors import choose
-from diffusion_distill.model import Model
-from diffusion_distill.weights import flax_file, matching
+from diffusion_distill.base.errors import choose
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.formats import flax_file
+from diffusion_distill.weights import matching
 from diffusion_distill.weights.matching import Checkpoint, Shape, WeightsError
 
 ENTRIES = ("step", "num_sample_steps", "ema_params", "optimizer")

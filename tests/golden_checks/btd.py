@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_distill import sampling
-from diffusion_distill.arrays import log1mexp, namespace
-from diffusion_distill.diffusion import forward, grids, likelihood, parameterization
-from diffusion_distill.distillation import Denoising, Progressive, closure, progressive
-from diffusion_distill.levels import Level, from_logsnr
-from diffusion_distill.model import Clipped, Denoiser
+from diffusion_distill.base.arrays import log1mexp, namespace
+from diffusion_distill.denoisers.model import Clipped, Denoiser
+from diffusion_distill.methods import Denoising, Progressive, progressive, targets
 from diffusion_distill.networks.layers import sinusoidal_features
-from diffusion_distill.solvers import ancestral, ddim
+from diffusion_distill.process import grids, likelihood, noising, predictions
+from diffusion_distill.process.levels import Level, from_logsnr
+from diffusion_distill.solvers import ancestral, ddim, engine
 from golden_checks.common import (
     DEFAULT_FLOAT32,
     FLOAT32,
@@ -62,27 +61,27 @@ def check_dpm(fixture: Fixture, mode: Mode) -> None:
 
     logvar = x_logvar[:, 0, 0, 0]
     results = {
-        "predict_x_from_eps": parameterization.x_from_eps(z, eps, level),
-        "predict_eps_from_x": parameterization.eps_from_x(z, x, level),
-        "predict_x_from_v": parameterization.x_from_v(z, v, level),
-        "predict_v_from_x_and_eps": parameterization.v_from_x_and_eps(x, eps, level),
-        "predict_xlogvar_from_epslogvar": parameterization.x_logvar_from_eps_logvar(logvar, level),
-        "predict_epslogvar_from_xlogvar": parameterization.eps_logvar_from_x_logvar(logvar, level),
+        "predict_x_from_eps": predictions.x_from_eps(z, eps, level),
+        "predict_eps_from_x": predictions.eps_from_x(z, x, level),
+        "predict_x_from_v": predictions.x_from_v(z, v, level),
+        "predict_v_from_x_and_eps": predictions.v_from_x_and_eps(x, eps, level),
+        "predict_xlogvar_from_epslogvar": predictions.x_logvar_from_eps_logvar(logvar, level),
+        "predict_epslogvar_from_xlogvar": predictions.eps_logvar_from_x_logvar(logvar, level),
         "log1mexp": log1mexp(given("log1mexp_x")),
     }
-    marginal = forward.marginal(x, level)
+    marginal = noising.marginal(x, level)
     for (part,) in (match.groups() for match in fixture.matches("f64/forward/(.*)")):
         results[f"forward/{part}"] = getattr(marginal, part)
     for variance, part in (match.groups() for match in fixture.matches("f64/reverse/(.*)/(.*)")):
         if mode is FLOAT32 and variance != "array" and part != "mean":
             continue  # a number of the host-side table alone, compared in float64
         choice = {"x_logvar": x_logvar} if variance == "array" else {"gamma": gamma_of(variance)}
-        results[f"reverse/{variance}/{part}"] = getattr(forward.posterior(z, x, level_t, level_s, **choice), part)
+        results[f"reverse/{variance}/{part}"] = getattr(noising.posterior(z, x, level_t, level_s, **choice), part)
     for kind, clip, what in (match.groups() for match in fixture.matches("f64/run/(.*)/(.*)/model_(.*)")):
-        estimate = parameterization.estimate(kind, raw[kind], z, level, clip == "clip")
+        estimate = predictions.estimate(kind, raw[kind], z, level, clip == "clip")
         results[f"run/{kind}/{clip}/model_{what}"] = getattr(estimate, what)
     for kind, variance in (match.groups() for match in fixture.matches("f64/vb_bits/(.*)/(.*)")):
-        x_hat = parameterization.to_x(kind, raw[kind], z, level)
+        x_hat = predictions.to_x(kind, raw[kind], z, level)
         bits = likelihood.posterior_kl_bits(z, x, x_hat, level_t, level_s, gamma_of(variance))
         results[f"vb_bits/{kind}/{variance}"] = bits
     for key, got in results.items():
@@ -97,8 +96,8 @@ def check_losses(fixture: Fixture, mode: Mode) -> None:
         level = schedule.level(u)
         compare(fixture, mode, f"{tag}/u", u)
         compare(fixture, mode, f"{tag}/logsnr", level.logsnr)
-        compare(fixture, mode, f"{tag}/z", forward.diffuse(x, eps, level))
-        compare(fixture, mode, f"{tag}/v_target", parameterization.v_from_x_and_eps(x, eps, level))
+        compare(fixture, mode, f"{tag}/z", noising.diffuse(x, eps, level))
+        compare(fixture, mode, f"{tag}/v_target", predictions.v_from_x_and_eps(x, eps, level))
         for match in fixture.matches("in/model_output/(.*)"):
             student = recorded(fixture, mode, match[0], match[1])
             for name, weighting in (WEIGHTINGS | ERRORS).items():
@@ -113,7 +112,7 @@ def check_distill(fixture: Fixture, mode: Mode) -> None:
     x, eps = mode.array(fixture.input("in/x")), mode.array(fixture.input("in/eps"))
     for tag in tags(fixture, "f64/(N[0-9]+)/.*"):
         rows = mode.tree(progressive.rows(schedule, int(tag[1:])).at(fixture.input(f"in/i/{tag}")))
-        z = forward.diffuse(x, eps, rows.t)
+        z = noising.diffuse(x, eps, rows.t)
         compare(fixture, mode, f"{tag}/u", discrete_times(fixture, tag))
         compare(fixture, mode, f"{tag}/logsnr_t", rows.t.logsnr)
         compare(fixture, mode, f"{tag}/logsnr_mid", rows.m.logsnr)
@@ -121,10 +120,10 @@ def check_distill(fixture: Fixture, mode: Mode) -> None:
         for match in fixture.matches("in/student_output/(.*)"):
             kind = match[1]
             teacher, student = analytic(fixture, mode, kind), recorded(fixture, mode, match[0], kind)
-            x_target = closure.target(rows, z, teacher, Progressive().second(teacher, rows))
-            eps_target = parameterization.eps_from_x(z, x_target, rows.t)
-            v_target = parameterization.v_from_x_and_eps(x_target, eps_target, rows.t)
-            z_mid = forward.ddim_step(z, teacher(z, rows.t), rows.t, rows.m)
+            x_target = targets.target(rows, z, teacher, Progressive().second(teacher, rows))
+            eps_target = predictions.eps_from_x(z, x_target, rows.t)
+            v_target = predictions.v_from_x_and_eps(x_target, eps_target, rows.t)
+            z_mid = noising.ddim_step(z, teacher(z, rows.t), rows.t, rows.m)
             compare(fixture, mode, f"{tag}/{kind}/z_mid", z_mid)
             compare(fixture, mode, f"{tag}/{kind}/x_target", x_target)
             compare(fixture, mode, f"{tag}/{kind}/eps_target", eps_target)
@@ -154,7 +153,7 @@ def check_samplers(fixture: Fixture, mode: Mode) -> None:
         # step at the start of the next row of its table, so that of step 0 has no row; row 0 adds none.
         noise = np.roll(fixture.input(f"in/noise/N{steps}")[::-1], 1, axis=0)
         if mode is FLOAT32:
-            final = sampling.integrate(denoise, table, start, row_noise=mode.array(noise))
+            final = engine.integrate(denoise, table, start, row_noise=mode.array(noise))
             compare(fixture, mode, match[0].removeprefix("f64/"), final)
 
 
@@ -213,11 +212,11 @@ def gamma_of(variance: str) -> float:
 def ddim_states(denoise: Any, grid: Level, start: Any, mode: Mode) -> Any:
     """All states of DDIM: by the engine in float32; in float64, which it does not run in, step by step."""
     if mode is FLOAT32:
-        return sampling.integrate(denoise, ddim(grid), start, states=True)
+        return engine.integrate(denoise, ddim(grid), start, states=True)
     states = [start]
     for k in range(len(grid.sigma) - 1):
         level, level_s = (Level(*(np.full(len(start), a) for a in grid.at(j))) for j in (k, k + 1))
-        states.append(forward.ddim_step(states[-1], denoise(states[-1], level), level, level_s))
+        states.append(noising.ddim_step(states[-1], denoise(states[-1], level), level, level_s))
     return np.stack(states)
 
 

@@ -6,10 +6,11 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_distill import build, weights
-from diffusion_distill.diffusion.preconditioning import LogsnrInput
-from diffusion_distill.model import Model
+from diffusion_distill import weights
+from diffusion_distill.cli import build
+from diffusion_distill.denoisers.model import Model
 from diffusion_distill.networks.layers import GroupNorm
+from diffusion_distill.process.time_input import LogsnrInput
 from diffusion_distill.training.optimizers import OptimizerSettings
 from golden_checks.btd_weights import FAMILIES
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, keys_like

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_distill.arrays import to_byte_range
+from diffusion_distill.base.arrays import to_byte_range
 from diffusion_distill.data import from_arrays
-from diffusion_distill.diffusion import likelihood
-from diffusion_distill.diffusion.forward import Gaussian
+from diffusion_distill.process import likelihood
+from diffusion_distill.process.noising import Gaussian
 from diffusion_distill.training import ema, sharding
 from diffusion_distill.training.gradients import gradient_of
 from diffusion_distill.training.optimizers import OptimizerSettings, make_clip, make_optimizer

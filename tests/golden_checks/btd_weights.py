@@ -20,10 +20,11 @@ import numpy as np
 from flax import serialization
 
 from diffusion_distill import weights
-from diffusion_distill.diffusion import parameterization
-from diffusion_distill.model import Model
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.formats import flax_file
 from diffusion_distill.networks import UNet
-from diffusion_distill.weights import WeightsError, flax_file, matching, progressive
+from diffusion_distill.process import predictions
+from diffusion_distill.weights import WeightsError, matching, progressive
 from diffusion_distill.weights.registry import STUDENT_STEPS
 from golden_checks.btd import has, twins
 from golden_checks.common import FLOAT32, FLOAT64, Fixture, Kind, Line, Mode, absolute, exact
@@ -176,7 +177,7 @@ def check_entry(fixture: Fixture, name: str, entries: Mapping[str, tuple[str, di
         "digest": weights.digest(shapes),
         "data_shape": model.image_shape,
         "num_classes": model.num_classes,
-        "out_ch": parameterization.output_channels(model.prediction, model.image_shape[-1]),
+        "out_ch": predictions.output_channels(model.prediction, model.image_shape[-1]),
     }
     for fact, value in facts.items():
         fixture.equal(f"{place}/{fact}".strip("/"), value)
@@ -225,7 +226,7 @@ def model_of_entry(fixture: Fixture, name: str, place: str, entry: Mapping[str, 
     given = {field: found(entry, field) for field in ARGUMENTS}
     image = next(tuple(shape) for shape in (found(entry, key) for key in IMAGE_SHAPES) if shape is not None)
     if given["out_ch"] is None:
-        given["out_ch"] = parameterization.output_channels(found(entry, "mean_type") or "x", image[-1])
+        given["out_ch"] = predictions.output_channels(found(entry, "mean_type") or "x", image[-1])
     return model_of({field: value for field, value in given.items() if value is not None}, image)
 
 
@@ -253,7 +254,7 @@ def found(entry: Mapping[str, Any], field: str) -> Any:
 def model_of(config: Mapping[str, Any], image: tuple[int, int, int]) -> Model:
     """A model whose prediction fits the network's output channels; a tree of parameters does not tell which it is."""
     net = unet_of(config)
-    fits = [p for p in ("x", "both") if parameterization.output_channels(p, image[-1]) == net.network.out_ch]
+    fits = [p for p in ("x", "both") if predictions.output_channels(p, image[-1]) == net.network.out_ch]
     return Model(net.network, image, prediction=(fits or ["x"])[0], time_input=net.time_input)
 
 

@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.arrays import enable_x64
-from diffusion_distill.diffusion.parameterization import SIGMA_DATA
-from diffusion_distill.diffusion.schedules import SCHEDULES, Schedule
-from diffusion_distill.model import Denoiser
+from diffusion_distill.base.arrays import enable_x64
+from diffusion_distill.denoisers.model import Denoiser
+from diffusion_distill.process.predictions import SIGMA_DATA
+from diffusion_distill.process.schedules import SCHEDULES, Schedule
 
 Check = Callable[["Fixture", "Mode"], None]
 

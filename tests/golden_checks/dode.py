@@ -19,14 +19,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_distill import sampling
-from diffusion_distill.diffusion import grids
-from diffusion_distill.diffusion.schedules import LinearAlphaDiscrete, LinearBetaDiscrete
-from diffusion_distill.diffusion.spacings import ddim_indices, singlestep, spaced
-from diffusion_distill.distillation import dode
-from diffusion_distill.levels import Level
-from diffusion_distill.model import Thresholded
-from diffusion_distill.solvers import SOLVERS, Table, ddim, deis, dpm_solver, dpm_solver_pp, heun, ipndm
+from diffusion_distill.denoisers.model import Thresholded
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.schedules import LinearAlphaDiscrete, LinearBetaDiscrete
+from diffusion_distill.process.spacings import ddim_indices, singlestep, spaced
+from diffusion_distill.solvers import SOLVERS, Table, ddim, deis, dode, dpm_solver, dpm_solver_pp, engine, heun, ipndm
 from diffusion_distill.solvers.dpm_solver import order_plan
 from diffusion_distill.solvers.table import run_host
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, Rule, absolute, of_each, of_largest, relative
@@ -81,7 +79,7 @@ def walked(table: Table, mode: Mode, denoise: Any, start: Any) -> np.ndarray:
     """Everything the network sees, and the result."""
     if mode is FLOAT64:
         return run_host(table.plain(), denoise, start, states=True)
-    return np.asarray(sampling.integrate(denoise, table, start, states=True))
+    return np.asarray(engine.integrate(denoise, table, start, states=True))
 
 
 def lambdas_of(fit: dode.Fit, student: Table, published: bool) -> np.ndarray:

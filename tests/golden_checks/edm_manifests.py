@@ -15,7 +15,7 @@ import flax.linen as nn
 import numpy as np
 
 from diffusion_distill import weights
-from diffusion_distill.model import Model
+from diffusion_distill.denoisers.model import Model
 from diffusion_distill.weights import edm, edm_layout
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, exact, keys_like
 from golden_checks.edm_networks import is_buffer, report

@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.diffusion import parameterization
-from diffusion_distill.levels import Level
-from diffusion_distill.model import Model
+from diffusion_distill.denoisers.model import Model
 from diffusion_distill.networks import SongUNet, layers
+from diffusion_distill.process import predictions
+from diffusion_distill.process.levels import Level
 from diffusion_distill.weights import edm, edm_layout, flatten
 from golden_checks.common import FLOAT32, FLOAT64, Fixture, Kind, Line, Mode, Rule, absolute, exact, of_each
 
@@ -123,7 +123,7 @@ def denoised(model: Model, params: Any, x: Any, level: Level, labels: Any, augme
     scaled_x = x if scale is None else scale[:, None, None, None] * x
     time = model.time_input.time(level)
     raw = model.network.apply({"params": params}, scaled_x, time, labels, False, augment)
-    return parameterization.to_x(model.prediction, raw, x, level, model.sigma_data)  # type: ignore[arg-type]
+    return predictions.to_x(model.prediction, raw, x, level, model.sigma_data)  # type: ignore[arg-type]
 
 
 def scaled(model: Model, sigma: Any, c_noise: np.ndarray, discrete: bool) -> Rule:

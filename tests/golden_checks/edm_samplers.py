@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 from flax import struct
 
-from diffusion_distill import sampling
-from diffusion_distill.arrays import namespace
-from diffusion_distill.diffusion import grids
-from diffusion_distill.levels import Level
-from diffusion_distill.solvers import Table, ablation, heun
+from diffusion_distill.base.arrays import namespace
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
+from diffusion_distill.solvers import Table, ablation, engine, heun
 from diffusion_distill.solvers.ablation import TimeSchedule, time_schedule
 from diffusion_distill.solvers.table import run_host
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, Rule, exact, relative
@@ -178,7 +177,7 @@ def state(case: Case, mode: Mode, network: Mixture, latents: Any, steps: int) ->
         row_noise[:: case.stages] = case.noises[:steps]
     if mode is FLOAT64:
         return run_host(table, network, latents, row_noise=row_noise)
-    return sampling.integrate(network, table, latents, row_noise=None if row_noise is None else mode.array(row_noise))
+    return engine.integrate(network, table, latents, row_noise=None if row_noise is None else mode.array(row_noise))
 
 
 class Mixture(struct.PyTreeNode):

@@ -19,8 +19,9 @@ from unittest import mock
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.levels import Level
-from diffusion_distill.weights import WeightsError, edm, torch_pickle
+from diffusion_distill.formats import torch_pickle
+from diffusion_distill.process.levels import Level
+from diffusion_distill.weights import WeightsError, edm
 from golden_checks.btd_weights import report
 from golden_checks.common import FLOAT32, FLOAT64, Fixture, Kind, Mode, Rule, exact
 

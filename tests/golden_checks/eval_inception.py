@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch_files
 
-from diffusion_distill.features import InceptionFeatures, network_input
-from diffusion_distill.networks.inception import EPSILON, InceptionV3, Outputs, max_pool
-from diffusion_distill.typing import Params
+from diffusion_distill.base.typing import Params
+from diffusion_distill.evaluation.features import InceptionFeatures, network_input
+from diffusion_distill.evaluation.inception_network import EPSILON, InceptionV3, Outputs, max_pool
 from diffusion_distill.weights import inception
 from diffusion_distill.weights.matching import flatten
 from golden_checks.common import FLOAT32, FLOAT64, Fixture, Kind, Mode, absolute, exact

@@ -18,7 +18,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.metrics import (
+from diffusion_distill.data.quantise import quantise
+from diffusion_distill.evaluation import (
     Accumulator,
     Moments,
     consecutive_blocks,
@@ -32,8 +33,7 @@ from diffusion_distill.metrics import (
     precision_recall,
     random_subsets,
 )
-from diffusion_distill.metrics.precision_recall import squared_radii
-from diffusion_distill.quantise import quantise
+from diffusion_distill.evaluation.precision_recall import squared_radii
 from golden_checks.common import FLOAT32, FLOAT64, Fixture, Kind, Mode, Rule, absolute, exact, keys_like, relative
 
 Arrays = Mapping[str, np.ndarray]

@@ -22,7 +22,7 @@ import numpy as np
 from diffusion_distill.data import digits, npz
 from diffusion_distill.data.decode import decode
 from diffusion_distill.data.sources import to_unit_range
-from diffusion_distill.metrics import Accumulator, Moments, Pca, frechet_terms, merge, moments, principal_components
+from diffusion_distill.evaluation import Accumulator, Moments, Pca, frechet_terms, merge, moments, principal_components
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, absolute, keys_like, relative
 
 CLOSE = relative(1e-4)

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from flax import struct
 
-from diffusion_distill.arrays import expand, namespace
-from diffusion_distill.diffusion.parameterization import eps_from_x
-from diffusion_distill.diffusion.schedules import LinearBetaDiscrete
-from diffusion_distill.guidance import ClassifierFree, ClassifierGuided, label_log_prob
-from diffusion_distill.levels import Level
+from diffusion_distill.base.arrays import expand, namespace
+from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided, label_log_prob
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.predictions import eps_from_x
+from diffusion_distill.process.schedules import LinearBetaDiscrete
 from golden_checks.common import DEFAULT_FLOAT32, FLOAT64, Fixture, Formula, Kind, Mode, Rule, absolute
 
 #: The fixture's words for the package's predictions.

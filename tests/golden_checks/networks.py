@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from diffusion_distill.diffusion.preconditioning import LogsnrInput
-from diffusion_distill.levels import from_logsnr
 from diffusion_distill.networks import UNet
+from diffusion_distill.process.levels import from_logsnr
+from diffusion_distill.process.time_input import LogsnrInput
 from golden_checks.common import FLOAT32, Fixture, exact
 
 

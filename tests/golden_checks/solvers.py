@@ -22,21 +22,20 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill import sampling
-from diffusion_distill.arrays import enable_x64
-from diffusion_distill.diffusion import grids
-from diffusion_distill.diffusion.parameterization import eps_from_x
-from diffusion_distill.diffusion.schedules import (
+from diffusion_distill.base.arrays import enable_x64
+from diffusion_distill.denoisers.model import Clipped, Thresholded
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level, from_logsnr
+from diffusion_distill.process.predictions import eps_from_x
+from diffusion_distill.process.schedules import (
     IDDPMCosine,
     LinearAlphaDiscrete,
     LinearBeta,
     LinearBetaDiscrete,
     Schedule,
 )
-from diffusion_distill.diffusion.spacings import ddim_indices, refine, singlestep, spaced, spaced_times
-from diffusion_distill.levels import Level, from_logsnr
-from diffusion_distill.model import Clipped, Thresholded
-from diffusion_distill.solvers import Table, ddim, deis, heun, ipndm, unipc
+from diffusion_distill.process.spacings import ddim_indices, refine, singlestep, spaced, spaced_times
+from diffusion_distill.solvers import Table, ddim, deis, engine, heun, ipndm, unipc
 from diffusion_distill.solvers.dpm_solver import order_plan, tabulate
 from diffusion_distill.solvers.table import run_host
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, Rule, absolute, of_each, relative
@@ -286,7 +285,7 @@ def check_states(
 def result(run: Run, network: Any, start: Any, mode: Mode) -> np.ndarray:
     """Where a run ends."""
     denoise, table = THRESHOLDS[run.threshold](network), run.table.plain()
-    got = run_host(table, denoise, start) if mode is FLOAT64 else sampling.integrate(denoise, table, start)
+    got = run_host(table, denoise, start) if mode is FLOAT64 else engine.integrate(denoise, table, start)
     return np.asarray(got if run.clean is None else denoise(got, constant(run.clean, start, mode)))
 
 
@@ -295,7 +294,7 @@ def states(run: Run, network: Any, start: Any, mode: Mode) -> np.ndarray:
     denoise, table = THRESHOLDS[run.threshold](network), run.table.plain()
     if mode is FLOAT64:
         return run_host(table, denoise, start, states=True)
-    return np.asarray(sampling.integrate(denoise, table, start, states=True))
+    return np.asarray(engine.integrate(denoise, table, start, states=True))
 
 
 def estimates(run: Run, network: Any, start: Any, mode: Mode) -> np.ndarray:

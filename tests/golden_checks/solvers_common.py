@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from flax import struct
 
-from diffusion_distill.arrays import namespace
-from diffusion_distill.levels import Level
+from diffusion_distill.base.arrays import namespace
+from diffusion_distill.process.levels import Level
 from golden_checks.common import Fixture, Mode
 
 PARAMETERS = ("weights", "means", "stds")

@@ -16,14 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_distill import sampling
-from diffusion_distill.arrays import expand, namespace
-from diffusion_distill.diffusion import forward, grids, parameterization, weighting
-from diffusion_distill.diffusion.schedules import VarianceExploding
-from diffusion_distill.distillation import Progressive, Tract, closure, phases, progressive, tract
-from diffusion_distill.levels import Level
-from diffusion_distill.model import Clipped, Denoiser
-from diffusion_distill.solvers import ddim
+from diffusion_distill.base.arrays import expand, namespace
+from diffusion_distill.denoisers.model import Clipped, Denoiser
+from diffusion_distill.methods import Progressive, Tract, phases, progressive, targets, tract
+from diffusion_distill.process import grids, noising, predictions, weighting
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.schedules import VarianceExploding
+from diffusion_distill.solvers import ddim, engine
 from diffusion_distill.training import ema
 from diffusion_distill.training.optimizers import OptimizerSettings, make_optimizer
 from golden_checks.common import (
@@ -94,7 +93,7 @@ def check_step(
     fixture: Fixture,
     mode: Mode,
     method: Any,
-    table: closure.Rows,
+    table: targets.Rows,
     level_s: Level,
     roles: dict[str, tuple[str, str]],
     raw_keys: Sequence[str],
@@ -110,10 +109,10 @@ def check_step(
         compare(f"logsnr{j}", level.logsnr, OTHER)
         compare(f"g{j}", level.alpha**2, OTHER)
 
-    z0 = forward.diffuse(x, noise, rows.t)
+    z0 = noising.diffuse(x, noise, rows.t)
     first, second = estimators(method, denoisers)
-    z1 = forward.ddim_step(z0, first(z0, rows.t, labels), rows.t, rows.m)
-    z2 = forward.ddim_step(z1, second(z1, rows.m, labels), rows.m, level_s)
+    z1 = noising.ddim_step(z0, first(z0, rows.t, labels), rows.t, rows.m)
+    z2 = noising.ddim_step(z1, second(z1, rows.m, labels), rows.m, level_s)
     raw = [d.raw for d in (denoisers["teacher"], denoisers.get("self_teacher", denoisers["teacher"]))]
     first, second = estimators(method, denoisers, rows)
     compare("xt0", z0, STATE)
@@ -121,7 +120,7 @@ def check_step(
     compare("xt1", z1, STATE)
     compare(raw_keys[1], raw[1](z1, rows.m, labels), OTHER)
     compare("xt2", z2, STATE)
-    compare("target", closure.target(rows, z0, first, second, labels), STATE)
+    compare("target", targets.target(rows, z0, first, second, labels), STATE)
     compare("student_out", student.raw(z0, rows.t, labels), OTHER)
     compare("pred_x", student(z0, rows.t, labels), STATE)
 
@@ -144,16 +143,16 @@ def check_step(
 
 def check_clip_counts(fixture: Fixture, mode: Mode, method: Tract, rows: Any, roles: Any) -> None:
     """How many values of each estimate clipping changes."""
-    labels, z = labels_of(fixture), forward.diffuse(fixture.input("x"), fixture.input("noise"), rows.t)
+    labels, z = labels_of(fixture), noising.diffuse(fixture.input("x"), fixture.input("noise"), rows.t)
     for (form, key), level in zip(roles.values(), (rows.t, rows.m), strict=True):
         denoiser = network(fixture, mode, form, key)
         x_hat, clipped = (
-            parameterization.estimate(denoiser.prediction, denoiser.raw(z, level, labels), z, level, clip).x
+            predictions.estimate(denoiser.prediction, denoiser.raw(z, level, labels), z, level, clip).x
             for clip in (False, True)
         )
         count = (x_hat != clipped).sum(axis=tuple(range(1, z.ndim)))
         fixture.compare(f"clip_count_{form}", count, mode, exact())
-        z = forward.ddim_step(z, clipped, rows.t, rows.m)
+        z = noising.ddim_step(z, clipped, rows.t, rows.m)
 
 
 def check_sampler(fixture: Fixture, mode: Mode) -> None:
@@ -164,7 +163,7 @@ def check_sampler(fixture: Fixture, mode: Mode) -> None:
         grid = grids.uniform(schedule, steps)
         table = ddim(grid)
         if mode is FLOAT32:
-            states = sampling.integrate(Clipped(denoiser), table, start, labels, states=True)
+            states = engine.integrate(Clipped(denoiser), table, start, labels, states=True)
         else:
             states = [start]
         raw = []
@@ -173,7 +172,7 @@ def check_sampler(fixture: Fixture, mode: Mode) -> None:
             level = mode.tree(level)
             raw.append(denoiser.raw(states[k], level, labels))
             if mode is FLOAT64:  # the engine runs in float32: here the same steps one by one
-                states.append(forward.ddim_step(states[k], Clipped(denoiser)(states[k], level, labels), level, level_s))
+                states.append(noising.ddim_step(states[k], Clipped(denoiser)(states[k], level, labels), level, level_s))
         compare = partial(compare_f64, fixture, mode)
         compare(f"n{steps}_cond", mode.tree(table.level).logsnr, OTHER)
         compare(f"n{steps}_net_out", jnp.stack(raw), OTHER)
@@ -216,7 +215,7 @@ def check_closure_weights(fixture: Fixture, mode: Mode) -> None:
         t, m, s = (fixture.input(f"{name}_{which}").astype(np.int64) for which in "tms")
         start, end = grid["schedule"][:2]
         if mode is FLOAT64:
-            weights = closure.chain_weights(vp, np.stack([t, m, s]), grid["timesteps"])
+            weights = targets.chain_weights(vp, np.stack([t, m, s]), grid["timesteps"])
             fixture.compare(f"{name}_w", weights[0], mode, WEIGHT[0])
         rows = mode.tree(tract.rows(vp, start, end).at(t // (grid["timesteps"] // start) - 1))
         fixture.compare(f"{name}_w", rows.first, mode, rule(WEIGHT))
@@ -226,13 +225,13 @@ def check_closure_weights(fixture: Fixture, mode: Mode) -> None:
             schedule, times, steps = VarianceExploding(), fixture.input("ve_sigma_grid")[index], 1
         else:
             schedule, times, steps = vp, index, fixture.meta[f"chain_{name}_timesteps"]
-        weights = mode.array(closure.chain_weights(schedule, times, steps))
+        weights = mode.array(targets.chain_weights(schedule, times, steps))
         levels = mode.tree(schedule.level(times / steps))
         x_hats = mode.array(fixture.input(f"{name}_chain_xhat"))
         z = mode.array(fixture.input(f"{name}_chain_z0"))
-        target = closure.weighted_mean(weights, x_hats)
+        target = targets.weighted_mean(weights, x_hats)
         for k, x_hat in enumerate(x_hats):
-            z = forward.ddim_step(z, x_hat, levels.at(k), levels.at(k + 1))
+            z = noising.ddim_step(z, x_hat, levels.at(k), levels.at(k + 1))
         fixture.compare(f"{name}_chain_w", weights, mode, rule(WEIGHT))
         fixture.compare(f"{name}_chain_z_end", z, mode, rule(STATE))
         fixture.compare(f"{name}_chain_target", target, mode, rule(STATE))

@@ -15,16 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffusion_distill import sampling
-from diffusion_distill.arrays import expand, namespace
-from diffusion_distill.diffusion import forward, grids, noise_levels, parameterization, weighting
-from diffusion_distill.diffusion.parameterization import SIGMA_DATA
-from diffusion_distill.diffusion.preconditioning import EDMInput
-from diffusion_distill.diffusion.schedules import Cosine, Karras
-from diffusion_distill.distillation import Denoising, Tract, closure, tract
-from diffusion_distill.levels import Level
-from diffusion_distill.model import Clipped, Denoiser
-from diffusion_distill.solvers import ddim
+from diffusion_distill.base.arrays import expand, namespace
+from diffusion_distill.denoisers.model import Clipped, Denoiser
+from diffusion_distill.methods import Denoising, Tract, targets, tract
+from diffusion_distill.process import grids, noising, predictions, training_levels, weighting
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.predictions import SIGMA_DATA
+from diffusion_distill.process.schedules import Cosine, Karras
+from diffusion_distill.process.time_input import EDMInput
+from diffusion_distill.solvers import ddim, engine
 from diffusion_distill.training.optimizers import OptimizerSettings, make_optimizer
 from golden_checks.common import (
     DEFAULT_FLOAT32,
@@ -73,15 +72,15 @@ def check_step(fixture: Fixture, mode: Mode) -> None:
         compare(f"sigma{j}", level.sigma, STATE)
     check_preconditioning(compare, rows.t, student.sigma_data)
 
-    z0 = forward.diffuse(x, noise, rows.t)
-    seen, x_hats = closure.walk(rows.stages, z0, teacher, labels)
+    z0 = noising.diffuse(x, noise, rows.t)
+    seen, x_hats = targets.walk(rows.stages, z0, teacher, labels)
     # A step to zero noise has one stage; the published program then calls the network again in the same place.
     assert table.stages is not None
     single = expand(mode.array(table.stages.mix[:, 1] == 0), z0)
     xp = namespace(z0)
-    z1 = expand(rows.r, z0) * z0 + expand(rows.d, z0) * closure.estimate(rows.stages, z0, rows.t, teacher, labels)
+    z1 = expand(rows.r, z0) * z0 + expand(rows.d, z0) * targets.estimate(rows.stages, z0, rows.t, teacher, labels)
     first, second = method.estimators({"teacher": teacher, "self_teacher": self_teacher})
-    target = closure.target(rows, z0, first, second, labels)
+    target = targets.target(rows, z0, first, second, labels)
     compare("xt0", z0, STATE)
     compare("teacher_out0", x_hats[0], OTHER)
     compare("euler_x", xp.where(single, z0, seen[1]), STATE)
@@ -91,8 +90,8 @@ def check_step(fixture: Fixture, mode: Mode) -> None:
     compare("target_x", target, STATE)
     compare("student_out", student.raw(z0, rows.t, labels), OTHER)
     for name, x_hat in (("target", target), ("pred", student(z0, rows.t, labels))):
-        eps_hat = parameterization.eps_from_x(z0, x_hat, rows.t)
-        raw = parameterization.edm_from_x_and_eps(x_hat, eps_hat, rows.t, student.sigma_data)
+        eps_hat = predictions.eps_from_x(z0, x_hat, rows.t)
+        raw = predictions.edm_from_x_and_eps(x_hat, eps_hat, rows.t, student.sigma_data)
         compare(f"{name}_precond", raw, PRECONDITIONED)
     if mode is FLOAT64:
         x_hat = self_teacher(z1, rows.m, labels)
@@ -104,10 +103,10 @@ def check_step(fixture: Fixture, mode: Mode) -> None:
 def check_preconditioning(compare: Any, level: Level, sigma_data: float) -> None:
     """EDM's four coefficients, and its weight, which is 1 for the error of F."""
     time_input, one = EDMInput(sigma_data), namespace(*level).ones_like(level.sigma)
-    c_out = parameterization.x_from_edm(0 * one, one, level, sigma_data)
+    c_out = predictions.x_from_edm(0 * one, one, level, sigma_data)
     compare("c_in", time_input.scale(level), STATE)
     compare("c_noise", time_input.time(level), STATE)
-    compare("c_skip", parameterization.x_from_edm(one, 0 * one, level, sigma_data), STATE)
+    compare("c_skip", predictions.x_from_edm(one, 0 * one, level, sigma_data), STATE)
     compare("c_out", c_out, STATE)
     compare("weight", weighting.of("edm", level, sigma_data) * c_out**2, LOSS)
 
@@ -145,12 +144,12 @@ def check_sampler(fixture: Fixture, mode: Mode) -> None:
         start = mode.array(fixture.input("noise"))
         levels = [Level(*(np.full(len(start), a) for a in grid.at(k))) for k in range(steps + 1)]
         if mode is FLOAT32:
-            states = sampling.integrate(Clipped(denoiser), ddim(grid), start, labels, states=True)
+            states = engine.integrate(Clipped(denoiser), ddim(grid), start, labels, states=True)
         else:
             states = [grid.sigma[0] * start]
             for level, level_s in pairwise(levels):
                 x_hat = Clipped(denoiser)(states[-1], level, labels)
-                states.append(forward.ddim_step(states[-1], x_hat, level, level_s))
+                states.append(noising.ddim_step(states[-1], x_hat, level, level_s))
         raw = [denoiser.raw(states[k], mode.tree(levels[k]), labels) for k in range(steps)]
         compare(f"n{steps}_cond", mode.array(grid.sigma[:-1]), STATE)
         compare(f"n{steps}_net_out", jnp.stack(raw), OTHER)
@@ -201,13 +200,13 @@ def check_loss(fixture: Fixture, mode: Mode, case: str, content: dict[str, Any])
     if augmented:
         fixture.skip([f"{case}.images", f"{case}.augment_labels"], "the loss takes the augmented images")
     fixture.compare(f"{case}.sigma", level.sigma.reshape(-1, 1, 1, 1), mode, SIGMA)
-    z = forward.diffuse(x, eps, level)
+    z = noising.diffuse(x, eps, level)
     fixture.compare(f"{case}.net_input", namespace(z).moveaxis(z, -1, 1), mode, RECORDED)
     student = recorded_output(nhwc("net_output"), params.get("sigma_data", SIGMA_DATA))
     method = Denoising(weighting={"EDM": "edm", "VP": "snr", "VE": "snr"}[kind], reduction="sum")
     of_pixels = weighting.of(method.weighting, level, student.sigma_data)
     fixture.compare(f"{case}.weight", of_pixels.reshape(-1, 1, 1, 1), mode, RECORDED)
-    error = expand(of_pixels, x) * parameterization.x_error("x", student.params, x, eps, level) ** 2
+    error = expand(of_pixels, x) * predictions.x_error("x", student.params, x, eps, level) ** 2
     fixture.compare(f"{case}.loss", namespace(error).moveaxis(error, -1, 1), mode, RECORDED)
     total = losses_at(method, student, level, x, eps, None).mean()
     whole = content["training_scalar_batch_mean_of_pixel_sums"]
@@ -220,10 +219,10 @@ def check_loss(fixture: Fixture, mode: Mode, case: str, content: dict[str, Any])
 def drawn_level(kind: str, params: dict[str, float], rnd: Any) -> Level:
     """The level of a recorded random number."""
     if kind == "EDM":
-        return noise_levels.from_normal(rnd, params["P_mean"], params["P_std"])
+        return training_levels.from_normal(rnd, params["P_mean"], params["P_std"])
     if kind == "VP":
-        return noise_levels.vp(Cosine(), rnd, params["beta_d"], params["beta_min"], params["epsilon_t"])
-    return noise_levels.loguniform(Cosine(), rnd, params["sigma_min"], params["sigma_max"])
+        return training_levels.vp(Cosine(), rnd, params["beta_d"], params["beta_min"], params["epsilon_t"])
+    return training_levels.loguniform(Cosine(), rnd, params["sigma_min"], params["sigma_max"])
 
 
 def recorded_output(output: Any, sigma_data: float) -> Denoiser:

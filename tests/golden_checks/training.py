@@ -18,14 +18,14 @@ import optax
 from flax.traverse_util import flatten_dict
 
 from diffusion_distill import weights
+from diffusion_distill.base.typing import Batch
 from diffusion_distill.data import from_arrays
-from diffusion_distill.distillation import Denoising, Progressive, Tract, phases, progressive, tract
-from diffusion_distill.model import Model
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.methods import Denoising, Progressive, Tract, phases, progressive, tract
 from diffusion_distill.training import ema, sharding
 from diffusion_distill.training.optimizers import OptimizerSettings, make_clip, make_optimizer
 from diffusion_distill.training.state import TrainState, create, next_phase
 from diffusion_distill.training.step import StepInputs, make_step
-from diffusion_distill.typing import Batch
 from golden_checks.btd import WEIGHTINGS
 from golden_checks.common import (
     FLOAT32,

@@ -1,0 +1,126 @@
+"""Weights from elsewhere to artefacts, and artefacts to a format that other programs read."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from diffusion_distill import weights
+from diffusion_distill.base.errors import near_matches
+from diffusion_distill.base.files import user_path, writable
+from diffusion_distill.base.typing import Params
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.training.progress import Progress
+from diffusion_distill.weights import inception
+from diffusion_distill.weights.inception import INCEPTION_FILES, InceptionWeights
+
+SAFETENSORS = ".safetensors"
+PICKLE = ".pkl"
+PROGRAMS = {"progressive": "progressive distillation (Google)", "edm": "EDM (NVIDIA)"}
+
+
+def import_weights(name: str | Path, folder: str | Path, model: Model | None = None) -> Artefact:
+    """Turns published or exported weights into an artefact.
+
+    Args:
+      name: one of `weights.PUBLISHED`, which is downloaded; or a file: one of Google's (by its published name, or
+        with `model`), a '.pkl' of EDM, which says itself what it holds, or a '.safetensors' made by `export_weights`.
+      folder: becomes the artefact's folder; downloads are kept in FOLDER/download, so that they can be taken up.
+      model: what the file holds, if its name does not say; a '.pkl' or '.safetensors' that holds another is refused.
+
+    Raises:
+      FileNotFoundError: name is neither published nor a file.
+      WeightsError: the file is not what it should be.
+    """
+    path, folder = user_path(name), writable(folder)
+    if path.suffix == SAFETENSORS and path.is_file():
+        found = weights.exchange.read(path, model)
+        artefact = Artefact(found.model, _to_device(found.params), found.steps, found.facts)
+    else:
+        artefact = _foreign(str(name), folder, model)
+    artefact.save(folder)
+    return artefact
+
+
+def is_inception(name: str | Path) -> bool:
+    """Whether a published name, or the name of a file, belongs to FID's InceptionV3."""
+    path = user_path(name)
+    if path.is_file():
+        return path.suffix in (".pth", ".pt", ".pb") or path.name in {
+            Path(f.url).name for f in INCEPTION_FILES.values()
+        }
+    return str(name) in INCEPTION_FILES
+
+
+def import_inception(name: str | Path, folder: str | Path) -> InceptionWeights:
+    """Turns one of `INCEPTION_FILES`, which is downloaded, or a file into a folder of InceptionV3's parameters.
+
+    Raises:
+      WeightsError: the file is not what it should be.
+    """
+    folder, path = writable(folder), user_path(name)
+    found = inception.read(path) if path.is_file() else inception.fetch(str(name), folder / "download")
+    folder.mkdir(parents=True, exist_ok=True)
+    inception.save_inception(found, folder)
+    return found
+
+
+def export_weights(artefact: Artefact, path: str | Path) -> Path:
+    """Writes an artefact as one safetensors file with its description in the metadata."""
+    path = user_path(path)
+    if path.suffix != SAFETENSORS:
+        raise ValueError(f"Exports are {SAFETENSORS} files, got {path}.")
+    about = {"model": artefact.model.to_dict(), "steps": artefact.steps, "provenance": dict(artefact.provenance)}
+    return weights.exchange.save(path, artefact.params, about)
+
+
+def _foreign(name: str, folder: Path, model: Model | None) -> Artefact:
+    """Weights of another program, by their published name or from a file."""
+    path, facts = user_path(name), {}
+    published = weights.PUBLISHED.get(path.stem if path.is_file() else name)
+    kind = "edm" if path.suffix == PICKLE else published.format if published else "progressive"
+    if path.is_file():
+        with path.open("rb") as file:
+            facts = {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    elif published is not None:
+        path, facts = _download(published, folder / "download")
+    else:
+        raise FileNotFoundError(
+            f"{name} is neither a file nor a published model.{near_matches(name, weights.PUBLISHED)} "
+            f"Published: {', '.join(weights.PUBLISHED)}."
+        )
+    if published is not None and (kind == "progressive" or "url" in facts):  # a file of EDM needs no name
+        model = model or published.model
+    if model is None and kind == "progressive":
+        raise weights.WeightsError(
+            f"Which network does {path} hold? Name the file as it was published (for example cifar_original), or give "
+            "a config that describes the model."
+        )
+    found = weights.READERS[kind](path, model)
+    provenance = {"imported_from": {"program": PROGRAMS[kind], **facts, **found.facts}, "updates": found.step}
+    return Artefact(found.model, _to_device(found.params), found.steps, provenance)
+
+
+def _to_device(params: Params) -> Params:
+    """JAX arrays of a tree of NumPy arrays, which is emptied on the way: there is never a second copy of it all."""
+    moved = {}
+    for name in list(params):
+        value = params.pop(name)
+        moved[name] = _to_device(value) if isinstance(value, dict) else jnp.asarray(value)
+    return moved
+
+
+def _download(published: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
+    progress = Progress(f"downloading {published.name}", 0, unit="MiB")
+
+    def report(done: int, total: int | None) -> None:
+        progress.expect((total or 0) >> 20)
+        progress.update(done >> 20)
+
+    fetched = weights.fetch(published.url, folder, size=published.size, sha256=published.sha256, report=report)
+    progress.close()
+    return fetched.path, {"name": published.name, "url": published.url, "sha256": fetched.sha256, "bytes": fetched.size}

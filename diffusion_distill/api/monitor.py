@@ -1,0 +1,87 @@
+"""Looking at a student while it is trained: pictures from the same noise each time, and distances to the data.
+
+The averaged parameters are compared with the raw ones: an average that lags behind, or a student that swings,
+shows at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from diffusion_distill.api.evaluation import Measured, Part, distances, features_named
+from diffusion_distill.api.sampling import sample
+from diffusion_distill.base.files import writable
+from diffusion_distill.data.sources import Source
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.methods.phases import Phase, samples
+from diffusion_distill.report.pictures import image_grid
+from diffusion_distill.training import loop
+from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.training.logs import Log, read_json_lines
+from diffusion_distill.training.settings import Settings
+from diffusion_distill.training.state import TrainState
+
+#: Images of each kind in a picture.
+SHOWN = 16
+
+
+class Monitor:
+    """Called between updates; writes WORKDIR/samples/<update>.png and figures such as 'frechet/eval'."""
+
+    def __init__(
+        self, model: Model, source: Source, settings: Settings, phases: Sequence[Phase], log: Log, folder: Path | None
+    ):
+        self._model, self._source, self._settings = model, source, settings
+        self._phases, self._log, self._folder = phases, log, folder
+        if folder and samples(settings.evaluate_every):
+            writable(folder / "samples")
+
+    def __call__(self, update: int, phase: Phase, state: TrainState) -> None:
+        """Draws from the average and from the raw parameters; measures both if images are to be measured."""
+        count = self._settings.evaluate_count
+        rows, figures = {}, {}
+        for name, params in (("eval", state.averages["eval"].params), ("raw", state.params)):
+            artefact = Artefact(self._model, params, phase.student_steps)
+            images = sample(artefact, max(SHOWN, count), seed=self._settings.seed)
+            rows[name] = images[:SHOWN]
+            if count:
+                part = Part.of(self._features, images[:count])
+                scores = distances(part, self._reference, k=3, limit=count)
+                figures.update({f"{score}/{name}": value for score, value in scores.items()})
+        if jax.process_index() == 0:
+            self._write(update, phase, rows, figures)
+
+    def catch_up(self, state: TrainState) -> None:
+        """Makes up for an evaluation that was due at a restored state but interrupted."""
+        done, ends = int(state.step), loop.ends(self._phases)
+        if not loop.evaluation_due(
+            done, self._phases, self._settings.batch_size, samples(self._settings.evaluate_every)
+        ):
+            return
+        path = self._folder / "metrics.jsonl" if self._folder else None
+        records = read_json_lines(path) if path and path.exists() else []
+        if not any(record["update"] == done and record.get("evaluated") for record in records):
+            self(done, self._phases[int(np.searchsorted(ends, done))], state)
+
+    @cached_property
+    def _reference(self) -> Part:
+        """Of the first images of the data, as many as are measured."""
+        count = min(self._settings.evaluate_count, len(self._source))
+        return Part.of(self._features, self._source.gather(np.arange(count))["image"])
+
+    @cached_property
+    def _features(self) -> Measured:
+        """The features on which images are measured."""
+        return features_named(self._settings.evaluate_features, self._model.image_shape)
+
+    def _write(self, update: int, phase: Phase, rows: dict[str, np.ndarray], figures: dict[str, float]) -> None:
+        for name, images in rows.items():
+            self._log.images(update, f"samples/{name}", images)
+        self._log.scalars(update, {"phase": phase.name, "evaluated": True, **figures})
+        if self._folder and self._model.image_shape[-1] in (1, 3):
+            image_grid(rows, self._folder / "samples" / f"{update:08d}.png", title=f"{phase.name}, update {update}")

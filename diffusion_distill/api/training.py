@@ -1,0 +1,292 @@
+"""Training and distilling: from a model or a teacher and data to artefacts."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_distill.api.monitor import Monitor
+from diffusion_distill.base.registry import from_mapping
+from diffusion_distill.base.seeds import key_of
+from diffusion_distill.base.typing import Params
+from diffusion_distill.data.pipeline import Batches
+from diffusion_distill.data.sources import Source
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.methods import Denoising
+from diffusion_distill.methods.phases import Phase, describe, samples
+from diffusion_distill.process.predictions import EPS
+from diffusion_distill.training import dropout, loop, sharding
+from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.training.checkpoint import Checkpoints
+from diffusion_distill.training.checksum import fingerprint
+from diffusion_distill.training.logs import JsonLines, Log, Logs, TensorBoard, WeightsAndBiases
+from diffusion_distill.training.optimizers import make_clip, make_optimizer
+from diffusion_distill.training.resuming import LENGTHS, SameRun, defaults
+from diffusion_distill.training.settings import WITHOUT_EFFECT, Settings
+from diffusion_distill.training.state import TrainState, create
+from diffusion_distill.training.step import make_step
+from diffusion_distill.training.workdir import Workdir
+
+
+def train(
+    model: Model,
+    source: Source,
+    method: Denoising | None = None,
+    settings: Settings | None = None,
+    workdir: str | Path | None = None,
+) -> Artefact:
+    """Trains a teacher.
+
+    Args:
+      source: images and labels, see `data`.
+      workdir: where checkpoints, metrics and the artefact 'teacher' go; a run found there is resumed. None
+        keeps everything in memory.
+
+    Raises:
+      ValueError: model, data and settings do not fit together, or workdir holds another run or is in use.
+    """
+    settings, method = settings or Settings(), method or Denoising()
+    params = model.init(key_of(settings.seed))
+    artefacts = _fit(model, model, params, None, source, method, settings, workdir, lambda phase: "teacher")
+    return artefacts[0]
+
+
+def distill(
+    teacher: Artefact,
+    source: Source,
+    method: Any,
+    settings: Settings | None = None,
+    workdir: str | Path | None = None,
+    student: Model | None = None,
+) -> dict[int, Artefact]:
+    """Distils a teacher; returns the student of every phase by its number of steps.
+
+    Args:
+      method: `Tract(...)`, `Progressive(...)`, `Knowledge(...)` or another of `DISTILLERS`.
+      workdir: as in `train`; students are saved as 'student_<steps>'.
+      student: a model with another network than the teacher's, which begins with fresh parameters, or one that
+        differs from the teacher's in rates of dropout only, which begins with its parameters; by default the
+        teacher's model. It is trained with the method's rate of dropout, or else its own; the teacher's model is
+        trained without dropout unless the method has a rate.
+
+    Raises:
+      ValueError: as `train`; a student's teacher was made for fewer steps than the method starts with; another
+        network in more than one phase, or one that does not fit the teacher.
+    """
+    settings = settings or Settings()
+    phases = method.phases(teacher.model, settings.batch_size)
+    teacher = teacher.on_grid(phases[0].teacher_steps)
+    model = student.on_grid(phases[0].teacher_steps) if student else teacher.model
+    _check_teacher(teacher, model, method, phases)
+    _warn_of_eps(model, phases)
+    rate = getattr(method, "dropout", None)
+    trained = model if student and rate is None else dropout.with_dropout(model, rate or 0.0)
+    alike = dropout.same_but_for_dropout(model, teacher.model)
+    params = teacher.params if alike else model.init(key_of(settings.seed))
+    return _fit(model, trained, params, teacher, source, method, settings, workdir, _student_name)
+
+
+def _student_name(phase: Phase) -> str:
+    return f"student_{phase.student_steps}"
+
+
+def _fit(
+    model: Model,
+    trained: Model,
+    params: Params,
+    teacher: Artefact | None,
+    source: Source,
+    method: Any,
+    settings: Settings,
+    workdir: str | Path | None,
+    name_of: Callable[[Phase], str],
+) -> dict[int, Artefact]:
+    """Runs a method's phases; returns and saves the eval average at the end of each.
+
+    Args:
+      trained: the model with the rate of dropout it is trained with; artefacts tell that of `model`.
+    """
+    mesh = sharding.data_mesh()
+    sharding.check_batch(settings.batch_size, mesh, settings.parts)
+    _check_source(model, source)
+    phases = method.phases(model, settings.batch_size)
+    provenance = _provenance(teacher, method, settings)
+    description = _description(model, teacher, source, provenance) if workdir is not None else {}
+    same = _same_run(model, method, settings)
+    optimizer = make_optimizer(settings.optimizer)
+    step = make_step(
+        method.losses,
+        trained,
+        None if teacher is None else teacher.model,
+        optimizer,
+        mesh,
+        parts=settings.parts,
+        shard_clip=make_clip(settings.optimizer) if settings.optimizer.clip_scope == "shard" else None,
+        label_dropout=dropout.label_dropout_of(model, getattr(method, "label_dropout", None)),
+    )
+    artefacts: dict[int, Artefact] = {}
+    with ExitStack() as cleanup:  # also when interrupted: a checkpoint under way would be lost
+        home = None
+        if workdir is not None:
+            home = cleanup.enter_context(closing(Workdir(workdir, description, compare=same))).path
+        checkpoints = None
+        if home:
+            checkpoints = Checkpoints(home / "checkpoints", settings.keep_checkpoints, description)
+            cleanup.callback(checkpoints.close)
+        state = create(params, optimizer, method.averages, () if teacher is None else teacher.params)
+        state = jax.device_put(state, sharding.replicated(mesh))
+        if checkpoints and checkpoints.latest is not None:
+            state = checkpoints.restore(state)
+        if jax.process_index() == 0:
+            print(describe(phases), flush=True)
+        log = cleanup.enter_context(closing(_logs(home, settings, description, int(state.step))))
+        monitor = Monitor(model, source, settings, phases, log, home)
+
+        def phase_done(phase: Phase, state: TrainState) -> None:
+            made = {**provenance, "phase": phase.name, "updates": int(state.step), "skipped": int(state.skipped)}
+            average = jax.tree.map(jnp.copy, state.averages["eval"].params)
+            artefacts[phase.student_steps] = Artefact(model, average, phase.student_steps, made)
+            if home:
+                artefacts[phase.student_steps].save(home / name_of(phase))
+
+        monitor.catch_up(state)
+        loop.run(
+            state,
+            step,
+            phases,
+            _batches(source, settings),
+            optimizer,
+            key_of(settings.seed),
+            mesh,
+            momenta=method.averages,
+            plan=loop.Plan(
+                log_every=settings.log_every,
+                checkpoint_every=settings.checkpoint_every,
+                evaluate_every=samples(settings.evaluate_every),
+                evaluate=monitor,
+                phase_done=phase_done,
+                nonfinite_limit=settings.nonfinite_limit,
+            ),
+            checkpoints=checkpoints,
+            log=log,
+        )
+    for phase in phases:  # phases finished before a restart
+        if phase.student_steps not in artefacts and home:
+            artefacts[phase.student_steps] = Artefact.load(home / name_of(phase))
+    return artefacts
+
+
+def _provenance(teacher: Artefact | None, method: Any, settings: Settings) -> dict[str, Any]:
+    """The history of the artefacts. Versions of the teacher are left out: only one loaded from disk has them."""
+    return {
+        "method": type(method).__name__,
+        "method_settings": dataclasses.asdict(method),
+        "settings": dataclasses.asdict(settings),
+        "teacher": None if teacher is None else {k: v for k, v in teacher.provenance.items() if k != "versions"},
+    }
+
+
+def _description(
+    model: Model, teacher: Artefact | None, source: Source, provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The description that identifies a run."""
+    return {
+        "model": model.to_dict(),
+        **provenance,
+        "teacher_parameters": None if teacher is None else fingerprint(teacher.params),
+        "data": {"images": len(source), "image_shape": source.image_shape, "classes": source.num_classes},
+    }
+
+
+def _same_run(model: Model, method: Any, settings: Settings) -> SameRun:
+    """The fields that may change when a run is resumed."""
+
+    def phases(description: Mapping[str, Any]) -> list[Phase]:
+        stored = from_mapping(type(method), "method_settings of the run there", description["method_settings"])
+        return stored.phases(model, settings.batch_size)
+
+    parts = {"network": model.network, "schedule": model.schedule, "time_input": model.time_input}
+    return SameRun(
+        free=frozenset(f"settings.{name}" for name in WITHOUT_EFFECT),
+        lengths=frozenset(f"method_settings.{name}" for name in LENGTHS),
+        defaults=defaults(model=parts, method_settings=method, settings=settings),
+        phases=phases,
+        ignored=frozenset({"teacher"}),  # its parameters are compared
+    )
+
+
+def _logs(folder: Path | None, settings: Settings, description: Mapping[str, Any], resumed_at: int) -> Logs:
+    """The logs of this process: the first one's are kept."""
+    if jax.process_index() > 0:
+        return Logs()
+    if resumed_at:
+        print(f"going on after update {resumed_at}", flush=True)
+    logs: list[Log] = [JsonLines(folder / "metrics.jsonl" if folder else None, keep=resumed_at)]
+    if settings.tensorboard and folder:
+        logs.append(TensorBoard(folder / "tensorboard", keep=resumed_at))
+    if settings.wandb and folder:
+        logs.append(WeightsAndBiases(folder, settings.wandb, description))
+    return Logs(logs)
+
+
+def _batches(source: Source, settings: Settings) -> Batches:
+    """This process's batches."""
+    here, processes = jax.process_index(), jax.process_count()
+    return Batches(source, settings.batch_size, settings.seed, settings.flip, here, processes)
+
+
+def _check_teacher(teacher: Artefact, student: Model, method: Any, phases: Sequence[Phase]) -> None:
+    start = phases[0].teacher_steps
+    if teacher.steps and teacher.steps != start:
+        raise ValueError(
+            f"The teacher is itself a student of {teacher.steps} steps, but the method starts from {start}. "
+            f"Start from {teacher.steps} steps."
+        )
+    if teacher.steps and getattr(method, "teacher_solver", "ddim") != "ddim":
+        raise ValueError(f"A student steps by DDIM, not by {method.teacher_solver}. Set teacher_solver='ddim'.")
+    if dropout.same_but_for_dropout(student, teacher.model):
+        return
+    if len(phases) > 1:
+        raise ValueError(
+            f"A student with another network takes one phase, but the method has {len(phases)}. Distil to the other "
+            "network first or last, with Knowledge(steps=...), and in time with the network as it is."
+        )
+    for name in ("image_shape", "schedule", "num_classes"):
+        theirs, ours = getattr(teacher.model, name), getattr(student, name)
+        if theirs != ours:
+            raise ValueError(f"The teacher's {name} is {theirs}, the student's {ours}; they must be the same.")
+
+
+def _warn_of_eps(student: Model, phases: Sequence[Phase]) -> None:
+    """Warns of students that predict eps in fewer steps than their teacher."""
+    if student.prediction not in EPS or all(phase.student_steps >= phase.teacher_steps for phase in phases):
+        return
+    noisiest = student.schedule.level(1.0)
+    warnings.warn(
+        f"The student predicts {student.prediction!r}, which fails in one or few steps: where sampling begins, z "
+        "carries almost no signal, and x_hat = (z - sigma·eps)/alpha multiplies the network's errors by sigma/alpha = "
+        f"{noisiest.sigma / noisiest.alpha:.3g}, so that images saturate. Distil a teacher that predicts 'x', 'v' or "
+        "'both'; or teach this one's estimates to such a student first, with "
+        f"Knowledge(steps={phases[0].teacher_steps}) and "
+        "student=dataclasses.replace(teacher.model, prediction='v').",
+        stacklevel=3,
+    )
+
+
+def _check_source(model: Model, source: Source) -> None:
+    if tuple(source.image_shape) != tuple(model.image_shape):
+        raise ValueError(
+            f"The images have shape {tuple(source.image_shape)}, but the model takes {tuple(model.image_shape)}. "
+            "Resize the images or set the model's image_shape."
+        )
+    if model.num_classes > 1 and source.num_classes != model.num_classes:
+        raise ValueError(
+            f"The model is conditioned on {model.num_classes} classes, but the data have {source.num_classes}."
+        )

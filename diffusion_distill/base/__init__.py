@@ -1,0 +1,1 @@
+"""What every room needs: arrays, errors, types, registries, files, seeds, the request to stop."""

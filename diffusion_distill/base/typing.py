@@ -1,0 +1,16 @@
+"""Types shared by all modules: names for shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from diffusion_distill.base.arrays import Array
+
+Image = Array  # [batch, height, width, channels], float32 in [-1, 1] when clean
+Labels = Array  # [batch] int32
+Key = jax.Array  # a typed PRNG key
+Params = Any  # a tree of float32 arrays
+Batch = Mapping[str, Array]  # {"image": [batch, h, w, c], "label": [batch]}

@@ -1,0 +1,357 @@
+"""The composition root: the one place that reads configs and turns them into objects.
+
+A config has these parts, each read by one function below:
+
+    model      network, schedule, prediction, time_input, image_shape        -> Model
+    data       name of a source and its arguments                             -> Source
+    student    as model: of a student with another network than its teacher's     -> Model
+    method     name ('denoising', 'btd', 'tract', 'knowledge') and its fields -> Denoising, Progressive, ...
+    run        batch_size, seed, cadences, optimizer                          -> Settings
+    teacher    folder of the artefact to distil
+    artefact   folder of the artefact to sample or evaluate
+    sample     count, steps, solver, spacing, end, fitted, guidance, null_label, seed, clip, batch_size; an empty solver
+               and 0 steps mean those of the fitted solver, or else DDIM and the model's own number
+    fit        how lambdas are fitted for the solver of `sample`: scale, batch_size, teacher_solver, ... -> FitSettings
+    solvers    what --mode=solvers compares: solvers, nfe, ...                    -> Comparison
+    evaluation how samplers are measured: count (0: that of `sample`), repetitions, ...; features, statistics (a file in
+               place of `reference`), and the solvers and steps to measure -> EvaluationSettings
+    classifier how a classifier is trained for its features                   -> ClassifierSettings
+    reference  data to evaluate against, like `data`
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from diffusion_distill.api import FitSettings, Settings
+from diffusion_distill.api import evaluation as evaluation_run
+from diffusion_distill.api.classifier import ClassifierSettings
+from diffusion_distill.api.evaluation import EvaluationSettings, Part
+from diffusion_distill.api.sampling import Sampler, sampler_of
+from diffusion_distill.base.errors import choose
+from diffusion_distill.base.files import user_path
+from diffusion_distill.base.registry import from_mapping, to_mapping
+from diffusion_distill.data import SOURCES, Source
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.methods import DISTILLERS, Denoising
+from diffusion_distill.solvers.fitted import FittedSolver
+from diffusion_distill.studies.comparison import Comparison, Setting
+from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.training.checksum import fingerprint
+from diffusion_distill.training.optimizers import OptimizerSettings
+
+METHODS = {"denoising": Denoising, **DISTILLERS}
+
+
+def config_of(
+    model: Model | None,
+    method: Any | None,
+    settings: Settings | None,
+    data: Mapping[str, Any],
+    reference: Mapping[str, Any],
+    student: Model | None = None,
+    comparison: Comparison | None = None,
+    classifier: ClassifierSettings | None = None,
+    **sample: Any,
+) -> ConfigDict:
+    """A complete config from objects: every field is there, with its value, to be overridden.
+
+    Args:
+      model: of a teacher to train; None for a distillation, whose model is its teacher's.
+      method, settings: of a training run; None where nothing is trained.
+      data, reference: {"name": one of SOURCES, ...its arguments}.
+      student: of a distillation to another network.
+      comparison: what --mode=solvers compares, if not the default.
+      classifier: to train.
+      sample: changes to the sampling defaults.
+    """
+    training = {}
+    if method is not None and settings is not None:
+        name = next(name for name, kind in METHODS.items() if kind is type(method))
+        training = {
+            "method": {"name": name, **_overridable(to_mapping(method))},
+            "run": {**to_mapping(settings), "optimizer": to_mapping(settings.optimizer)},
+        }
+    sampling = {"count": 64, "steps": 0, "solver": "", "spacing": "time", "end": 0.0, "fitted": "", "guidance": 1.0,
+                "null_label": -1, "seed": 0, "clip": True, "batch_size": 256, "form": "npz"}  # fmt: skip
+    for name in sample:
+        choose("field of config.sample:", name, sampling)
+    return ConfigDict(
+        {
+            **({"model": model.to_dict()} if model else {}),
+            **({"student": student.to_dict()} if student else {}),
+            **training,
+            **({"classifier": to_mapping(classifier)} if classifier else {}),
+            "data": dict(data),
+            "reference": dict(reference),
+            "sample": {**sampling, **sample},
+            "fit": to_mapping(FitSettings()),
+            "solvers": to_mapping(comparison or Comparison()),
+            "evaluation": {
+                **to_mapping(EvaluationSettings(count=1, repetitions=1)),
+                "count": 0,
+                "features": "pixels",
+                "statistics": "",
+                "solvers": (),
+                "steps": (),
+            },
+            "teacher": "",
+            "artefact": "",
+        }
+    )
+
+
+def _overridable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a method; None becomes an empty place for a number, which the command line could not fill else."""
+    return {name: placeholder(float) if value is None else value for name, value in values.items()}
+
+
+def images(dataset: str, path: str = "", split: str = "train", **arguments: Any) -> dict[str, Any]:
+    """The part `data` of a config: the images at `path` (a folder, a zip, an .npz), or else the prepared TFDS set.
+
+    Args:
+      dataset: its name in TensorFlow Datasets; the folder of prepared sets is the config's field data_dir.
+      split: of the set, and the sub-folder of the folder or zip.
+      arguments: size, resample, ... of both.
+    """
+    if path.endswith(".npz"):
+        return {"name": "npz", "path": path, **arguments}
+    if path:
+        return {"name": "folder", "path": path, "split": split, **arguments}
+    return {"name": "tfds", "dataset": dataset, "data_dir": "", "split": split, **arguments}
+
+
+def model(config: Any) -> Model:
+    """The model described by config.model."""
+    if "model" not in config:
+        raise ValueError("This config describes no model to train. Use one with a part 'model'.")
+    return Model.from_dict(config.model.to_dict())
+
+
+def student(config: Any) -> Model | None:
+    """The model described by config.student; None if the student has its teacher's."""
+    return Model.from_dict(config.student.to_dict()) if "student" in config else None
+
+
+def source(config: Any, part: str = "data") -> Source:
+    """The data set named in config.data, or in another part of the same form."""
+    arguments = dict(config[part])
+    name = arguments.pop("name", None)
+    make = choose("data set", name, SOURCES)  # type: ignore[arg-type]
+    known = inspect.signature(make).parameters
+    for argument in arguments:
+        choose(f"argument of the data set {name!r}:", argument, known)
+    missing = [p.name for p in known.values() if p.default is p.empty and p.name not in arguments]
+    if missing:
+        raise ValueError(f"config.{part}: the data set {name!r} needs {', '.join(missing)}.")
+    return make(**arguments)
+
+
+def method(config: Any) -> Any:
+    """The training method of config.method."""
+    if "method" not in config:
+        raise ValueError("This config describes no training. Use one with the parts 'method' and 'run'.")
+    values = dict(config.method)
+    name = values.pop("name")
+    return from_mapping(choose("method", name, METHODS), f"method {name!r}", values)
+
+
+def settings(config: Any) -> Settings:
+    """The settings of a training run, from config.run."""
+    values = config.run.to_dict()
+    optimizer = from_mapping(OptimizerSettings, "run.optimizer", values.pop("optimizer", {}))
+    return from_mapping(Settings, "run", {**values, "optimizer": optimizer})
+
+
+def artefact(config: Any, part: str) -> Artefact:
+    """The artefact whose folder config.teacher or config.artefact names."""
+    folder = config[part]
+    if not folder:
+        raise ValueError(f"This mode needs an artefact: give its folder with --config.{part}=FOLDER.")
+    return Artefact.load(folder)
+
+
+def sampling(config: Any) -> dict[str, Any]:
+    """Keyword arguments of `runs.sample` from config.sample; steps 0 and null_label -1 mean the model's own."""
+    values = {**config.sample.to_dict(), "solver": config.sample.solver or None}
+    scale, null_label, _ = values.pop("guidance"), values.pop("null_label"), values.pop("form")
+    guidance = {"scale": scale, **({} if null_label < 0 else {"null_label": null_label})}
+    return {**values, "steps": values["steps"] or None, "guidance": guidance if scale != 1 else {}}
+
+
+def solver(config: Any) -> dict[str, Any]:
+    """The part of `sampling` that says how a model is sampled, not how often."""
+    values = sampling(config)
+    named = {name: values[name] for name in ("solver", "steps", "spacing", "end", "clip", "guidance")}
+    return {**named, "solver": named["solver"] or "ddim"}
+
+
+def looked_at(config: Any) -> dict[str, Any]:
+    """Keyword arguments of `studies.analysis.subject`."""
+    values = sampling(config)
+    return {**solver(config), **{name: values[name] for name in ("fitted", "count", "seed")}}
+
+
+def fitting(config: Any) -> FitSettings:
+    """The settings of a fit, from config.fit."""
+    return from_mapping(FitSettings, "fit", config.fit.to_dict())
+
+
+def searched(config: Any, settings: FitSettings) -> dict[str, Any]:
+    """Keyword arguments of `runs.fit_solver` of a search: what it measures on and against; none without one."""
+    if not settings.scored:
+        return {}
+    statistics = config.evaluation.statistics
+    against = evaluation_run.published_reference(statistics) if statistics else source(config, "reference")
+    return {"features": features(config), "reference": against}
+
+
+def evaluation(config: Any) -> EvaluationSettings:
+    """The settings of an evaluation, from config.evaluation."""
+    values = config.evaluation.to_dict()
+    for name in ("features", "statistics", "solvers", "steps"):
+        values.pop(name)
+    return from_mapping(EvaluationSettings, "evaluation", {**values, "count": values["count"] or config.sample.count})
+
+
+def artefacts(config: Any) -> dict[str, Artefact]:
+    """The artefacts in the folders config.artefact, see `folders_in`."""
+    folders = folders_in(config.artefact)
+    return {folder: Artefact.load(folder) for folder in folders} or {"": artefact(config, "artefact")}
+
+
+def folders_in(text: str) -> list[str]:
+    """The artefacts' folders named in a text with commas between them.
+
+    Commas may also belong to names. Of all ways to read the text as folders that are there, the one with the fewest is
+    taken: a folder whose name is the whole text is one folder. If there is no such way, every comma separates.
+    """
+    parts = text.split(",")
+    ways: list[list[str] | None] = [[]]  # how the first parts can be read, by their number
+    for end in range(1, len(parts) + 1):
+        names = {begin: ",".join(parts[begin:end]).strip() for begin in range(end)}
+        found = [[*way, names[n]] for n, way in enumerate(ways) if way is not None and _is_artefact(names[n])]
+        ways.append(min(found, key=len, default=None))
+    return ways[-1] or [part.strip() for part in parts if part.strip()]
+
+
+def _is_artefact(folder: str) -> bool:
+    return bool(folder) and (user_path(folder) / "model.json").is_file()
+
+
+def features(config: Any) -> evaluation_run.Measured:
+    """The features of config.evaluation."""
+    image_shape = next(iter(artefacts(config).values())).model.image_shape
+    return evaluation_run.features_named(config.evaluation.features, image_shape)
+
+
+def reference(config: Any) -> Source | Part:
+    """The reference of an evaluation: published statistics (config.evaluation.statistics), or config.reference."""
+    statistics = config.evaluation.statistics
+    return evaluation_run.published_reference(statistics) if statistics else source(config, "reference")
+
+
+def conventions(config: Any) -> dict[str, Any]:
+    """The facts written beside the numbers of an evaluation; facts about one sampler are in its row."""
+    how, fitted = _sampled(config), fitted_solver(config)
+    if fitted:
+        grid = {name: fitted.provenance.get(name) for name in ("spacing", "end")}
+        how |= {**grid, "fitted": config.sample.fitted, "lambdas": fitted.lambdas.tolist()}
+    return {
+        "reference": config.evaluation.statistics or config.reference.to_dict(),
+        "artefacts": {
+            folder: {"fingerprint": fingerprint(found.params), "steps": found.steps, "provenance": found.provenance}
+            for folder, found in artefacts(config).items()
+        },
+        "weights": "eval average",
+        "sample": how,
+    }
+
+
+def samplers(config: Any) -> dict[str, Callable[[], Sampler]]:
+    """The samplers that config.evaluation measures: label -> function that makes the sampler.
+
+    config.artefact may name several folders, see `folders_in`. Solvers and steps that config.evaluation leaves out
+    are those of config.sample, or of its fitted solver.
+
+    Raises:
+      ValueError: a fitted solver beside other solvers or numbers of steps.
+    """
+    folders, fitted = folders_in(config.artefact), fitted_solver(config)
+    distinct = len({Path(folder).name for folder in folders}) == len(folders)
+    if fitted:
+        chosen = {(f"D-{fitted.solver}", fitted.steps): {"fitted": fitted}}
+    else:
+        names, counts = config.evaluation.solvers or (config.sample.solver or "ddim",), config.evaluation.steps
+        pairs = product(names, counts or (config.sample.steps,))
+        chosen = {(name, steps): {"solver": name, "steps": steps or None} for name, steps in pairs}
+    found = {}
+    for folder in folders:
+        title = Path(folder).name if distinct else folder
+        for (name, steps), how in chosen.items():
+            label = " ".join(filter(None, (title, name, f"{steps} steps" if steps else "")))
+            found[label] = partial(_sampler, folder, {**_sampled(config), **how})
+    return found
+
+
+def fitted_solver(config: Any) -> FittedSolver | None:
+    """The solver in the file config.sample.fitted, if that names one.
+
+    Raises:
+      ValueError: config.sample or config.evaluation asks for another solver or number of steps.
+    """
+    if not config.sample.fitted:
+        return None
+    found = FittedSolver.load(config.sample.fitted)
+    asked = config.sample
+    found.check_asked(asked.solver, asked.steps, asked.spacing, asked.end)
+    asked = {name: tuple(config.evaluation[name]) for name in ("solvers", "steps") if config.evaluation[name]}
+    if asked:
+        raise ValueError(
+            f"config.sample.fitted is {found.solver!r} with {found.steps} steps and nothing else, but config.evaluation"
+            f" asks for {asked}. Leave these out, or measure without a fitted solver; --mode=solvers compares both."
+        )
+    return found
+
+
+def _sampled(config: Any) -> dict[str, Any]:
+    """The arguments that the samplers of all solvers and steps share."""
+    return {
+        name: value
+        for name, value in sampling(config).items()
+        if name in ("spacing", "end", "clip", "guidance", "seed")
+    }
+
+
+def _sampler(folder: str, how: Mapping[str, Any]) -> Sampler:
+    return sampler_of(Artefact.load(folder), **how)
+
+
+def classifier(config: Any) -> ClassifierSettings:
+    """The settings of a classifier's training, from config.classifier."""
+    if "classifier" not in config:
+        raise ValueError(
+            "This config describes no classifier. configs/digits_classifier.py and mnist_classifier.py do."
+        )
+    return from_mapping(ClassifierSettings, "classifier", config.classifier.to_dict())
+
+
+def comparison(config: Any) -> tuple[Setting, Comparison]:
+    """The comparison of config.solvers for config.artefact, sampled with the settings of config.sample."""
+    values = sampling(config)
+    shared = {name: values[name] for name in ("count", "seed", "batch_size", "spacing", "end", "clip", "guidance")}
+    setting = Setting(artefact(config, "artefact"), **shared, teacher=optional_artefact(config, "teacher"))
+    return setting, from_mapping(Comparison, "solvers", config.solvers.to_dict())
+
+
+def optional_artefact(config: Any, part: str) -> Artefact | None:
+    """The artefact that config.teacher or config.artefact names, if it names one."""
+    return artefact(config, part) if config[part] else None

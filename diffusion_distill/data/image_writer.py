@@ -1,0 +1,145 @@
+"""Samples as files: 8-bit images in a folder or a zip of PNGs, or in an npz.
+
+png, zip     00000/img00000000.png …, a folder per thousand, and dataset.json with the labels, as EDM's tools read
+npz          images uint8 [n, height, width, channels] as arr_0, labels as arr_1, as OpenAI's evaluator reads
+
+Everything is written beside its place, with UNFINISHED behind its name, and put there when it is whole.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from diffusion_distill.base.errors import choose
+from diffusion_distill.base.files import writable
+from diffusion_distill.data.quantise import quantise
+
+UNFINISHED, REPLACED = ".unfinished", ".replaced"
+
+
+def save_images(images: np.ndarray, folder: str | Path, form: str = "npz", labels: np.ndarray | None = None) -> Path:
+    """Writes images; returns the file or folder, FOLDER/samples.npz, samples.zip or samples.
+
+    What an earlier call has written there is replaced as a whole, when all images are on disk.
+
+    Args:
+      images: [n, height, width, 1 or 3], in [-1, 1] (rounded half up) or uint8; npz takes any number of channels.
+      form: 'npz', 'png' or 'zip'.
+      labels: [n] whole numbers.
+
+    Raises:
+      ValueError: labels of another number, or what `check_place` refuses.
+    """
+    place = check_place(folder, form, images.shape[-1])
+    if labels is not None and np.shape(labels) != (len(images),):
+        raise ValueError(f"{len(images)} images need as many labels, got {np.shape(labels)}.")
+    unfinished = place.with_name(f"{place.name}{UNFINISHED}")
+    FORMS[form].write(np.asarray(quantise(images)), unfinished, labels)
+    _replace(place, unfinished)
+    return place
+
+
+def check_place(folder: str | Path, form: str, channels: int) -> Path:
+    """Looks, before images are drawn, whether `save_images` can write them; returns the file or folder.
+
+    Raises:
+      ValueError: an unknown form, channels that PNG does not have, a folder that cannot be written, or one that holds
+        other files than those of an earlier call, which would be lost.
+    """
+    name = choose("form of images", form, FORMS).name
+    if form != "npz" and channels not in (1, 3):
+        raise ValueError(f"PNGs have 1 or 3 channels; these images have {channels}: take form='npz'.")
+    place = writable(folder) / name
+    replaced = place.with_name(f"{name}{REPLACED}")
+    if replaced.exists() and not place.exists():
+        replaced.rename(place)  # a program was stopped between the two steps of `_replace`
+    for path in (place, replaced, place.with_name(f"{name}{UNFINISHED}")):
+        others = _others(path, folders=form == "png")
+        if others:
+            raise ValueError(
+                f"{path} would be replaced, but holds what sampling did not write: {', '.join(others[:3])}. "
+                "Move it away, or choose another folder."
+            )
+    return place
+
+
+def _others(path: Path, folders: bool) -> list[str]:
+    """Names of what is at a path and is not of `save_images`."""
+    if not path.exists():
+        return []
+    if path.is_dir() != folders:
+        return [path.name]
+    if not folders:
+        return []
+    found = (file.relative_to(path).as_posix() for file in path.rglob("*"))
+    return sorted(name for name in found if not re.fullmatch(r"\d{5,}(/img\d{8,}\.png)?|dataset\.json", name))
+
+
+def _replace(place: Path, unfinished: Path) -> None:
+    """Puts what is complete in its place; a program that dies meanwhile leaves the old or the new whole."""
+    if unfinished.is_dir() and place.exists():  # no rename replaces a folder that is not empty
+        replaced = place.with_name(f"{place.name}{REPLACED}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        place.rename(replaced)
+        unfinished.rename(place)
+        shutil.rmtree(replaced)
+    else:
+        unfinished.replace(place)
+
+
+def _npz(images: np.ndarray, path: Path, labels: np.ndarray | None) -> None:
+    arrays = (images,) if labels is None else (images, labels)
+    with path.open("wb") as file:
+        np.savez_compressed(file, *arrays)  # which calls them arr_0 and arr_1
+
+
+def _png(images: np.ndarray, root: Path, labels: np.ndarray | None) -> None:
+    shutil.rmtree(root, ignore_errors=True)
+    for number, image in enumerate(images):
+        path = root / _name(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_encoded(image))
+    (root / "dataset.json").write_text(_labels_json(len(images), labels), encoding="utf-8")
+
+
+def _zip(images: np.ndarray, path: Path, labels: np.ndarray | None) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
+        for number, image in enumerate(images):
+            file.writestr(_name(number), _encoded(image))
+        file.writestr("dataset.json", _labels_json(len(images), labels))
+
+
+def _name(number: int) -> str:
+    return f"{number // 1000:05d}/img{number:08d}.png"
+
+
+def _encoded(image: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _labels_json(count: int, labels: np.ndarray | None) -> str:
+    pairs = None if labels is None else [[_name(number), int(labels[number])] for number in range(count)]
+    return json.dumps({"labels": pairs})
+
+
+class Form(NamedTuple):
+    """A way to write images: the name of the file or folder, and what writes it from 8-bit images and labels."""
+
+    name: str
+    write: Callable[[np.ndarray, Path, np.ndarray | None], None]
+
+
+FORMS = {"npz": Form("samples.npz", _npz), "png": Form("samples", _png), "zip": Form("samples.zip", _zip)}

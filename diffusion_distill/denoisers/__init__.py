@@ -1,0 +1,1 @@
+"""Models as denoisers, (z, level, labels) -> x_hat, and what wraps them: clipping, thresholding, guidance."""

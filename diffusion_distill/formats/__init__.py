@@ -1,0 +1,1 @@
+"""Safe readers of file formats; they know no model and execute nothing."""

@@ -1,0 +1,104 @@
+"""Training a teacher: regress the clean image (or eps, v, both) from the noisy one.
+
+z = alpha·x + sigma·eps at the level of u ~ U[0, 1), or (i + 1)/N with i uniform on 0 .. N-1
+loss = weighting(level) · (x_hat(z) - x)²        arXiv:2202.00512 sections 2 and 4
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_distill.base.arrays import Array, stratified
+from diffusion_distill.base.errors import choose
+from diffusion_distill.base.typing import Batch, Image, Key, Labels
+from diffusion_distill.denoisers.denoise import RawDenoise
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.methods import loss
+from diffusion_distill.methods.phases import Phase, check_averaging, check_rate, momentum_for, samples, updates_for
+from diffusion_distill.process import noising, weighting
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.training_levels import NOISE_LEVELS
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Settings of teacher training; defaults are those of BTD's CIFAR-10 teacher (released configuration).
+
+    Attributes:
+      length: training samples, see `phases.samples`.
+      noise: how levels are drawn, one of `noise_levels.NOISE_LEVELS`.
+      steps: 0 trains in continuous time, N on the N times of a discrete grid.
+      momentum: of the averaged parameters.
+      averaging: the rule of that average, see `training.ema`; BTD's program has 'plain'.
+      residual: if not 0, sets the momentum from the length instead, see `phases.momentum_for`.
+      label_dropout: rate at which labels become the null label that guidance needs; None for the rate of the
+        network's own field `label_dropout`, 0 if it has none. See `training.dropout`.
+    """
+
+    length: str | int = "64M"
+    noise: str = "uniform"
+    steps: int = 0
+    weighting: str = "snr_trunc"
+    reduction: str = "mean"
+    learning_rate: float = 2e-4
+    warmup: int = 1000
+    cold_start: bool = False
+    anneal: bool = False
+    momentum: float = 0.9999
+    averaging: str = "corrected"
+    residual: float = 0.0
+    label_dropout: float | None = None
+
+    def __post_init__(self) -> None:
+        loss.check(self.weighting, self.reduction)
+        choose("distribution of noise levels", self.noise, NOISE_LEVELS)
+        check_averaging(self.averaging)
+        check_rate("label_dropout", self.label_dropout)
+        samples(self.length)
+        if self.steps < 0:
+            raise ValueError(f"steps must be 0 (continuous time) or a number of time steps, got {self.steps}.")
+
+    def phases(self, model: Model, batch_size: int) -> list[Phase]:
+        """The single phase of teacher training."""
+        weighting.check(self.weighting, model.prediction)
+        [updates] = updates_for(samples(self.length), batch_size)
+        momentum = momentum_for(self.residual, updates) if self.residual else self.momentum
+        return [
+            Phase(
+                name="teacher",
+                updates=updates,
+                learning_rate=self.learning_rate,
+                warmup=self.warmup,
+                cold_start=self.cold_start,
+                anneal=self.anneal,
+                momentum=momentum,
+                averaging=self.averaging,
+            )
+        ]
+
+    #: Momenta of averages kept during training besides the eval average.
+    averages: ClassVar[Mapping[str, float]] = {}
+
+    def losses(self, denoisers: Mapping[str, Any], inputs: Any, batch: Batch, key: Key) -> Array:
+        """Per-image losses [batch] of denoisers['student']."""
+        x = batch["image"]
+        times, noise = jax.random.split(key)
+        u = self.times(times, len(x))
+        student = denoisers["student"]
+        level = NOISE_LEVELS[self.noise](student.model.schedule, u)
+        return self.losses_at(student, level, x, jax.random.normal(noise, x.shape, x.dtype), batch.get("label"))
+
+    def losses_at(self, student: RawDenoise, level: Level, x: Image, eps: Image, labels: Labels | None = None) -> Array:
+        """Per-image losses [batch] for given levels and noise, instead of drawn ones."""
+        z = noising.diffuse(x, eps, level)
+        return loss.losses(student, z, level, x, eps, labels, weight=self.weighting, reduction=self.reduction)
+
+    def times(self, key: Key, count: int) -> Array:
+        """Training times [count], uniform and stratified over the batch."""
+        u = stratified(key, count)
+        return (jnp.floor(u * self.steps) + 1) / self.steps if self.steps else u

@@ -1,0 +1,184 @@
+"""Preconditioning: the number that a network is given for a noise level, and the scale of its input.
+
+With s = sigma / alpha, a network is called with scale·z and embeds a time:
+
+                  scale·z                        time
+    LogsnrInput   z                              1000·f(level)                     BTD (arXiv:2202.00512)
+    EDMInput      (z/alpha) / sqrt(s² + sd²)     log(s) / 4                        EDM (arXiv:2206.00364, Table 1)
+    VPInput       (z/alpha) / sqrt(s² + 1)       (M - 1)·t(s) of the VP schedule   EDM's wrapper of DDPM++
+    VEInput       z/alpha                        log(s / 2)                        EDM's wrapper of NCSN++
+    IDDPMInput    (z/alpha) / sqrt(s² + 1)       M - 1 - (nearest level of s)      EDM's wrapper of iDDPM
+
+so that networks made for alpha = 1 take VP levels too. BTD's f is one of three, each about [0, 1] from clean
+to noisy or back:
+
+    inv_cos   angle / (pi/2), with logsnr clipped to [-20, 20]
+    sigmoid   sigmoid(logsnr) = alpha² / (alpha² + sigma²)
+    linear    (logsnr - low) / (high - low), not clipped
+
+What the network's output means is in `parameterization`: 'edm' goes with EDMInput, 'eps' with VPInput, 'score' with
+VEInput, 'eps_var' with IDDPMInput.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from diffusion_distill.base.arrays import Array, namespace
+from diffusion_distill.base.errors import choose, positive_int
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
+
+
+class TimeInput(Protocol):
+    """A frozen, hashable value that prepares a network's inputs."""
+
+    def time(self, level: Level) -> Array:
+        """The number the network's sinusoids embed, [batch]."""
+        ...
+
+    def scale(self, level: Level) -> Array | None:
+        """The factor of z, [batch]; None for 1."""
+        ...
+
+
+def inv_cos(level: Level, low: float, high: float) -> Array:
+    """atan(exp(-logsnr / 2)) / (pi/2), logsnr clipped to [-20, 20]."""
+    steepest = math.atan(math.exp(-10.0))
+    angle = namespace(*level).clip(level.angle, steepest, math.pi / 2 - steepest)
+    return angle / (math.pi / 2)
+
+
+def sigmoid(level: Level, low: float, high: float) -> Array:
+    """sigmoid(logsnr)."""
+    return level.alpha**2 / (level.alpha**2 + level.sigma**2)
+
+
+def linear(level: Level, low: float, high: float) -> Array:
+    """logsnr mapped so that low -> 0 and high -> 1."""
+    return (level.logsnr - low) / (high - low)
+
+
+LOGSNR_INPUTS = {"inv_cos": inv_cos, "sigmoid": sigmoid, "linear": linear}
+
+
+@dataclass(frozen=True)
+class LogsnrInput:
+    """The conditioning of a network trained on logsnr: time = 1000·f(level).
+
+    Raises:
+      ValueError: unknown kind, or an empty range.
+    """
+
+    kind: str = "inv_cos"
+    low: float = -10.0  # only read by 'linear'
+    high: float = 10.0
+
+    def __post_init__(self) -> None:
+        choose("logsnr input", self.kind, LOGSNR_INPUTS)
+        if not self.low < self.high:
+            raise ValueError(f"The range of a logsnr input must not be empty, got [{self.low}, {self.high}].")
+
+    def fraction(self, level: Level) -> Array:
+        """f(level), [batch]."""
+        return LOGSNR_INPUTS[self.kind](level, self.low, self.high)
+
+    def time(self, level: Level) -> Array:
+        """The number the network's sinusoids embed, 1000·f(level), [batch]."""
+        return 1000 * self.fraction(level)
+
+    def scale(self, level: Level) -> Array | None:
+        """None: the network takes z as it is."""
+        return None
+
+
+@dataclass(frozen=True)
+class EDMInput:
+    """EDM's own preconditioning; sigma_data is the standard deviation of the data.
+
+    Raises:
+      ValueError: sigma_data is not positive.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.sigma_data > 0:
+            raise ValueError(f"sigma_data must be positive, got {self.sigma_data}.")
+
+    def time(self, level: Level) -> Array:
+        """log(s) / 4."""
+        return namespace(*level).log(level.sigma / level.alpha) / 4
+
+    def scale(self, level: Level) -> Array:
+        """1 / sqrt(sigma² + (sigma_data·alpha)²)."""
+        return 1 / namespace(*level).hypot(level.sigma, self.sigma_data * level.alpha)
+
+
+@dataclass(frozen=True)
+class VPInput:
+    """The input of networks trained on `steps` discrete times of the VP schedule with linear beta.
+
+    t(s) = (sqrt(beta_min² + 2·beta_d·log(1 + s²)) - beta_min) / beta_d
+    """
+
+    beta_d: float = 19.9
+    beta_min: float = 0.1
+    steps: int = 1000
+
+    def time(self, level: Level) -> Array:
+        """(steps - 1)·t(s)."""
+        xp = namespace(*level)
+        log_variance = xp.log1p((level.sigma / level.alpha) ** 2)
+        root = xp.sqrt(self.beta_min**2 + 2 * self.beta_d * log_variance)
+        return (self.steps - 1) * (root - self.beta_min) / self.beta_d
+
+    def scale(self, level: Level) -> Array:
+        """1 / sqrt(sigma² + alpha²)."""
+        return 1 / namespace(*level).hypot(level.sigma, level.alpha)
+
+
+@dataclass(frozen=True)
+class VEInput:
+    """The input of networks trained on the VE schedule."""
+
+    def time(self, level: Level) -> Array:
+        """log(s / 2)."""
+        return namespace(*level).log(0.5 * level.sigma / level.alpha)
+
+    def scale(self, level: Level) -> Array:
+        """1 / alpha."""
+        return 1 / level.alpha
+
+
+@dataclass(frozen=True)
+class IDDPMInput:
+    """The input of networks trained on the discrete levels of iDDPM's cosine schedule, `grids.iddpm_sigmas`."""
+
+    steps: int = 1000
+    c_1: float = 0.001
+    c_2: float = 0.008
+
+    def __post_init__(self) -> None:
+        positive_int("steps", self.steps)
+
+    @property
+    def sigmas(self) -> np.ndarray:
+        """The levels [steps + 1], decreasing to 0, in the float32 arithmetic of the published networks."""
+        return grids.iddpm_sigmas(self.steps, self.c_1, self.c_2, np.float32)
+
+    def time(self, level: Level) -> Array:
+        """steps - 1 - (index of the level nearest to s)."""
+        s = level.sigma / level.alpha
+        return (self.steps - 1 - grids.nearest(s, self.sigmas)).astype(s.dtype)
+
+    def scale(self, level: Level) -> Array:
+        """1 / sqrt(sigma² + alpha²)."""
+        return 1 / namespace(*level).hypot(level.sigma, level.alpha)
+
+
+TIME_INPUTS = {"logsnr": LogsnrInput, "edm": EDMInput, "vp": VPInput, "ve": VEInput, "iddpm": IDDPMInput}

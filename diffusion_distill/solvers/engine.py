@@ -1,0 +1,216 @@
+"""The engine that runs every solver table.
+
+Randomness is addressed per sample: sample i takes its noise from fold_in(key, i), the start from stream
+0 of that key and row k from stream k + 1. A sample is therefore the same, bit for bit in its noise, in a
+batch of 1 or 64, on 1 or 8 devices.
+
+Registers are combined by element-wise multiply-adds rather than a dot product, whose operands
+accelerators round by default. On accelerators the rows run in a lax.scan; on CPU in a host loop over one
+compiled row, because XLA's CPU loops run convolutions more slowly than straight code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_distill.base import interrupts
+from diffusion_distill.base.arrays import Array, expand
+from diffusion_distill.base.errors import positive_int
+from diffusion_distill.base.typing import Image, Key, Labels
+from diffusion_distill.denoisers.denoise import Denoise
+from diffusion_distill.process.levels import Level
+from diffusion_distill.solvers.table import Table
+
+
+def sample_keys(key: Key, indices: Array) -> Key:
+    """One key per sample, [batch], from the sample's own number."""
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(indices, jnp.uint32))
+
+
+def noise(keys: Key, stream: Array, shape: tuple[int, ...]) -> Image:
+    """Unit Gaussian noise [batch, *shape] of a stream (0: start, k + 1: row k) for keys [batch]."""
+    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, stream), shape, jnp.float32))(keys)
+
+
+def sample(
+    key: Key,
+    denoise: Denoise,
+    table: Table,
+    shape: tuple[int, ...],
+    labels: Labels | None = None,
+    *,
+    first: int = 0,
+    states: bool | Sequence[int] = False,
+) -> Image:
+    """Draws samples with a solver.
+
+    Args:
+      key: seed of the whole set of samples.
+      denoise: maps (z, level, labels) to x_hat; wrap it in `Clipped` to clip x_hat to [-1, 1].
+      table: the solver on its grid.
+      shape: [batch, height, width, channels].
+      labels: [batch] int32, for conditional models.
+      first: number of the first sample; samples first .. first + batch - 1 are drawn.
+      states: also return what the network saw in each row, or in some rows.
+
+    Returns:
+      Samples of `shape`; with states, see `integrate`.
+    """
+    batch = positive_int("The number of samples", shape[0])
+    keys = sample_keys(key, np.arange(first, first + batch))
+    start = noise(keys, 0, shape[1:])
+    rows = None if table.deterministic else keys
+    return integrate(denoise, table, start, labels, row_noise=rows, states=states)
+
+
+def integrate(
+    denoise: Denoise,
+    table: Table,
+    start: Image,
+    labels: Labels | None = None,
+    *,
+    row_noise: Key | Image | None = None,
+    states: bool | Sequence[int] = False,
+) -> Image:
+    """Runs a table from given unit noise.
+
+    Args:
+      denoise, table, labels: as in `sample`.
+      start: unit noise [batch, height, width, channels].
+      row_noise: per-sample keys [batch], or the noise itself [nfe, batch, h, w, c]; None for none.
+      states: True for what the network saw in every row, and the result; or the numbers of some of these states, from
+        0, the start, to nfe, the result. Only they are kept.
+
+    Returns:
+      The result [batch, height, width, channels]; with states, [states, batch, ...], all nfe + 1 of them for True.
+    """
+    wanted = range(table.nfe + 1) if states is True else list(states or ())
+    if any(not 0 <= k <= table.nfe for k in wanted):
+        raise ValueError(f"The states of {table.nfe} rows are 0 to {table.nfe}, got {list(wanted)}.")
+    last, kept = trajectory(denoise, table, start, labels, row_noise=row_noise, states=wanted)[:2]
+    return last if states is False else kept
+
+
+class Trajectory(NamedTuple):
+    """The result of `trajectory`.
+
+    Attributes:
+      result: y after the last row, [batch, ...].
+      states: what the network saw in the rows asked for, nfe for the result, [asked, batch, ...].
+      outputs: x_hat of the rows asked for, [asked, batch, ...].
+    """
+
+    result: Image
+    states: Image
+    outputs: Image
+
+
+def trajectory(
+    denoise: Denoise,
+    table: Table,
+    start: Image,
+    labels: Labels | None = None,
+    *,
+    row_noise: Key | Image | None = None,
+    states: Sequence[int] = (),
+    outputs: Sequence[int] = (),
+) -> Trajectory:
+    """`integrate` that also returns outputs of the network; states and outputs are numbers of rows."""
+    table = jax.tree.map(lambda a: np.asarray(a, np.float32), table.plain())
+    if row_noise is not None and not _are_keys(row_noise) and row_noise.shape != (table.nfe, *start.shape):
+        raise ValueError(f"Recorded noise must be {(table.nfe, *start.shape)}: one per row; got {row_noise.shape}.")
+    registers = (table.init * start,) * table.weights.shape[1]
+    loop = _host_loop if jax.default_backend() == "cpu" else _scan_loop
+    return loop(denoise, table, registers, labels, row_noise, tuple(states), tuple(outputs))
+
+
+def _row(denoise: Denoise, row: Table, registers: tuple, labels: Labels | None, fresh: Array, k: Array) -> tuple:
+    """One row: (registers after it, the state the network saw, its output)."""
+    y = registers[0]
+    if fresh is not None:
+        drawn = noise(fresh, k + 1, y.shape[1:]) if _are_keys(fresh) else fresh
+        y = y + row.noise * drawn
+    level = Level(*(jnp.broadcast_to(a, y.shape[:1]) for a in row.level))
+    x_hat = denoise(y, level, labels)
+    operands = (y, *registers[1:], x_hat)
+    return tuple(combine(weights, operands) for weights in row.weights), y, x_hat
+
+
+def combine(weights: Array, operands: Sequence[Image]) -> Image:
+    """A linear form in images [batch, ...], by multiply-adds; weights are scalars or [batch]."""
+    return sum(expand(w, v) * v for w, v in zip(weights, operands, strict=True))  # type: ignore[return-value]
+
+
+_jitted_row = jax.jit(_row)
+
+
+def _host_loop(denoise, table, registers, labels, row_noise, states, outputs):
+    seen, found = {}, {}
+    for k in range(table.nfe):
+        row = row_of(table, k)
+        registers, y, x_hat = _jitted_row(denoise, row, registers, labels, _noise_of_row(row_noise, k), np.int32(k))
+        if k in states:
+            seen[k] = y
+        if k in outputs:
+            found[k] = x_hat
+        interrupts.check()
+    seen[table.nfe] = registers[0]
+    like = registers[0]
+    return Trajectory(like, _stack([seen[k] for k in states], like), _stack([found[k] for k in outputs], like))
+
+
+@partial(jax.jit, static_argnames=("states", "outputs"))
+def _scan_loop(denoise, table, registers, labels, row_noise, states, outputs):
+    places = [_places(wanted, table.nfe) for wanted in (states, outputs)]
+
+    def body(carry, k):
+        registers, *kept = carry
+        registers, *new = _row(denoise, row_of(table, k), registers, labels, _noise_of_row(row_noise, k), k)
+        kept = [
+            _put(images, jnp.asarray(place)[k], value) for images, place, value in zip(kept, places, new, strict=True)
+        ]
+        return (registers, *kept), None
+
+    like = registers[0]
+    empty = [jnp.zeros((len(set(wanted)), *like.shape), like.dtype) for wanted in (states, outputs)]
+    (registers, seen, found), _ = jax.lax.scan(body, (registers, *empty), jnp.arange(table.nfe))
+    seen = _put(seen, places[0][table.nfe], registers[0])
+    chosen = [
+        np.array([place[k] for k in wanted], int) for wanted, place in zip((states, outputs), places, strict=True)
+    ]
+    return Trajectory(registers[0], seen[chosen[0]], found[chosen[1]])
+
+
+def _places(wanted: tuple[int, ...], nfe: int) -> np.ndarray:
+    """The place where each row's image is kept, [nfe + 1]; beyond the end for rows that are not kept."""
+    places = np.full(nfe + 1, len(set(wanted)))
+    places[sorted(set(wanted))] = np.arange(len(set(wanted)))
+    return places
+
+
+def _put(kept: Image, place: Array, value: Image) -> Image:
+    return kept.at[place].set(value, mode="drop") if len(kept) else kept
+
+
+def row_of(table: Table, k: Array) -> Table:
+    """Row k of a table whose arrays have one entry per row."""
+    return jax.tree.map(lambda a: a[k] if a.ndim else a, table)
+
+
+def _stack(values: list[Image], like: Image) -> Image:
+    return jnp.stack(values) if values else jnp.zeros((0, *like.shape), like.dtype)
+
+
+def _noise_of_row(row_noise, k):
+    """Keys serve every row; recorded noise [nfe, batch, ...] has one entry per row."""
+    return row_noise if row_noise is None or _are_keys(row_noise) else row_noise[k]
+
+
+def _are_keys(row_noise: Key | Image) -> bool:
+    return jnp.issubdtype(row_noise.dtype, jax.dtypes.prng_key)

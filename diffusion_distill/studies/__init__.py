@@ -1,0 +1,1 @@
+"""Looking at solvers: comparisons, trajectories, similarities, lambdas."""

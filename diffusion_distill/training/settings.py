@@ -1,0 +1,75 @@
+"""The settings of a training run, independent of the method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from diffusion_distill.base.errors import positive_int
+from diffusion_distill.base.seeds import check_seed
+from diffusion_distill.methods.phases import samples
+from diffusion_distill.training.optimizers import OptimizerSettings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Batches, cadences, logs and the optimizer.
+
+    Attributes:
+      batch_size: global, over all devices.
+      parts: each batch is worked through in so many parts (gradient accumulation), in the memory of one.
+      seed: of initialisation, data order, times and noise.
+      log_every, checkpoint_every: in updates.
+      keep_checkpoints: how many of the newest stay.
+      nonfinite_limit: after so many updates in a row whose loss or gradient was not finite the run stops; see
+        `training.nonfinite`.
+      evaluate_every: in training images, see `phases.samples` ('1M'); 0 for never.
+      evaluate_count: images measured against the data at each evaluation; 0 draws a picture only.
+      evaluate_features: what they are measured on, see `evaluation.features_named`: 'pixels', or a classifier's folder.
+      flip: random horizontal flips of the training images.
+      tensorboard: also write event files.
+      wandb: Weights & Biases project to report to; empty for none.
+
+    Raises:
+      ValueError: a count that is not positive, a seed that is no whole number of 64 bits, a length that cannot be read.
+      TypeError: the optimizer is no `OptimizerSettings`.
+    """
+
+    batch_size: int = 128
+    parts: int = 1
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    nonfinite_limit: int = 200
+    evaluate_every: str | int = "0"
+    evaluate_count: int = 0
+    evaluate_features: str = "pixels"
+    flip: bool = False
+    tensorboard: bool = False
+    wandb: str = ""
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+
+    def __post_init__(self) -> None:
+        counts = ("batch_size", "parts", "log_every", "checkpoint_every", "keep_checkpoints", "nonfinite_limit")
+        for name in counts:
+            object.__setattr__(self, name, positive_int(name, getattr(self, name)))  # numbers of NumPy may overflow
+        object.__setattr__(self, "seed", check_seed(self.seed))
+        samples(self.evaluate_every)
+        if self.evaluate_count:
+            positive_int("evaluate_count, if not 0,", self.evaluate_count)
+        if not isinstance(self.optimizer, OptimizerSettings):
+            raise TypeError(f"optimizer must be OptimizerSettings(...), got {self.optimizer!r}.")
+
+
+#: Fields of `Settings` that change no number of a run, so that it may go on with others.
+WITHOUT_EFFECT = (
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "nonfinite_limit",
+    "evaluate_every",
+    "evaluate_count",
+    "evaluate_features",
+    "tensorboard",
+    "wandb",
+)
