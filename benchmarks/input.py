@@ -72,12 +72,12 @@ def gradient_of(name: str) -> Callable[[Any], object]:
     @jax.jit
     def gradient(params: Any, batch: Any) -> Any:
         def loss(params: Any) -> jax.Array:
-            estimate: Any = network.apply(params, batch["image"], batch["t"])
-            return jnp.mean(jnp.square(estimate - batch["image"]))
+            estimate: Any = network.apply(params, batch["x"], batch["t"])
+            return jnp.mean(jnp.square(estimate - batch["x"]))
 
         return jax.grad(loss)(params)
 
-    return lambda batch: jax.block_until_ready(gradient(params, put_batch({"image": batch["image"], "t": t}, mesh)))
+    return lambda batch: jax.block_until_ready(gradient(params, put_batch({"x": batch["x"], "t": t}, mesh)))
 
 
 def sources(place: Path) -> dict[str, Batches]:

@@ -29,7 +29,7 @@ def measure(name: str, matmul: float) -> None:
     model, mesh = Model(UNet(**settings), image), data_mesh()
     params = model.init(jax.random.key(0))
     optimizer = make_optimizer(OptimizerSettings())
-    batch = put_batch({"image": jax.device_get(jax.random.uniform(jax.random.key(1), (batch_size, *image)))}, mesh)
+    batch = put_batch({"x": jax.device_get(jax.random.uniform(jax.random.key(1), (batch_size, *image)))}, mesh)
     methods: list[tuple[Any, Model | None]] = [(Denoising(), None), (Tract((32, 1)), model)]
     for method, teacher in methods:
         phase = method.phases(model, batch_size)[0]

@@ -24,7 +24,7 @@ def get_config():
         resblock_resample=True,
     )
     return config_of(
-        model=Model(network, image_shape=(8, 8, 1), prediction="v"),
+        model=Model(network, shape=(8, 8, 1), prediction="v"),
         method=Denoising(
             length="75K",
             weighting="snr_plus_one",

@@ -25,7 +25,7 @@ def get_config(path: str = ""):
         num_classes=10,
     )
     return config_of(
-        model=Model(network, image_shape=(28, 28, 1), prediction="v"),
+        model=Model(network, shape=(28, 28, 1), prediction="v"),
         method=Denoising(
             length="2M", weighting="snr_plus_one", learning_rate=1e-3, warmup=500, anneal=True, residual=1e-3
         ),

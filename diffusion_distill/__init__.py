@@ -4,7 +4,7 @@
 
     source = dd.data.digits()
     network = dd.UNet(ch=32, emb_ch=64, out_ch=1, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), num_heads=1)
-    teacher = dd.train(dd.Model(network, image_shape=(8, 8, 1)), source, dd.Denoising(length="200K"))
+    teacher = dd.train(dd.Model(network, shape=(8, 8, 1)), source, dd.Denoising(length="200K"))
     students = dd.distill(teacher, source, dd.Tract((1024, 32, 1), length="200K"))
     images = dd.sample(students[1], 16)
     images = dd.sample(teacher, 16, fitted=dd.fit_solver(teacher, "ddim", 10))

@@ -68,7 +68,7 @@ def sample(config: Any, workdir: Path) -> None:
     """Draws images of config.artefact into WORKDIR/samples.npz (or .zip, or a folder of PNGs) and samples.png."""
     artefact, how, form = build.artefact(config, "artefact"), build.sampling(config), config.sample.form
     writable(workdir, "samples.png")
-    image_writer.check_place(workdir, form, artefact.model.image_shape[-1])
+    image_writer.check_place(workdir, form, artefact.model.shape[-1])
     labels = api.labels_for(artefact.model, how["count"], None, how["seed"])
     images = api.sample(artefact, name="sampling", labels=labels, **how)
     if jax.process_index() > 0:

@@ -99,7 +99,7 @@ def vp(scale: float) -> Recipe:
         return dd.Tract(schedule, images(updates, scale), shares, **rule)
 
     return Recipe(
-        model=dd.Model(NETWORK, image_shape=(8, 8, 1), prediction="v"),
+        model=dd.Model(NETWORK, shape=(8, 8, 1), prediction="v"),
         teacher=dd.Denoising(
             images(TEACHER_UPDATES, scale), learning_rate=3e-3, warmup=100, anneal=True, residual=1e-3, **v
         ),
@@ -212,7 +212,7 @@ def scores(
     samplers: Sequence[Sampler], drawn: Sequence[tuple[np.ndarray, float]], judge: FromFunction
 ) -> list[dict[str, Any]]:
     """One line per sampler: speed, and distances from the training images; the first is real data, the floor."""
-    train, heldout = (s.gather(np.arange(len(s)))["image"] for s in map(dd.data.digits, ("train", "heldout")))
+    train, heldout = (s.gather(np.arange(len(s)))["x"] for s in map(dd.data.digits, ("train", "heldout")))
 
     def of(found: np.ndarray) -> dict[str, float]:
         judged = dd.evaluate(found, train, features=judge)
@@ -278,7 +278,7 @@ def main() -> None:
     drawn = sample_all(samplers, arguments.seed)
     stage.begin("scores and pictures")
     rows = scores(samplers, drawn, judge)
-    real = dd.data.digits("train").gather(np.arange(COLUMNS))["image"]
+    real = dd.data.digits("train").gather(np.arange(COLUMNS))["x"]
     pictures = {f"{s.method}, {s.nfe} NFE": found[:COLUMNS] for s, (found, _) in zip(samplers, drawn, strict=True)}
     dd.report.image_grid({"real": real, **pictures}, folder / "picture.png", columns=COLUMNS)
     dd.report.loss_plot(loss_curves(folder), folder / "loss.png", "training images", title=LOSS_NOTE)

@@ -58,16 +58,16 @@ def trained(heldout: ArraySource) -> TrainedClassifier:
 
 def pixels(source: ArraySource) -> np.ndarray:
     """All images of a source."""
-    return source.gather(np.arange(len(source)))["image"]
+    return source.gather(np.arange(len(source)))["x"]
 
 
 @cache
-def untrained(image_shape: tuple[int, int, int] = (8, 8, 1)) -> TrainedClassifier:
+def untrained(shape: tuple[int, int, int] = (8, 8, 1)) -> TrainedClassifier:
     """A classifier that has learned nothing: random parameters, none of them zero, without compiling anything."""
     network, rng = Classifier(num_classes=3, ch=4, ch_mult=(1, 2), norm_groups=2), np.random.default_rng(0)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *image_shape)))["params"]
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
     params = jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.4, a.shape), jnp.float32), shapes)
-    return TrainedClassifier(network, params, image_shape, {"accuracy": 1 / 3})
+    return TrainedClassifier(network, params, shape, {"accuracy": 1 / 3})
 
 
 # What it learns
@@ -79,7 +79,7 @@ def test_it_learns_the_digits(trained: TrainedClassifier, heldout: ArraySource) 
     assert right > 0.85  # one in ten by chance
     assert trained.accuracy(heldout) == trained.about["accuracy"] == right
     assert trained.accuracy(heldout, batch_size=7) == right
-    assert trained.about["data"] == {"images": 400, "image_shape": [8, 8, 1], "classes": 10}
+    assert trained.about["data"] == {"images": 400, "shape": [8, 8, 1], "classes": 10}
     assert trained.about["heldout"]["images"] == 300 and trained.about["updates"] == 160
 
 
@@ -180,7 +180,7 @@ def test_the_loss_is_the_smoothed_cross_entropy() -> None:
     logits = np.random.default_rng(0).normal(0, 2, (6, 4))
     labels = np.array([0, 1, 2, 3, 3, 0])
     said = lambda images: classifier.Classified(jnp.asarray(logits, jnp.float32), images)  # noqa: E731
-    batch = {"image": jnp.zeros((6, 2, 2, 1)), "label": jnp.asarray(labels)}
+    batch = {"x": jnp.zeros((6, 2, 2, 1)), "cond": jnp.asarray(labels)}
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     expected = -0.7 * log_p[np.arange(6), labels] - 0.3 * log_p.mean(axis=1)
     np.testing.assert_allclose(training.losses({"student": said}, (), batch, jax.random.key(0)), expected, rtol=1e-5)
@@ -191,7 +191,7 @@ def test_the_loss_is_the_smoothed_cross_entropy() -> None:
 
 def test_it_is_the_same_from_disk(trained: TrainedClassifier, heldout: ArraySource, tmp_path: Path) -> None:
     read = TrainedClassifier.load(trained.save(tmp_path / "digits"))
-    assert read.network == trained.network and read.image_shape == (8, 8, 1)
+    assert read.network == trained.network and read.shape == (8, 8, 1)
     assert read.fingerprint == trained.fingerprint and read.about["accuracy"] == trained.about["accuracy"]
     np.testing.assert_array_equal(read.features(pixels(heldout)), trained.features(pixels(heldout)))
     untrained().save(tmp_path / "digits")  # in its place

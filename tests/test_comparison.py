@@ -26,7 +26,7 @@ PIXELS = Pixels(SHAPE)
 class InPieces:
     """A source that gives no more than ten images at once."""
 
-    image_shape, num_classes = SHAPE, 0
+    shape, num_classes = SHAPE, 0
 
     def __init__(self) -> None:
         self.images = np.random.default_rng(0).uniform(-1, 1, (40, *SHAPE)).astype(np.float32)
@@ -36,7 +36,7 @@ class InPieces:
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         assert len(indices) <= 10, "a whole set may be too large"
-        return {"image": self.images[indices]}
+        return {"x": self.images[indices]}
 
 
 def test_a_comparison_measures_several_sets_batch_by_batch(

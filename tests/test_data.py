@@ -58,7 +58,7 @@ def numbered(count: int, **labels: Any) -> ArraySource:
 
 
 def indices_of(batch: dict[str, np.ndarray]) -> np.ndarray:
-    return np.rint((batch["image"].min(axis=(1, 2, 3)) + 1) * 1000).astype(int)
+    return np.rint((batch["x"].min(axis=(1, 2, 3)) + 1) * 1000).astype(int)
 
 
 # Sources
@@ -68,19 +68,19 @@ def test_bytes_become_minus_one_to_one() -> None:
     images = np.arange(256, dtype=np.uint8).reshape(256, 1, 1, 1)
     batch = from_arrays(images).gather(np.array([0, 51, 255]))
     assert batch.keys() == {"image"}
-    chex.assert_type(batch["image"], np.float32)
-    chex.assert_shape(batch["image"], (3, 1, 1, 1))
-    chex.assert_trees_all_equal(batch["image"].ravel(), np.array([-1, -0.6, 1], np.float32))
+    chex.assert_type(batch["x"], np.float32)
+    chex.assert_shape(batch["x"], (3, 1, 1, 1))
+    chex.assert_trees_all_equal(batch["x"].ravel(), np.array([-1, -0.6, 1], np.float32))
 
 
 def test_floats_and_labels_pass_unchanged() -> None:
     images = np.random.default_rng(0).uniform(-1, 1, (5, 2, 3, 3)).astype(np.float32)
     source = from_arrays(images, np.array([2, 0, 1, 1, 0]))
     batch = source.gather(np.array([4, 0]))
-    chex.assert_trees_all_equal(batch["image"], images[[4, 0]])
-    chex.assert_trees_all_equal(batch["label"], np.array([0, 2]))
-    chex.assert_type(batch["label"], np.int32)
-    assert (len(source), source.image_shape, source.num_classes) == (5, (2, 3, 3), 3)
+    chex.assert_trees_all_equal(batch["x"], images[[4, 0]])
+    chex.assert_trees_all_equal(batch["cond"], np.array([0, 2]))
+    chex.assert_type(batch["cond"], np.int32)
+    assert (len(source), source.shape, source.num_classes) == (5, (2, 3, 3), 3)
 
 
 def test_digits_are_scikit_learns_and_the_splits_share_none() -> None:
@@ -90,12 +90,12 @@ def test_digits_are_scikit_learns_and_the_splits_share_none() -> None:
     whole, train, heldout = digits("all"), digits("train"), digits("heldout")
     expected = images.reshape(-1, 8, 8, 1) / 8 - 1
     batch = whole.gather(np.arange(1797))
-    chex.assert_trees_all_equal(batch["image"], expected.astype(np.float32))
-    chex.assert_trees_all_equal(batch["label"], labels)
+    chex.assert_trees_all_equal(batch["x"], expected.astype(np.float32))
+    chex.assert_trees_all_equal(batch["cond"], labels)
     order = np.random.Generator(np.random.PCG64(100)).permutation(1797)
     chex.assert_trees_all_equal(train.images, whole.images[order[:900]])
     chex.assert_trees_all_equal(heldout.images, whole.images[order[900:]])
-    assert (len(train), len(heldout), train.image_shape, train.num_classes) == (900, 897, (8, 8, 1), 10)
+    assert (len(train), len(heldout), train.shape, train.num_classes) == (900, 897, (8, 8, 1), 10)
 
 
 def test_digits_name_the_extra_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_other_ranges_become_minus_one_to_one() -> None:
     for stored in (images, images.astype(np.float32)):
         source = ArraySource(stored, value_range=(2.0, 10.0))
         for _ in range(2):  # the stored images stay as they are
-            chex.assert_trees_all_equal(source.gather(np.arange(3))["image"].ravel(), np.array([-1, -0.5, 1]))
+            chex.assert_trees_all_equal(source.gather(np.arange(3))["x"].ravel(), np.array([-1, -0.5, 1]))
 
 
 def test_a_range_upside_down_is_refused() -> None:
@@ -163,7 +163,7 @@ def test_npz(tmp_path: Path, channel_axis: bool) -> None:
     np.savez(tmp_path / "set.npz", images=stored, labels=np.arange(6, dtype=np.uint8), other=np.ones(3))
     source = npz(tmp_path / "set.npz", num_classes=10)
     chex.assert_trees_all_equal(source.images, images)
-    assert source.num_classes == 10 and source.gather(np.array([5]))["label"] == 5
+    assert source.num_classes == 10 and source.gather(np.array([5]))["cond"] == 5
     np.savez(tmp_path / "unlabelled.npz", images=images)
     assert npz(str(tmp_path / "unlabelled.npz")).num_classes == 0
 
@@ -172,7 +172,7 @@ def test_the_mnist_pack_is_read() -> None:
     if not PACK.is_file():
         pytest.skip("needs mnist_t10k.npz in the optional sibling folder ../shared/data")
     source = npz(PACK)
-    assert (len(source), source.image_shape, source.num_classes) == (10_000, (28, 28, 1), 10)
+    assert (len(source), source.shape, source.num_classes) == (10_000, (28, 28, 1), 10)
     padded = npz(PACK, size=32, crop="pad")
     chex.assert_trees_all_equal(padded.images, np.pad(source.images, ((0, 0), (2, 2), (2, 2), (0, 0))))
 
@@ -319,7 +319,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, data: bytes, said: 
         with pytest.raises(ValueError, match=rf"{path.name}/b\.png .*{said}"):
             folder(path)
         lazy = folder(path, memory=0)  # only the first image is read at once
-        chex.assert_shape(lazy.gather(np.array([0, 0]))["image"], (2, 2, 2, 3))
+        chex.assert_shape(lazy.gather(np.array([0, 0]))["x"], (2, 2, 2, 3))
         with pytest.raises(ValueError, match=rf"{path.name}/b\.png .*{said}"):
             lazy.gather(np.array([0, 1]))
 
@@ -361,13 +361,13 @@ def flat(value: int) -> bytes:
 
 def values(source: Source) -> list[int]:
     """The grey values of a source of such files, in order."""
-    images = source.gather(np.arange(len(source)))["image"].ravel()
+    images = source.gather(np.arange(len(source)))["x"].ravel()
     return np.rint((images + 1) * 127.5).astype(int).tolist()
 
 
 def labels_of(source: Source) -> list[int] | None:
     batch = source.gather(np.arange(len(source)))
-    return batch["label"].tolist() if "label" in batch else None
+    return batch["cond"].tolist() if "cond" in batch else None
 
 
 # Written out of order: names decide, and classes are numbered by name.
@@ -409,7 +409,7 @@ def test_layouts(
     source = SOURCES["folder"](path, memory=memory, **arguments)
     assert isinstance(source, ArraySource if memory else LazySource)
     assert (values(source), labels_of(source), source.num_classes) == (order, labels, classes)
-    assert source.image_shape == (1, 1, 1)
+    assert source.shape == (1, 1, 1)
 
 
 @pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
@@ -466,14 +466,14 @@ def test_images_of_one_set_get_one_shape(tmp_path: Path) -> None:
         folder(path)
     expected = [images[0][:4], images[1][:, 1:5], images[2].repeat(3, 2)]
     for memory in (2**20, 0):
-        batch = folder(path, size=4, memory=memory).gather(np.arange(3))["image"]
+        batch = folder(path, size=4, memory=memory).gather(np.arange(3))["x"]
         chex.assert_trees_all_equal(np.rint((batch + 1) * 127.5), np.array(expected))
-    assert folder(path, 2, resample="lanczos", crop="stretch", channels=1).image_shape == (2, 2, 1)
+    assert folder(path, 2, resample="lanczos", crop="stretch", channels=1).shape == (2, 2, 1)
     mixed = {"0.png": encoded(images[2]), "1.png": encoded(images[2].repeat(3, 2))}
     grey_first = write_folder(tmp_path / "mixed", mixed)
     with pytest.raises(ValueError, match=r"mixed/1\.png has colours, but .*mixed/0\.png, the first image, is grey"):
         folder(grey_first)
-    assert folder(grey_first, channels=3).image_shape == (4, 4, 3)
+    assert folder(grey_first, channels=3).shape == (4, 4, 3)
 
 
 BAD_FOLDERS = {
@@ -558,7 +558,7 @@ def test_the_cifar_pack_is_read(tmp_path: Path) -> None:
             for path in (tmp_path / "set.zip", tmp_path / "set"):
                 source = folder(path, split=split)
                 assert isinstance(source, ArraySource) and source.labels is not None
-                assert (len(source), source.image_shape, source.num_classes) == (120, (32, 32, 3), 10)
+                assert (len(source), source.shape, source.num_classes) == (120, (32, 32, 3), 10)
                 chex.assert_trees_all_equal(source.images, np.array(pixels))
                 assert [names[label] for label in source.labels] == [entry.split("/")[1] for entry in entries]
 
@@ -603,12 +603,12 @@ KINDS = {  # items, arguments
 def test_objects_of_the_users(items: list, arguments: dict, memory: int) -> None:
     source = from_dataset(items, num_classes=None if memory else 6, memory=memory, **arguments)
     assert isinstance(source, ArraySource if memory else LazySource)
-    assert (len(source), source.image_shape, source.num_classes) == (6, (4, 4, 3), 6)
+    assert (len(source), source.shape, source.num_classes) == (6, (4, 4, 3), 6)
     batch = source.gather(np.array([5, 0, 5]))
-    chex.assert_trees_all_equal(batch["image"], np.stack(FLOATS)[[5, 0, 5]])
-    chex.assert_trees_all_equal(batch["label"], np.array([5, 0, 5]))
-    chex.assert_type(batch["image"], np.float32)
-    chex.assert_type(batch["label"], np.int32)
+    chex.assert_trees_all_equal(batch["x"], np.stack(FLOATS)[[5, 0, 5]])
+    chex.assert_trees_all_equal(batch["cond"], np.array([5, 0, 5]))
+    chex.assert_type(batch["x"], np.float32)
+    chex.assert_type(batch["cond"], np.int32)
     unlabelled = from_dataset(items, memory=memory, **{**arguments, "label": None})
     assert unlabelled.num_classes == 0 and unlabelled.gather(np.arange(2)).keys() == {"image"}
 
@@ -616,10 +616,10 @@ def test_objects_of_the_users(items: list, arguments: dict, memory: int) -> None
 def test_objects_without_labels_or_of_several_sizes() -> None:
     for items in (BYTES, [(x,) for x in BYTES], [{"image": x} for x in BYTES]):
         source = from_dataset(items, size=2)
-        assert source.image_shape == (2, 2, 3) and source.num_classes == 0
-    assert from_dataset([x[..., 0] for x in BYTES]).image_shape == (4, 4, 1)
+        assert source.shape == (2, 2, 3) and source.num_classes == 0
+    assert from_dataset([x[..., 0] for x in BYTES]).shape == (4, 4, 1)
     wide, high = random_image(4, 9), random_image(6, 4)
-    mixed = from_dataset([wide, high], size=4).gather(np.arange(2))["image"]
+    mixed = from_dataset([wide, high], size=4).gather(np.arange(2))["x"]
     chex.assert_trees_all_equal(np.rint((mixed + 1) * 127.5), np.array([wide[:, 2:6], high[1:5]]))
 
 
@@ -628,7 +628,7 @@ def test_one_thread_at_a_time_reads_a_data_set_that_may_not_be_safe() -> None:
         items = Items([(x, i) for i, x in enumerate(BYTES * 20)])
         source = from_dataset(items, num_classes=120, memory=0, threads=threads)
         batches = Batches(source, 30, seed=0)
-        labels = [batch["label"] for batch in prefetch(batches, 0, 8, depth=4, threads=4)]
+        labels = [batch["cond"] for batch in prefetch(batches, 0, 8, depth=4, threads=4)]
         chex.assert_trees_all_equal(labels, [batches.indices(step) for step in range(8)])
         assert items.most == 1 if threads == 1 else items.most >= most
 
@@ -740,17 +740,17 @@ def test_prepared_sets_are_read_by_name(prepared: Path, memory: int, monkeypatch
     # as a config gives them: "name" is the source's there
     source = SOURCES["tfds"](dataset="shapes", split="train", data_dir=str(prepared), size=4, memory=memory)
     assert isinstance(source, ArraySource if memory else LazySource)
-    assert (len(source), source.image_shape, source.num_classes) == (20, (4, 4, 3), 7)
+    assert (len(source), source.shape, source.num_classes) == (20, (4, 4, 3), 7)
     batch = source.gather(np.arange(20))
     expected = {resize(random_image(6, 8, seed=i), 4).tobytes(): i % 5 for i in range(20)}
-    found = np.rint((batch["image"] + 1) * 127.5).astype(np.uint8)
-    assert {image.tobytes(): label for image, label in zip(found, batch["label"], strict=True)} == expected
+    found = np.rint((batch["x"] + 1) * 127.5).astype(np.uint8)
+    assert {image.tobytes(): label for image, label in zip(found, batch["cond"], strict=True)} == expected
     assert len(tfds("shapes", "train[:25%]", prepared, memory=memory)) == 5
     assert tfds("shapes", "test", prepared, label=None, memory=memory).num_classes == 0
     monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
     scenes = tfds("scenes/bedroom", memory=memory)
-    assert (scenes.image_shape, scenes.num_classes) == ((4, 4, 1), 0)
-    found = np.rint((scenes.gather(np.arange(6))["image"] + 1) * 127.5).astype(np.uint8)
+    assert (scenes.shape, scenes.num_classes) == ((4, 4, 1), 0)
+    found = np.rint((scenes.gather(np.arange(6))["x"] + 1) * 127.5).astype(np.uint8)
     chex.assert_trees_all_equal(
         by_content(found), by_content(np.stack([random_image(4, 4, 1, seed=s) for s in range(6)]))
     )
@@ -869,15 +869,15 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
     walked = Batches(source, batch_size=8, seed=1, flip=True)
     walk = [walked.at(step) for step in range(20)]
     resumed = Batches(source, batch_size=8, seed=1, flip=True).at(17)
-    for name in ("image", "label"):
+    for name in ("x", "cond"):
         chex.assert_trees_all_equal(resumed[name], walk[17][name])
     other = Batches(source, batch_size=8, seed=2, flip=True).at(17)
-    assert (other["label"] != resumed["label"]).any()
+    assert (other["cond"] != resumed["cond"]).any()
 
 
 def test_images_and_labels_stay_together() -> None:
     batch = Batches(numbered(50, labels=np.arange(50)), batch_size=16, seed=0).at(5)
-    chex.assert_trees_all_equal(indices_of(batch), batch["label"])
+    chex.assert_trees_all_equal(indices_of(batch), batch["cond"])
 
 
 def test_a_batch_may_exceed_the_source() -> None:
@@ -891,17 +891,17 @@ def test_processes_share_the_global_batch(count: int) -> None:
     whole = Batches(source, batch_size=8, seed=0, flip=True)
     shares = [Batches(source, 8, 0, flip=True, process_index=i, process_count=count) for i in range(count)]
     for step in (0, 1, 7):
-        together = np.concatenate([share.at(step)["image"] for share in shares])
-        chex.assert_trees_all_equal(together, whole.at(step)["image"])
+        together = np.concatenate([share.at(step)["x"] for share in shares])
+        chex.assert_trees_all_equal(together, whole.at(step)["x"])
 
 
 def test_flips_mirror_half_of_the_images_left_to_right() -> None:
     source = numbered(1000)
-    plain, flipped = (Batches(source, 1000, seed=0, flip=flip).at(0)["image"] for flip in (False, True))
+    plain, flipped = (Batches(source, 1000, seed=0, flip=flip).at(0)["x"] for flip in (False, True))
     mirrored = (flipped == plain[:, :, ::-1]).all(axis=(1, 2, 3))
     chex.assert_trees_all_equal(flipped[~mirrored], plain[~mirrored])
     assert 420 < mirrored.sum() < 580  # five standard deviations of a fair coin
-    again = Batches(source, 1000, seed=0, flip=True).at(1)["image"]
+    again = Batches(source, 1000, seed=0, flip=True).at(1)["x"]
     assert ((again[:, 0, 0] == 0) != (flipped[:, 0, 0] == 0)).any()
 
 
@@ -911,7 +911,7 @@ def test_flipping_leaves_alone_what_the_source_gave() -> None:
 
         @cached_property
         def all(self) -> np.ndarray:
-            return super().gather(np.arange(len(self)))["image"]
+            return super().gather(np.arange(len(self)))["x"]
 
         def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
             return {"image": self.all}
@@ -919,7 +919,7 @@ def test_flipping_leaves_alone_what_the_source_gave() -> None:
     batches = Batches(Kept(numbered(50).images), 50, seed=0, flip=True)
     for _ in range(3):
         batches.at(0)
-    chex.assert_trees_all_equal(batches.source.gather(np.arange(50))["image"], numbered(50).images)
+    chex.assert_trees_all_equal(batches.source.gather(np.arange(50))["x"], numbered(50).images)
 
 
 BAD_BATCHES = {
@@ -1055,9 +1055,9 @@ def test_backslashes_in_a_zip_separate_folders(tmp_path: Path) -> None:
         folder(place, split="train") for place in (tmp_path / "windows.zip", write_folder(tmp_path / "a", files))
     )
     assert (len(found), found.num_classes) == (4, 2)
-    np.testing.assert_array_equal(found.gather(np.arange(4))["image"], plain.gather(np.arange(4))["image"])
-    np.testing.assert_array_equal(found.gather(np.arange(4))["label"], [0, 0, 1, 1])
-    assert folder(tmp_path / "labels.zip").gather(np.arange(1))["label"] == [4]
+    np.testing.assert_array_equal(found.gather(np.arange(4))["x"], plain.gather(np.arange(4))["x"])
+    np.testing.assert_array_equal(found.gather(np.arange(4))["cond"], [0, 0, 1, 1])
+    assert folder(tmp_path / "labels.zip").gather(np.arange(1))["cond"] == [4]
 
 
 @pytest.mark.fast
@@ -1073,7 +1073,7 @@ def test_backslashes_in_a_zip_separate_folders(tmp_path: Path) -> None:
 )
 def test_a_source_that_gives_something_else_is_named(image: np.ndarray | None, said: str) -> None:
     class Other:
-        image_shape, num_classes = (2, 2, 1), 0
+        shape, num_classes = (2, 2, 1), 0
 
         def __len__(self) -> int:
             return 8
@@ -1097,7 +1097,7 @@ def test_zips_of_other_programs_are_the_set_they_hold(tmp_path: Path) -> None:
         found = [folder(dotted), folder(apple)]
     for source in found:
         assert (len(source), source.num_classes) == (2, 2)
-        np.testing.assert_array_equal(source.gather(np.arange(2))["image"], expected["image"])
+        np.testing.assert_array_equal(source.gather(np.arange(2))["x"], expected["x"])
 
 
 @pytest.mark.fast

@@ -431,7 +431,7 @@ def test_padding_rows_are_never_drawn(count: int) -> None:
     table, longer = targets.pad([progressive.rows(Cosine(), count), progressive.rows(Cosine(), 32)], unit=32)
     chex.assert_shape([table.r, longer.r], (32,))
     assert (table.count, longer.count) == (count, 32)
-    index, eps = targets.draw(table, {"image": np.zeros((4000, 1, 1, 1), np.float32)}, jax.random.key(0))
+    index, eps = targets.draw(table, {"x": np.zeros((4000, 1, 1, 1), np.float32)}, jax.random.key(0))
     assert np.bincount(index, minlength=count).min() > 4000 / count * 0.8
     assert int(index.max()) == count - 1
     assert abs(float(eps.mean())) < 0.07 and abs(float(eps.std()) - 1) < 0.05

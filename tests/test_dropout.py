@@ -125,10 +125,10 @@ class Counting(Denoising):
 
     def losses(self, denoisers: Any, inputs: Any, batch: Any, key: Any) -> Any:
         """Per-image losses [batch]."""
-        labels = batch["label"]
+        labels = batch["cond"]
         null = labels == CLASSES if labels.dtype == jnp.int32 else ~labels.any(axis=1)
         student = denoisers["student"]
-        nothing = 0 * student(batch["image"], student.model.schedule.level(jnp.full(len(labels), 0.5)), labels)
+        nothing = 0 * student(batch["x"], student.model.schedule.level(jnp.full(len(labels), 0.5)), labels)
         return null + nothing.sum(axis=(1, 2, 3))
 
 
@@ -144,7 +144,7 @@ def steps(model: Model, method: Any, labels: np.ndarray, count: int, rate: float
     state, losses = jax.device_put(state, sharding.replicated(mesh)), []
     images = np.random.default_rng(0).uniform(-1, 1, (len(labels), 2, 2, 1)).astype(np.float32)
     for _ in range(count):
-        batch = sharding.put_batch({"image": images, "label": labels}, mesh)
+        batch = sharding.put_batch({"x": images, "cond": labels}, mesh)
         state, metrics = step(state, batch, inputs, jax.random.key(5))
         losses.append(float(metrics["loss"]))
     return state, losses
@@ -166,7 +166,7 @@ def test_labels_are_dropped_as_often_as_the_rate_says(network: Any) -> None:
 @pytest.mark.fast
 def test_label_vectors_are_dropped_whole() -> None:
     vectors = np.random.default_rng(0).uniform(1, 2, (4000, CLASSES)).astype(np.float32)
-    found = dropout.drop_labels({"label": jnp.asarray(vectors)}, 0.25, CLASSES, jax.random.key(0))["label"]
+    found = dropout.drop_labels({"cond": jnp.asarray(vectors)}, 0.25, CLASSES, jax.random.key(0))["cond"]
     kept = np.any(np.asarray(found), axis=1)
     np.testing.assert_array_equal(found, vectors * np.reshape(kept, (-1, 1)))
     assert np.mean(~kept) == pytest.approx(0.25, abs=4 * np.sqrt(0.25 * 0.75 / 4000))

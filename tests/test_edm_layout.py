@@ -79,8 +79,8 @@ def tensors(name: str) -> dict[str, np.ndarray]:
 def test_a_published_model_has_as_many_parameters_as_the_fact_sheet_says(name: str) -> None:
     wrapper, kwargs, count = COUNTS[name]
     class_name, inner = edm_layout.network_arguments(wrapper, kwargs)
-    net, image_shape = edm_layout.network_of(class_name, inner), edm_layout.image_shape_of(class_name, inner)
-    shapes = edm_layout.tensor_shapes(net, image_shape)
+    net, shape = edm_layout.network_of(class_name, inner), edm_layout.image_shape_of(class_name, inner)
+    shapes = edm_layout.tensor_shapes(net, shape)
     trained = [shape for n, shape in shapes.items() if not n.endswith(("resample_filter", "freqs"))]
     assert sum(int(np.prod(shape)) for shape in trained) == count
     if GOLDEN.is_dir():

@@ -150,7 +150,7 @@ def test_pixels_are_one_thing_everywhere(teacher: Artefact, tmp_path: Path, monk
     """Rounded to 8 bits, k / 127.5 - 1: the same digits from Python, an evaluation, and the monitor of a run."""
     settings = replace(SETTINGS, repetitions=1, kept=100)
     real = from_arrays(real_images())
-    floats = real.gather(np.arange(len(real)))["image"]
+    floats = real.gather(np.arange(len(real)))["x"]
     [row] = evaluate_samplers(
         {"ddim": partial(sampler_of, teacher, 2)}, PIXELS, reference_of(real, PIXELS, settings), settings, {}, tmp_path
     )

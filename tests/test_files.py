@@ -187,7 +187,7 @@ def test_a_second_draw_replaces_the_first_and_nothing_else(tmp_path: Path) -> No
     for form, count in (("png", 5), ("png", 2), ("zip", 5), ("zip", 2)):
         place = save_images(images[:count], tmp_path, form)
         source = data.folder(place)
-        np.testing.assert_array_equal(np.rint(127.5 * (source.gather(np.arange(count))["image"] + 1)), images[:count])
+        np.testing.assert_array_equal(np.rint(127.5 * (source.gather(np.arange(count))["x"] + 1)), images[:count])
         assert len(source) == count
     assert sorted(path.name for path in tmp_path.iterdir()) == ["samples", "samples.zip"]
 
@@ -349,7 +349,7 @@ def test_parts_of_artefacts_are_named(
     [
         ({"steps": "two"}, r"model\.json: 'steps' must be a whole number"),
         ({"model": None}, r"model\.json: The description of a model must be a mapping"),
-        ({"model": {"network": 1}}, r"model\.json: The description of a model lacks image_shape, schedule"),
+        ({"model": {"network": 1}}, r"model\.json: The description of a model lacks shape, schedule"),
     ],
 )
 def test_fields_of_artefacts_are_named(change: dict, said: str, teacher: Artefact, tmp_path: Path) -> None:

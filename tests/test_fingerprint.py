@@ -70,13 +70,13 @@ def test_sources_of_ones_own() -> None:
     assert fingerprint(from_dataset(PIXELS)) == fingerprint(from_arrays(PIXELS)), "in memory all is known"
 
     class Own:
-        image_shape, num_classes = (4, 4, 3), 0
+        shape, num_classes = (4, 4, 3), 0
 
         def __len__(self) -> int:
             return 6
 
         def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-            return {"image": (PIXELS[indices] / 127.5 - 1).astype(np.float32)}
+            return {"x": (PIXELS[indices] / 127.5 - 1).astype(np.float32)}
 
     assert fingerprint(Own()) == ""
     Own.fingerprint = lambda self: "mine"  # type: ignore[attr-defined]

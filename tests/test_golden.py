@@ -299,7 +299,7 @@ EDM_ARGUMENTS = {
 def edm_variants(layout: str) -> dict[str, Any]:
     """A parameter tree by hand-counted numbers beside its hyper-parameters, in layouts that a file of them may have."""
     model = edm.model_of("EDMPrecond", EDM_ARGUMENTS)
-    shapes = edm_layout.tensor_shapes(model.network, model.image_shape)
+    shapes = edm_layout.tensor_shapes(model.network, model.shape)
     kinds = {name: "buffer" if name.endswith("resample_filter") else "param" for name in shapes}
     trained = [int(np.prod(shape)) for name, shape in shapes.items() if kinds[name] == "param"]
     counts = {"num_params": sum(trained), "num_tensors": len(shapes), "num_buffer_values": 4 * 4}
@@ -353,7 +353,7 @@ def test_trees_of_btd_with_hyper_parameters(tmp_path: Path, kept: tuple[str, ...
         meta = json.loads(str(stored["meta"]))
         params = {key.removeprefix("params/"): stored[key].shape for key in stored.files if key.startswith("params/")}
     facts = {"num_params": meta["num_params"], "params": params, "digest": weights.digest(params)}
-    entry = {"config": meta["config"], "image": meta["image"], **{name: facts[name] for name in kept}}
+    entry = {"config": meta["config"], "x": meta["x"], **{name: facts[name] for name in kept}}
     (tmp_path / "manifest_variants.json").write_text(json.dumps({"c": entry}))
     tally = golden_check.check(tmp_path)
     assert (tally.count("PASS"), failures(tally)) == (len(kept), [])

@@ -224,7 +224,7 @@ def test_samples_as_files(form: str, tmp_path: Path) -> None:
     else:
         source = data.folder(path)
         found = source.gather(np.arange(len(source)))
-        again = np.rint(127.5 * (found["image"] + 1)).astype(np.uint8)
+        again = np.rint(127.5 * (found["x"] + 1)).astype(np.uint8)
         named = json.loads((zipfile.ZipFile(path).read("dataset.json") if form == "zip"
                             else (path / "dataset.json").read_bytes()).decode())  # fmt: skip
         classes = np.array([label for _, label in named["labels"]])
@@ -328,7 +328,7 @@ def test_configs_state_the_papers_numbers() -> None:
     dode = [header for header in headers.values() if "2309.16421" in header]
     assert len(dode) == 2 and not any(f"Table{s} {n}" in header for header in dode for s in ("", "s") for n in "56789")
     published = weights.PUBLISHED["edm-cifar10-32x32-uncond-ve"].model
-    assert published.num_classes <= 1 and published.image_shape == (32, 32, 3)
+    assert published.num_classes <= 1 and published.shape == (32, 32, 3)
     assert config_of("cifar10_edm_solvers").solvers.repetitions == 3
 
 
@@ -339,7 +339,7 @@ def test_lsun_configs_take_a_folder(name: str, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (130, 140, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "church, all" / "train" / "0.png")
     source = build.source(config_of(name, run=f"church,{tmp_path / 'church, all'}"))
-    assert (len(source), source.image_shape, source.num_classes) == (1, (128, 128, 3), 0)
+    assert (len(source), source.shape, source.num_classes) == (1, (128, 128, 3), 0)
     assert config_of(name, run="church").data.dataset == "lsun/church_outdoor"
     with pytest.raises(ValueError, match=r"Unknown LSUN set 'churches'\. Did you mean 'church'"):
         config_of(name, run="churches")

@@ -776,7 +776,7 @@ def test_recorded_frechet_of_known_moments(case: str) -> None:
 
 def test_recorded_distance_of_the_digits_splits() -> None:
     expected = golden("real_data.json")["digits"]["random_900_897_splits_seeds_100_to_104"]["pixel_fd"][0]
-    train, heldout = (source.gather(np.arange(len(source)))["image"] for source in (digits("train"), digits("heldout")))
+    train, heldout = (source.gather(np.arange(len(source)))["x"] for source in (digits("train"), digits("heldout")))
     found = frechet_distance(moments(pixel_features(train)), moments(pixel_features(heldout)))
     assert found == pytest.approx(expected, rel=1e-6)
 

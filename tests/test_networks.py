@@ -185,7 +185,7 @@ def test_output_is_that_of_the_tract_comparison(name: str) -> None:
             params,
             jnp.asarray(record["x"]),
             jnp.asarray(time, jnp.float32),
-            jnp.asarray(record["label"], jnp.int32),
+            jnp.asarray(record["cond"], jnp.int32),
         )
     error = np.abs(np.asarray(out) - record["out_eps1e6_f64"]).max(axis=(1, 2, 3))
     tolerance = np.full(len(error), 5e-4)
@@ -326,7 +326,7 @@ def test_groups_of_a_norm() -> None:
         ("uniform", "layer", 1 / 3 / 40, 1 / 3 / 40),
         ("uniform", "last", 0.0, 0.0),
         ("uniform", "augment", 0.0, 0.0),
-        ("uniform", "label", 1.0, 1.0),
+        ("uniform", "cond", 1.0, 1.0),
         ("xavier", "layer", 2 / (40 + 60), 0.0),
         ("xavier", "qkv", 0.2 * 2 / (40 + 60), 0.0),
         ("xavier", "last", 1e-10 * 2 / (40 + 60), 0.0),

@@ -35,7 +35,7 @@ class Spoilt:
     last: int = 10**9
     seen: list[int] = dataclasses.field(default_factory=list)
     num_classes: int = 0
-    image_shape: tuple[int, int, int] = SOURCE.image_shape
+    shape: tuple[int, int, int] = SOURCE.shape
 
     def __len__(self) -> int:
         return len(SOURCE)
@@ -44,7 +44,7 @@ class Spoilt:
         """The images at indices [batch], or NaN."""
         self.seen.append(1)
         bad = self.first <= len(self.seen) <= self.last
-        return {"image": SOURCE.gather(indices)["image"] * np.float32(np.nan if bad else 1)}
+        return {"x": SOURCE.gather(indices)["x"] * np.float32(np.nan if bad else 1)}
 
 
 def saved(folder: Path) -> list[int]:

@@ -47,9 +47,9 @@ class Failing:
     num_classes: int = 0
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, int, int]:
         """As the source's."""
-        return self.inner.image_shape
+        return self.inner.shape
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -135,7 +135,7 @@ def test_a_skipped_update_does_not_hide_the_others_in_the_metrics(
     class Spoilt(Failing):
         def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
             self.seen.append(1)
-            return {"image": self.inner.gather(indices)["image"] * (np.nan if len(self.seen) == self.at else 1)}
+            return {"x": self.inner.gather(indices)["x"] * (np.nan if len(self.seen) == self.at else 1)}
 
     settings = dataclasses.replace(SETTINGS, log_every=3)
     api.train(tiny_model, Spoilt(source, 2), Denoising(length=3 * 8, warmup=0), settings, tmp_path)
@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_refused_before_training(teacher: Artefact, source:
         api.distill(teacher, nothing, TRACT, dataclasses.replace(SETTINGS, batch_size=12))
     with pytest.raises(ValueError, match=r"student of 8 steps, but the method starts from 4"):
         api.distill(dataclasses.replace(teacher, steps=8), nothing, TRACT, SETTINGS)
-    wide = dataclasses.replace(teacher.model, image_shape=(2, 4, 1))
+    wide = dataclasses.replace(teacher.model, shape=(2, 4, 1))
     with pytest.raises(ValueError, match=r"shape \(2, 2, 1\).*takes \(2, 4, 1\)"):
         api.train(wide, nothing, Denoising(length="1K"), SETTINGS)
     labelled = dataclasses.replace(teacher.model, network=toys.Perceptron(1, num_classes=3))
@@ -270,7 +270,7 @@ def test_a_run_is_watched(teacher: Artefact, source: toys.GaussianSource, tmp_pa
     for update in records:
         assert (tmp_path / "samples" / f"{update:08d}.png").stat().st_size > 0
     images = api.sample(students[1], 16, seed=settings.seed)
-    scores = api.evaluate(images, source.gather(np.arange(16))["image"])
+    scores = api.evaluate(images, source.gather(np.arange(16))["x"])
     assert records[6]["frechet/eval"] == pytest.approx(scores["frechet"], rel=1e-4)
     assert records[6]["frechet/raw"] != records[6]["frechet/eval"]
     [events] = (tmp_path / "tensorboard").glob("events*")

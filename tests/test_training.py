@@ -173,14 +173,14 @@ class Run:
 
     def __call__(self, images: np.ndarray, **extra: np.ndarray) -> dict[str, float]:
         """One update; returns the metrics."""
-        batch = sharding.put_batch({"image": images, **extra}, self.mesh)
+        batch = sharding.put_batch({"x": images, **extra}, self.mesh)
         self.state, metrics = self.step(self.state, batch, self.inputs, jax.random.key(3))
         return {name: float(value) for name, value in jax.block_until_ready(metrics).items()}
 
 
 def batch(model: Model, seed: int = 0) -> np.ndarray:
     """Clean images [16, ...]."""
-    shape = (BATCH, *model.image_shape)
+    shape = (BATCH, *model.shape)
     return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
 
 
@@ -255,13 +255,13 @@ class Recorded(Denoising):
     def losses(self, denoisers: Any, inputs: Any, batch: Any, key: Any) -> Any:
         """Per-image losses [batch]."""
         student = denoisers["student"]
-        return self.losses_at(student, student.model.schedule.level(batch["u"]), batch["image"], batch["eps"])
+        return self.losses_at(student, student.model.schedule.level(batch["u"]), batch["x"], batch["eps"])
 
 
 def recorded(model: Model) -> dict[str, np.ndarray]:
     """A batch for `Recorded`; the first half is much noisier than the second."""
     rng = np.random.default_rng(5)
-    eps = rng.normal(0, 1, (BATCH, *model.image_shape)).astype(np.float32)
+    eps = rng.normal(0, 1, (BATCH, *model.shape)).astype(np.float32)
     return {"eps": eps, "u": np.linspace(0.9, 0.2, BATCH, dtype=np.float32)}
 
 

@@ -465,7 +465,7 @@ def test_published_models_have_the_published_trees() -> None:
         shapes = shapes_of(model)
         assert digest(shapes) == manifest["digest"]
         assert sum(np.prod(shape) for shape in shapes.values()) == manifest["num_params"]
-        assert (list(model.image_shape), model.num_classes) == (manifest["data_shape"], manifest["num_classes"])
+        assert (list(model.shape), model.num_classes) == (manifest["data_shape"], manifest["num_classes"])
         listed = manifests[manifest.get("same_params_as", f"{key}_base")]["params"]
         assert shapes == {path: tuple(shape) for path, shape in listed.items()}
         students = [entry for entry in PUBLISHED.values() if entry.name.startswith(f"{family}_")]
@@ -551,7 +551,7 @@ RANGES = {"VPPrecond": (0.0009765625, 152.16697692871094), "iDDPMPrecond": (0.00
 def shapes_in(wrapper: str, network: str) -> dict[str, tuple[int, ...]]:
     """The tensors of a network made with `KWARGS`."""
     model = edm.model_of(wrapper, {**KWARGS, "model_type": network})
-    return edm_layout.tensor_shapes(model.network, model.image_shape)
+    return edm_layout.tensor_shapes(model.network, model.shape)
 
 
 class Snapshot:
@@ -597,11 +597,11 @@ def test_the_file_decides_the_model(
     content = Snapshot(wrapper, network)
     found = edm.read(content.write(tmp_path / "file.pkl"))
     model = found.model
-    assert (model.prediction, model.image_shape, model.num_classes) == (prediction, (8, 8, 3), 2)
+    assert (model.prediction, model.shape, model.num_classes) == (prediction, (8, 8, 3), 2)
     assert isinstance(model.schedule, Karras)
     np.testing.assert_allclose([model.schedule.sigma_min, model.schedule.sigma_max], [low, high], rtol=1e-6)
     assert (model.network.dropout, found.facts["arguments"]["dropout"]) == (0.0, 0.1)  # type: ignore[attr-defined]
-    stored = edm_layout.to_state_dict(model.network, model.image_shape, found.params)
+    stored = edm_layout.to_state_dict(model.network, model.shape, found.params)
     assert stored.keys() == content.tensors.keys()
     for name, array in content.tensors.items():
         np.testing.assert_array_equal(stored[name], array)
@@ -744,7 +744,7 @@ def test_filters_of_a_file_are_used_or_refused(tmp_path: Path) -> None:
         path = content.write(tmp_path / "file.pkl")
         if network == "SongUNet":
             found = edm.read(path)
-            stored = edm_layout.to_state_dict(found.model.network, found.model.image_shape, found.params)
+            stored = edm_layout.to_state_dict(found.model.network, found.model.shape, found.params)
             np.testing.assert_array_equal(stored[FILTER], other)
         else:
             with pytest.raises(WeightsError, match=FILTER):
@@ -1001,7 +1001,7 @@ def test_published_models_of_edm_have_the_published_trees() -> None:
         entry = PUBLISHED[name.removesuffix(".pkl")]
         assert entry.url == facts["url"]
         assert edm.model_of(facts["precond_class"], facts["init_kwargs"]) == entry.model
-        shapes = edm_layout.tensor_shapes(entry.model.network, entry.model.image_shape)
+        shapes = edm_layout.tensor_shapes(entry.model.network, entry.model.shape)
         manifest = {n.removeprefix("model."): tuple(s) for n, (s, _) in manifests[facts["manifest"]]["tensors"].items()}
         manifest.pop("u", None)
         assert shapes == manifest
@@ -1419,7 +1419,7 @@ WRONG_DESCRIPTIONS: list[tuple[dict[str, Any], str]] = [
     *(({name: None}, f"has {name} None") for name in ABOUT),
     *(({"steps": steps}, "steps") for steps in (-1, 2**40, True, 1.5, "8")),
     ({"model": {}}, "no model"),
-    ({"model": ABOUT["model"] | {"image_shape": 4}}, "no model"),
+    ({"model": ABOUT["model"] | {"shape": 4}}, "no model"),
     ({"model": ABOUT["model"] | {"prediction": ["x"]}}, "no model"),
     ({"model": ABOUT["model"] | {"network": NETWORK | {"num_res_blocks": 60_000}}}, "60000 blocks"),
     ({"model": ABOUT["model"] | {"network": NETWORK | {"ch": 2**40}}}, "plausible"),

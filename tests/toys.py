@@ -64,12 +64,12 @@ class GaussianSource:
     """Endless-looking Gaussian images: number i is drawn from a generator seeded with i // block."""
 
     data: Gaussian
-    image_shape: tuple[int, int, int] = (2, 2, 1)
+    shape: tuple[int, int, int] = (2, 2, 1)
     size: int = 4096
     num_classes: int = 0
 
     def __post_init__(self) -> None:
-        noise = np.random.default_rng(0).standard_normal((self.size, *self.image_shape))
+        noise = np.random.default_rng(0).standard_normal((self.size, *self.shape))
         object.__setattr__(self, "images", np.float32(self.data.mean + self.data.std * noise))
 
     def __len__(self) -> int:
@@ -77,7 +77,7 @@ class GaussianSource:
 
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The images at indices [batch]."""
-        return {"image": self.images[indices]}  # type: ignore[attr-defined]
+        return {"x": self.images[indices]}  # type: ignore[attr-defined]
 
 
 class AffinePerLevel(nn.Module):
@@ -119,7 +119,7 @@ class Perceptron(nn.Module):
 NETWORKS = {"affine_per_level": AffinePerLevel, "perceptron": Perceptron}
 
 
-def exact_teacher(data: Gaussian, steps: int, image_shape: tuple[int, int, int] = (2, 2, 1)) -> Artefact:
+def exact_teacher(data: Gaussian, steps: int, shape: tuple[int, int, int] = (2, 2, 1)) -> Artefact:
     """An `AffinePerLevel` v-model that is the optimal denoiser at all times i / steps."""
     level = data.schedule.level(np.arange(steps + 1) / steps)
     # v = (alpha·z - x_hat) / sigma with x_hat = gain·z + rest
@@ -127,7 +127,7 @@ def exact_teacher(data: Gaussian, steps: int, image_shape: tuple[int, int, int] 
     rest = data.mean * (1 - gain * level.alpha)
     params = {"slope": (level.alpha - gain) / level.sigma, "shift": -rest / level.sigma}
     params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
-    return Artefact(Model(AffinePerLevel(steps), image_shape, data.schedule, "v"), params)
+    return Artefact(Model(AffinePerLevel(steps), shape, data.schedule, "v"), params)
 
 
 def parameters(model: Model, seed: int = 0) -> Any:

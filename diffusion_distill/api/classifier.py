@@ -116,13 +116,13 @@ class TrainedClassifier:
     """A classifier with parameters.
 
     Attributes:
-      image_shape: (height, width, channels) of the images it was trained on.
+      shape: (height, width, channels) of the images it was trained on.
       about: JSON-ready facts: accuracy on held-out images, data, settings.
     """
 
     network: Classifier
     params: Params
-    image_shape: tuple[int, int, int]
+    shape: tuple[int, int, int]
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -134,7 +134,7 @@ class TrainedClassifier:
         """Features [n, width] float32 of images.
 
         Args:
-          images: [n, *image_shape], uint8 or floating point in [-1, 1]; floats outside are clipped.
+          images: [n, *shape], uint8 or floating point in [-1, 1]; floats outside are clipped.
           batch_size: images worked on together, over all devices; it changes nothing but speed and memory.
           mesh: the devices; all by default.
 
@@ -154,11 +154,11 @@ class TrainedClassifier:
         Raises:
           ValueError: no labels, other classes or images of another shape.
         """
-        _check_source("The data", source, self.image_shape, self.network.num_classes)
+        _check_source("The data", source, self.shape, self.network.num_classes)
         right = 0
         for begin in range(0, len(source), batch_size):
             batch = source.gather(np.arange(begin, min(begin + batch_size, len(source))))
-            right += int((self.logits(batch["image"], batch_size).argmax(axis=1) == batch["label"]).sum())
+            right += int((self.logits(batch["x"], batch_size).argmax(axis=1) == batch["cond"]).sum())
         return right / len(source)
 
     def save(self, folder: str | Path) -> Path:
@@ -168,7 +168,7 @@ class TrainedClassifier:
         checkpoint.save_params(folder / "params", self.params)
         facts = {
             "classifier": describe(self.network, CLASSIFIERS),
-            "image_shape": list(self.image_shape),
+            "shape": list(self.shape),
             "fingerprint": self.fingerprint,
             "versions": {"diffusion_distill": __version__, "jax": jax.__version__},
             "about": dict(self.about),
@@ -192,11 +192,11 @@ class TrainedClassifier:
             )
         path = folder / "classifier.json"
         facts = read_json(path, checkpoint.ADVICE)
-        missing = [name for name in ("classifier", "image_shape", "fingerprint", "about") if name not in facts]
+        missing = [name for name in ("classifier", "shape", "fingerprint", "about") if name not in facts]
         if missing:
             raise ValueError(f"{path} has no {', '.join(missing)}. {checkpoint.ADVICE}")
         network: Classifier = rebuild("classifier", facts["classifier"], CLASSIFIERS)
-        height, width, channels = facts["image_shape"]
+        height, width, channels = facts["shape"]
         shapes = jax.eval_shape(partial(_init, network, (height, width, channels)), jax.random.key(0))
         params = checkpoint.load_params(folder / "params", shapes)
         if facts["fingerprint"] != fingerprint(params):
@@ -207,13 +207,13 @@ class TrainedClassifier:
 
     def _classified(self, images: np.ndarray, batch_size: int, mesh: Mesh | None) -> Iterator[Classified]:
         """Logits and features of successive batches, on the host. The last one is filled up to the others' size."""
-        images = _checked_images(images, self.image_shape)
+        images = _checked_images(images, self.shape)
         mesh = mesh or sharding.data_mesh()
         batch = -(-min(positive_int("batch_size", batch_size), len(images)) // mesh.size) * mesh.size
         params = jax.device_put(self.params, sharding.replicated(mesh))
         for begin in range(0, len(images), batch):
             here = images[begin : begin + batch]
-            full = np.resize(_as_floats(here), (batch, *self.image_shape))
+            full = np.resize(_as_floats(here), (batch, *self.shape))
             found = _apply(self.network, params, jax.device_put(full, sharding.split(mesh)))
             yield jax.tree.map(lambda values: sharding.fetch(values)[: len(here)], found)
 
@@ -237,7 +237,7 @@ def train_classifier(
     settings = settings or ClassifierSettings()
     mesh = sharding.data_mesh()
     sharding.check_batch(settings.batch_size, mesh)
-    shape = source.image_shape
+    shape = source.shape
     _check_source("The training data", source, shape, source.num_classes)
     _check_source("The held-out data", heldout, shape, source.num_classes)
     network, phase = settings.network(source.num_classes), settings.phase()
@@ -317,10 +317,10 @@ class _Training:
 
     def losses(self, networks: Mapping[str, Any], rows: Any, batch: Batch, key: Key) -> Array:
         """Cross-entropies [batch] of the student on shifted images."""
-        images, most = batch["image"], self.settings.shift
+        images, most = batch["x"], self.settings.shift
         offsets = jax.random.randint(key, (len(images), 2), -most, most + 1)
         logits = networks["student"](shifted(images, offsets) if most else images).logits
-        targets = jax.nn.one_hot(batch["label"], self.network.num_classes)
+        targets = jax.nn.one_hot(batch["cond"], self.network.num_classes)
         return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, self.settings.label_smoothing))
 
 
@@ -329,36 +329,36 @@ def _apply(network: Classifier, params: Params, images: Image) -> Classified:
     return network.apply({"params": params}, images)  # type: ignore[return-value]
 
 
-def _init(network: Classifier, image_shape: tuple[int, ...], key: Key) -> Params:
-    return jax.jit(network.init)(key, jnp.zeros((1, *image_shape), jnp.float32))["params"]
+def _init(network: Classifier, shape: tuple[int, ...], key: Key) -> Params:
+    return jax.jit(network.init)(key, jnp.zeros((1, *shape), jnp.float32))["params"]
 
 
 def _facts(source: Source) -> dict[str, Any]:
-    return {"images": len(source), "image_shape": list(source.image_shape), "classes": source.num_classes}
+    return {"images": len(source), "shape": list(source.shape), "classes": source.num_classes}
 
 
-def _check_source(what: str, source: Source, image_shape: tuple[int, ...], num_classes: int) -> None:
+def _check_source(what: str, source: Source, shape: tuple[int, ...], num_classes: int) -> None:
     """Raises ValueError for a source that a classifier of these images and classes cannot be trained or measured on."""
     if not source.num_classes:
         raise ValueError(f"{what} have no labels; a classifier needs a class for each image.")
-    if tuple(source.image_shape) != tuple(image_shape):
+    if tuple(source.shape) != tuple(shape):
         raise ValueError(
-            f"{what} have images of shape {tuple(source.image_shape)}, the classifier is for {tuple(image_shape)}. "
+            f"{what} have images of shape {tuple(source.shape)}, the classifier is for {tuple(shape)}. "
             "Resize them, or train another classifier."
         )
     if source.num_classes != num_classes:
         raise ValueError(f"{what} have {source.num_classes} classes, the classifier is for {num_classes}.")
 
 
-def _checked_images(images: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
+def _checked_images(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """The images; errors as `TrainedClassifier.features`."""
     images = np.asarray(images)
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise TypeError(f"Images have dtype {images.dtype}; need uint8 in 0..255 or floats in [-1, 1].")
-    if images.shape[1:] != tuple(image_shape) or not len(images):
+    if images.shape[1:] != tuple(shape) or not len(images):
         raise ValueError(
-            f"Images have shape {images.shape}, but the classifier was trained on {tuple(image_shape)}: need "
-            f"[n, {', '.join(map(str, image_shape))}] with n at least 1. Resize them, or train another classifier."
+            f"Images have shape {images.shape}, but the classifier was trained on {tuple(shape)}: need "
+            f"[n, {', '.join(map(str, shape))}] with n at least 1. Resize them, or train another classifier."
         )
     if images.dtype != np.uint8:
         bad = int((~np.isfinite(images)).any(axis=(1, 2, 3)).sum())

@@ -118,7 +118,7 @@ class EvaluationSettings:
         return min(self.batch_size, self.count)
 
 
-def features_named(name: str, image_shape: tuple[int, int, int]) -> Measured:
+def features_named(name: str, shape: tuple[int, int, int]) -> Measured:
     """The features that a config names.
 
     Args:
@@ -130,7 +130,7 @@ def features_named(name: str, image_shape: tuple[int, int, int]) -> Measured:
       ValueError: a classifier of images of another shape, or an unknown rule.
     """
     if name == "pixels":
-        return Pixels(image_shape)
+        return Pixels(shape)
     folder, rule = user_path(name), ""
     if not folder.is_dir() and ":" in name:  # colons may belong to the folder's name
         before, _, after = name.rpartition(":")
@@ -139,8 +139,8 @@ def features_named(name: str, image_shape: tuple[int, int, int]) -> Measured:
             folder, rule = user_path(before), after
     if (folder / "classifier.json").is_file():
         trained = TrainedClassifier.load(folder)
-        if tuple(trained.image_shape) != tuple(image_shape):
-            raise ValueError(f"The classifier {folder} takes images {trained.image_shape}; these are {image_shape}.")
+        if tuple(trained.shape) != tuple(shape):
+            raise ValueError(f"The classifier {folder} takes images {trained.shape}; these are {shape}.")
         accuracy = trained.about.get("accuracy")
         title = f"classifier {trained.fingerprint}, held-out accuracy {accuracy}"
         return FromFunction(trained.features, title, int(trained.network.width), trained.fingerprint)
@@ -370,7 +370,7 @@ def reference_of(
     part, progress = Part.empty(), Progress("reference", -(-len(source) // settings.batch_size), settings.batch_size)
     for done, begin in enumerate(range(0, len(source), settings.batch_size), start=1):
         indices = np.arange(begin, min(begin + settings.batch_size, len(source)))
-        images = quantise(np.asarray(source.gather(indices)["image"]), settings.quantisation)
+        images = quantise(np.asarray(source.gather(indices)["x"]), settings.quantisation)
         part.add(outputs_of(features, images), settings.kept)
         progress.update(done)
         interrupts.check()

@@ -153,12 +153,12 @@ def fit_solver(
     else:
         pair = dode.published(student, make(grid_for(model, count, spacing, end)))
     how = {"spacing": spacing, "end": end, "clip": clip, "guidance": dict(guidance or {})}
-    features = features or Pixels(model.image_shape)
+    features = features or Pixels(model.shape)
     real = _reference(reference, features, settings) if settings.scored else None
     batch = settings.batch_size
     mesh = sharding.data_mesh(sharding.devices_for(batch))
     place, indices = sharding.split(mesh), FIRST + np.arange(batch)
-    start = engine.noise(sample_keys(key_of(settings.seed), indices, place), 0, model.image_shape)
+    start = engine.noise(sample_keys(key_of(settings.seed), indices, place), 0, model.shape)
     given = labels_for(model, batch, labels, settings.seed)
     here = None if given is None else jax.device_put(given, place)
     own = denoiser_of(artefact, clip, guidance, mesh)

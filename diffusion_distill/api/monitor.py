@@ -72,16 +72,16 @@ class Monitor:
     def _reference(self) -> Part:
         """Of the first images of the data, as many as are measured."""
         count = min(self._settings.evaluate_count, len(self._source))
-        return Part.of(self._features, self._source.gather(np.arange(count))["image"])
+        return Part.of(self._features, self._source.gather(np.arange(count))["x"])
 
     @cached_property
     def _features(self) -> Measured:
         """The features on which images are measured."""
-        return features_named(self._settings.evaluate_features, self._model.image_shape)
+        return features_named(self._settings.evaluate_features, self._model.shape)
 
     def _write(self, update: int, phase: Phase, rows: dict[str, np.ndarray], figures: dict[str, float]) -> None:
         for name, images in rows.items():
             self._log.images(update, f"samples/{name}", images)
         self._log.scalars(update, {"phase": phase.name, "evaluated": True, **figures})
-        if self._folder and self._model.image_shape[-1] in (1, 3):
+        if self._folder and self._model.shape[-1] in (1, 3):
             image_grid(rows, self._folder / "samples" / f"{update:08d}.png", title=f"{phase.name}, update {update}")

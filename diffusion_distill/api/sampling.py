@@ -141,7 +141,7 @@ class Sampler:
         batch, place = -(-count // self.mesh.size) * self.mesh.size, sharding.split(self.mesh)
         keys = sample_keys(key_of(self.seed), np.arange(first, first + batch), place)
         here = None if labels is None else jax.device_put(np.resize(labels, batch), place)
-        start = engine.noise(keys, 0, self.model.image_shape)
+        start = engine.noise(keys, 0, self.model.shape)
         rows = None if self.table.deterministic else keys
         images = engine.integrate(self.denoise, self.table, start, here, row_noise=rows)
         return sharding.fetch(jnp.clip(images, -1, 1) if self.clip else images)[:count]

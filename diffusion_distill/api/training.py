@@ -201,7 +201,7 @@ def _description(
         "model": model.to_dict(),
         **provenance,
         "teacher_parameters": None if teacher is None else fingerprint(teacher.params),
-        "data": {"images": len(source), "image_shape": source.image_shape, "classes": source.num_classes},
+        "data": {"images": len(source), "shape": source.shape, "classes": source.num_classes},
     }
 
 
@@ -258,7 +258,7 @@ def _check_teacher(teacher: Artefact, student: Model, method: Any, phases: Seque
             f"A student with another network takes one phase, but the method has {len(phases)}. Distil to the other "
             "network first or last, with Knowledge(steps=...), and in time with the network as it is."
         )
-    for name in ("image_shape", "schedule", "num_classes"):
+    for name in ("shape", "schedule", "num_classes"):
         theirs, ours = getattr(teacher.model, name), getattr(student, name)
         if theirs != ours:
             raise ValueError(f"The teacher's {name} is {theirs}, the student's {ours}; they must be the same.")
@@ -281,10 +281,10 @@ def _warn_of_eps(student: Model, phases: Sequence[Phase]) -> None:
 
 
 def _check_source(model: Model, source: Source) -> None:
-    if tuple(source.image_shape) != tuple(model.image_shape):
+    if tuple(source.shape) != tuple(model.shape):
         raise ValueError(
-            f"The images have shape {tuple(source.image_shape)}, but the model takes {tuple(model.image_shape)}. "
-            "Resize the images or set the model's image_shape."
+            f"The images have shape {tuple(source.shape)}, but the model takes {tuple(model.shape)}. "
+            "Resize the images or set the model's shape."
         )
     if model.num_classes > 1 and source.num_classes != model.num_classes:
         raise ValueError(

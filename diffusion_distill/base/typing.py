@@ -10,7 +10,8 @@ import jax
 from diffusion_distill.base.arrays import Array
 
 Image = Array  # [batch, height, width, channels], float32 in [-1, 1] when clean
+Cond = Any  # a tree of arrays [batch, ...] that the network is conditioned on, or None
 Labels = Array  # [batch] int32
 Key = jax.Array  # a typed PRNG key
 Params = Any  # a tree of float32 arrays
-Batch = Mapping[str, Array]  # {"image": [batch, h, w, c], "label": [batch]}
+Batch = Mapping[str, Array]  # {"x": [batch, h, w, c], "cond": [batch]}

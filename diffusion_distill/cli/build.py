@@ -2,7 +2,7 @@
 
 A config has these parts, each read by one function below:
 
-    model      network, schedule, prediction, time_input, image_shape        -> Model
+    model      network, schedule, prediction, time_input, shape        -> Model
     data       name of a source and its arguments                             -> Source
     student    as model: of a student with another network than its teacher's     -> Model
     method     name ('denoising', 'btd', 'tract', 'knowledge') and its fields -> Denoising, Progressive, ...
@@ -249,8 +249,8 @@ def _is_artefact(folder: str) -> bool:
 
 def features(config: Any) -> evaluation_run.Measured:
     """The features of config.evaluation."""
-    image_shape = next(iter(artefacts(config).values())).model.image_shape
-    return evaluation_run.features_named(config.evaluation.features, image_shape)
+    shape = next(iter(artefacts(config).values())).model.shape
+    return evaluation_run.features_named(config.evaluation.features, shape)
 
 
 def reference(config: Any) -> Source | Part:

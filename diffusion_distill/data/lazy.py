@@ -35,9 +35,9 @@ class LazySource:
     """A source that makes images when they are asked for. It may be used by several threads if `make` may.
 
     Attributes:
-        make: index -> (image of `image_shape` and `dtype`, label or None); always the same for the same index.
+        make: index -> (image of `shape` and `dtype`, label or None); always the same for the same index.
         count: number of images.
-        image_shape: (height, width, channels).
+        shape: (height, width, channels).
         dtype: uint8, or float32 for images in [-1, 1].
         num_classes: number of classes, 0 without labels.
         threads: number of threads that make the images of a batch.
@@ -46,7 +46,7 @@ class LazySource:
 
     make: Make
     count: int
-    image_shape: tuple[int, int, int]
+    shape: tuple[int, int, int]
     dtype: np.dtype
     num_classes: int = 0
     threads: int = 1
@@ -58,15 +58,15 @@ class LazySource:
     def gather(self, indices: NDArray[np.integer]) -> dict[str, np.ndarray]:
         """The images at `indices` [batch] (and their labels); see `Source.gather`."""
         images, labels = self.read(np.asarray(indices))
-        batch: dict[str, np.ndarray] = {"image": to_unit_range(images, range_of(self.dtype))}
+        batch: dict[str, np.ndarray] = {"x": to_unit_range(images, range_of(self.dtype))}
         if self.num_classes:
-            batch["label"] = labels
+            batch["cond"] = labels
         return batch
 
     def read(self, indices: np.ndarray, report: Report | None = None) -> tuple[np.ndarray, NDArray[np.int32]]:
         """Images [batch, height, width, channels] as they are stored, and labels [batch] (0 without classes)."""
         count = len(indices)
-        images, labels = np.empty((count, *self.image_shape), self.dtype), np.zeros(count, np.int32)
+        images, labels = np.empty((count, *self.shape), self.dtype), np.zeros(count, np.int32)
 
         def fill(rows: range) -> int:
             for row in rows:

@@ -78,16 +78,16 @@ class Batches:
         """
         batch = self._checked(self.source.gather(self.indices(step)))
         if self.flip:
-            images, mirrored = batch["image"], self._mirrored(step)
-            batch["image"] = images.copy()  # a source may keep what it gave
+            images, mirrored = batch["x"], self._mirrored(step)
+            batch["x"] = images.copy()  # a source may keep what it gave
             right_to_left = np.arange(images.shape[2])[::-1]  # taking whole pixels: five times as fast as [::-1]
-            batch["image"][mirrored] = images[mirrored].take(right_to_left, axis=2)
+            batch["x"][mirrored] = images[mirrored].take(right_to_left, axis=2)
         return batch
 
     def _checked(self, batch: dict[str, Any]) -> dict[str, Any]:
         """What a source gave, if it is what a source has to give: anyone may write one."""
-        images, labels = (np.asarray(batch.get(name)) for name in ("image", "label"))
-        shape = (self.batch_size // self.process_count, *self.source.image_shape)
+        images, labels = (np.asarray(batch.get(name)) for name in ("x", "cond"))
+        shape = (self.batch_size // self.process_count, *self.source.shape)
         if images.shape != shape or images.dtype != np.float32:
             raise ValueError(
                 f"The source gave images {images.dtype} {images.shape}; need float32 {shape} in [-1, 1]. "

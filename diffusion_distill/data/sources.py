@@ -27,7 +27,7 @@ class Source(Protocol):
     """Random access to images; what `Batches` needs of a data set."""
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""
         ...
 
@@ -74,7 +74,7 @@ class ArraySource:
         check_labels(self.labels, len(self.images), self.num_classes)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""
         _, height, width, channels = self.images.shape
         return height, width, channels
@@ -84,9 +84,9 @@ class ArraySource:
 
     def gather(self, indices: NDArray[np.integer]) -> dict[str, np.ndarray]:
         """The images at `indices` [batch] (and their labels); see `Source.gather`."""
-        batch: dict[str, np.ndarray] = {"image": to_unit_range(self.images[indices], self.value_range)}
+        batch: dict[str, np.ndarray] = {"x": to_unit_range(self.images[indices], self.value_range)}
         if self.labels is not None:
-            batch["label"] = self.labels[indices].astype(np.int32)
+            batch["cond"] = self.labels[indices].astype(np.int32)
         return batch
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from diffusion_distill.base.arrays import Array
-from diffusion_distill.base.typing import Image, Labels
+from diffusion_distill.base.typing import Cond, Image
 from diffusion_distill.process.levels import Level
 
 
 class Denoise(Protocol):
     """Estimates the clean image from a noisy one. Must be a JAX tree, so that jit sees its parameters."""
 
-    def __call__(self, z: Image, level: Level, labels: Labels | None = None) -> Image:
+    def __call__(self, z: Image, level: Level, cond: Cond | None = None, /) -> Image:
         """z [batch, h, w, c] at level ([batch] each) -> x_hat of the same shape."""
         ...
 
@@ -23,6 +23,6 @@ class RawDenoise(Denoise, Protocol):
     prediction: Any
     sigma_data: Any
 
-    def raw(self, z: Image, level: Level, labels: Labels | None = None) -> Array:
+    def raw(self, z: Image, level: Level, cond: Cond | None = None, /) -> Array:
         """The network's own output: x, eps, v, or [x, eps] on the channel axis."""
         ...

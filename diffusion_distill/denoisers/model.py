@@ -1,7 +1,7 @@
 """A model: a network, the noise schedule it was trained on, and what its output means.
 
 `Model` is a value (frozen, hashable, described by a plain dictionary); with parameters it becomes a
-`Denoiser`, a JAX tree that maps (z, level, labels) to x_hat and is what solvers and losses call.
+`Denoiser`, a JAX tree that maps (z, level, cond) to x_hat and is what solvers and losses call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from flax import struct
 
 from diffusion_distill.base.arrays import Array, expand, namespace
 from diffusion_distill.base.registry import check_keys, describe, rebuild
-from diffusion_distill.base.typing import Image, Key, Labels, Params
+from diffusion_distill.base.typing import Cond, Image, Key, Params
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.networks import NETWORKS
 from diffusion_distill.process import predictions
@@ -37,8 +37,8 @@ class Model:
     """Everything about a diffusion model but its parameters.
 
     Attributes:
-      network: a Flax module called as network(x, time, labels, train=...).
-      image_shape: (height, width, channels) of one image.
+      network: a Flax module called as network(x, time, cond, train=...).
+      shape: (height, width, channels) of one image.
       schedule: maps times to levels.
       prediction: one of `predictions.PREDICTIONS`.
       time_input: maps a level to the scalar the network embeds, and scales its input.
@@ -48,19 +48,19 @@ class Model:
     """
 
     network: nn.Module
-    image_shape: tuple[int, int, int]
+    shape: tuple[int, int, int]
     schedule: Schedule = field(default_factory=Cosine)
     prediction: str = "x"
     time_input: TimeInput = field(default_factory=LogsnrInput)
 
     def __post_init__(self) -> None:
-        if len(self.image_shape) != 3 or any(n < 1 for n in self.image_shape):
-            raise ValueError(f"image_shape must be (height, width, channels), got {self.image_shape!r}.")
-        needed = predictions.output_channels(self.prediction, self.image_shape[-1])
+        if len(self.shape) != 3 or any(n < 1 for n in self.shape):
+            raise ValueError(f"shape must be (height, width, channels), got {self.shape!r}.")
+        needed = predictions.output_channels(self.prediction, self.shape[-1])
         given = getattr(self.network, "out_ch", needed)
         if given != needed:
             raise ValueError(
-                f"Prediction {self.prediction!r} of {self.image_shape[-1]}-channel images needs a network with "
+                f"Prediction {self.prediction!r} of {self.shape[-1]}-channel images needs a network with "
                 f"{needed} output channels, got out_ch={given}. Set out_ch={needed}."
             )
 
@@ -90,17 +90,17 @@ class Model:
 
     def init(self, key: Key) -> Params:
         """Fresh float32 parameters."""
-        x = jnp.zeros((1, *self.image_shape), jnp.float32)
-        labels = jnp.zeros((1,), jnp.int32) if self.num_classes > 1 else None
-        return jax.jit(partial(self.network.init, train=False))(key, x, jnp.zeros((1,), jnp.float32), labels)["params"]
+        x = jnp.zeros((1, *self.shape), jnp.float32)
+        cond = jnp.zeros((1,), jnp.int32) if self.num_classes > 1 else None
+        return jax.jit(partial(self.network.init, train=False))(key, x, jnp.zeros((1,), jnp.float32), cond)["params"]
 
-    def raw(self, params: Params, z: Image, level: Level, labels: Labels | None, dropout: Key | None) -> Array:
+    def raw(self, params: Params, z: Image, level: Level, cond: Cond | None, dropout: Key | None) -> Array:
         """The network's output for z [batch, h, w, c] at levels [batch]; dropout acts only with a key."""
         rngs = None if dropout is None else {"dropout": dropout}
         time, scale = self.time_input.time(level), self.time_input.scale(level)
         z = z if scale is None else expand(scale, z) * z
-        labels = labels if self.num_classes > 1 else None
-        raw = self.network.apply({"params": params}, z, time, labels, train=dropout is not None, rngs=rngs)
+        cond = cond if self.num_classes > 1 else None
+        raw = self.network.apply({"params": params}, z, time, cond, train=dropout is not None, rngs=rngs)
         return raw.astype(jnp.result_type(z))  # type: ignore[union-attr]  # a network may compute in another precision
 
     def denoiser(self, params: Params, dropout: Key | None = None) -> Denoiser:
@@ -114,7 +114,7 @@ class Model:
             "schedule": describe(self.schedule, SCHEDULES),
             "prediction": self.prediction,
             "time_input": describe(self.time_input, TIME_INPUTS),
-            "image_shape": list(self.image_shape),
+            "shape": list(self.shape),
         }
 
     @classmethod
@@ -131,7 +131,7 @@ class Model:
             schedule=rebuild("schedule", description["schedule"], SCHEDULES),
             prediction=description["prediction"],
             time_input=rebuild("time_input", description["time_input"], TIME_INPUTS),
-            image_shape=tuple(description["image_shape"]),
+            shape=tuple(description["shape"]),
         )
 
 
@@ -152,17 +152,17 @@ class Denoiser(struct.PyTreeNode):
         """Standard deviation of the data."""
         return getattr(self.model, "sigma_data", predictions.SIGMA_DATA)
 
-    def raw(self, z: Image, level: Level, labels: Labels | None = None) -> Array:
+    def raw(self, z: Image, level: Level, cond: Cond | None = None) -> Array:
         """The network's own output."""
-        return self.model.raw(self.params, z, level, labels, self.dropout)
+        return self.model.raw(self.params, z, level, cond, self.dropout)
 
-    def __call__(self, z: Image, level: Level, labels: Labels | None = None) -> Image:
+    def __call__(self, z: Image, level: Level, cond: Cond | None = None) -> Image:
         """x_hat of the shape of z."""
-        return predictions.to_x(self.prediction, self.raw(z, level, labels), z, level, self.sigma_data)
+        return predictions.to_x(self.prediction, self.raw(z, level, cond), z, level, self.sigma_data)
 
-    def x_head(self, z: Image, level: Level, labels: Labels | None = None) -> tuple[Image, Image]:
+    def x_head(self, z: Image, level: Level, cond: Cond | None = None) -> tuple[Image, Image]:
         """Returns x_hat and the network's own x head from one network call; they differ only for 'both'."""
-        raw = self.raw(z, level, labels)
+        raw = self.raw(z, level, cond)
         return (
             predictions.to_x(self.prediction, raw, z, level, self.sigma_data),
             predictions.x_head(self.prediction, raw, z, level),
@@ -174,9 +174,9 @@ class Clipped(struct.PyTreeNode):
 
     denoise: Denoise
 
-    def __call__(self, z: Image, level: Level, labels: Labels | None = None) -> Image:
+    def __call__(self, z: Image, level: Level, cond: Cond | None = None) -> Image:
         """x_hat in [-1, 1]."""
-        x = self.denoise(z, level, labels)
+        x = self.denoise(z, level, cond)
         return namespace(x).clip(x, -1, 1)
 
 
@@ -205,9 +205,9 @@ class Thresholded(struct.PyTreeNode):
         if not 0 < self.floor < math.inf:
             raise ValueError(f"The floor of thresholding must be positive and finite, got {self.floor}.")
 
-    def __call__(self, z: Image, level: Level, labels: Labels | None = None) -> Image:
+    def __call__(self, z: Image, level: Level, cond: Cond | None = None) -> Image:
         """x_hat in [-1, 1]."""
-        x = self.denoise(z, level, labels)
+        x = self.denoise(z, level, cond)
         xp = namespace(x)
         size = xp.quantile(xp.abs(x).reshape(len(x), -1), self.quantile, axis=1)
         s = expand(xp.maximum(size, self.floor), x)

@@ -63,23 +63,23 @@ class Pixels:
     """The pixels themselves: grey levels 0..255 mapped to [-1, 1].
 
     Attributes:
-        image_shape: (height, width, channels) of one image.
+        shape: (height, width, channels) of one image.
     """
 
-    image_shape: tuple[int, int, int]
+    shape: tuple[int, int, int]
     name: str = "pixels"
 
     @property
     def width(self) -> int:
         """Numbers per image."""
-        return math.prod(self.image_shape)
+        return math.prod(self.shape)
 
     def __call__(self, images: ArrayLike) -> NDArray[np.float32]:
-        """uint8 [n, *image_shape] -> float32 [n, width]; TypeError or ValueError for other images."""
+        """uint8 [n, *shape] -> float32 [n, width]; TypeError or ValueError for other images."""
         given = np.asarray(images)
         _check_bytes(given)
-        if given.shape[1:] != tuple(self.image_shape):
-            raise ValueError(f"Images have shape {given.shape}; need [n, {', '.join(map(str, self.image_shape))}].")
+        if given.shape[1:] != tuple(self.shape):
+            raise ValueError(f"Images have shape {given.shape}; need [n, {', '.join(map(str, self.shape))}].")
         return pixel_features(given.astype(np.float32) / 127.5 - 1)
 
 

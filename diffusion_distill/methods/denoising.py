@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from diffusion_distill.base.arrays import Array, stratified
 from diffusion_distill.base.errors import choose
-from diffusion_distill.base.typing import Batch, Image, Key, Labels
+from diffusion_distill.base.typing import Batch, Cond, Image, Key
 from diffusion_distill.denoisers.denoise import RawDenoise
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import loss
@@ -36,7 +36,7 @@ class Denoising:
       momentum: of the averaged parameters.
       averaging: the rule of that average, see `training.ema`; BTD's program has 'plain'.
       residual: if not 0, sets the momentum from the length instead, see `phases.momentum_for`.
-      label_dropout: rate at which labels become the null label that guidance needs; None for the rate of the
+      label_dropout: rate at which cond become the null label that guidance needs; None for the rate of the
         network's own field `label_dropout`, 0 if it has none. See `training.dropout`.
     """
 
@@ -86,17 +86,17 @@ class Denoising:
 
     def losses(self, denoisers: Mapping[str, Any], inputs: Any, batch: Batch, key: Key) -> Array:
         """Per-image losses [batch] of denoisers['student']."""
-        x = batch["image"]
+        x = batch["x"]
         times, noise = jax.random.split(key)
         u = self.times(times, len(x))
         student = denoisers["student"]
         level = NOISE_LEVELS[self.noise](student.model.schedule, u)
-        return self.losses_at(student, level, x, jax.random.normal(noise, x.shape, x.dtype), batch.get("label"))
+        return self.losses_at(student, level, x, jax.random.normal(noise, x.shape, x.dtype), batch.get("cond"))
 
-    def losses_at(self, student: RawDenoise, level: Level, x: Image, eps: Image, labels: Labels | None = None) -> Array:
+    def losses_at(self, student: RawDenoise, level: Level, x: Image, eps: Image, cond: Cond | None = None) -> Array:
         """Per-image losses [batch] for given levels and noise, instead of drawn ones."""
         z = noising.diffuse(x, eps, level)
-        return loss.losses(student, z, level, x, eps, labels, weight=self.weighting, reduction=self.reduction)
+        return loss.losses(student, z, level, x, eps, cond, weight=self.weighting, reduction=self.reduction)
 
     def times(self, key: Key, count: int) -> Array:
         """Training times [count], uniform and stratified over the batch."""

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.errors import positive_int
-from diffusion_distill.base.typing import Batch, Image, Key, Labels
+from diffusion_distill.base.typing import Batch, Cond, Image, Key
 from diffusion_distill.denoisers.model import Clipped, Model
 from diffusion_distill.methods import loss, targets, tract
 from diffusion_distill.methods.phases import Phase, check_rate, momentum_for, samples, updates_for, updates_per_phase
@@ -39,7 +39,7 @@ class Knowledge:
       clip: whether the target is clipped to [-1, 1].
       dropout: rate in the student's network while it is trained. None is no dropout, whatever the teacher was
         trained with; a student model that is given explicitly keeps its network's own rate.
-      label_dropout: rate at which labels become the null label that guidance needs; None for the rate of the
+      label_dropout: rate at which cond become the null label that guidance needs; None for the rate of the
         network's own field `label_dropout`, 0 if it has none. See `training.dropout`.
     """
 
@@ -87,19 +87,19 @@ class Knowledge:
     def losses(self, denoisers: Mapping[str, Any], table: targets.Rows, batch: Batch, key: Key) -> Array:
         """Per-image losses [batch] of denoisers['student'] against denoisers['teacher']."""
         index, eps = targets.draw(table, batch, key)
-        return self.losses_at(denoisers, table.at(index), batch["image"], eps, batch.get("label"))
+        return self.losses_at(denoisers, table.at(index), batch["x"], eps, batch.get("cond"))
 
     def losses_at(
-        self, denoisers: Mapping[str, Any], rows: targets.Rows, x: Image, eps: Image, labels: Labels | None
+        self, denoisers: Mapping[str, Any], rows: targets.Rows, x: Image, eps: Image, cond: Cond | None
     ) -> Array:
         """Per-image losses [batch] for given rows (with m = s), images and noise, instead of drawn ones."""
         teacher = denoisers["teacher"]
         return targets.losses_at(
-            rows, x, eps, denoisers["student"], Clipped(teacher) if self.clip else teacher, nobody, labels,
+            rows, x, eps, denoisers["student"], Clipped(teacher) if self.clip else teacher, nobody, cond,
             weight=self.weighting, reduction=self.reduction,
         )  # fmt: skip
 
 
-def nobody(z: Image, level: Level, labels: Labels | None = None) -> Image:
+def nobody(z: Image, level: Level, cond: Cond | None = None) -> Image:
     """The estimator of an empty second step, whose weight is zero."""
     return jnp.zeros_like(z)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from diffusion_distill.base.arrays import Array, image_mean, image_sum
 from diffusion_distill.base.errors import choose
-from diffusion_distill.base.typing import Image, Labels
+from diffusion_distill.base.typing import Cond, Image
 from diffusion_distill.denoisers.denoise import RawDenoise
 from diffusion_distill.process import predictions, weighting
 from diffusion_distill.process.levels import Level
@@ -24,14 +24,14 @@ def losses(
     level: Level,
     x: Image,
     eps: Image,
-    labels: Labels | None = None,
+    cond: Cond | None = None,
     *,
     weight: str,
     reduction: str,
 ) -> Array:
     """Per-image losses [batch] of the student at z = alpha·x + sigma·eps (x and eps are the targets)."""
     sigma_data = student.sigma_data
-    error = predictions.x_error(student.prediction, student.raw(z, level, labels), x, eps, level, sigma_data)
+    error = predictions.x_error(student.prediction, student.raw(z, level, cond), x, eps, level, sigma_data)
     return weighting.of(weight, level, sigma_data) * REDUCTIONS[reduction](error**2)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from diffusion_distill.base.arrays import Array, expand
 from diffusion_distill.base.errors import choose
-from diffusion_distill.base.typing import Batch, Image, Key, Labels
+from diffusion_distill.base.typing import Batch, Cond, Image, Key
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import loss, targets
 from diffusion_distill.methods.phases import Phase, check_averaging, check_rate, samples, updates_for
@@ -49,7 +49,7 @@ class Progressive:
       teacher_solver: what the teacher steps by in the first phase; later ones are students and step by DDIM.
       dropout: rate in the student's network while it is trained. None is no dropout, whatever the teacher was
         trained with; a student model that is given explicitly keeps its network's own rate.
-      label_dropout: rate at which labels become the null label that guidance needs; None for the rate of the
+      label_dropout: rate at which cond become the null label that guidance needs; None for the rate of the
         network's own field `label_dropout`, 0 if it has none. See `training.dropout`.
     """
 
@@ -109,15 +109,15 @@ class Progressive:
     def losses(self, denoisers: Mapping[str, Any], table: targets.Rows, batch: Batch, key: Key) -> Array:
         """Per-image losses [batch] of denoisers['student'] against denoisers['teacher']."""
         index, eps = targets.draw(table, batch, key)
-        return self.losses_at(denoisers, table.at(index), batch["image"], eps, batch.get("label"))
+        return self.losses_at(denoisers, table.at(index), batch["x"], eps, batch.get("cond"))
 
     def losses_at(
-        self, denoisers: Mapping[str, Any], rows: targets.Rows, x: Image, eps: Image, labels: Labels | None
+        self, denoisers: Mapping[str, Any], rows: targets.Rows, x: Image, eps: Image, cond: Cond | None
     ) -> Array:
         """Per-image losses [batch] for given rows, images and noise, instead of drawn ones."""
         teacher, second = denoisers["teacher"], self.second(denoisers["teacher"], rows)
         return targets.losses_at(
-            rows, x, eps, denoisers["student"], teacher, second, labels,
+            rows, x, eps, denoisers["student"], teacher, second, cond,
             weight=self.weighting, reduction=self.reduction,
         )  # fmt: skip
 
@@ -126,8 +126,8 @@ class Progressive:
         if self.zero_noise == "reconciled":
             return teacher
 
-        def x_head_at_zero_noise(z: Image, level: Level, labels: Labels | None) -> Image:
-            x_hat, x_head = teacher.x_head(z, level, labels)
+        def x_head_at_zero_noise(z: Image, level: Level, cond: Cond | None) -> Image:
+            x_hat, x_head = teacher.x_head(z, level, cond)
             return jnp.where(expand(rows.second == 1, z), x_head, x_hat)
 
         return x_head_at_zero_noise

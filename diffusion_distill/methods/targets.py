@@ -33,7 +33,7 @@ import numpy as np
 
 from diffusion_distill.base.arrays import Array, expand, namespace, stratified
 from diffusion_distill.base.errors import choose
-from diffusion_distill.base.typing import Batch, Image, Key, Labels
+from diffusion_distill.base.typing import Batch, Cond, Image, Key
 from diffusion_distill.denoisers.denoise import Denoise, RawDenoise
 from diffusion_distill.methods import loss
 from diffusion_distill.process import noising, predictions
@@ -193,31 +193,31 @@ def pad(tables: Sequence[Rows], unit: int = 1024) -> list[Rows]:
     return [jax.tree.map(lengthen, table) for table in tables]
 
 
-def target(rows: Rows, z: Image, first: Denoise, second: Denoise, labels: Labels | None = None) -> Image:
+def target(rows: Rows, z: Image, first: Denoise, second: Denoise, cond: Cond | None = None) -> Image:
     """The x that takes z at t to where the two chained steps lead, for gathered rows [batch].
 
     No gradient flows through it.
     """
-    x_first = estimate(rows.stages, z, rows.t, first, labels)
+    x_first = estimate(rows.stages, z, rows.t, first, cond)
     z_m = expand(rows.r, z) * z + expand(rows.d, z) * x_first
-    x_second = estimate(rows.second_stages, z_m, rows.m, second, labels)
+    x_second = estimate(rows.second_stages, z_m, rows.m, second, cond)
     return jax.lax.stop_gradient(weighted_mean((rows.first, rows.second), (x_first, x_second)))
 
 
-def estimate(stages: Stages | None, z: Image, level: Level, denoise: Denoise, labels: Labels | None = None) -> Image:
+def estimate(stages: Stages | None, z: Image, level: Level, denoise: Denoise, cond: Cond | None = None) -> Image:
     """The x_hat whose DDIM step ends at the same point as the step in stages [batch]; one call without stages."""
     if stages is None:
-        return denoise(z, level, labels)
-    return weighted_mean(namespace(z).moveaxis(stages.mix, 0, -1), walk(stages, z, denoise, labels)[1])
+        return denoise(z, level, cond)
+    return weighted_mean(namespace(z).moveaxis(stages.mix, 0, -1), walk(stages, z, denoise, cond)[1])
 
 
-def walk(stages: Stages, z: Image, denoise: Denoise, labels: Labels | None = None) -> tuple[list[Image], list[Image]]:
+def walk(stages: Stages, z: Image, denoise: Denoise, cond: Cond | None = None) -> tuple[list[Image], list[Image]]:
     """The network's input and its output x_hat in each stage."""
     registers, seen, x_hats = (z,) * stages.weights.shape[-2], [], []
     for j in range(stages.mix.shape[-1]):
         seen.append(registers[0])
         at = Level(stages.level.alpha[:, j], stages.level.sigma[:, j])
-        x_hats.append(denoise(registers[0], at, labels))
+        x_hats.append(denoise(registers[0], at, cond))
         rows = namespace(z).moveaxis(stages.weights[:, j], 0, -1)  # [R, R + 1, batch]
         registers = tuple(weighted_mean(row, (*registers, x_hats[-1])) for row in rows)
     return seen, x_hats
@@ -235,21 +235,21 @@ def losses_at(
     student: RawDenoise,
     first: Denoise,
     second: Denoise,
-    labels: Labels | None = None,
+    cond: Cond | None = None,
     *,
     weight: str,
     reduction: str,
 ) -> Array:
     """Per-image losses [batch] for gathered rows, clean images x and noise eps."""
     z = noising.diffuse(x, eps, rows.t)
-    x_target = target(rows, z, first, second, labels)
+    x_target = target(rows, z, first, second, cond)
     eps_target = predictions.eps_from_x(z, x_target, rows.t)
-    return loss.losses(student, z, rows.t, x_target, eps_target, labels, weight=weight, reduction=reduction)
+    return loss.losses(student, z, rows.t, x_target, eps_target, cond, weight=weight, reduction=reduction)
 
 
 def draw(table: Rows, batch: Batch, key: Key) -> tuple[Array, Image]:
     """Row indices [batch], uniform and stratified, and unit noise for a batch, from two streams of a key."""
-    x = batch["image"]
+    x = batch["x"]
     times, noise = jax.random.split(key)
     index = jnp.floor(stratified(times, x.shape[0]) * jnp.asarray(table.count, jnp.float32)).astype(jnp.int32)
     return index, jax.random.normal(noise, x.shape, x.dtype)

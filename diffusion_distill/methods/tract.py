@@ -29,7 +29,7 @@ import numpy as np
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.errors import choose
-from diffusion_distill.base.typing import Batch, Image, Key, Labels
+from diffusion_distill.base.typing import Batch, Cond, Image, Key
 from diffusion_distill.denoisers.model import Clipped, Model
 from diffusion_distill.methods import loss, targets
 from diffusion_distill.methods.phases import Phase, check_rate, momentum_for, samples, updates_for, updates_per_phase
@@ -65,7 +65,7 @@ class Tract:
       reset_average: with phase_start 'continue', restart the eval average's bias correction in each phase.
       dropout: rate in the student's network while it is trained. None is no dropout, whatever the teacher was
         trained with; a student model that is given explicitly keeps its network's own rate.
-      label_dropout: rate at which labels become the null label that guidance needs; None for the rate of the
+      label_dropout: rate at which cond become the null label that guidance needs; None for the rate of the
         network's own field `label_dropout`, 0 if it has none. See `training.dropout`.
     """
 
@@ -153,10 +153,10 @@ class Tract:
     def losses(self, denoisers: Mapping[str, Any], table: targets.Rows, batch: Batch, key: Key) -> Array:
         """Per-image losses [batch] of denoisers['student'] against 'teacher' and 'self_teacher'."""
         index, eps = targets.draw(table, batch, key)
-        return self.losses_at(denoisers, table.at(index), batch["image"], eps, batch.get("label"))
+        return self.losses_at(denoisers, table.at(index), batch["x"], eps, batch.get("cond"))
 
     def losses_at(
-        self, denoisers: Mapping[str, Any], rows: targets.Rows, x: Image, eps: Image, labels: Labels | None
+        self, denoisers: Mapping[str, Any], rows: targets.Rows, x: Image, eps: Image, cond: Cond | None
     ) -> Array:
         """Per-image losses [batch] for given rows, images and noise, instead of drawn ones."""
         first, second = self.estimators(denoisers)
@@ -167,7 +167,7 @@ class Tract:
             denoisers["student"],
             first,
             second,
-            labels,
+            cond,
             weight=self.weighting,
             reduction=self.reduction,
         )

@@ -32,7 +32,7 @@ import numpy as np
 from diffusion_distill.base import interrupts
 from diffusion_distill.base.arrays import Array, namespace
 from diffusion_distill.base.errors import positive_int
-from diffusion_distill.base.typing import Image, Labels
+from diffusion_distill.base.typing import Cond, Image
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.schedules import Schedule
@@ -131,7 +131,7 @@ def fit(
     student: Table,
     teacher: Teacher,
     start: Image,
-    labels: Labels | None = None,
+    cond: Cond | None = None,
     teacher_denoise: Denoise | None = None,
     largest: float = math.inf,
 ) -> Fit:
@@ -140,10 +140,10 @@ def fit(
     With `start` split over devices, the lambdas are those of the whole batch.
 
     Args:
-      denoise: the student's model, (z, level, labels) -> x_hat.
+      denoise: the student's model, (z, level, cond) -> x_hat.
       student: a table with directions.
       start: unit noise [batch, height, width, channels].
-      labels: [batch] int32, for conditional models.
+      cond: [batch] int32, for conditional models.
       teacher_denoise: the teacher's model; the student's by default. (Of a model distilled to few steps, whose own
         estimates say nothing between them, it is the model it was distilled from.)
       largest: a row one of whose lambdas is larger in size, or not finite, keeps 0.
@@ -154,12 +154,12 @@ def fit(
     """
     _check(student, teacher)
     wanted = sorted(set(teacher.targets))
-    states = integrate(teacher_denoise or denoise, teacher.table, start, labels, states=wanted)
+    states = integrate(teacher_denoise or denoise, teacher.table, start, cond, states=wanted)
     table = jax.tree.map(lambda a: np.asarray(a, np.float32), student)
     registers, found = (table.init * start,) * table.weights.shape[1], []
     for k, target in enumerate(teacher.targets):
         goal = states[wanted.index(target)]
-        registers, *facts = _jitted_row(denoise, row_of(table, k), registers, labels, goal, largest)
+        registers, *facts = _jitted_row(denoise, row_of(table, k), registers, cond, goal, largest)
         found.append(facts)
         interrupts.check()
     lambdas, plain, fitted, asked = (np.stack(jax.device_get(part)) for part in zip(*found, strict=True))
@@ -171,15 +171,15 @@ def fit_host(
     student: Table,
     teacher: Teacher,
     start: Image,
-    labels: Labels | None = None,
+    cond: Cond | None = None,
     largest: float = math.inf,
 ) -> Fit:
     """`fit` on the host in float64; `denoise` takes NumPy arrays."""
     _check(student, teacher)
-    states = run_host(teacher.table.plain(), denoise, start, labels, states=True)
+    states = run_host(teacher.table.plain(), denoise, start, cond, states=True)
     registers, found = (student.init * np.asarray(start, np.float64),) * student.weights.shape[1], []
     for k, target in enumerate(teacher.targets):
-        registers, *facts = _fit_row(denoise, row_of(student, k), registers, labels, states[target], largest)
+        registers, *facts = _fit_row(denoise, row_of(student, k), registers, cond, states[target], largest)
         found.append(facts)
     lambdas, plain, fitted, asked = (np.stack(part) for part in zip(*found, strict=True))
     return Fit(lambdas, plain, fitted, registers[0], asked)
@@ -221,14 +221,14 @@ def distance_from(
     teacher: Teacher,
     denoise: Denoise,
     start: Image,
-    labels: Labels | None = None,
+    cond: Cond | None = None,
     teacher_denoise: Denoise | None = None,
 ) -> Callable[[Table], float]:
     """The root mean square distance of a table's result from the teacher's, from the same noise; as in `fit`."""
-    target = integrate(teacher_denoise or denoise, teacher.table, start, labels)
+    target = integrate(teacher_denoise or denoise, teacher.table, start, cond)
 
     def measure(table: Table) -> float:
-        return float(jnp.sqrt(jnp.mean((integrate(denoise, table, start, labels) - target) ** 2)))
+        return float(jnp.sqrt(jnp.mean((integrate(denoise, table, start, cond) - target) ** 2)))
 
     return measure
 
@@ -265,13 +265,11 @@ def least_squares(columns: Sequence[Image], target: Image) -> Array:
     return xp.stack(solution)
 
 
-def _fit_row(
-    denoise: Denoise, row: Table, registers: tuple, labels: Labels | None, target: Image, largest: float
-) -> tuple:
+def _fit_row(denoise: Denoise, row: Table, registers: tuple, cond: Cond | None, target: Image, largest: float) -> tuple:
     """One row of the student: (registers after it, lambdas [D], distance before, distance after, lambdas asked for)."""
     xp, y = namespace(registers[0]), registers[0]
     level = Level(*(xp.broadcast_to(a, y.shape[:1]) for a in row.level))
-    operands = (*registers, denoise(y, level, labels))
+    operands = (*registers, denoise(y, level, cond))
     plain, *memories = (combine(weights, operands) for weights in row.weights)
     columns = [combine(weights, operands) for weights in _directions(row).weights]
     asked = least_squares(columns, target - plain)

@@ -22,7 +22,7 @@ import numpy as np
 from diffusion_distill.base import interrupts
 from diffusion_distill.base.arrays import Array, expand
 from diffusion_distill.base.errors import positive_int
-from diffusion_distill.base.typing import Image, Key, Labels
+from diffusion_distill.base.typing import Cond, Image, Key
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.table import Table
@@ -43,7 +43,7 @@ def sample(
     denoise: Denoise,
     table: Table,
     shape: tuple[int, ...],
-    labels: Labels | None = None,
+    cond: Cond | None = None,
     *,
     first: int = 0,
     states: bool | Sequence[int] = False,
@@ -52,10 +52,10 @@ def sample(
 
     Args:
       key: seed of the whole set of samples.
-      denoise: maps (z, level, labels) to x_hat; wrap it in `Clipped` to clip x_hat to [-1, 1].
+      denoise: maps (z, level, cond) to x_hat; wrap it in `Clipped` to clip x_hat to [-1, 1].
       table: the solver on its grid.
       shape: [batch, height, width, channels].
-      labels: [batch] int32, for conditional models.
+      cond: [batch] int32, for conditional models.
       first: number of the first sample; samples first .. first + batch - 1 are drawn.
       states: also return what the network saw in each row, or in some rows.
 
@@ -66,14 +66,14 @@ def sample(
     keys = sample_keys(key, np.arange(first, first + batch))
     start = noise(keys, 0, shape[1:])
     rows = None if table.deterministic else keys
-    return integrate(denoise, table, start, labels, row_noise=rows, states=states)
+    return integrate(denoise, table, start, cond, row_noise=rows, states=states)
 
 
 def integrate(
     denoise: Denoise,
     table: Table,
     start: Image,
-    labels: Labels | None = None,
+    cond: Cond | None = None,
     *,
     row_noise: Key | Image | None = None,
     states: bool | Sequence[int] = False,
@@ -81,7 +81,7 @@ def integrate(
     """Runs a table from given unit noise.
 
     Args:
-      denoise, table, labels: as in `sample`.
+      denoise, table, cond: as in `sample`.
       start: unit noise [batch, height, width, channels].
       row_noise: per-sample keys [batch], or the noise itself [nfe, batch, h, w, c]; None for none.
       states: True for what the network saw in every row, and the result; or the numbers of some of these states, from
@@ -93,7 +93,7 @@ def integrate(
     wanted = range(table.nfe + 1) if states is True else list(states or ())
     if any(not 0 <= k <= table.nfe for k in wanted):
         raise ValueError(f"The states of {table.nfe} rows are 0 to {table.nfe}, got {list(wanted)}.")
-    last, kept = trajectory(denoise, table, start, labels, row_noise=row_noise, states=wanted)[:2]
+    last, kept = trajectory(denoise, table, start, cond, row_noise=row_noise, states=wanted)[:2]
     return last if states is False else kept
 
 
@@ -115,7 +115,7 @@ def trajectory(
     denoise: Denoise,
     table: Table,
     start: Image,
-    labels: Labels | None = None,
+    cond: Cond | None = None,
     *,
     row_noise: Key | Image | None = None,
     states: Sequence[int] = (),
@@ -127,17 +127,17 @@ def trajectory(
         raise ValueError(f"Recorded noise must be {(table.nfe, *start.shape)}: one per row; got {row_noise.shape}.")
     registers = (table.init * start,) * table.weights.shape[1]
     loop = _host_loop if jax.default_backend() == "cpu" else _scan_loop
-    return loop(denoise, table, registers, labels, row_noise, tuple(states), tuple(outputs))
+    return loop(denoise, table, registers, cond, row_noise, tuple(states), tuple(outputs))
 
 
-def _row(denoise: Denoise, row: Table, registers: tuple, labels: Labels | None, fresh: Array, k: Array) -> tuple:
+def _row(denoise: Denoise, row: Table, registers: tuple, cond: Cond | None, fresh: Array, k: Array) -> tuple:
     """One row: (registers after it, the state the network saw, its output)."""
     y = registers[0]
     if fresh is not None:
         drawn = noise(fresh, k + 1, y.shape[1:]) if _are_keys(fresh) else fresh
         y = y + row.noise * drawn
     level = Level(*(jnp.broadcast_to(a, y.shape[:1]) for a in row.level))
-    x_hat = denoise(y, level, labels)
+    x_hat = denoise(y, level, cond)
     operands = (y, *registers[1:], x_hat)
     return tuple(combine(weights, operands) for weights in row.weights), y, x_hat
 
@@ -150,11 +150,11 @@ def combine(weights: Array, operands: Sequence[Image]) -> Image:
 _jitted_row = jax.jit(_row)
 
 
-def _host_loop(denoise, table, registers, labels, row_noise, states, outputs):
+def _host_loop(denoise, table, registers, cond, row_noise, states, outputs):
     seen, found = {}, {}
     for k in range(table.nfe):
         row = row_of(table, k)
-        registers, y, x_hat = _jitted_row(denoise, row, registers, labels, _noise_of_row(row_noise, k), np.int32(k))
+        registers, y, x_hat = _jitted_row(denoise, row, registers, cond, _noise_of_row(row_noise, k), np.int32(k))
         if k in states:
             seen[k] = y
         if k in outputs:
@@ -166,12 +166,12 @@ def _host_loop(denoise, table, registers, labels, row_noise, states, outputs):
 
 
 @partial(jax.jit, static_argnames=("states", "outputs"))
-def _scan_loop(denoise, table, registers, labels, row_noise, states, outputs):
+def _scan_loop(denoise, table, registers, cond, row_noise, states, outputs):
     places = [_places(wanted, table.nfe) for wanted in (states, outputs)]
 
     def body(carry, k):
         registers, *kept = carry
-        registers, *new = _row(denoise, row_of(table, k), registers, labels, _noise_of_row(row_noise, k), k)
+        registers, *new = _row(denoise, row_of(table, k), registers, cond, _noise_of_row(row_noise, k), k)
         kept = [
             _put(images, jnp.asarray(place)[k], value) for images, place, value in zip(kept, places, new, strict=True)
         ]

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill.base.arrays import Array, namespace
-from diffusion_distill.base.typing import Image, Labels
+from diffusion_distill.base.typing import Cond, Image
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.engine import combine
@@ -30,17 +30,17 @@ from diffusion_distill.solvers.forms import X_HAT, move
 from diffusion_distill.solvers.runge_kutta import TABLEAUX, Tableau, check_between, step
 
 
-def ddim_step(denoise: Denoise, z: Image, start: Level, end: Level, labels: Labels | None = None) -> Image:
+def ddim_step(denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None = None) -> Image:
     """One DDIM step (arXiv:2010.02502 Eq. 12, eta = 0), z_end = r·z + d·x_hat; order 1, one network call.
 
     Any levels will do. A step to zero noise gives x_hat itself.
 
     Args:
-      denoise: maps (z, level, labels) to x_hat: an artefact's `denoiser()`, another JAX tree that can be called, or a
+      denoise: maps (z, level, cond) to x_hat: an artefact's `denoiser()`, another JAX tree that can be called, or a
         plain function (each new function is compiled anew).
       z: [batch, ...], at the level `start`.
       start, end: levels, scalars or [batch]; sigma > 0 at the start, alpha > 0 at the end.
-      labels: [batch] int32, for conditional models.
+      cond: [batch] int32, for conditional models.
 
     Returns:
       z at the level `end`, of the shape of z, float32 (float64 if z is, where JAX allows it).
@@ -48,35 +48,35 @@ def ddim_step(denoise: Denoise, z: Image, start: Level, end: Level, labels: Labe
     Raises:
       ValueError: levels of another shape; or, if they are known on the host, of values not allowed.
     """
-    return _step(_ddim, denoise, z, start, end, labels)
+    return _step(_ddim, denoise, z, start, end, cond)
 
 
-def heun_step(denoise: Denoise, z: Image, start: Level, end: Level, labels: Labels | None = None) -> Image:
+def heun_step(denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None = None) -> Image:
     """One step of Heun's method, EDM's (arXiv:2206.00364 Algorithm 1); order 2, two network calls.
 
     The second call is at the level `end`, so any levels with alpha > 0 will do. A step to zero noise is DDIM's, so it
     gives the first call's x_hat; `ddim_step` saves the second call. Arguments, result and errors as in `ddim_step`.
     """
-    return _step(_heun, denoise, z, start, end, labels)
+    return _step(_heun, denoise, z, start, end, cond)
 
 
-def midpoint_step(denoise: Denoise, z: Image, start: Level, end: Level, labels: Labels | None = None) -> Image:
+def midpoint_step(denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None = None) -> Image:
     """One step of the midpoint method in sigma/alpha; order 2, two network calls.
 
     The second call is half way in sigma/alpha, at a level between the two, so these must be VP (alpha² + sigma² = 1) or
     VE (alpha = 1); others are refused, or give NaN where they are traced. A step to zero noise is DDIM's, as in
     `heun_step`. Arguments, result and errors as in `ddim_step`.
     """
-    return _step(_midpoint, denoise, z, start, end, labels)
+    return _step(_midpoint, denoise, z, start, end, cond)
 
 
-def rk4_step(denoise: Denoise, z: Image, start: Level, end: Level, labels: Labels | None = None) -> Image:
+def rk4_step(denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None = None) -> Image:
     """One step of the classical Runge–Kutta method in sigma/alpha; order 4, four network calls.
 
     Calls two and three are half way in sigma/alpha, the fourth is at the level `end`. Levels, a step to zero noise,
     arguments, result and errors as in `midpoint_step`.
     """
-    return _step(_rk4, denoise, z, start, end, labels)
+    return _step(_rk4, denoise, z, start, end, cond)
 
 
 # --- how a step is made and run
@@ -96,17 +96,17 @@ def _runge_kutta(tableau: Tableau, start: Level, end: Level) -> Rows:
 _heun, _midpoint, _rk4 = (partial(_runge_kutta, TABLEAUX[name]) for name in ("heun", "midpoint", "rk4"))
 
 
-def _step(method: Method, denoise: Denoise, z: Image, start: Level, end: Level, labels: Labels | None) -> Image:
+def _step(method: Method, denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None) -> Image:
     start, end = (_of_shape(name, level, np.shape(z)) for name, level in (("start", start), ("end", end)))
     if jax.tree_util.all_leaves([denoise]):
         denoise = jax.tree_util.Partial(denoise)  # a plain function has no arrays to trace
     if namespace(*start, *end) is not np:
-        return _run_traced(method, denoise, z, start, end, labels)
+        return _run_traced(method, denoise, z, start, end, cond)
     start, end = _checked(start, end, least_alpha=0.0 if method is _ddim else np.nextafter(0, 1))
     levels, rows = _made(method, start, end)
     for level in levels:
         check_between(level)
-    return _run(denoise, z, levels, rows, labels)
+    return _run(denoise, z, levels, rows, cond)
 
 
 def _of_shape(name: str, level: Level, shape: tuple[int, ...]) -> Level:
@@ -140,20 +140,20 @@ def _made(method: Method, start: Level, end: Level) -> Rows:
 
 
 @partial(jax.jit, static_argnums=0)
-def _run_traced(method: Method, denoise: Denoise, z: Image, start: Level, end: Level, labels: Labels | None) -> Image:
+def _run_traced(method: Method, denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None) -> Image:
     start, end = jax.tree.map(lambda a: jnp.asarray(a, _dtype(z)), (start, end))
-    return _run(denoise, z, *_made(method, start, end), labels)
+    return _run(denoise, z, *_made(method, start, end), cond)
 
 
 @jax.jit
 def _run(
-    denoise: Denoise, z: Image, levels: list[Level], rows: list[dict[str, dict[str, Array]]], labels: Labels | None
+    denoise: Denoise, z: Image, levels: list[Level], rows: list[dict[str, dict[str, Array]]], cond: Cond | None
 ) -> Image:
     z, levels, rows = jax.tree.map(lambda a: jnp.asarray(a, _dtype(z)), (z, levels, rows))
     values = {"y": z}
     for level, row in zip(levels, rows, strict=True):
         told = Level(*(jnp.broadcast_to(a, z.shape[:1]) for a in level))
-        values["x_hat"] = denoise(values["y"], told, labels)
+        values["x_hat"] = denoise(values["y"], told, cond)
         new = {name: combine(list(form.values()), [values[j] for j in form]) for name, form in row.items()}
         values.update(new)
     return values["y"]

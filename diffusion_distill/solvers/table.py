@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_distill.base.arrays import Array
-from diffusion_distill.base.typing import Image, Labels
+from diffusion_distill.base.typing import Cond, Image
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
 
@@ -221,7 +221,7 @@ def run_host(
     table: Table,
     denoise: Denoise,
     start: Image,
-    labels: Labels | None = None,
+    cond: Cond | None = None,
     *,
     row_noise: Image | None = None,
     states: bool = False,
@@ -229,7 +229,7 @@ def run_host(
     """Runs a table on the host in float64, row by row; `sampling.integrate` is the same on the device in float32.
 
     Args:
-      denoise: maps NumPy arrays (z, level, labels) to x_hat.
+      denoise: maps NumPy arrays (z, level, cond) to x_hat.
       start: unit noise [batch, ...].
       row_noise: unit noise of each row, [nfe, batch, ...]; needed if the table draws noise.
       states: also return what the network saw in each row.
@@ -251,6 +251,6 @@ def run_host(
         registers[0] += table.noise[k] * row_noise[k]
         seen.append(registers[0])
         level = Level(*(np.full(len(start), a[k]) for a in table.level))
-        x_hat = np.asarray(denoise(registers[0], level, labels), np.float64)
+        x_hat = np.asarray(denoise(registers[0], level, cond), np.float64)
         registers = np.tensordot(weights, np.stack([*registers, x_hat]), axes=1)
     return np.stack([*seen, registers[0]]) if states else registers[0]

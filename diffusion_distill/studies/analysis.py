@@ -100,7 +100,7 @@ def subject(
     keys = sample_keys(key_of(seed), np.arange(count), sharding.split(mesh))
     labels = labels_for(artefact.model, count, None, seed)
     here = None if labels is None else jax.device_put(labels, sharding.split(mesh))
-    start = engine.noise(keys, 0, artefact.model.image_shape)
+    start = engine.noise(keys, 0, artefact.model.shape)
     return Subject(denoiser_of(artefact, clip, guidance, mesh), tables, start, here)
 
 

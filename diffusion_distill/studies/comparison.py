@@ -161,7 +161,7 @@ def compare_solvers(
     """
     workdir = user_path(workdir)
     how = EvaluationSettings(setting.count, comparison.repetitions, setting.batch_size)
-    features = features_named(comparison.features, setting.artefact.model.image_shape)
+    features = features_named(comparison.features, setting.artefact.model.shape)
     real = reference_of(reference, features, how, workdir)
     facts = {
         **setting.facts(),

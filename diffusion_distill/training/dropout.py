@@ -65,11 +65,11 @@ def label_dropout_of(model: Model, asked: float | None) -> float:
 
 def drop_labels(batch: Batch, rate: float, num_classes: int, key: Key) -> Batch:
     """The batch with each label replaced by the null label with probability `rate`."""
-    if not rate or "label" not in batch:
+    if not rate or "cond" not in batch:
         return batch
-    labels = batch["label"]
+    labels = batch["cond"]
     dropped = jax.random.uniform(key, (len(labels),)) < rate
-    return {**batch, "label": _where_dropped(dropped, labels, num_classes)}
+    return {**batch, "cond": _where_dropped(dropped, labels, num_classes)}
 
 
 def _where_dropped(dropped: Array, labels: Labels, num_classes: int) -> Labels:

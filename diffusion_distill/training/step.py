@@ -59,9 +59,9 @@ def make_step(
       teacher: the teacher's model, None without one.
       mesh: devices; the batch is split over its 'data' axis, the state replicated.
       parts, shard_clip: see `gradients.gradient_of`.
-      label_dropout: rate at which labels become the null label, see `dropout.drop_labels`.
+      label_dropout: rate at which cond become the null label, see `dropout.drop_labels`.
 
-    The randomness of an update is addressed by the seed key and the state's step; dropped labels have a stream of
+    The randomness of an update is addressed by the seed key and the state's step; dropped cond have a stream of
     their own, so that noise and dropout are the same with and without them. A non-finite update
     changes nothing but the step and the count of skipped ones. The state is donated.
     """

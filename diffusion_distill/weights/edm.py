@@ -175,7 +175,7 @@ def _model_and_params(module: Module) -> tuple[Model, dict[str, Any]]:
     _check_parts(inner)
     model = model_of(module.class_name, kwargs)
     _check_blocks(model, inner)
-    params = edm_layout.to_params(model.network, model.image_shape, inner.tensors(), "its tensors")
+    params = edm_layout.to_params(model.network, model.shape, inner.tensors(), "its tensors")
     return model, jax.tree.map(_own, params)
 
 

@@ -154,26 +154,26 @@ def network_arguments(wrapper: str, kwargs: Mapping[str, Any]) -> tuple[str, dic
 # ---------------------------------------------------------------- tensors
 
 
-def tensor_shapes(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Shape]:
+def tensor_shapes(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Shape]:
     """{tensor's name: shape}, buffers included, of a network for such images; nothing is allocated.
 
     Args:
       network: a `SongUNet`, or a `UNet` with the settings `ADM`.
-      image_shape: (height, width, channels); names contain the height.
+      shape: (height, width, channels); names contain the height.
 
     Raises:
       WeightsError: the network does not take such images.
     """
-    return {entry.name: entry.shape for entry in _entries(network, image_shape)}
+    return {entry.name: entry.shape for entry in _entries(network, shape)}
 
 
 def to_params(
-    network: nn.Module, image_shape: tuple[int, int, int], tensors: Mapping[str, np.ndarray], what: str = "The tensors"
+    network: nn.Module, shape: tuple[int, int, int], tensors: Mapping[str, np.ndarray], what: str = "The tensors"
 ) -> dict[str, Any]:
     """Parameters of a network from the tensors of EDM's program; every tensor is used once.
 
     Args:
-      network, image_shape: as for `tensor_shapes`.
+      network, shape: as for `tensor_shapes`.
       tensors: {name: array} without the wrapper's prefix "model.".
       what: the name of the tensors in error messages.
 
@@ -187,7 +187,7 @@ def to_params(
     blocks = network.num_res_blocks * len(network.ch_mult)  # type: ignore[attr-defined]
     if blocks > len(tensors):  # before the network is traced, which takes as long as it claims to have blocks
         raise WeightsError(f"{what}: {len(tensors)} tensors cannot be those of a network with {blocks} blocks.")
-    entries = _entries(network, image_shape)
+    entries = _entries(network, shape)
     filled = matching.match(tensors, {entry.name: entry.shape for entry in entries}, what)
     fixed = [entry.name for entry in entries if not entry.paths]
     foreign = [name for name in fixed if not np.array_equal(filled[name][0, 0], FIXED_FILTER)]
@@ -202,13 +202,13 @@ def to_params(
     return matching.unflatten(flat)
 
 
-def to_state_dict(network: nn.Module, image_shape: tuple[int, int, int], params: Any) -> dict[str, np.ndarray]:
+def to_state_dict(network: nn.Module, shape: tuple[int, int, int], params: Any) -> dict[str, np.ndarray]:
     """The inverse of `to_params`: {name: tensor}, buffers included.
 
     Raises:
       WeightsError: parameters missing, left over, or of another shape.
     """
-    entries = _entries(network, image_shape)
+    entries = _entries(network, shape)
     shapes = {path: shape for entry in entries for path, shape in zip(entry.paths, entry.path_shapes, strict=True)}
     stored = {path: np.asarray(leaf) for path, leaf in matching.flatten(params).items()}
     filled = matching.match(stored, shapes, "The parameters")
@@ -302,11 +302,11 @@ _MIDDLE = {"mid.block_1": "in0", "mid.attn_1": "in0", "mid.block_2": "in1"}
 
 
 @lru_cache(maxsize=8)  # a network is traced for it, which takes a second
-def _entries(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[_Entry, ...]:
+def _entries(network: nn.Module, shape: tuple[int, int, int]) -> tuple[_Entry, ...]:
     """The correspondence for a network, every tensor once."""
-    shapes, names = _parameter_shapes(network, image_shape), {}
+    shapes, names = _parameter_shapes(network, shape), {}
     for path in shapes:
-        names.setdefault(_name(path, len(network.ch_mult), image_shape[0]), []).append(path)  # type: ignore[attr-defined]
+        names.setdefault(_name(path, len(network.ch_mult), shape[0]), []).append(path)  # type: ignore[attr-defined]
     entries = []
     for name, paths in names.items():
         paths = tuple(sorted(paths, key=lambda path: "qkv".find(path.split("/")[-2])))
@@ -318,13 +318,13 @@ def _entries(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[_En
     return tuple(entries)
 
 
-def _parameter_shapes(network: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, Shape]:
-    x = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+def _parameter_shapes(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Shape]:
+    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     time = jax.ShapeDtypeStruct((1,), jnp.float32)
     try:
         tree = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), x, time)["params"]
     except (ValueError, TypeError) as error:
-        raise WeightsError(f"The network does not take images of shape {image_shape}: {error}") from error
+        raise WeightsError(f"The network does not take images of shape {shape}: {error}") from error
     return {path: leaf.shape for path, leaf in matching.flatten(tree).items()}
 
 

@@ -64,11 +64,11 @@ SOURCE = (
 STUDENT_STEPS = (64, 32, 16, 8, 4, 2, 1)
 
 
-def _model(image_shape: tuple[int, int, int], prediction: str, **network: object) -> Model:
+def _model(shape: tuple[int, int, int], prediction: str, **network: object) -> Model:
     """The settings that the four models share; 'both' doubles the output channels."""
-    out_ch = image_shape[-1] * (2 if prediction == "both" else 1)
+    out_ch = shape[-1] * (2 if prediction == "both" else 1)
     unet = UNet(out_ch=out_ch, num_res_blocks=3, resblock_resample=True, dropout=0.0, **network)  # type: ignore[arg-type]
-    return Model(unet, image_shape, Cosine(-20.0, 20.0), prediction, LogsnrInput("inv_cos"))
+    return Model(unet, shape, Cosine(-20.0, 20.0), prediction, LogsnrInput("inv_cos"))
 
 
 def _lsun() -> Model:

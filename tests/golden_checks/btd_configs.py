@@ -59,7 +59,7 @@ def settings(config: Any, model: Model, published: weights.Published) -> Mapping
     return {
         "dataset/args/class_conditional": model.num_classes > 1,
         "dataset/args/randflip": run.flip,
-        "dataset/args/image_size": model.image_shape[0],
+        "dataset/args/image_size": model.shape[0],
         "dataset/args/subset": config.data.dataset.removeprefix("lsun/").removesuffix("_outdoor"),
         **{f"model/args/{field}": getattr(network, field) for field in arguments},
         "model/args/resblock_resample": network.resblock_resample,

@@ -99,7 +99,7 @@ def check_pixels(fixture: Fixture, mode: Mode) -> None:
     compare(fixture, mode, "unnormalize_clip", to_byte_range(x))
     if mode is FLOAT32:  # a source gives float32
         stored = from_arrays(fixture.input("in/img_u8"))
-        compare(fixture, mode, "normalize_data", stored.gather(np.arange(len(stored)))["image"])
+        compare(fixture, mode, "normalize_data", stored.gather(np.arange(len(stored)))["x"])
 
 
 def check_likelihoods(fixture: Fixture, mode: Mode) -> None:

@@ -175,9 +175,9 @@ def check_entry(fixture: Fixture, name: str, entries: Mapping[str, tuple[str, di
         "num_params": sum(int(np.prod(shape)) for shape in shapes.values()),
         "num_tensors": len(shapes),
         "digest": weights.digest(shapes),
-        "data_shape": model.image_shape,
+        "data_shape": model.shape,
         "num_classes": model.num_classes,
-        "out_ch": predictions.output_channels(model.prediction, model.image_shape[-1]),
+        "out_ch": predictions.output_channels(model.prediction, model.shape[-1]),
     }
     for fact, value in facts.items():
         fixture.equal(f"{place}/{fact}".strip("/"), value)
@@ -232,7 +232,7 @@ def model_of_entry(fixture: Fixture, name: str, place: str, entry: Mapping[str, 
 
 COUNTS = {"num_params", "num_tensors", "digest"}
 ARGUMENTS = (*sorted(set(UNet.__dataclass_fields__) - {"parent", "name"}), "logsnr_input_type", "logsnr_scale_range")
-IMAGE_SHAPES = ("data_shape", "image_shape", "image")
+IMAGE_SHAPES = ("data_shape", "shape", "image")
 
 
 def branch_of_arguments(entry: Mapping[str, Any]) -> str | None:

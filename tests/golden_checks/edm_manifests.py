@@ -142,14 +142,14 @@ def tree_of(class_name: str, kwargs: Mapping[str, Any]) -> Tree:
 @cache
 def model_tree(model: Model) -> Tree:
     """A wrapper's: its network's tensors, and iDDPM's table of levels."""
-    tree = {f"model.{name}": entry for name, entry in network_tree(model.network, model.image_shape).items()}
+    tree = {f"model.{name}": entry for name, entry in network_tree(model.network, model.shape).items()}
     if model.prediction == "eps_var":
         tree["u"] = ((len(model.time_input.sigmas),), "buffer")  # type: ignore[attr-defined]
     return tree
 
 
-def network_tree(network: nn.Module, image_shape: tuple[int, int, int]) -> Tree:
-    shapes = edm_layout.tensor_shapes(network, image_shape)
+def network_tree(network: nn.Module, shape: tuple[int, int, int]) -> Tree:
+    shapes = edm_layout.tensor_shapes(network, shape)
     return {name: (shape, "buffer" if is_buffer(name) else "param") for name, shape in shapes.items()}
 
 

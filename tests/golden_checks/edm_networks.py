@@ -39,10 +39,10 @@ TIME = Rule(6e-4, "·max(1, |ref|/100)", lambda ref: np.maximum(1, np.abs(ref) /
 def check_network(fixture: Fixture, mode: Mode) -> None:
     class_name, kwargs = fixture.meta["class_name"], fixture.meta["init_kwargs"]
     network = edm_layout.network_of(class_name, kwargs)
-    image_shape = edm_layout.image_shape_of(class_name, kwargs)
-    tensors = tensors_of(fixture, network, image_shape)
-    check_names(fixture, network, image_shape, tensors)
-    params = to_device(edm_layout.to_params(network, image_shape, tensors))
+    shape = edm_layout.image_shape_of(class_name, kwargs)
+    tensors = tensors_of(fixture, network, shape)
+    check_names(fixture, network, shape, tensors)
+    params = to_device(edm_layout.to_params(network, shape, tensors))
 
     x, time = images(fixture, "x"), fixture.input("noise_labels")
     labels, augment = (given(fixture, name) for name in ("class_labels", "augment_labels"))
@@ -54,16 +54,16 @@ def check_network(fixture: Fixture, mode: Mode) -> None:
         fixture.compare("out_noaug", channels_first(out), mode, OUT)
     for key, got in embeddings(network, seen, time).items():
         fixture.compare(f"emb.{key}", got, mode, OUT)
-    for key, got in activations(network, seen, image_shape[0]).items():
+    for key, got in activations(network, seen, shape[0]).items():
         fixture.compare(f"act.{key}", got, mode, OUT)
     for name in dict.fromkeys(match[1] for match in fixture.matches(r"precond\.(\w+)\..*")):
         with fixture.attempt(f"precond.{name}", mode):
             check_wrapped(fixture, mode, name, tensors)
 
 
-def check_names(fixture: Fixture, network: nn.Module, image_shape: tuple[int, int, int], tensors: Any) -> None:
+def check_names(fixture: Fixture, network: nn.Module, shape: tuple[int, int, int], tensors: Any) -> None:
     """Names and shapes of the file's tensors, which of them are trained, how many numbers; and the way back."""
-    meta, shapes = fixture.meta, edm_layout.tensor_shapes(network, image_shape)
+    meta, shapes = fixture.meta, edm_layout.tensor_shapes(network, shape)
     stored = {name: tensor.shape for name, tensor in tensors.items()}
     wrong = set(shapes.items()) ^ set(stored.items()) | set(shapes) ^ set(meta.get("state_dict_order", shapes))
     fixture.report(f"{len(stored)} names and shapes", len(wrong), FLOAT32, exact(), f" {sorted(map(str, wrong))[:3]}")
@@ -72,8 +72,8 @@ def check_names(fixture: Fixture, network: nn.Module, image_shape: tuple[int, in
         numbers = sum(int(np.prod(shapes[name])) for name in trained)
         same = set(trained) == set(meta["trainable"]) and numbers == meta["num_params"]
         report(fixture, "trainable, num_params", same, f"{numbers}")
-    params = edm_layout.to_params(network, image_shape, tensors)
-    back = edm_layout.to_state_dict(network, image_shape, params)
+    params = edm_layout.to_params(network, shape, tensors)
+    back = edm_layout.to_state_dict(network, shape, params)
     changed = [name for name, tensor in tensors.items() if not np.array_equal(tensor, back[name])]
     fixture.report("written back", len(changed), FLOAT32, exact(), f" {changed[:3] or ''}")
 
@@ -86,7 +86,7 @@ def check_wrapped(fixture: Fixture, mode: Mode, name: str, tensors: Mapping[str,
     model = edm.model_of(fixture.meta["precond"][name]["class_name"], arguments)
     if model.prediction == "eps_var":
         tensors = {**tensors, **wide_tensors(fixture, model)}
-    params = to_device(edm_layout.to_params(model.network, model.image_shape, tensors))
+    params = to_device(edm_layout.to_params(model.network, model.shape, tensors))
 
     array = lambda part: fixture.input(f"precond.{name}.{part}")  # noqa: E731
     x, sigma = images(fixture, f"precond.{name}.x"), jnp.asarray(array("sigma"))
@@ -257,8 +257,8 @@ def check_block(fixture: Fixture, mode: Mode, name: str, case: Mapping[str, Any]
 
 def check_half(fixture: Fixture, mode: Mode, name: str, case: Mapping[str, Any]) -> None:
     network = edm_layout.network_of(case["class_name"], case["init_kwargs"])
-    image_shape = edm_layout.image_shape_of(case["class_name"], case["init_kwargs"])
-    params = to_device(edm_layout.to_params(network, image_shape, stored(fixture, f"{name}.sd.")))
+    shape = edm_layout.image_shape_of(case["class_name"], case["init_kwargs"])
+    params = to_device(edm_layout.to_params(network, shape, stored(fixture, f"{name}.sd.")))
     x, time = images(fixture, f"{name}.x"), fixture.input(f"{name}.noise_labels")
     labels = given(fixture, f"{name}.class_labels")
     for dtype, rules in {"float32": {"out32": OUT}, "float16": {"out16": LOOSE}}.items():
@@ -308,8 +308,8 @@ def block_params(tensors: Mapping[str, np.ndarray], heads: int) -> tuple[dict[st
 def check_gradients(fixture: Fixture, mode: Mode) -> None:
     class_name, kwargs = fixture.meta["class_name"], fixture.meta["init_kwargs"]
     network = edm_layout.network_of(class_name, kwargs)
-    image_shape = edm_layout.image_shape_of(class_name, kwargs)
-    params = to_device(edm_layout.to_params(network, image_shape, stored(fixture, "sd.")))
+    shape = edm_layout.image_shape_of(class_name, kwargs)
+    params = to_device(edm_layout.to_params(network, shape, stored(fixture, "sd.")))
     x, time, cotangent = images(fixture, "x"), fixture.input("noise_labels"), images(fixture, "cotangent")
     labels, augment = (given(fixture, name) for name in ("class_labels", "augment_labels"))
 
@@ -321,7 +321,7 @@ def check_gradients(fixture: Fixture, mode: Mode) -> None:
     fixture.compare("out", channels_first(out), mode, OUT)
     by_norm = Rule(1e-3, "·|ref|₂", lambda ref: np.linalg.norm(ref) or 1.0)
     fixture.compare("grad_x", channels_first(gradients[1]), mode, by_norm)
-    named = edm_layout.to_state_dict(network, image_shape, gradients[0])
+    named = edm_layout.to_state_dict(network, shape, gradients[0])
     for name, gradient in named.items():
         fixture.compare(f"grad.{name}", gradient, mode, by_norm)
     recorded = fixture.meta["grad_l2_and_sum"]
@@ -336,11 +336,11 @@ def check_gradients(fixture: Fixture, mode: Mode) -> None:
 # ----------------------------------------------------------------------------------------------------- parts
 
 
-def tensors_of(fixture: Fixture, network: nn.Module, image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+def tensors_of(fixture: Fixture, network: nn.Module, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
     """A network's tensors: stored ones, or by the rule for the shapes that the package expects."""
     if fixture.meta.get("weights") != "rule":
         return stored(fixture, "sd.")
-    shapes = edm_layout.tensor_shapes(network, image_shape)
+    shapes = edm_layout.tensor_shapes(network, shape)
     made = {name: by_rule(fixture.meta, name, shape) for name, shape in shapes.items()}
     checks = fixture.meta.get("weight_checks", {})
     wrong = [name for name, (shape, *sums) in checks.items() if not _agrees(made.get(name), tuple(shape), sums)]
@@ -367,7 +367,7 @@ def wide_tensors(fixture: Fixture, model: Model) -> dict[str, np.ndarray]:
     """The tensors of the last convolution with twice the channels."""
     if fixture.meta.get("weights") != "rule":
         return stored(fixture, "sdi.")
-    shapes = edm_layout.tensor_shapes(model.network, model.image_shape)
+    shapes = edm_layout.tensor_shapes(model.network, model.shape)
     return {name: by_rule(fixture.meta, name, shapes[name]) for name in fixture.meta["iddpm_final_params"]}
 
 

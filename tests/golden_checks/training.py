@@ -58,7 +58,7 @@ def check_train_step(fixture: Fixture, mode: Mode) -> None:
     averaging = {"eval": ema.rule("plain", meta["ema_decay"])}
     for name, settings in meta["modes"].items():
         schedule = schedule_of({**meta.get("schedule", {}), **settings.get("schedule", {})})
-        model = Model(net.network, net.image_shape, schedule, settings["mean_type"], net.time_input)
+        model = Model(net.network, net.shape, schedule, settings["mean_type"], net.time_input)
         teacher, rows, losses = published_losses(model, settings)
         transformation = make_optimizer(optimizer)
         step = make_step(losses, model, teacher, transformation, mesh, shard_clip=make_clip(optimizer))
@@ -92,13 +92,13 @@ def published_losses(model: Model, settings: Mapping[str, Any]) -> tuple[Model |
 
         def of_base(denoisers: Any, rows: Any, batch: Any, key: Any) -> Any:
             level = model.schedule.level(batch["u"])
-            return base.losses_at(denoisers["student"], level, batch["image"], batch["eps"], batch.get("label"))
+            return base.losses_at(denoisers["student"], level, batch["x"], batch["eps"], batch.get("cond"))
 
         return None, (), of_base
     method = Progressive(2 * steps, steps, weighting=weighting)
 
     def of_student(denoisers: Any, rows: Any, batch: Any, key: Any) -> Any:
-        return method.losses_at(denoisers, rows.at(batch["i"]), batch["image"], batch["eps"], batch.get("label"))
+        return method.losses_at(denoisers, rows.at(batch["i"]), batch["x"], batch["eps"], batch.get("cond"))
 
     return model, FLOAT32.tree(progressive.rows(model.schedule, steps)), of_student
 
@@ -109,11 +109,11 @@ def recorded_batch(fixture: Fixture, k: int, mesh: Any) -> Batch:
     images = shards_joined("in/images")
     spoilt = np.isnan(images)
     source = from_arrays(np.where(spoilt, 0, images).astype(np.uint8))
-    clean = source.gather(np.arange(len(source)))["image"]
-    batch = {"image": np.where(spoilt, np.float32(np.nan), clean), "eps": np.float32(shards_joined("in/eps"))}
+    clean = source.gather(np.arange(len(source)))["x"]
+    batch = {"x": np.where(spoilt, np.float32(np.nan), clean), "eps": np.float32(shards_joined("in/eps"))}
     batch |= {"u": np.float32(shards_joined("in/u")), "i": np.int32(shards_joined("in/i"))}
     if "in/labels" in fixture:
-        batch["label"] = np.int32(shards_joined("in/labels"))
+        batch["cond"] = np.int32(shards_joined("in/labels"))
     return sharding.put_batch(batch, mesh)
 
 
@@ -185,7 +185,7 @@ def run_trajectory(
     optimizer = make_optimizer(OptimizerSettings(grad_clip=fixture.meta["grad_clip"] or 0.0, clip_eps=1e-6))
 
     def losses(denoisers: Any, rows: Any, batch: Any, key: Any) -> Any:
-        return method.losses_at(denoisers, rows.at(batch["row"]), batch["image"], batch["eps"], None)
+        return method.losses_at(denoisers, rows.at(batch["row"]), batch["x"], batch["eps"], None)
 
     step = make_step(losses, student, teacher[0], optimizer, sharding.data_mesh(jax.devices()[:1]))  # type: ignore[arg-type]
     state = create(mode.array(fixture.input("coef_init")), optimizer, method.averages, teacher[1])
@@ -194,7 +194,7 @@ def run_trajectory(
         if k and phase != at[k - 1]:
             state = next_phase(state, plan[phase], optimizer)
         batch = {
-            "image": mode.array(fixture.input("x")[k]),
+            "x": mode.array(fixture.input("x")[k]),
             "eps": mode.array(fixture.input("noise")[k]),
             "row": row[k],
         }
@@ -220,7 +220,7 @@ def gradient_of(
 
     def mean_loss(coefficients: Any) -> Any:
         changed = denoisers | {"student": student.denoiser(coefficients)}
-        return losses_at(method, changed, rows, batch["image"], batch["eps"], None).mean()
+        return losses_at(method, changed, rows, batch["x"], batch["eps"], None).mean()
 
     return jax.grad(mean_loss)(state.params)
 
