@@ -315,97 +315,14 @@ def test_a_grid_runs_from_noise_to_clean() -> None:
     grids.check(clean)
 
 
-# --- parameterisations
-
-TRUE = {"x": X, "eps": EPS, "v": predictions.v_from_x_and_eps(X, EPS, LEVELS)}
-RAW = {
-    **TRUE,
-    "both": np.concatenate([X, EPS], axis=-1),
-    "edm": predictions.edm_from_x_and_eps(X, EPS, LEVELS),
-    "score": -EPS,
-    "eps_var": np.concatenate([EPS, images(7)], axis=-1),
-}
+# --- what remains of predictions beside tests/test_one_formula.py
 
 
-@pytest.mark.parametrize("prediction", predictions.PREDICTIONS)
-def test_a_perfect_output_is_read_as_the_truth(prediction: str) -> None:
-    raw = RAW[prediction]
-    assert raw.shape[-1] == predictions.output_channels(prediction, X.shape[-1])
-    found = predictions.estimate(prediction, raw, Z, LEVELS)
-    for name, value in TRUE.items():
-        # z - alpha·x loses the digits of sigma·eps that alpha·x covers, hence 1e-16 / 7e-5
-        chex.assert_trees_all_close(getattr(found, name), value, rtol=0, atol=2e-11, custom_message=name)
-    chex.assert_trees_all_close(predictions.to_x(prediction, raw, Z, LEVELS), X, rtol=0, atol=1e-11)
-
-
-CYCLES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "x -> eps -> x": (predictions.eps_from_x, predictions.x_from_eps),
-    "eps -> x -> eps": (predictions.x_from_eps, predictions.eps_from_x),
-    "v -> x -> v": (
-        predictions.x_from_v,
-        lambda z, x, lv: predictions.v_from_x_and_eps(x, predictions.eps_from_x(z, x, lv), lv),
-    ),
-    "v -> eps -> v": (
-        predictions.eps_from_v,
-        lambda z, eps, lv: predictions.v_from_x_and_eps(predictions.x_from_eps(z, eps, lv), eps, lv),
-    ),
-    "x head = eps head": (
-        lambda z, x, lv: predictions.eps_from_x(z, x, lv),
-        lambda z, eps, lv: predictions.x_from_both(z, predictions.x_from_eps(z, eps, lv), eps, lv),
-    ),
-}
-
-
-@pytest.mark.parametrize(("there", "back"), CYCLES.values(), ids=CYCLES)
-def test_conversions_are_inverses(there: Callable[..., Any], back: Callable[..., Any]) -> None:
-    any_value = images(3)  # not what made z: the conversions are inverse for any network output
-    level, z = LEVELS.at(slice(1, -1)), Z[1:-1]
-    chex.assert_trees_all_close(
-        back(z, there(z, any_value[1:-1], level), level), any_value[1:-1], rtol=1e-7, atol=1e-10
-    )
-
-
-def test_log_variances_follow_the_scale_of_x_and_eps() -> None:
-    logvar = np.linspace(-3, 1, len(LEVELS.alpha))
-    converted = predictions.x_logvar_from_eps_logvar(logvar, LEVELS)
-    chex.assert_trees_all_close(np.exp(converted), np.exp(logvar) * LEVELS.sigma**2 / LEVELS.alpha**2, rtol=1e-12)
-    chex.assert_trees_all_close(predictions.eps_logvar_from_x_logvar(converted, LEVELS), logvar, rtol=1e-7, atol=1e-12)
-
-
-def test_clipping_acts_on_x_and_reaches_eps_and_v() -> None:
-    level, z = Level(*(np.full(1, a) for a in (0.6, 0.8))), np.full((1, 1, 1, 1), 1.5)
-    for prediction in ("x", "eps", "v"):
-        big = predictions.estimate("x", np.full_like(z, 3.0), z, level)
-        clipped = predictions.estimate(prediction, getattr(big, prediction), z, level, clip=True)
-        chex.assert_trees_all_close(
-            np.ravel(clipped), np.array([1, (1.5 - 0.6) / 0.8, 0.6 * (0.9 / 0.8) - 0.8]), rtol=1e-12
-        )
-
-
-def test_two_heads_weigh_by_the_noise() -> None:
-    raw = np.concatenate([X + 1, EPS], axis=-1)  # only the x head errs
-    wrong = predictions.to_x("both", raw, Z, LEVELS) - X
-    chex.assert_trees_all_close(wrong, np.broadcast_to(LEVELS.expand(X).sigma ** 2, X.shape), rtol=1e-7, atol=1e-11)
-    chex.assert_trees_all_equal(predictions.x_head("both", raw, Z, LEVELS), X + 1)
-    chex.assert_trees_all_equal(
-        predictions.x_head("v", TRUE["v"], Z, LEVELS), predictions.to_x("v", TRUE["v"], Z, LEVELS)
-    )
-
-
-@pytest.mark.parametrize("prediction", predictions.PREDICTIONS)
-def test_x_error_is_x_hat_minus_x(prediction: str) -> None:
-    level, z, x, eps = LEVELS.at(slice(1, -1)), Z[1:-1], X[1:-1], EPS[1:-1]
-    raw = RAW[prediction][1:-1] + images(5, RAW[prediction].shape[-1])[1:-1]
-    expected = predictions.to_x(prediction, raw, z, level) - x
-    chex.assert_trees_all_close(predictions.x_error(prediction, raw, x, eps, level), expected, rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "velocity"])
 def test_x_error_does_not_cancel_near_zero_noise(prediction: str) -> None:
     level = Cosine().level(np.array([0.0, 1e-4, 1e-3]))
     x, eps = images(1, count=3), images(2, count=3)
-    true = {"eps": eps, "v": predictions.v_from_x_and_eps(x, eps, level)}[prediction]
-    raw = true + 0.01 * images(6, count=3)
+    raw = predictions.raw_of(prediction, x, eps, level) + 0.01 * images(6, count=3)
     raw, x, eps = (a.astype(np.float32) for a in (raw, x, eps))
     exact = predictions.x_error(prediction, raw.astype(np.float64), x.astype(np.float64), eps.astype(np.float64), level)
     level32 = Level(level.alpha.astype(np.float32), level.sigma.astype(np.float32))
@@ -560,25 +477,28 @@ def test_probabilities_of_all_grey_levels_sum_to_one(mean: float, log_scale: flo
 
 
 def test_weightings_are_errors_of_other_quantities() -> None:
+    """The weighted error of x_hat is the plain error of what another network would have predicted."""
     level = LEVELS.at(slice(1, -1))
-    x_hat = X[1:-1] + images(8)[1:-1]
-    z = Z[1:-1]
-    wrong = predictions.estimate("x", x_hat, z, level)
-    squared = {name: np.mean((getattr(wrong, name) - TRUE[name][1:-1]) ** 2, axis=(1, 2, 3)) for name in TRUE}
-    squared["larger"] = np.maximum(squared["x"], squared["eps"])
-    f_hat = predictions.edm_from_x_and_eps(wrong.x, wrong.eps, level)
-    squared["F"] = np.mean((f_hat - RAW["edm"][1:-1]) ** 2, axis=(1, 2, 3))
-    same = {"constant": "x", "snr": "eps", "snr_plus_one": "v", "snr_trunc": "larger", "edm": "F"}
-    assert set(same) == set(weighting.WEIGHTINGS)
-    for name, quantity in same.items():
-        weighted = weighting.WEIGHTINGS[name](level) * squared["x"]
-        chex.assert_trees_all_close(weighted, squared[quantity], rtol=1e-8, custom_message=name)
+    x, eps, x_hat = X[1:-1], EPS[1:-1], (X + images(8))[1:-1]
+    eps_hat = predictions.eps_from_x(Z[1:-1], x_hat, level)
+
+    def squared(prediction: str) -> np.ndarray:
+        found, true = (predictions.raw_of(prediction, *pair, level) for pair in ((x_hat, eps_hat), (x, eps)))
+        return np.mean((found - true) ** 2, axis=(1, 2, 3))
+
+    same = {"constant": "x", "snr": "eps", "snr_plus_one": "v", "edm": "edm", "velocity": "velocity"}
+    errors = {name: squared(prediction) for name, prediction in same.items()}
+    errors["snr_trunc"] = np.maximum(errors["constant"], errors["snr"])
+    assert set(errors) == set(weighting.WEIGHTINGS)
+    for name, expected in errors.items():
+        weighted = weighting.of(name, level, predictions.SIGMA_DATA) * errors["constant"]
+        chex.assert_trees_all_close(weighted, expected, rtol=1e-8, custom_message=name)
 
 
 @pytest.mark.parametrize("prediction", predictions.PREDICTIONS)
 @pytest.mark.parametrize("name", weighting.WEIGHTINGS)
 def test_eps_networks_warn_of_truncated_snr_alone(prediction: str, name: str) -> None:
-    if prediction in ("eps", "score", "eps_var") and name == "snr_trunc":
+    if prediction in ("eps", "score", "scaled_score", "eps_var") and name == "snr_trunc":
         with pytest.warns(UserWarning, match=f"{name}.*diverges.*Use weighting 'snr'"):
             weighting.check(name, prediction)
         return

@@ -364,7 +364,7 @@ def test_tract_clips_the_estimates_it_says() -> None:
 @pytest.mark.parametrize("method", [Denoising(), Progressive(4, 2), Tract((4, 2)), Knowledge(4)],
                          ids=lambda m: type(m).__name__)  # fmt: skip
 def test_losses_are_the_weighted_squared_error(method: Any, prediction: str, toy_networks: None) -> None:
-    model = Model(toys.Perceptron(predictions.PREDICTIONS[prediction]), (2, 2, 1), Cosine(-6, 6), prediction)
+    model = Model(toys.Perceptron(predictions.PREDICTIONS[prediction].outputs), (2, 2, 1), Cosine(-6, 6), prediction)
     rows = single(tract.rows(model.process, 4, 4 if isinstance(method, Knowledge) else 2))
     x, eps = batch_for(rows)
 
@@ -406,7 +406,7 @@ def test_no_gradient_flows_through_the_target(method: Any, tiny_model: Model) ->
                                                         ("both", "linear")])  # fmt: skip
 @pytest.mark.parametrize("process", [LinearBeta(), LinearBetaDiscrete()], ids=lambda s: type(s).__name__)
 def test_losses_are_finite_at_all_times(process: Process, prediction: str, time_input: str, toy_networks: None) -> None:
-    network = toys.Perceptron(predictions.PREDICTIONS[prediction])
+    network = toys.Perceptron(predictions.PREDICTIONS[prediction].outputs)
     model = Model(network, (2, 2, 1), process, prediction, LogsnrInput(time_input))
     roles, rows = students(model), single(tract.rows(process, 4, 2))
     u = jnp.array([0.0, 1e-7, 1e-4, 0.5, 1 - 1e-7, 1.0])

@@ -87,20 +87,13 @@ class Noising(chex.TestCase):
         chex.assert_trees_all_close(moved, np.float32(noising.diffuse(X, EPS, later)), rtol=1e-5, atol=1e-5)
 
     @chex.all_variants
-    @parameterized.named_parameters(*((name, name) for name in ("x", "eps", "v", "both", "edm", "score")))
+    @parameterized.named_parameters(*((name, name) for name in predictions.PREDICTIONS))
     def test_what_a_network_says_of_the_image(self, prediction: str) -> None:
-        raw = {
-            "x": X,
-            "eps": EPS,
-            "v": predictions.v_from_x_and_eps(X, EPS, SINGLE),
-            "both": np.concatenate([X, EPS], axis=-1),
-            "edm": predictions.edm_from_x_and_eps(X, EPS, SINGLE),
-            "score": -EPS,
-        }[prediction]
+        raw = predictions.raw_of(prediction, X, EPS, SINGLE)
         found = self.variant(lambda raw, z, level: predictions.to_x(prediction, raw, z, level))(raw, Z, SINGLE)
         chex.assert_equal_shape([found, X])
         # x of eps divides rounding by alpha
-        slack = SINGLE.expand(X).alpha if prediction in ("eps", "score") else 1.0
+        slack = SINGLE.expand(X).alpha if predictions.predicts_noise(prediction) else 1.0
         chex.assert_trees_all_close(np.asarray(found) * slack, X * slack, rtol=0, atol=2e-6)
 
     @chex.all_variants

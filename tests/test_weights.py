@@ -587,7 +587,7 @@ class Snapshot:
     [
         ("EDMPrecond", "edm", 0.002, 80),
         ("VPPrecond", "eps", 0.002, 80),
-        ("VEPrecond", "score", 0.02, 80),
+        ("VEPrecond", "scaled_score", 0.02, 80),
         ("iDDPMPrecond", "eps_var", 0.006422337, 80),
     ],
 )

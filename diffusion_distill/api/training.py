@@ -21,7 +21,7 @@ from diffusion_distill.data.sources import Source
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising
 from diffusion_distill.methods.phases import Phase, describe, samples
-from diffusion_distill.process.predictions import EPS
+from diffusion_distill.process.predictions import predicts_noise
 from diffusion_distill.training import dropout, loop, sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checkpoint import Checkpoints
@@ -266,7 +266,7 @@ def _check_teacher(teacher: Artefact, student: Model, method: Any, phases: Seque
 
 def _warn_of_eps(student: Model, phases: Sequence[Phase]) -> None:
     """Warns of students that predict eps in fewer steps than their teacher."""
-    if student.prediction not in EPS or all(phase.student_steps >= phase.teacher_steps for phase in phases):
+    if not predicts_noise(student.prediction) or all(phase.student_steps >= phase.teacher_steps for phase in phases):
         return
     noisiest = student.process.level(1.0)
     warnings.warn(

@@ -165,7 +165,7 @@ class Denoiser(struct.PyTreeNode):
         raw = self.raw(z, level, cond)
         return (
             predictions.to_x(self.prediction, raw, z, level, self.sigma_data),
-            predictions.x_head(self.prediction, raw, z, level),
+            predictions.x_head(self.prediction, raw, z, level, self.sigma_data),
         )
 
 

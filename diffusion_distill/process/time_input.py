@@ -16,7 +16,7 @@ to noisy or back:
     sigmoid   sigmoid(logsnr) = alpha² / (alpha² + sigma²)
     linear    (logsnr - low) / (high - low), not clipped
 
-What the network's output means is in `parameterization`: 'edm' goes with EDMInput, 'eps' with VPInput, 'score' with
+What the network's output means is in `predictions`: 'edm' goes with EDMInput, 'eps' with VPInput, 'scaled_score' with
 VEInput, 'eps_var' with IDDPMInput.
 """
 

@@ -7,7 +7,7 @@ the time input:
     wrapper        prediction   input        levels of the wrapper
     EDMPrecond     edm          EDMInput     sigma_min to sigma_max (0 to infinity)
     VPPrecond      eps          VPInput      s(epsilon_t) to s(1)
-    VEPrecond      score        VEInput      sigma_min to sigma_max (0.02 to 100)
+    VEPrecond      scaled_score VEInput      sigma_min to sigma_max (0.02 to 100)
     iDDPMPrecond   eps_var      IDDPMInput   the tabulated ones, buffer u
 
 The model's process is EDM's grid from 80 to 0.002, within these levels. Every argument, constant and array of a file
@@ -103,7 +103,9 @@ WRAPPERS = {
         _vp_levels,
         tolerance=VP_TOLERANCE,
     ),
-    "VEPrecond": Wrapper("score", {"sigma_min": 0.02, "sigma_max": 100.0}, lambda constants: VEInput(), _given_levels),
+    "VEPrecond": Wrapper(
+        "scaled_score", {"sigma_min": 0.02, "sigma_max": 100.0}, lambda constants: VEInput(), _given_levels
+    ),
     "iDDPMPrecond": Wrapper("eps_var", {"C_1": 0.001, "C_2": 0.008, "M": 1000}, _iddpm_input, _iddpm_levels),
 }
 

@@ -61,12 +61,12 @@ def check_dpm(fixture: Fixture, mode: Mode) -> None:
 
     logvar = x_logvar[:, 0, 0, 0]
     results = {
-        "predict_x_from_eps": predictions.x_from_eps(z, eps, level),
+        "predict_x_from_eps": predictions.to_x("eps", eps, z, level),
         "predict_eps_from_x": predictions.eps_from_x(z, x, level),
-        "predict_x_from_v": predictions.x_from_v(z, v, level),
-        "predict_v_from_x_and_eps": predictions.v_from_x_and_eps(x, eps, level),
-        "predict_xlogvar_from_epslogvar": predictions.x_logvar_from_eps_logvar(logvar, level),
-        "predict_epslogvar_from_xlogvar": predictions.eps_logvar_from_x_logvar(logvar, level),
+        "predict_x_from_v": predictions.to_x("v", v, z, level),
+        "predict_v_from_x_and_eps": predictions.raw_of("v", x, eps, level),
+        "predict_xlogvar_from_epslogvar": logvar - level.logsnr,
+        "predict_epslogvar_from_xlogvar": logvar + level.logsnr,
         "log1mexp": log1mexp(given("log1mexp_x")),
     }
     marginal = noising.marginal(x, level)
@@ -78,14 +78,23 @@ def check_dpm(fixture: Fixture, mode: Mode) -> None:
         choice = {"x_logvar": x_logvar} if variance == "array" else {"gamma": gamma_of(variance)}
         results[f"reverse/{variance}/{part}"] = getattr(noising.posterior(z, x, level_t, level_s, **choice), part)
     for kind, clip, what in (match.groups() for match in fixture.matches("f64/run/(.*)/(.*)/model_(.*)")):
-        estimate = predictions.estimate(kind, raw[kind], z, level, clip == "clip")
-        results[f"run/{kind}/{clip}/model_{what}"] = getattr(estimate, what)
+        results[f"run/{kind}/{clip}/model_{what}"] = read(what, kind, raw[kind], z, level, clip == "clip")
     for kind, variance in (match.groups() for match in fixture.matches("f64/vb_bits/(.*)/(.*)")):
         x_hat = predictions.to_x(kind, raw[kind], z, level)
         bits = likelihood.posterior_kl_bits(z, x, x_hat, level_t, level_s, gamma_of(variance))
         results[f"vb_bits/{kind}/{variance}"] = bits
     for key, got in results.items():
         compare(fixture, mode, key, got)
+
+
+def read(what: str, kind: str, raw: Any, z: Any, level: Level, clip: bool) -> Any:
+    """x, eps or v of a network's output, which itself is kept as it is unless x_hat is clipped."""
+    if what == kind and not clip:
+        return raw
+    x_hat = predictions.to_x(kind, raw, z, level)
+    x_hat = namespace(z).clip(x_hat, -1, 1) if clip else x_hat
+    eps = raw if kind == "eps" and not clip else predictions.eps_from_x(z, x_hat, level)
+    return {"x": x_hat, "eps": eps, "v": predictions.raw_of("v", x_hat, eps, level)}[what]
 
 
 def check_losses(fixture: Fixture, mode: Mode) -> None:
@@ -97,7 +106,7 @@ def check_losses(fixture: Fixture, mode: Mode) -> None:
         compare(fixture, mode, f"{tag}/u", u)
         compare(fixture, mode, f"{tag}/logsnr", level.logsnr)
         compare(fixture, mode, f"{tag}/z", noising.diffuse(x, eps, level))
-        compare(fixture, mode, f"{tag}/v_target", predictions.v_from_x_and_eps(x, eps, level))
+        compare(fixture, mode, f"{tag}/v_target", predictions.raw_of("v", x, eps, level))
         for match in fixture.matches("in/model_output/(.*)"):
             student = recorded(fixture, mode, match[0], match[1])
             for name, weighting in (WEIGHTINGS | ERRORS).items():
@@ -122,7 +131,7 @@ def check_distill(fixture: Fixture, mode: Mode) -> None:
             teacher, student = analytic(fixture, mode, kind), recorded(fixture, mode, match[0], kind)
             x_target = targets.target(rows, z, teacher, Progressive().second(teacher, rows))
             eps_target = predictions.eps_from_x(z, x_target, rows.t)
-            v_target = predictions.v_from_x_and_eps(x_target, eps_target, rows.t)
+            v_target = predictions.raw_of("v", x_target, eps_target, rows.t)
             z_mid = noising.ddim_step(z, teacher(z, rows.t), rows.t, rows.m)
             compare(fixture, mode, f"{tag}/{kind}/z_mid", z_mid)
             compare(fixture, mode, f"{tag}/{kind}/x_target", x_target)

@@ -19,7 +19,7 @@ import optax
 from diffusion_distill.base.arrays import expand, namespace
 from diffusion_distill.denoisers.model import Clipped, Denoiser
 from diffusion_distill.methods import Progressive, Tract, phases, progressive, targets, tract
-from diffusion_distill.process import grids, noising, predictions, weighting
+from diffusion_distill.process import grids, noising, weighting
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import VarianceExploding
 from diffusion_distill.solvers import ddim, engine
@@ -125,7 +125,7 @@ def check_step(
     compare("pred_x", student(z0, rows.t, labels), STATE)
 
     losses = losses_at(method, denoisers, rows, x, noise, labels)
-    compare("weight", weighting.WEIGHTINGS[method.weighting](rows.t), LOSS)
+    compare("weight", weighting.of(method.weighting, rows.t, 0.5), LOSS)
     compare("loss_per_sample", losses, LOSS_PER_SAMPLE)
     compare("loss", losses.mean(), LOSS)
 
@@ -146,10 +146,7 @@ def check_clip_counts(fixture: Fixture, mode: Mode, method: Tract, rows: Any, ro
     labels, z = labels_of(fixture), noising.diffuse(fixture.input("x"), fixture.input("noise"), rows.t)
     for (form, key), level in zip(roles.values(), (rows.t, rows.m), strict=True):
         denoiser = network(fixture, mode, form, key)
-        x_hat, clipped = (
-            predictions.estimate(denoiser.prediction, denoiser.raw(z, level, labels), z, level, clip).x
-            for clip in (False, True)
-        )
+        x_hat, clipped = (estimate(z, level, labels) for estimate in (denoiser, Clipped(denoiser)))
         count = (x_hat != clipped).sum(axis=tuple(range(1, z.ndim)))
         fixture.compare(f"clip_count_{form}", count, mode, exact())
         z = noising.ddim_step(z, clipped, rows.t, rows.m)

@@ -91,7 +91,7 @@ def check_step(fixture: Fixture, mode: Mode) -> None:
     compare("student_out", student.raw(z0, rows.t, labels), OTHER)
     for name, x_hat in (("target", target), ("pred", student(z0, rows.t, labels))):
         eps_hat = predictions.eps_from_x(z0, x_hat, rows.t)
-        raw = predictions.edm_from_x_and_eps(x_hat, eps_hat, rows.t, student.sigma_data)
+        raw = predictions.raw_of("edm", x_hat, eps_hat, rows.t, student.sigma_data)
         compare(f"{name}_precond", raw, PRECONDITIONED)
     if mode is FLOAT64:
         x_hat = self_teacher(z1, rows.m, labels)
@@ -102,13 +102,12 @@ def check_step(fixture: Fixture, mode: Mode) -> None:
 
 def check_preconditioning(compare: Any, level: Level, sigma_data: float) -> None:
     """EDM's four coefficients, and its weight, which is 1 for the error of F."""
-    time_input, one = EDMInput(sigma_data), namespace(*level).ones_like(level.sigma)
-    c_out = predictions.x_from_edm(0 * one, one, level, sigma_data)
+    time_input, [head] = EDMInput(sigma_data), predictions.heads("edm", level, sigma_data)
     compare("c_in", time_input.scale(level), STATE)
     compare("c_noise", time_input.time(level), STATE)
-    compare("c_skip", predictions.x_from_edm(one, 0 * one, level, sigma_data), STATE)
-    compare("c_out", c_out, STATE)
-    compare("weight", weighting.of("edm", level, sigma_data) * c_out**2, LOSS)
+    compare("c_skip", head.q, STATE)
+    compare("c_out", head.p, STATE)
+    compare("weight", weighting.of("edm", level, sigma_data) * head.p**2, LOSS)
 
 
 def check_update(fixture: Fixture, mode: Mode, method: Tract, denoisers: dict[str, Any], rows: Any) -> None:
