@@ -22,7 +22,7 @@ import numpy as np
 from diffusion_distill.base.errors import choose, positive_int
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Schedule
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers.adams import adams
 from diffusion_distill.solvers.table import Table
 
@@ -35,7 +35,7 @@ def deis(
     grid: Level,
     order: int = 3,
     *,
-    schedule: Schedule | None = None,
+    schedule: Process | None = None,
     quadrature: str = "exact",
     told: Level | None = None,
 ) -> Table:
@@ -79,7 +79,7 @@ def lagrange(points: np.ndarray, j: int, t: np.ndarray) -> np.ndarray:
 Integrand = Callable[[np.ndarray], np.ndarray]
 
 
-def _exact(schedule: Schedule | None, q: np.ndarray, times: np.ndarray, f: Integrand) -> float:
+def _exact(schedule: Process | None, q: np.ndarray, times: np.ndarray, f: Integrand) -> float:
     """∫ f dq, in log q where q stays above 0: times are smoother functions of it."""
     panels = np.array([q[0], *_between(schedule, times), q[1]])
     in_log = q[1] > 0
@@ -98,7 +98,7 @@ def _gauss(count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.polynomial.legendre.leggauss(count)
 
 
-def _between(schedule: Schedule | None, times: np.ndarray) -> np.ndarray:
+def _between(schedule: Process | None, times: np.ndarray) -> np.ndarray:
     """q at the schedule's knots inside a step, in the step's order."""
     knots = np.asarray(getattr(schedule, "knots", ()))
     inside = knots[(knots > times[1]) & (knots < times[0])][::-1]
@@ -108,7 +108,7 @@ def _between(schedule: Schedule | None, times: np.ndarray) -> np.ndarray:
     return level.sigma / level.alpha
 
 
-def _sum(schedule: Schedule | None, q: np.ndarray, times: np.ndarray, f: Integrand, endpoint: bool) -> float:
+def _sum(schedule: Process | None, q: np.ndarray, times: np.ndarray, f: Integrand, endpoint: bool) -> float:
     """The published sums: ∫ f (dq/dt) dt on equal intervals; of q without a schedule."""
     nodes, slope = np.linspace(times[0], times[1], PUBLISHED_NODES, endpoint=endpoint), 1.0
     if schedule is not None:

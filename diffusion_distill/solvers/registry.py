@@ -1,7 +1,7 @@
 """The solvers by name, and how many steps each makes of a number of evaluations.
 
 A new solver is one file with one function `grid -> Table` and one line here (docs/solvers.md shows it). The function's
-other parameters are the solver's options (options.py). One of `IN_TIME` is given the model's schedule besides.
+other parameters are the solver's options (options.py). One of `IN_TIME` is given the model's process besides.
 
 Every solver has the option `ending` too: how a step to zero noise ends. 'published' is the solver's own way; some
 extrapolate there, so that the sample is not an output of the network. With 'x_hat' it is the network's last x_hat.
@@ -17,7 +17,7 @@ import numpy as np
 
 from diffusion_distill.base.errors import choose, positive_int
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Schedule
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers.ablation import ablation
 from diffusion_distill.solvers.ancestral import ancestral
 from diffusion_distill.solvers.ddim import ddim
@@ -77,22 +77,22 @@ def spelled(name: str, /, **options: Any) -> tuple[str, dict[str, Any]]:
     return solver, options
 
 
-def tabulate(solver: str, grid: Level, schedule: Schedule | None = None, /, **options: Any) -> Table:
+def tabulate(solver: str, grid: Level, process: Process | None = None, /, **options: Any) -> Table:
     """The table of a solver by name on a grid [steps + 1], with its directions if it has some.
 
     The first three are given by place, because a solver may have options of these names.
 
     Args:
       solver: a name of `SOLVERS`, perhaps with options: 'dpm_solver++ order=3 method=singlestep'.
-      schedule: the model's; solvers that integrate in time take it if it is VP (for alpha = 1 time is sigma).
+      process: the model's; solvers that integrate in time take it if it is VP (for alpha = 1 time is sigma).
       options: of the solver, more of them.
 
     Raises:
       ValueError, TypeError: what `spelled` or the solver refuses.
     """
     solver, options = spelled(solver, **options)
-    if schedule is not None and solver in IN_TIME and grid.alpha[0] < 1:
-        options = {"schedule": schedule, **options}
+    if process is not None and solver in IN_TIME and grid.alpha[0] < 1:
+        options = {"schedule": process, **options}
     ending = options.pop("ending", "published")
     ended = choose("ending", ending, ENDINGS)
     if ending == "x_hat" and grid.sigma[-1] > 0:
