@@ -35,7 +35,7 @@ from diffusion_distill.process.spacings import spaced
 from diffusion_distill.process.time_input import IDDPMInput
 from diffusion_distill.solvers import SOLVERS, Table, ancestral, ddim, dode, engine, heun, registry, tabulate
 from diffusion_distill.solvers.fitted import FittedSolver
-from diffusion_distill.solvers.table import run_host
+from diffusion_distill.solvers.engine import run_host
 from diffusion_distill.studies import comparison as comparison_run
 from diffusion_distill.studies.comparison import Comparison, Setting, compare_solvers
 from diffusion_distill.training.artefact import Artefact

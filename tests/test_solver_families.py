@@ -23,7 +23,8 @@ from diffusion_distill.process.levels import Level
 from diffusion_distill.process.schedules import LinearAlphaDiscrete, LinearBeta, Schedule
 from diffusion_distill.solvers import SOLVERS, Table, ddim, deis, dpm_solver, dpm_solver_pp, heun, ipndm, unipc
 from diffusion_distill.solvers.dpm_solver import order_plan
-from diffusion_distill.solvers.table import Directions, run_host
+from diffusion_distill.solvers.engine import run_host
+from diffusion_distill.solvers.table import Directions
 
 pytestmark = pytest.mark.fast
 

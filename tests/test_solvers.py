@@ -35,11 +35,13 @@ from diffusion_distill.solvers import (
     ipndm,
     unipc,
 )
-from diffusion_distill.solvers.ablation import SCALINGS, TIME_SCHEDULES
+from diffusion_distill.solvers.general.ablation import SCALINGS, TIME_SCHEDULES
 from diffusion_distill.solvers.dpm_solver import order_plan
-from diffusion_distill.solvers.forms import X_HAT, ZERO, Form, Y, eps_hat, estimate, move, output_of, register
-from diffusion_distill.solvers.runge_kutta import runge_kutta
-from diffusion_distill.solvers.table import Direction, build, run_host
+from diffusion_distill.solvers.kinds import own_output
+from diffusion_distill.solvers.forms import X_HAT, ZERO, Form, Y, eps_hat, estimate, move, register
+from diffusion_distill.solvers.general.runge_kutta import runge_kutta
+from diffusion_distill.solvers.engine import run_host
+from diffusion_distill.solvers.table import Direction, build
 from diffusion_distill.training.sharding import data_mesh, replicated, split
 
 #: Every solver as it comes, and its variants. (The tables of DDIM's variants are DDIM's.)
@@ -609,7 +611,7 @@ def test_linear_forms_are_linear() -> None:
         for output in ("eps", "x_hat"):
             there = s.alpha * x_hat + s.sigma * eps
             assert value(move(t, s, output, estimate(output, t))) == pytest.approx(there)
-    assert (output_of(GRID, None), output_of(grids.edm(3), None), output_of(GRID, "x_hat")) == ("eps", "x_hat", "x_hat")
+    assert (own_output(GRID, None), output_of(grids.edm(3), None), output_of(GRID, "x_hat")) == ("eps", "x_hat", "x_hat")
 
 
 GRID = grids.uniform(Cosine(), 4)

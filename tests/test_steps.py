@@ -24,8 +24,8 @@ from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.schedules import Cosine, VarianceExploding
 from diffusion_distill.solvers import SOLVERS, Table, engine
-from diffusion_distill.solvers.runge_kutta import TABLEAUX, runge_kutta
-from diffusion_distill.solvers.table import run_host
+from diffusion_distill.solvers.general.runge_kutta import TABLEAUX, runge_kutta
+from diffusion_distill.solvers.engine import run_host
 from diffusion_distill.training.sharding import data_mesh, split
 
 pytestmark = pytest.mark.fast

@@ -26,7 +26,7 @@ from diffusion_distill.process.schedules import LinearAlphaDiscrete, LinearBetaD
 from diffusion_distill.process.spacings import ddim_indices, singlestep, spaced
 from diffusion_distill.solvers import SOLVERS, Table, ddim, deis, dode, dpm_solver, dpm_solver_pp, engine, heun, ipndm
 from diffusion_distill.solvers.dpm_solver import order_plan
-from diffusion_distill.solvers.table import run_host
+from diffusion_distill.solvers.engine import run_host
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, Rule, absolute, of_each, of_largest, relative
 from golden_checks.solvers_common import mixture
 

@@ -20,8 +20,8 @@ from diffusion_distill.base.arrays import namespace
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers import Table, ablation, engine, heun
-from diffusion_distill.solvers.ablation import TimeSchedule, time_schedule
-from diffusion_distill.solvers.table import run_host
+from diffusion_distill.solvers.general.ablation import TimeSchedule, time_schedule
+from diffusion_distill.solvers.engine import run_host
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, Rule, exact, relative
 
 #: schedule -> (float64, float32), README.

@@ -37,7 +37,7 @@ from diffusion_distill.process.schedules import (
 from diffusion_distill.process.spacings import ddim_indices, refine, singlestep, spaced, spaced_times
 from diffusion_distill.solvers import Table, ddim, deis, engine, heun, ipndm, unipc
 from diffusion_distill.solvers.dpm_solver import order_plan, tabulate
-from diffusion_distill.solvers.table import run_host
+from diffusion_distill.solvers.engine import run_host
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, Rule, absolute, of_each, relative
 from golden_checks.solvers_common import Mixture, mixture
 
