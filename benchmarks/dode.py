@@ -43,7 +43,7 @@ def measure(name: str, steps: int, scale: int, batch: int) -> None:
 
     for solver in ("ddim", "ipndm", "dpm_solver++ method=singlestep", "ddim-all"):
         student = tabulate(solver, grid_for(model, steps))
-        teacher = dode.nested(student, model.schedule, scale, ddim)
+        teacher = dode.nested(student, model.process, scale, ddim)
         fit = lambda: dode.fit(denoise, student, teacher, start)  # noqa: E731
         found = []
         for _ in range(ROUNDS + 1):

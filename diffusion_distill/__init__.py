@@ -10,7 +10,7 @@
     images = dd.sample(teacher, 16, fitted=dd.fit_solver(teacher, "ddim", 10))
 
 Conventions: images are [batch, height, width, channels] float32 in [-1, 1]; a noise level is
-(alpha, sigma) with z = alpha·x + sigma·eps; for VP schedules time 1 is noise and 0 is clean.
+(alpha, sigma) with z = alpha·x + sigma·eps; for every process time 1 is noise and 0 is clean.
 """
 
 from diffusion_distill import data, evaluation, report, weights
@@ -30,7 +30,7 @@ from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuide
 from diffusion_distill.denoisers.model import Model, Thresholded
 from diffusion_distill.methods import DISTILLERS, Denoising, Knowledge, Progressive, Tract
 from diffusion_distill.networks import ADM, NETWORKS, SongUNet, UNet
-from diffusion_distill.process.schedules import SCHEDULES, Cosine, Karras, LinearBeta, LinearBetaDiscrete
+from diffusion_distill.process.processes import PROCESSES, Cosine, Karras, LinearBeta, LinearBetaDiscrete
 from diffusion_distill.process.time_input import EDMInput, LogsnrInput
 from diffusion_distill.solvers import SOLVERS
 from diffusion_distill.solvers.fitted import FittedSolver
@@ -43,7 +43,7 @@ __all__ = [
     "ADM",
     "DISTILLERS",
     "NETWORKS",
-    "SCHEDULES",
+    "PROCESSES",
     "SOLVERS",
     "Artefact",
     "ClassifierFree",

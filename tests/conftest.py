@@ -38,7 +38,7 @@ import toys
 
 from diffusion_distill.denoisers.model import Denoiser, Model
 from diffusion_distill.networks import NETWORKS
-from diffusion_distill.process.schedules import Cosine
+from diffusion_distill.process.processes import Cosine
 from diffusion_distill.training.artefact import Artefact
 
 

@@ -18,7 +18,7 @@ from diffusion_distill.base.typing import Image, Labels
 from diffusion_distill.denoisers.model import Denoiser
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level, from_logsnr
-from diffusion_distill.process.schedules import Cosine
+from diffusion_distill.process.processes import Cosine
 from diffusion_distill.solvers import ancestral, ddim
 from diffusion_distill.solvers.dode import Search
 from diffusion_distill.studies import analysis

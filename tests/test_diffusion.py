@@ -1,4 +1,4 @@
-"""The diffusion process against closed forms: schedules, grids, parameterisations, posterior, weightings."""
+"""The diffusion process against closed forms: processes, grids, parameterisations, posterior, weightings."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from diffusion_distill.base.errors import choose
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process import grids, likelihood, noising, predictions, weighting
 from diffusion_distill.process.levels import Level, from_logsnr
-from diffusion_distill.process.schedules import (
-    SCHEDULES,
+from diffusion_distill.process.processes import (
+    PROCESSES,
     Cosine,
     IDDPMCosine,
     LinearAlphaDiscrete,
     LinearBeta,
     LinearBetaDiscrete,
-    Schedule,
+    Process,
     VarianceExploding,
 )
 from diffusion_distill.process.time_input import LOGSNR_INPUTS, LogsnrInput
@@ -56,49 +56,49 @@ X, EPS = images(1), images(2)
 Z = noising.diffuse(X, EPS, LEVELS)
 
 
-# --- schedules
+# --- processes
 
 
-@pytest.mark.parametrize("schedule", COSINES, ids=str)
-def test_cosine_is_its_closed_form(schedule: Cosine) -> None:
+@pytest.mark.parametrize("process", COSINES, ids=str)
+def test_cosine_is_its_closed_form(process: Cosine) -> None:
     t = np.linspace(0, 1, 101)
-    level = schedule.level(t)
-    b = math.atan(math.exp(-schedule.logsnr_max / 2))
-    a = math.atan(math.exp(-schedule.logsnr_min / 2)) - b
+    level = process.level(t)
+    b = math.atan(math.exp(-process.logsnr_max / 2))
+    a = math.atan(math.exp(-process.logsnr_min / 2)) - b
     chex.assert_trees_all_close(level.logsnr, -2 * np.log(np.tan(a * t + b)), rtol=0, atol=1e-9)
-    chex.assert_trees_all_close(level.logsnr[[0, -1]], np.array([schedule.logsnr_max, schedule.logsnr_min]), rtol=1e-12)
+    chex.assert_trees_all_close(level.logsnr[[0, -1]], np.array([process.logsnr_max, process.logsnr_min]), rtol=1e-12)
     chex.assert_trees_all_close(level.angle, a * t + b, rtol=1e-12)
 
 
-def decay(schedule: LinearBeta | LinearBetaDiscrete) -> Callable[[Decimal], Decimal]:
+def decay(process: LinearBeta | LinearBetaDiscrete) -> Callable[[Decimal], Decimal]:
     """-log alpha at a time, in as many digits as the context has."""
-    if isinstance(schedule, LinearBeta):
-        low, high, cut = map(Decimal, (schedule.beta_min, schedule.beta_max, schedule.t_min))
+    if isinstance(process, LinearBeta):
+        low, high, cut = map(Decimal, (process.beta_min, process.beta_max, process.t_min))
 
         def integral(t: Decimal) -> Decimal:
             tau = cut + (1 - cut) * t
             return low * tau / 2 + (high - low) * tau**2 / 4
 
         return integral
-    betas = map(Decimal, np.linspace(schedule.beta_start, schedule.beta_end, schedule.steps).tolist())
-    knots = [(1 + (-Decimal(schedule.logsnr_max)).exp()).ln() / 2]
+    betas = map(Decimal, np.linspace(process.beta_start, process.beta_end, process.steps).tolist())
+    knots = [(1 + (-Decimal(process.logsnr_max)).exp()).ln() / 2]
     product = Decimal(1)
     for beta in betas:
         product *= 1 - beta
         knots.append(-product.ln() / 2)
 
     def interpolated(t: Decimal) -> Decimal:
-        k = min(int(t * schedule.steps), schedule.steps - 1)
-        return knots[k] + (t * schedule.steps - k) * (knots[k + 1] - knots[k])
+        k = min(int(t * process.steps), process.steps - 1)
+        return knots[k] + (t * process.steps - k) * (knots[k + 1] - knots[k])
 
     return interpolated
 
 
-@pytest.mark.parametrize("schedule", [*BETAS, *TO_ZERO[:2]], ids=str)
-def test_linear_betas_to_all_digits(schedule: LinearBeta | LinearBetaDiscrete) -> None:
+@pytest.mark.parametrize("process", [*BETAS, *TO_ZERO[:2]], ids=str)
+def test_linear_betas_to_all_digits(process: LinearBeta | LinearBetaDiscrete) -> None:
     """Levels, and their distances over one to many steps of coarse and fine grids."""
     with localcontext(prec=40):
-        exact = decay(schedule)
+        exact = decay(process)
         for steps in (1, 32, 1000, 8192, 10**6):
             t = np.unique(np.linspace(1, steps, 17).astype(int))
             s = np.unique(np.concatenate([t - 1, t - 2, t // 2, 0 * t])).clip(0)
@@ -106,13 +106,13 @@ def test_linear_betas_to_all_digits(schedule: LinearBeta | LinearBetaDiscrete) -
             for i in {*t.tolist(), *s.tolist()}:
                 alpha = (-exact(Decimal(i) / steps)).exp()
                 levels[i] = Level(alpha, (1 - alpha**2).sqrt())
-                found = schedule.level(np.float64(i) / steps)
+                found = process.level(np.float64(i) / steps)
                 for name in ("alpha", "sigma"):
                     true = float(getattr(levels[i], name))
                     assert float(getattr(found, name)) == pytest.approx(true, rel=1e-14, abs=0), (i, steps, name)
             for i, j in [(i, j) for i in t.tolist() for j in s.tolist() if j <= i]:
                 distance = float(levels[i].sigma * levels[j].alpha - levels[i].alpha * levels[j].sigma)
-                found = schedule.cross(np.float64(i), np.float64(j), steps)
+                found = process.cross(np.float64(i), np.float64(j), steps)
                 assert float(found) == pytest.approx(distance, rel=1e-13, abs=0), (i, j, steps)
 
 
@@ -126,13 +126,13 @@ def test_linear_betas_are_those_of_published_programs() -> None:
         chex.assert_trees_all_close(grids.uniform(discrete, 1000).alpha[::-1] ** 2, product, rtol=1e-12)
         keys = ("t", "log_alpha_f64", "sigma_f64", "lambda_f64")
         recorded: list[tuple[Any, list[np.ndarray]]] = [(discrete, [ddpm[f"linear1000/cont_{key}"] for key in keys])]
-        for name, schedule in by_name.items():
-            recorded.append((schedule, [solvers[f"{name}/{key.removesuffix('_f64')}"] for key in keys]))
-            times = schedule.time(from_logsnr(2 * solvers[f"{name}/lam_probe"]))
+        for name, process in by_name.items():
+            recorded.append((process, [solvers[f"{name}/{key.removesuffix('_f64')}"] for key in keys]))
+            times = process.time(from_logsnr(2 * solvers[f"{name}/lam_probe"]))
             chex.assert_trees_all_close(times, solvers[f"{name}/inverse_lambda"], rtol=1e-10)
-    for schedule, (t, *expected) in recorded:
-        inside = t >= (1e-3 if schedule is discrete else 0)
-        level = schedule.level(t[inside])
+    for process, (t, *expected) in recorded:
+        inside = t >= (1e-3 if process is discrete else 0)
+        level = process.level(t[inside])
         for found, values in zip((np.log(level.alpha), level.sigma, level.logsnr / 2), expected, strict=True):
             chex.assert_trees_all_close(found, values[inside], rtol=1e-10)
 
@@ -143,61 +143,61 @@ def test_time_zero_of_linear_betas() -> None:
     for t_min in (1e-5, 1e-3):
         uncut = LinearBeta(t_min=0.0).level(np.float64(t_min))
         chex.assert_trees_all_close(LinearBeta(t_min=t_min).level(np.float64(0)), uncut, rtol=1e-14)
-    for schedule in TO_ZERO:
-        assert schedule.level(np.float64(0)) == (1, 0)
-        assert schedule.cross(np.float64(0), np.float64(0)) == 0
+    for process in TO_ZERO:
+        assert process.level(np.float64(0)) == (1, 0)
+        assert process.cross(np.float64(0), np.float64(0)) == 0
 
 
-@pytest.mark.parametrize("schedule", [*COSINES, *BETAS, *IDDPM, *LINEAR_ALPHAS], ids=str)
-def test_levels_of_vp_schedules_lose_signal_with_time(schedule: Schedule) -> None:
+@pytest.mark.parametrize("process", [*COSINES, *BETAS, *IDDPM, *LINEAR_ALPHAS], ids=str)
+def test_levels_of_vp_schedules_lose_signal_with_time(process: Process) -> None:
     t = np.linspace(0, 1, 101)
-    level = schedule.level(t)
+    level = process.level(t)
     chex.assert_trees_all_close(level.alpha**2 + level.sigma**2, 1, rtol=1e-14)
-    chex.assert_trees_all_close(schedule.time(level), t, rtol=0, atol=1e-14)
-    chex.assert_trees_all_close(jax.jit(schedule.time)(Level(*map(jnp.float32, level))), t, rtol=0, atol=3e-7)
+    chex.assert_trees_all_close(process.time(level), t, rtol=0, atol=1e-14)
+    chex.assert_trees_all_close(jax.jit(process.time)(Level(*map(jnp.float32, level))), t, rtol=0, atol=3e-7)
     assert level.sigma[0] > 0 and (np.diff(level.logsnr) < 0).all()
 
 
-@pytest.mark.parametrize("schedule", [*COSINES, *BETAS, *IDDPM], ids=str)
-def test_float32_levels_are_accurate_at_both_ends(schedule: Schedule) -> None:
+@pytest.mark.parametrize("process", [*COSINES, *BETAS, *IDDPM], ids=str)
+def test_float32_levels_are_accurate_at_both_ends(process: Process) -> None:
     near = np.logspace(-7, -1, 200)
     t = np.unique(np.float32(np.concatenate([[0.0], near, np.linspace(0.1, 0.9, 100), 1 - near, [1.0]])))
-    exact, level = schedule.level(t.astype(np.float64)), jax.jit(schedule.level)(jnp.asarray(t))
+    exact, level = process.level(t.astype(np.float64)), jax.jit(process.level)(jnp.asarray(t))
     chex.assert_type([level.alpha, level.sigma], jnp.float32)
     chex.assert_trees_all_close(level.logsnr, exact.logsnr, rtol=0, atol=2e-6 * np.maximum(1, abs(exact.logsnr)).max())
     # exp turns the rounding of log alpha into a relative error of alpha
-    from_log = 0.0 if isinstance(schedule, Cosine) else 1.5e-7 * float(-np.log(exact.alpha[-1]))
+    from_log = 0.0 if isinstance(process, Cosine) else 1.5e-7 * float(-np.log(exact.alpha[-1]))
     chex.assert_trees_all_close(level.alpha, exact.alpha, rtol=5e-7 + from_log)
     chex.assert_trees_all_close(level.sigma, exact.sigma, rtol=5e-7)
 
 
-@pytest.mark.parametrize("schedule", [*COSINES, *BETAS, *TO_ZERO, *IDDPM], ids=str)
-def test_cross_is_the_distance_of_two_levels(schedule: Schedule) -> None:
+@pytest.mark.parametrize("process", [*COSINES, *BETAS, *TO_ZERO, *IDDPM], ids=str)
+def test_cross_is_the_distance_of_two_levels(process: Process) -> None:
     t, s = np.linspace(0.1, 1, 50), np.linspace(0, 0.9, 50)
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.level(t), schedule.level(s)
-    chex.assert_trees_all_close(schedule.cross(t, s), sigma_t * alpha_s - alpha_t * sigma_s, rtol=1e-9)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = process.level(t), process.level(s)
+    chex.assert_trees_all_close(process.cross(t, s), sigma_t * alpha_s - alpha_t * sigma_s, rtol=1e-9)
     close = np.float32(np.linspace(1e-3, 1, 50)), np.float32(np.linspace(1e-3, 1, 50) - 1 / 8192)
-    exact = schedule.cross(close[0].astype(np.float64), close[1].astype(np.float64))
-    found = jax.jit(schedule.cross)(jnp.asarray(close[0]), jnp.asarray(close[1]))
-    from_times = isinstance(schedule, (Cosine, VarianceExploding))
+    exact = process.cross(close[0].astype(np.float64), close[1].astype(np.float64))
+    found = jax.jit(process.cross)(jnp.asarray(close[0]), jnp.asarray(close[1]))
+    from_times = isinstance(process, (Cosine, VarianceExploding))
     chex.assert_trees_all_close(found, exact, rtol=5e-7 if from_times else 3e-6)  # which is alpha's
 
 
-@pytest.mark.parametrize("schedule", [COSINES[1], *BETAS, *TO_ZERO, *IDDPM], ids=str)
-def test_schedules_can_be_written_down(schedule: Schedule, tiny_model: Model) -> None:
-    model = dataclasses.replace(tiny_model, schedule=schedule)
+@pytest.mark.parametrize("process", [COSINES[1], *BETAS, *TO_ZERO, *IDDPM], ids=str)
+def test_schedules_can_be_written_down(process: Process, tiny_model: Model) -> None:
+    model = dataclasses.replace(tiny_model, process=process)
     again = Model.from_dict(json.loads(json.dumps(model.to_dict())))
-    assert again == model and hash(again.schedule) == hash(schedule)
-    assert type(schedule) in SCHEDULES.values()
+    assert again == model and hash(again.process) == hash(process)
+    assert type(process) in PROCESSES.values()
 
 
-@pytest.mark.parametrize("schedule", [Cosine(-9, 9), *BETAS, *TO_ZERO, *IDDPM, *LINEAR_ALPHAS], ids=str)
-def test_ddim_goes_to_the_exact_flow(schedule: Schedule, gaussian: toys.Gaussian) -> None:
+@pytest.mark.parametrize("process", [Cosine(-9, 9), *BETAS, *TO_ZERO, *IDDPM, *LINEAR_ALPHAS], ids=str)
+def test_ddim_goes_to_the_exact_flow(process: Process, gaussian: toys.Gaussian) -> None:
     """Ten times the steps, a tenth of the error; the last step goes from a little noise to where time 0 is."""
     z = np.random.default_rng(0).standard_normal((1, 2, 2, 1))
     errors = []
     for steps in (200, 2000):
-        grid = grids.check(grids.uniform(schedule, steps))
+        grid = grids.check(grids.uniform(process, steps))
         levels = [Level(*(np.full(1, a) for a in grid.at(k))) for k in range(steps + 1)]
         end = z
         for t, s in pairwise(levels):
@@ -207,18 +207,18 @@ def test_ddim_goes_to_the_exact_flow(schedule: Schedule, gaussian: toys.Gaussian
     assert errors[1] / errors[0] == pytest.approx(0.1, rel=0.35)
 
 
-@pytest.mark.parametrize("schedule", IDDPM, ids=str)
-def test_iddpms_cosine_is_its_formula(schedule: IDDPMCosine) -> None:
+@pytest.mark.parametrize("process", IDDPM, ids=str)
+def test_iddpms_cosine_is_its_formula(process: IDDPMCosine) -> None:
     """abar = f(tau)/f(0), f = cos²((pi/2)·(tau + s)/(1 + s)): arXiv:2102.09672 Eq. 17."""
     t = np.concatenate([[0.0], np.logspace(-6, -2, 30), np.linspace(0.02, 1, 50)])
-    tau = schedule.t_min + (schedule.t_max - schedule.t_min) * t
-    angle, first = ((x + schedule.s) / (1 + schedule.s) * math.pi / 2 for x in (tau, 0.0))
-    level = schedule.level(t)
+    tau = process.t_min + (process.t_max - process.t_min) * t
+    angle, first = ((x + process.s) / (1 + process.s) * math.pi / 2 for x in (tau, 0.0))
+    level = process.level(t)
     chex.assert_trees_all_close(level.alpha**2, np.cos(angle) ** 2 / math.cos(first) ** 2, rtol=1e-12)
     # cos²(b) - cos²(a) = sin(a - b)·sin(a + b) does not cancel
     noise = np.sin(angle - first) * np.sin(angle + first) / math.cos(first) ** 2
     chex.assert_trees_all_close(level.sigma**2, noise, rtol=2e-8)
-    inside = schedule.time(Level(np.cos(angle) / math.cos(first), np.sqrt(noise)))
+    inside = process.time(Level(np.cos(angle) / math.cos(first), np.sqrt(noise)))
     chex.assert_trees_all_close(inside, t, rtol=0, atol=1e-11)
 
 
@@ -232,44 +232,42 @@ def test_published_ends_of_iddpms_cosine() -> None:
     assert betas[0] == pytest.approx(4.13e-5, rel=1e-2) and (np.diff(betas) >= 0).all() and (betas == 0.999).sum() == 1
 
 
-@pytest.mark.parametrize("schedule", [*LINEAR_ALPHAS, LinearAlphaDiscrete(logsnr_max=math.inf)], ids=str)
-def test_linear_alphas_meet_linear_betas_at_the_knots(schedule: LinearAlphaDiscrete) -> None:
-    same = LinearBetaDiscrete(schedule.steps, schedule.beta_start, schedule.beta_end, schedule.logsnr_max)
-    knots = schedule.knots
-    chex.assert_trees_all_equal(knots, np.arange(schedule.steps + 1) / schedule.steps)
+@pytest.mark.parametrize("process", [*LINEAR_ALPHAS, LinearAlphaDiscrete(logsnr_max=math.inf)], ids=str)
+def test_linear_alphas_meet_linear_betas_at_the_knots(process: LinearAlphaDiscrete) -> None:
+    same = LinearBetaDiscrete(process.steps, process.beta_start, process.beta_end, process.logsnr_max)
+    knots = process.knots
+    chex.assert_trees_all_equal(knots, np.arange(process.steps + 1) / process.steps)
     chex.assert_trees_all_equal(same.knots, knots)
-    for found, expected in zip(schedule.level(knots), same.level(knots), strict=True):
+    for found, expected in zip(process.level(knots), same.level(knots), strict=True):
         chex.assert_trees_all_close(found, expected, rtol=1e-12, atol=1e-12)  # sigma² has the digits of 1
     for part in (0.25, 0.5, 0.9):
-        between = schedule.level(knots[:-1] + part * np.diff(knots)).alpha ** 2
-        abar = schedule.level(knots).alpha ** 2
+        between = process.level(knots[:-1] + part * np.diff(knots)).alpha ** 2
+        abar = process.level(knots).alpha ** 2
         chex.assert_trees_all_close(between, (1 - part) * abar[:-1] + part * abar[1:], rtol=1e-13)
         logs = np.log(same.level(knots[:-1] + part * np.diff(knots)).alpha)
         ends = np.log(same.level(knots).alpha)
         chex.assert_trees_all_close(logs, (1 - part) * ends[:-1] + part * ends[1:], rtol=1e-11, atol=1e-15)
 
 
-@pytest.mark.parametrize(
-    "schedule", [*BETAS[:2], *TO_ZERO[:1], grids.fitted_beta(0.002, 80.0), *LINEAR_ALPHAS], ids=str
-)
-def test_rates_are_derivatives_of_the_decay(schedule: Any) -> None:
-    middles = (np.arange(50) + 0.5) / 50 + (0.2 / 1000 if schedule in LINEAR_ALPHAS[:1] else 0)  # between knots
-    decay, h = lambda t: -np.log(schedule.level(t).alpha), 1e-5
-    chex.assert_trees_all_close(schedule.rate(middles), (decay(middles + h) - decay(middles - h)) / (2 * h), rtol=1e-6)
-    if schedule in LINEAR_ALPHAS:
-        knots = schedule.knots[:-1]
-        chex.assert_trees_all_close(schedule.rate(knots), (decay(knots + h) - decay(knots)) / h, rtol=1e-2)
+@pytest.mark.parametrize("process", [*BETAS[:2], *TO_ZERO[:1], grids.fitted_beta(0.002, 80.0), *LINEAR_ALPHAS], ids=str)
+def test_rates_are_derivatives_of_the_decay(process: Any) -> None:
+    middles = (np.arange(50) + 0.5) / 50 + (0.2 / 1000 if process in LINEAR_ALPHAS[:1] else 0)  # between knots
+    decay, h = lambda t: -np.log(process.level(t).alpha), 1e-5
+    chex.assert_trees_all_close(process.rate(middles), (decay(middles + h) - decay(middles - h)) / (2 * h), rtol=1e-6)
+    if process in LINEAR_ALPHAS:
+        knots = process.knots[:-1]
+        chex.assert_trees_all_close(process.rate(knots), (decay(knots + h) - decay(knots)) / h, rtol=1e-2)
         earlier = (decay(knots[1:6]) - decay(knots[1:6] - h)) / h
-        assert (np.abs(schedule.rate(knots[1:6]) / earlier - 1) > 0.05).all(), "of later times, not of earlier ones"
+        assert (np.abs(process.rate(knots[1:6]) / earlier - 1) > 0.05).all(), "of later times, not of earlier ones"
 
 
-@pytest.mark.parametrize("schedule", [*IDDPM, *LINEAR_ALPHAS], ids=str)
-def test_cross_on_the_host(schedule: Schedule) -> None:
+@pytest.mark.parametrize("process", [*IDDPM, *LINEAR_ALPHAS], ids=str)
+def test_cross_on_the_host(process: Process) -> None:
     t, s = np.linspace(0.1, 1, 50), np.linspace(0, 0.9, 50)
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.level(t), schedule.level(s)
-    chex.assert_trees_all_close(schedule.cross(t, s), sigma_t * alpha_s - alpha_t * sigma_s, rtol=1e-9)
-    chex.assert_trees_all_close(schedule.cross(7 * t, 7 * s, 7), schedule.cross(t, s), rtol=1e-11)
-    assert not schedule.cross(t, t).any()
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = process.level(t), process.level(s)
+    chex.assert_trees_all_close(process.cross(t, s), sigma_t * alpha_s - alpha_t * sigma_s, rtol=1e-9)
+    chex.assert_trees_all_close(process.cross(7 * t, 7 * s, 7), process.cross(t, s), rtol=1e-11)
+    assert not process.cross(t, t).any()
 
 
 def test_variance_exploding_keeps_the_image() -> None:
@@ -298,8 +296,8 @@ def test_levels_from_logsnr() -> None:
 @pytest.mark.parametrize("k", [2, 3, 5, 7, 12, 16, 31, 1024])
 @pytest.mark.parametrize("steps", [1, 3, 4, 10, 49, 128])
 def test_grids_nest_bit_for_bit(k: int, steps: int) -> None:
-    for schedule in (Cosine(), LinearBeta(), LinearBetaDiscrete()):
-        coarse, fine = (grids.uniform(schedule, n) for n in (steps, k * steps))
+    for process in (Cosine(), LinearBeta(), LinearBetaDiscrete()):
+        coarse, fine = (grids.uniform(process, n) for n in (steps, k * steps))
         chex.assert_shape(coarse.alpha, (steps + 1,))
         for some, all_ in zip(coarse, fine, strict=True):
             chex.assert_trees_all_equal(all_[::k], some)

@@ -34,12 +34,12 @@ from diffusion_distill.methods import (
 )
 from diffusion_distill.process import grids, noising, predictions
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import (
+from diffusion_distill.process.processes import (
     Cosine,
     Karras,
     LinearBeta,
     LinearBetaDiscrete,
-    Schedule,
+    Process,
     VarianceExploding,
 )
 from diffusion_distill.process.time_input import LogsnrInput
@@ -48,9 +48,9 @@ from diffusion_distill.solvers.engine import run_host
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.optimizers import OptimizerSettings
 
-VP: list[Schedule] = [Cosine(), Cosine(-9, 9), LinearBeta(), LinearBetaDiscrete()]
+VP: list[Process] = [Cosine(), Cosine(-9, 9), LinearBeta(), LinearBetaDiscrete()]
 #: Their time 0 is zero noise.
-TO_ZERO: list[Schedule] = [VarianceExploding(), LinearBeta(t_min=0.0), LinearBetaDiscrete(logsnr_max=np.inf)]
+TO_ZERO: list[Process] = [VarianceExploding(), LinearBeta(t_min=0.0), LinearBetaDiscrete(logsnr_max=np.inf)]
 
 
 def bend(z: Any, level: Level, labels: Any = None) -> Any:
@@ -81,15 +81,15 @@ def inverted(rows: targets.Rows, s: Level, z: np.ndarray, first: Any, second: An
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("schedule", [*VP, *TO_ZERO], ids=str)
+@pytest.mark.parametrize("process", [*VP, *TO_ZERO], ids=str)
 @pytest.mark.parametrize("n", [2, 3, 8])
-def test_a_chain_is_one_step_with_the_weighted_mean(schedule: Schedule, n: int) -> None:
+def test_a_chain_is_one_step_with_the_weighted_mean(process: Process, n: int) -> None:
     times = np.sort(np.random.default_rng(n).uniform(0.05, 1, n + 1))[::-1]
-    weights = targets.chain_weights(schedule, times)
+    weights = targets.chain_weights(process, times)
     assert weights.sum() == pytest.approx(1, abs=1e-13)
     estimates = np.random.default_rng(0).uniform(-1, 1, (n, 1, 4, 4, 1))
     z = start = np.random.default_rng(1).standard_normal((1, 4, 4, 1))
-    levels = [schedule.level(np.array([t])) for t in times]
+    levels = [process.level(np.array([t])) for t in times]
     for (t, s), x_hat in zip(pairwise(levels), estimates, strict=True):
         z = noising.ddim_step(z, x_hat, t, s)
     mean = targets.weighted_mean(list(weights), list(estimates))
@@ -97,7 +97,7 @@ def test_a_chain_is_one_step_with_the_weighted_mean(schedule: Schedule, n: int) 
     # closing two steps at a time, from the end, is the same
     folded = estimates[-1]
     for k in range(n - 2, -1, -1):
-        pair = targets.chain_weights(schedule, times[[k, k + 1, n]])
+        pair = targets.chain_weights(process, times[[k, k + 1, n]])
         folded = targets.weighted_mean(list(pair), (estimates[k], folded))
     chex.assert_trees_all_close(folded, mean, rtol=1e-7, atol=1e-12)
 
@@ -125,15 +125,15 @@ class LevelOnly:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("schedule", [*VP, *TO_ZERO], ids=str)
-def test_steps_of_length_zero_and_to_zero_noise(schedule: Schedule) -> None:
+@pytest.mark.parametrize("process", [*VP, *TO_ZERO], ids=str)
+def test_steps_of_length_zero_and_to_zero_noise(process: Process) -> None:
     t, m, s = np.array([2, 2, 1]), np.array([1, 1, 0]), np.array([1, 0, 0])  # of 4
     at_rest, to_end, both = range(3)
-    published = targets.make_rows(schedule, 4, t, m, s, clean_end=False)
+    published = targets.make_rows(process, 4, t, m, s, clean_end=False)
     assert (published.first[at_rest], published.second[at_rest]) == (1, 0)
     assert (published.first[both], published.second[both]) == (1, 0)
-    assert published.first[to_end] == 0 if schedule in TO_ZERO else 0 < published.first[to_end] < 2e-2
-    clean = targets.make_rows(schedule, 4, t, m, s, clean_end=True)
+    assert published.first[to_end] == 0 if process in TO_ZERO else 0 < published.first[to_end] < 2e-2
+    clean = targets.make_rows(process, 4, t, m, s, clean_end=True)
     assert (clean.first[to_end], clean.second[to_end]) == (0, 1)
     assert (clean.first[both], clean.second[both]) == (1, 0), "an empty second step takes precedence"
     for rows in (published, clean):
@@ -142,27 +142,27 @@ def test_steps_of_length_zero_and_to_zero_noise(schedule: Schedule) -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("schedule", VP, ids=str)
+@pytest.mark.parametrize("process", VP, ids=str)
 @pytest.mark.parametrize("steps", [1, 3, 512])
-def test_rows_of_btd(steps: int, schedule: Schedule) -> None:
-    rows, i = progressive.rows(schedule, steps), np.arange(1, steps + 1)
+def test_rows_of_btd(steps: int, process: Process) -> None:
+    rows, i = progressive.rows(process, steps), np.arange(1, steps + 1)
     assert rows.count == steps
     for found, time in ((rows.t, 2 * i / (2 * steps)), (rows.m, (2 * i - 1) / (2 * steps))):
-        chex.assert_trees_all_close(schedule.time(found), time, rtol=1e-7, atol=1e-13)
+        chex.assert_trees_all_close(process.time(found), time, rtol=1e-7, atol=1e-13)
     # every t is on the student's own grid, bit for bit
-    chex.assert_trees_all_equal(rows.t.sigma, grids.uniform(schedule, steps).sigma[:-1][::-1])
+    chex.assert_trees_all_equal(rows.t.sigma, grids.uniform(process, steps).sigma[:-1][::-1])
     assert (rows.first[0], rows.second[0]) == (0, 1)
     assert np.all(rows.second[1:] < 1)
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("schedule", VP, ids=str)
+@pytest.mark.parametrize("process", VP, ids=str)
 @pytest.mark.parametrize(("start", "end"), [(8, 2), (12, 4), (6, 1), (1024, 32)])
-def test_rows_of_tract(start: int, end: int, schedule: Schedule) -> None:
-    rows, i = tract.rows(schedule, start, end), np.arange(1, start + 1)
+def test_rows_of_tract(start: int, end: int, process: Process) -> None:
+    rows, i = tract.rows(process, start, end), np.arange(1, start + 1)
     assert rows.count == start
-    chex.assert_trees_all_close(schedule.time(rows.t), i / start, rtol=1e-7, atol=1e-13)
-    chex.assert_trees_all_close(schedule.time(rows.m), (i - 1) / start, rtol=1e-7, atol=1e-13)
+    chex.assert_trees_all_close(process.time(rows.t), i / start, rtol=1e-7, atol=1e-13)
+    chex.assert_trees_all_close(process.time(rows.m), (i - 1) / start, rtol=1e-7, atol=1e-13)
     last_of_group = (i - 1) % (start // end) == 0
     chex.assert_trees_all_equal(rows.second == 0, last_of_group)
     chex.assert_trees_all_equal(rows.first[last_of_group], 1)
@@ -188,12 +188,12 @@ def test_targets_are_exact_in_float32(make: Callable[[], targets.Rows]) -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("schedule", [Cosine(), LinearBeta(), LinearBetaDiscrete()], ids=str)
+@pytest.mark.parametrize("process", [Cosine(), LinearBeta(), LinearBetaDiscrete()], ids=str)
 @pytest.mark.parametrize("steps", [2, 64, 1024])
-def test_targets_are_the_published_ones_inverted(steps: int, schedule: Schedule) -> None:
+def test_targets_are_the_published_ones_inverted(steps: int, process: Process) -> None:
     z = np.random.default_rng(0).standard_normal((2 * steps, 2, 2, 1))
-    rows = tract.rows(schedule, 2 * steps, steps)
-    s = schedule.level((np.arange(2 * steps) // 2) / steps)
+    rows = tract.rows(process, 2 * steps, steps)
+    s = process.level((np.arange(2 * steps) // 2) / steps)
     with np.errstate(invalid="ignore"):
         expected = inverted(rows, s, z, bend, bend_otherwise)
     z_m = noising.ddim_step(z, bend(z, rows.t), rows.t, rows.m)
@@ -227,23 +227,23 @@ CURVED = Denoiser(params=(), model=toys.Curved())
 
 @pytest.mark.fast
 @pytest.mark.parametrize("solver", ["ddim", "heun", "rk4"])
-@pytest.mark.parametrize("schedule", [Cosine(-9, 9), LinearBeta(), Karras(16), Karras(6, 0.1, 3.0, 3.0)], ids=str)
-def test_one_step_to_the_target_is_two_steps_of_the_solver(schedule: Schedule, solver: str) -> None:
+@pytest.mark.parametrize("process", [Cosine(-9, 9), LinearBeta(), Karras(16), Karras(6, 0.1, 3.0, 3.0)], ids=str)
+def test_one_step_to_the_target_is_two_steps_of_the_solver(process: Process, solver: str) -> None:
     """For every row of BTD, and of TRACT with the teacher as self-teacher, in float64."""
-    steps = getattr(schedule, "steps", 16)
+    steps = getattr(process, "steps", 16)
     i = np.arange(steps + 1)
     for rows, t, m, s in (
-        (progressive.rows(schedule, steps // 2, solver), i[2::2], i[1:-1:2], i[0:-2:2]),
-        (tract.rows(schedule, steps, 2, solver), i[1:], i[:-1], i[:-1] // (steps // 2) * (steps // 2)),
+        (progressive.rows(process, steps // 2, solver), i[2::2], i[1:-1:2], i[0:-2:2]),
+        (tract.rows(process, steps, 2, solver), i[1:], i[:-1], i[:-1] // (steps // 2) * (steps // 2)),
     ):
         x, eps = (a.astype(np.float64) for a in batch_for(rows))
         z = noising.diffuse(x, eps, rows.t)
         with enable_x64(True):
             found = np.asarray(targets.target(rows, z, CURVED, CURVED))
         for k in range(len(t)):
-            if s[k] == 0 and not isinstance(schedule, Karras):
+            if s[k] == 0 and not isinstance(process, Karras):
                 continue  # BTD sets what is a step to a little noise
-            start, middle, end = (schedule.level(np.float64(n) / steps) for n in (t[k], m[k], s[k]))
+            start, middle, end = (process.level(np.float64(n) / steps) for n in (t[k], m[k], s[k]))
             state, here = z[k : k + 1], lambda level: Level(*(np.full(1, a) for a in level))
             second = solver if rows.second_stages is not None else "ddim"
             for name, a, b in ((solver, start, middle), (second, middle, end)):
@@ -257,9 +257,9 @@ def test_one_step_to_the_target_is_two_steps_of_the_solver(schedule: Schedule, s
 @pytest.mark.fast
 def test_a_heun_step_extrapolates_as_its_closed_form_says() -> None:
     """alpha = 1: weights (1 - w, w), w = sigma_t / (2·sigma_m); a step to zero noise has one stage."""
-    schedule = Karras(12)
-    sigma = schedule.level(np.arange(13) / 12).sigma
-    stages = tract.rows(schedule, 12, 1, "heun").stages
+    process = Karras(12)
+    sigma = process.level(np.arange(13) / 12).sigma
+    stages = tract.rows(process, 12, 1, "heun").stages
     assert stages is not None
     mix = stages.mix
     chex.assert_trees_all_close(mix[1:, 1], sigma[2:] / (2 * sigma[1:-1]), rtol=1e-12)
@@ -288,14 +288,14 @@ def test_tract_with_groups_of_two_is_btd(steps: int, tiny_model: Model) -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("schedule", [Cosine(), *TO_ZERO], ids=str)
-def test_one_group_that_ends_at_zero_noise_is_consistency_distillation(schedule: Schedule, tiny_model: Model) -> None:
+@pytest.mark.parametrize("process", [Cosine(), *TO_ZERO], ids=str)
+def test_one_group_that_ends_at_zero_noise_is_consistency_distillation(process: Process, tiny_model: Model) -> None:
     steps = 16
-    if schedule in TO_ZERO:  # nothing has to be set
-        rows = tract.rows(schedule, steps, 1)
+    if process in TO_ZERO:  # nothing has to be set
+        rows = tract.rows(process, steps, 1)
     else:
         i = np.arange(1, steps + 1)
-        rows = targets.make_rows(schedule, steps, i, i - 1, 0 * i, clean_end=True)
+        rows = targets.make_rows(process, steps, i, i - 1, 0 * i, clean_end=True)
     roles = students(tiny_model)
     z = jax.random.normal(jax.random.key(0), (steps, 2, 2, 1))
     t = single(rows).t
@@ -310,14 +310,14 @@ def test_one_group_that_ends_at_zero_noise_is_consistency_distillation(schedule:
 
 @pytest.mark.fast
 @pytest.mark.parametrize("clip", [True, False])
-@pytest.mark.parametrize("schedule", [Cosine(-9, 9), LinearBetaDiscrete()], ids=str)
+@pytest.mark.parametrize("process", [Cosine(-9, 9), LinearBetaDiscrete()], ids=str)
 def test_tract_at_the_ends_of_its_groups_is_knowledge_distillation(
-    schedule: Schedule, clip: bool, tiny_model: Model
+    process: Process, clip: bool, tiny_model: Model
 ) -> None:
-    small = dataclasses.replace(tiny_model, network=toys.Perceptron(1, width=4), schedule=schedule)
-    teacher = dataclasses.replace(tiny_model, schedule=schedule)
+    small = dataclasses.replace(tiny_model, network=toys.Perceptron(1, width=4), process=process)
+    teacher = dataclasses.replace(tiny_model, process=process)
     roles = students(teacher) | {"student": small.denoiser(toys.parameters(small))}
-    table, [phase] = tract.rows(schedule, 32, 8), Knowledge(8, length="1K").phases(small, 64)
+    table, [phase] = tract.rows(process, 32, 8), Knowledge(8, length="1K").phases(small, 64)
     ends = jax.tree.map(lambda a: a[::4] if np.ndim(a) else a, table)  # t = 1, 5, ... 29 of 32
     x, eps = batch_for(ends)
     both = {"self_teacher": roles.pop("self_teacher"), **roles}  # which Knowledge must not ask for
@@ -327,7 +327,7 @@ def test_tract_at_the_ends_of_its_groups_is_knowledge_distillation(
     )
     assert by_knowledge.min() > 0
     # its own rows are the student's grid, and the teacher has nothing to learn from itself
-    chex.assert_trees_all_equal(phase.inputs.t.sigma[:8], grids.uniform(schedule, 8).sigma[:-1][::-1])
+    chex.assert_trees_all_equal(phase.inputs.t.sigma[:8], grids.uniform(process, 8).sigma[:-1][::-1])
     assert set(phase.inputs.first) == {1.0} and set(phase.inputs.second) == {0.0}
     itself = losses_of(Knowledge(8, clip=False), roles | {"student": roles["teacher"]}, ends, x, eps)
     assert itself.max() < 1e-6 * by_knowledge.min()
@@ -365,7 +365,7 @@ def test_tract_clips_the_estimates_it_says() -> None:
                          ids=lambda m: type(m).__name__)  # fmt: skip
 def test_losses_are_the_weighted_squared_error(method: Any, prediction: str, toy_networks: None) -> None:
     model = Model(toys.Perceptron(predictions.PREDICTIONS[prediction]), (2, 2, 1), Cosine(-6, 6), prediction)
-    rows = single(tract.rows(model.schedule, 4, 4 if isinstance(method, Knowledge) else 2))
+    rows = single(tract.rows(model.process, 4, 4 if isinstance(method, Knowledge) else 2))
     x, eps = batch_for(rows)
 
     @jax.jit
@@ -404,19 +404,17 @@ def test_no_gradient_flows_through_the_target(method: Any, tiny_model: Model) ->
 @pytest.mark.fast
 @pytest.mark.parametrize(("prediction", "time_input"), [("x", "inv_cos"), ("eps", "sigmoid"), ("v", "linear"),
                                                         ("both", "linear")])  # fmt: skip
-@pytest.mark.parametrize("schedule", [LinearBeta(), LinearBetaDiscrete()], ids=lambda s: type(s).__name__)
-def test_losses_are_finite_at_all_times(
-    schedule: Schedule, prediction: str, time_input: str, toy_networks: None
-) -> None:
+@pytest.mark.parametrize("process", [LinearBeta(), LinearBetaDiscrete()], ids=lambda s: type(s).__name__)
+def test_losses_are_finite_at_all_times(process: Process, prediction: str, time_input: str, toy_networks: None) -> None:
     network = toys.Perceptron(predictions.PREDICTIONS[prediction])
-    model = Model(network, (2, 2, 1), schedule, prediction, LogsnrInput(time_input))
-    roles, rows = students(model), single(tract.rows(schedule, 4, 2))
+    model = Model(network, (2, 2, 1), process, prediction, LogsnrInput(time_input))
+    roles, rows = students(model), single(tract.rows(process, 4, 2))
     u = jnp.array([0.0, 1e-7, 1e-4, 0.5, 1 - 1e-7, 1.0])
 
     @jax.jit
     @jax.value_and_grad
     def total(params: Any) -> Any:
-        denoisers, level = {**roles, "student": model.denoiser(params)}, schedule.level(u)
+        denoisers, level = {**roles, "student": model.denoiser(params)}, process.level(u)
         losses = Denoising().losses_at(denoisers["student"], level, *batch_for(level)).sum()
         for method in (Progressive(4, 2), Tract((4, 2))):
             losses += method.losses_at(denoisers, rows, *batch_for(rows), None).sum()
@@ -594,7 +592,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "TRACT's residual of 0": (lambda: plan(Tract((2, 1), residual=0.0, length=640)), r"residual.*\(0, 1\).*0\.0"),
     "TRACT's fixed momentum of 1": (lambda: Tract(momentum=1.0), r"momentum must be .*\[0, 1\), got 1\.0"),
     "TRACT's momentum twice": (lambda: Tract(momentum=0.9, residual=1e-4), r"momentum=0\.9 and residual=0\.0001 both"),
-    "TRACT shares of another schedule": (
+    "TRACT shares of another process": (
         lambda: Tract((1024, 1), shares=(1, 3)),
         r"\(1024, 1\) has 1 phase, but shares=\(1, 3\) are for 2.*shares=\(1,\).*--config\.method\.shares='\(\)'",
     ),

@@ -30,7 +30,7 @@ from diffusion_distill.denoisers.model import Denoiser, Model
 from diffusion_distill.evaluation.features import Pixels
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Cosine, Karras, LinearBetaDiscrete
+from diffusion_distill.process.processes import Cosine, Karras, LinearBetaDiscrete
 from diffusion_distill.process.spacings import spaced
 from diffusion_distill.process.time_input import IDDPMInput
 from diffusion_distill.solvers import SOLVERS, Table, ancestral, ddim, dode, engine, heun, registry, tabulate
@@ -44,7 +44,7 @@ from diffusion_distill.training.sharding import data_mesh, devices_for, replicat
 SHAPE = (2, 2, 1)
 SCHEDULE = Cosine(-6, 9)
 VE = Karras(6, sigma_max=20.0)
-#: name -> (solver, schedule): every kind of table with directions.
+#: name -> (solver, process): every kind of table with directions.
 STUDENTS: dict[str, tuple[str, Any]] = {
     "ddim": ("ddim", SCHEDULE),
     "ddim, VE": ("ddim", VE),
@@ -63,9 +63,9 @@ every_student = pytest.mark.parametrize("name", STUDENTS)
 
 
 def student_of(name: str, steps: int = 5) -> tuple[Table, Any]:
-    """The table on a grid to zero noise, and its schedule."""
-    solver, schedule = STUDENTS[name]
-    return tabulate(solver, grids.clean_end(spaced(schedule, steps)), schedule), schedule
+    """The table on a grid to zero noise, and its process."""
+    solver, process = STUDENTS[name]
+    return tabulate(solver, grids.clean_end(spaced(process, steps)), process), process
 
 
 class Curved(struct.PyTreeNode):
@@ -121,8 +121,8 @@ def test_least_squares_leaves_out_what_says_nothing_new() -> None:
 @every_student
 def test_a_fit_is_the_least_squares_solution_of_each_row(name: str) -> None:
     """By hand: the student's states with the lambdas found so far, against the teacher's, by numpy.linalg.lstsq."""
-    student, schedule = student_of(name)
-    teacher = dode.nested(student, schedule, 4, ddim)
+    student, process = student_of(name)
+    teacher = dode.nested(student, process, 4, ddim)
     fit = dode.fit_host(Curved(), student, teacher, noise())
     states = run_host(teacher.table.plain(), Curved(), noise(), states=True)
     assert student.directions is not None
@@ -152,10 +152,10 @@ def test_a_fit_is_the_least_squares_solution_of_each_row(name: str) -> None:
 @pytest.mark.fast
 @every_student
 def test_the_teacher_passes_through_the_levels_of_the_student(name: str) -> None:
-    student, schedule = student_of(name)
+    student, process = student_of(name)
     assert student.directions is not None
     for make in (ddim, heun):
-        teacher = dode.nested(student, schedule, 3, make)
+        teacher = dode.nested(student, process, 3, make)
         reached = teacher.table.directions.reached  # type: ignore[union-attr]
         for k, target in enumerate(teacher.targets):
             ratio = reached.sigma[target - 1] / reached.alpha[target - 1]
@@ -168,8 +168,8 @@ def test_the_teacher_passes_through_the_levels_of_the_student(name: str) -> None
 
 @pytest.mark.fast
 def test_a_student_that_is_its_teacher_needs_no_lambdas() -> None:
-    student, schedule = student_of("ddim")
-    fit = dode.fit_host(Curved(), student, dode.nested(student, schedule, 1, ddim), noise())
+    student, process = student_of("ddim")
+    fit = dode.fit_host(Curved(), student, dode.nested(student, process, 1, ddim), noise())
     chex.assert_trees_all_close(fit.lambdas, 0, rtol=1e-7, atol=1e-10)
     chex.assert_trees_all_close(fit.plain, 0, rtol=1e-7, atol=1e-12)
 
@@ -180,8 +180,8 @@ def test_fitted_solvers_follow_the_exact_flow_better(name: str) -> None:
     """On noise the lambdas have not seen, against the closed-form flow of Gaussian data."""
     data = toys.Gaussian(mean=0.2, std=0.3)
     optimal = lambda z, level, labels=None: data.raw((), z, level, labels, None)  # noqa: E731
-    student, schedule = student_of(name, 6)
-    fit = dode.fit_host(optimal, student, dode.nested(student, schedule, 20, ddim), noise(200))
+    student, process = student_of(name, 6)
+    fit = dode.fit_host(optimal, student, dode.nested(student, process, 20, ddim), noise(200))
     fresh = np.random.default_rng(9).standard_normal((64, *SHAPE))
     start = student.directions.start  # type: ignore[union-attr]
     truth = data.flow(student.init * fresh, start, Level(np.float64(1), np.float64(0)))
@@ -194,8 +194,8 @@ def test_fitted_solvers_follow_the_exact_flow_better(name: str) -> None:
 
 @every_student
 def test_the_engine_fits_what_the_host_fits(name: str) -> None:
-    student, schedule = student_of(name)
-    teacher = dode.nested(student, schedule, 4, ddim)
+    student, process = student_of(name)
+    teacher = dode.nested(student, process, 4, ddim)
     host = dode.fit_host(Curved(), student, teacher, noise())
     device = dode.fit(Curved(), student, teacher, jnp.asarray(noise(), jnp.float32))
     chex.assert_trees_all_close(device.plain, host.plain, rtol=2e-2, atol=1e-5)
@@ -207,8 +207,8 @@ def test_the_engine_fits_what_the_host_fits(name: str) -> None:
 
 
 def test_a_fit_does_not_depend_on_the_number_of_devices(tiny_model: Model) -> None:
-    student, schedule = student_of("ddim")
-    teacher, found = dode.nested(student, schedule, 3, ddim), []
+    student, process = student_of("ddim")
+    teacher, found = dode.nested(student, process, 3, ddim), []
     for count in (1, 2, 8):
         mesh = data_mesh(jax.devices()[:count])
         denoise = tiny_model.denoiser(jax.device_put(toys.parameters(tiny_model), replicated(mesh)))
@@ -234,8 +234,8 @@ def test_a_fit_costs_one_batch_for_each_evaluation(exact: Denoiser) -> None:
             jax.debug.callback(lambda: calls.append(len(z)))
             return exact(z, level, labels)
 
-    student, schedule = student_of("ddim")
-    dode.fit(Counting(), student, dode.nested(student, schedule, 4, ddim), jnp.asarray(noise(), jnp.float32))
+    student, process = student_of("ddim")
+    dode.fit(Counting(), student, dode.nested(student, process, 4, ddim), jnp.asarray(noise(), jnp.float32))
     jax.effects_barrier()
     assert len(calls) == (4 + 1) * student.nfe and set(calls) == {24}
 
@@ -245,8 +245,8 @@ def test_conditional_models_are_fitted_as_they_are_sampled() -> None:
         def __call__(self, z: Any, level: Level, labels: Any = None) -> Any:
             return jnp.tanh(z + (labels[:, None, None, None] - 1))
 
-    student, schedule = student_of("ddim")
-    teacher, start = dode.nested(student, schedule, 4, ddim), jnp.asarray(noise(), jnp.float32)
+    student, process = student_of("ddim")
+    teacher, start = dode.nested(student, process, 4, ddim), jnp.asarray(noise(), jnp.float32)
     zero, two = (dode.fit(Labelled(), student, teacher, start, jnp.full(24, c)).lambdas for c in (0, 2))
     assert np.abs(zero - two).max() > 1e-3
 
@@ -270,8 +270,8 @@ def test_guided_models_are_sampled_and_fitted(toy_networks: None) -> None:
 
 @pytest.mark.fast
 def test_one_lambda_for_all_rows_is_searched(exact: Denoiser) -> None:
-    student, schedule = student_of("ddim", 4)
-    start, teacher = jnp.asarray(noise(), jnp.float32), dode.nested(student, schedule, 50, ddim)
+    student, process = student_of("ddim", 4)
+    start, teacher = jnp.asarray(noise(), jnp.float32), dode.nested(student, process, 50, ddim)
     target = engine.integrate(exact, teacher.table, start)
     candidates = (0.25, 0.5, 0.75, 1.0)
     found = dode.search(student, candidates, dode.distance_from(teacher, exact, start))
@@ -378,8 +378,8 @@ def test_a_search_needs_what_it_measures_against(teacher: Artefact, monkeypatch:
 @pytest.mark.fast
 def test_lambdas_beyond_the_bound_are_left_out() -> None:
     """Two directions that differ by 1e-6 of themselves ask for huge lambdas: the row keeps 0, and others theirs."""
-    student, schedule = student_of("two lambdas")
-    teacher = dode.nested(student, schedule, 4, ddim)
+    student, process = student_of("two lambdas")
+    teacher = dode.nested(student, process, 4, ddim)
     assert student.directions is not None
     weights = student.directions.weights.copy()
     weights[3, 1] = weights[3, 0] + 1e-6 * weights[3, 1]
@@ -412,20 +412,20 @@ def test_a_row_beyond_the_bound_is_warned_of(teacher: Artefact) -> None:
 SAMPLED = [*SOLVERS, "unipc output=eps", "ablation schedule=ve", "ddim ending=x_hat", "heun alpha=0.5"]
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULE, VE], ids=["VP", "VE"])
+@pytest.mark.parametrize("process", [SCHEDULE, VE], ids=["VP", "VE"])
 @pytest.mark.parametrize("solver", SAMPLED)
-def test_clipped_samples_are_in_range(solver: str, schedule: Any, toy_networks: None) -> None:
+def test_clipped_samples_are_in_range(solver: str, process: Any, toy_networks: None) -> None:
     """Of every solver, and of lambdas that lead far beyond; without clipping, these do."""
-    model = Model(toys.Perceptron(1), SHAPE, schedule, prediction="x")
+    model = Model(toys.Perceptron(1), SHAPE, process, prediction="x")
     artefact = Artefact(model, jax.tree.map(lambda a: 4 * a, toys.parameters(model)))
     drawn = api.sample(artefact, 16, 3, solver=solver)
     assert np.abs(drawn).max() <= 1
     grid = api.grid_for(artefact, 3)
-    base = tabulate(solver, grid, schedule)
+    base = tabulate(solver, grid, process)
     if base.directions is None:
         return
     lambdas = np.full(base.directions.published.shape, 50.0)
-    fitted = FittedSolver(solver, schedule, grid, lambdas, np.zeros(1), np.zeros(1))
+    fitted = FittedSolver(solver, process, grid, lambdas, np.zeros(1), np.zeros(1))
     assert np.abs(api.sample(artefact, 16, fitted=fitted)).max() <= 1
     assert np.abs(api.sample(artefact, 16, fitted=fitted, clip=False)).max() > 1
 
@@ -438,10 +438,10 @@ def test_teachers_take_no_more_steps_than_a_discrete_model_has(toy_networks: Non
     discrete = Model(toys.Perceptron(1), SHAPE, LinearBetaDiscrete(), prediction="eps")
     assert (discrete.discrete_steps, teacher_steps(50, 20, discrete), teacher_steps(50, 30, discrete)) == (1000,) * 3
     assert teacher_steps(15, 100, discrete) == 1000 and teacher_steps(10, 10, discrete) == 100
-    continuous = dataclasses.replace(discrete, schedule=Cosine())
+    continuous = dataclasses.replace(discrete, process=Cosine())
     assert continuous.discrete_steps is None and teacher_steps(50, 30, continuous) == 1500
     assert dataclasses.replace(continuous, time_input=IDDPMInput(steps=400)).discrete_steps == 400
-    few = dataclasses.replace(discrete, schedule=LinearBetaDiscrete(60, 2e-3, 0.2))
+    few = dataclasses.replace(discrete, process=LinearBetaDiscrete(60, 2e-3, 0.2))
     artefact = Artefact(few, toys.parameters(few))
     found = [fit_solver(artefact, "ddim", 3, FitSettings(scale=scale, batch_size=8)) for scale in (20, 30, 10)]
     assert [fit.provenance["teacher's evaluations"] for fit in found] == [60, 60, 30]
@@ -469,7 +469,7 @@ def fitted(teacher: Artefact) -> FittedSolver:
 def test_a_fitted_solver_is_what_it_was_after_saving(fitted: FittedSolver, tmp_path: Path) -> None:
     again = FittedSolver.load(fitted.save(tmp_path / "new" / "solver.json"))
     chex.assert_trees_all_equal(again.table(), fitted.table())
-    assert again.provenance == fitted.provenance and again.schedule == fitted.schedule
+    assert again.provenance == fitted.provenance and again.process == fitted.process
     assert fitted.provenance["evaluations"] == 4 and fitted.provenance["teacher's evaluations"] == 12
     assert fitted.provenance["teacher's solver"] == "deis order=2"
     assert (fitted.fitted <= fitted.plain * (1 + 1e-5)).all()
@@ -526,7 +526,7 @@ def changed(content: dict[str, Any], **changes: Any) -> str:
         (lambda c: changed(c, solver="dimm"), "Did you mean 'ddim'"),
         (lambda c: changed(c, lambdas=[[1.0]]), r"takes lambdas of shape \(4, 1\)"),
         (lambda c: changed(c, grid={"alpha": [1, 1], "sigma": [0, 1]}), "must decrease"),
-        (lambda c: json.dumps({k: v for k, v in c.items() if k != "schedule"}), "it has no 'schedule'"),
+        (lambda c: json.dumps({k: v for k, v in c.items() if k != "process"}), "it has no 'process'"),
     ],
 )
 def test_spoilt_files_are_refused_in_words(
@@ -586,8 +586,8 @@ def test_settings_out_of_range_are_refused(make: Callable[[], Any], said: str) -
 
 @pytest.mark.fast
 def test_targets_are_checked() -> None:
-    student, schedule = student_of("ddim")
-    teacher = dode.nested(student, schedule, 2, ddim)
+    student, process = student_of("ddim")
+    teacher = dode.nested(student, process, 2, ddim)
     for targets in ([1], [*teacher.targets[:-1], 99]):
         with pytest.raises(ValueError, match="needs one state, 0 to 10"):
             dode.fit_host(Curved(), student, teacher._replace(targets=targets), noise())

@@ -128,7 +128,7 @@ class Counting(Denoising):
         labels = batch["cond"]
         null = labels == CLASSES if labels.dtype == jnp.int32 else ~labels.any(axis=1)
         student = denoisers["student"]
-        nothing = 0 * student(batch["x"], student.model.schedule.level(jnp.full(len(labels), 0.5)), labels)
+        nothing = 0 * student(batch["x"], student.model.process.level(jnp.full(len(labels), 0.5)), labels)
         return null + nothing.sum(axis=(1, 2, 3))
 
 

@@ -349,7 +349,7 @@ def test_parts_of_artefacts_are_named(
     [
         ({"steps": "two"}, r"model\.json: 'steps' must be a whole number"),
         ({"model": None}, r"model\.json: The description of a model must be a mapping"),
-        ({"model": {"network": 1}}, r"model\.json: The description of a model lacks shape, schedule"),
+        ({"model": {"network": 1}}, r"model\.json: The description of a model lacks shape, process"),
     ],
 )
 def test_fields_of_artefacts_are_named(change: dict, said: str, teacher: Artefact, tmp_path: Path) -> None:

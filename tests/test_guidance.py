@@ -25,7 +25,7 @@ from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuide
 from diffusion_distill.denoisers.model import Clipped, Denoiser, Model, Thresholded
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import eps_from_x
-from diffusion_distill.process.schedules import Cosine, VarianceExploding
+from diffusion_distill.process.processes import Cosine, VarianceExploding
 from diffusion_distill.process.spacings import spaced
 from diffusion_distill.solvers import dpm_solver_pp, engine
 from diffusion_distill.training.sharding import data_mesh, replicated, split

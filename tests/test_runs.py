@@ -23,7 +23,7 @@ from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising, Progressive, Tract
 from diffusion_distill.methods.knowledge import Knowledge
 from diffusion_distill.process import grids
-from diffusion_distill.process.schedules import Cosine, Karras
+from diffusion_distill.process.processes import Cosine, Karras
 from diffusion_distill.process.time_input import EDMInput
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.logs import read_json_lines
@@ -310,11 +310,11 @@ def test_edm_teachers_are_distilled(method: Any, toy_networks: None, source: toy
     teacher = api.train(model, source, Denoising(64, noise="lognormal", weighting="edm"), SETTINGS)
     students = api.distill(teacher, source, method, SETTINGS)
     for steps, student in students.items():
-        assert student.model.schedule == Karras(8)
+        assert student.model.process == Karras(8)
         images = api.sample(student, 8)
         assert np.isfinite(images).all() and images.std() > 0
         assert api.table_for(student.model, steps).nfe == steps
-    np.testing.assert_allclose(grids.uniform(students[min(students)].model.schedule, 1).sigma, [80, 0])
+    np.testing.assert_allclose(grids.uniform(students[min(students)].model.process, 1).sigma, [80, 0])
     assert api.table_for(teacher.on_grid(5).model, 5, "heun").nfe == 9
     first = students[max(students)]
     with pytest.raises(ValueError, match=r"A student steps by DDIM, not by heun"):
@@ -334,8 +334,8 @@ def test_distillation_to_a_smaller_network(teacher: Artefact, source: toys.Gauss
     assert np.mean(losses[-8:]) < 0.5 * np.mean(losses[:8]), "it learns"
     with pytest.raises(ValueError, match=r"takes one phase, but the method has 2.*Knowledge"):
         api.distill(teacher, source, TRACT, SETTINGS, student=small)
-    elsewhere = dataclasses.replace(small, schedule=Cosine(-9, 9))
-    with pytest.raises(ValueError, match=r"teacher's schedule is .* must be the same"):
+    elsewhere = dataclasses.replace(small, process=Cosine(-9, 9))
+    with pytest.raises(ValueError, match=r"teacher's process is .* must be the same"):
         api.distill(teacher, source, Knowledge(4, length="512"), SETTINGS, student=elsewhere)
 
 
@@ -343,7 +343,7 @@ def test_distillation_to_a_smaller_network(teacher: Artefact, source: toys.Gauss
 def test_few_steps_of_an_eps_student_are_warned_of_once(
     method: Any, teacher: Artefact, source: toys.GaussianSource
 ) -> None:
-    """At time 1 of the cosine schedule sigma/alpha is exp(10)."""
+    """At time 1 of the cosine process sigma/alpha is exp(10)."""
     eps = dataclasses.replace(teacher, model=dataclasses.replace(teacher.model, prediction="eps"))
     said = r"predicts 'eps'.*sigma/alpha = 2\.2e\+04.*predicts 'x', 'v' or 'both'.*Knowledge\(steps=4\)"
     with pytest.raises(Stopped), pytest.warns(UserWarning, match=said) as warned:

@@ -20,7 +20,7 @@ import toys
 
 from diffusion_distill.process import grids, spacings
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import LinearAlphaDiscrete, LinearBeta, Schedule
+from diffusion_distill.process.processes import LinearAlphaDiscrete, LinearBeta, Process
 from diffusion_distill.solvers import SOLVERS, Table, ddim, deis, dpm_solver, dpm_solver_pp, heun, ipndm, unipc
 from diffusion_distill.solvers.dpm_solver import order_plan
 from diffusion_distill.solvers.engine import run_host
@@ -62,7 +62,7 @@ def equal_orders(order: int) -> Callable[[Level], list[int]]:
     return lambda grid: [order] * (len(grid.sigma[1:]) // order) + [1] * (len(grid.sigma[1:]) % order)
 
 
-def own_time(grid: Level) -> Schedule:
+def own_time(grid: Level) -> Process:
     """The schedule in whose time DEIS has its polynomials."""
     return LINEAR if grid.alpha[0] < 1 else FITTED
 

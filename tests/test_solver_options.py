@@ -15,7 +15,7 @@ from diffusion_distill import api
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Cosine, Karras, LinearBeta, Schedule
+from diffusion_distill.process.processes import Cosine, Karras, LinearBeta, Process
 from diffusion_distill.solvers import SOLVERS, registry, spelled, steps_for, tabulate
 from diffusion_distill.solvers.options import known
 from diffusion_distill.studies.comparison import Comparison
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.fast
 
 LINEAR, TWICE = LinearBeta(t_min=0.0), LinearBeta(beta_max=30.0, t_min=0.0)
 #: kind -> (grid to zero noise, the model's schedule)
-KINDS: dict[str, tuple[Level, Schedule]] = {
+KINDS: dict[str, tuple[Level, Process]] = {
     "VP": (grids.clean_end(grids.uniform(LINEAR, 6)), LINEAR),
     "VE": (grids.edm(6), Karras(6)),
 }
@@ -119,7 +119,7 @@ def test_every_option_of_every_solver_is_tried() -> None:
 @pytest.mark.parametrize(("solver", "option"), CASES)
 def test_an_option_acts_by_name_as_it_does_directly_or_is_refused(solver: str, option: str, kind: str) -> None:
     (grid, schedule), (value, others) = KINDS[kind], OPTIONS[solver][option]
-    options = {**others, option: value(kind) if callable(value) and not isinstance(value, Schedule) else value}
+    options = {**others, option: value(kind) if callable(value) and not isinstance(value, Process) else value}
     if (solver, option) in REFUSED:
         with pytest.raises(ValueError, match=REFUSED[solver, option]):
             tabulate(solver, grid, schedule, **options)
@@ -180,7 +180,7 @@ WRONG: dict[str, str] = {
     "dpm_solver method=singlestep plan=[2,1.5]": r"got \[2, 1.5\]",
     "ablation schedule=vp sigma_range=[1]": r"must be a list \[a number, a number\] or null, got \[1\]",
     "heun s_churn=2 known=abc": "'known' .* got 'abc'",
-    "deis schedule=linear": "'schedule' of the solver 'deis' must be Schedule or null, got 'linear'",
+    "deis schedule=linear": "'schedule' of the solver 'deis' must be Process or null, got 'linear'",
     "unipc variant=3": "must be a text, got 3",
     "deis order=2 order=3": "'order' is written twice",
     "deis order": "option=value.*got 'order'",

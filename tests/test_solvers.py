@@ -20,7 +20,7 @@ from flax import struct
 from diffusion_distill.denoisers.model import Denoiser, Model
 from diffusion_distill.process import grids, noising
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Cosine, LinearBeta, VarianceExploding
+from diffusion_distill.process.processes import Cosine, LinearBeta, VarianceExploding
 from diffusion_distill.solvers import (
     SOLVERS,
     Table,

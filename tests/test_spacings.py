@@ -11,21 +11,21 @@ import pytest
 
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import (
+from diffusion_distill.process.processes import (
     Cosine,
     IDDPMCosine,
     Karras,
     LinearAlphaDiscrete,
     LinearBeta,
     LinearBetaDiscrete,
-    Schedule,
+    Process,
     VarianceExploding,
 )
 from diffusion_distill.process.spacings import SPACINGS, ddim_indices, refine, singlestep, spaced, spaced_times
 
 pytestmark = pytest.mark.fast
 
-SCHEDULES: list[Schedule] = [
+PROCESSES: list[Process] = [
     Cosine(),
     LinearBeta(),
     LinearBeta(t_min=0.0),
@@ -35,13 +35,13 @@ SCHEDULES: list[Schedule] = [
     Karras(),
     Karras(5, 0.01, 10.0, 3.0),
 ]
-every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+every_schedule = pytest.mark.parametrize("process", PROCESSES, ids=str)
 every_spacing = pytest.mark.parametrize("spacing", SPACINGS)
 
 
-def in_equal_steps(schedule: Schedule, times: np.ndarray, spacing: str, rho: float = 7.0) -> np.ndarray:
-    """What has equal steps, at a schedule's times."""
-    alpha, sigma = schedule.level(times)
+def in_equal_steps(process: Process, times: np.ndarray, spacing: str, rho: float = 7.0) -> np.ndarray:
+    """What has equal steps, at a process's times."""
+    alpha, sigma = process.level(times)
     return {
         "time": times,
         "quadratic": np.sqrt(times),
@@ -53,30 +53,30 @@ def in_equal_steps(schedule: Schedule, times: np.ndarray, spacing: str, rho: flo
 @every_schedule
 @every_spacing
 @pytest.mark.parametrize(("start", "end", "steps"), [(1.0, 1e-3, 1), (1.0, 1e-3, 12), (0.9, 0.25, 7), (1.0, 0.5, 64)])
-def test_steps_are_equal_and_ends_exact(schedule: Schedule, spacing: str, start: float, end: float, steps: int) -> None:
-    times = spaced_times(schedule, steps, spacing, start=start, end=end)
+def test_steps_are_equal_and_ends_exact(process: Process, spacing: str, start: float, end: float, steps: int) -> None:
+    times = spaced_times(process, steps, spacing, start=start, end=end)
     assert times.shape == (steps + 1,) and (times[0], times[-1]) == (start, end)
     assert (np.diff(times) < 0).all()
-    along = in_equal_steps(schedule, times, spacing)
+    along = in_equal_steps(process, times, spacing)
     np.testing.assert_allclose(along, np.linspace(along[0], along[-1], steps + 1), rtol=1e-9, atol=1e-9)
-    level = spaced(schedule, steps, spacing, start=start, end=end)
-    np.testing.assert_array_equal(np.stack(level), np.stack(schedule.level(times)))
-    np.testing.assert_array_equal(np.stack(level.at([0, -1])), np.stack(schedule.level(np.array([start, end]))))
+    level = spaced(process, steps, spacing, start=start, end=end)
+    np.testing.assert_array_equal(np.stack(level), np.stack(process.level(times)))
+    np.testing.assert_array_equal(np.stack(level.at([0, -1])), np.stack(process.level(np.array([start, end]))))
     grids.check(level)
 
 
 @every_schedule
 @pytest.mark.parametrize("spacing", ["time", "quadratic"])
-def test_time_zero_is_an_end(schedule: Schedule, spacing: str) -> None:
-    times = spaced_times(schedule, 8, spacing)
+def test_time_zero_is_an_end(process: Process, spacing: str) -> None:
+    times = spaced_times(process, 8, spacing)
     expected = np.arange(8, -1, -1) / 8
     np.testing.assert_allclose(times, expected if spacing == "time" else expected**2, rtol=1e-14, atol=1e-16)
 
 
 @pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
 def test_equal_steps_of_rho_are_edms(rho: float) -> None:
-    for schedule, start, end in ((VarianceExploding(), 80.0, 0.002), (Karras(9), 1.0, 1 / 9)):
-        found = spaced(schedule, 12, "rho", start=start, end=end, rho=rho)
+    for process, start, end in ((VarianceExploding(), 80.0, 0.002), (Karras(9), 1.0, 1 / 9)):
+        found = spaced(process, 12, "rho", start=start, end=end, rho=rho)
         np.testing.assert_allclose(found.sigma, grids.edm(13, rho=rho).sigma[:-1], rtol=1e-11)
 
 
@@ -84,8 +84,8 @@ def test_equal_steps_of_rho_are_edms(rho: float) -> None:
 @pytest.mark.parametrize("steps", [1, 3, 10, 49])
 @pytest.mark.parametrize(("start", "end"), [(1.0, 0.0), (1.0, 1e-3), (0.7, 0.1)])
 def test_grids_equal_in_time_nest_bit_for_bit(k: int, steps: int, start: float, end: float) -> None:
-    for schedule in SCHEDULES[1:5]:
-        coarse, fine = (spaced(schedule, n, start=start, end=end) for n in (steps, k * steps))
+    for process in PROCESSES[1:5]:
+        coarse, fine = (spaced(process, n, start=start, end=end) for n in (steps, k * steps))
         for some, all_ in zip(coarse, fine, strict=True):
             np.testing.assert_array_equal(all_[::k], some)
     if (start, end) == (1.0, 0.0):
@@ -94,36 +94,36 @@ def test_grids_equal_in_time_nest_bit_for_bit(k: int, steps: int, start: float, 
 
 @every_schedule
 @every_spacing
-def test_other_grids_nest_but_for_rounding(schedule: Schedule, spacing: str) -> None:
-    coarse, fine = (spaced(schedule, n, spacing, end=0.01) for n in (6, 30))
+def test_other_grids_nest_but_for_rounding(process: Process, spacing: str) -> None:
+    coarse, fine = (spaced(process, n, spacing, end=0.01) for n in (6, 30))
     np.testing.assert_allclose(fine.at(slice(None, None, 5)).logsnr, coarse.logsnr, rtol=0, atol=1e-9)
 
 
 # --- refinement
 
-REFINED: dict[str, tuple[Schedule, Level]] = {
-    **{str(schedule): (schedule, spaced(schedule, 6, end=0.05)) for schedule in SCHEDULES},
+REFINED: dict[str, tuple[Process, Level]] = {
+    **{str(process): (process, spaced(process, 6, end=0.05)) for process in PROCESSES},
     "clean end": (LinearBeta(), grids.clean_end(grids.uniform(LinearBeta(), 6))),
     "clean end, zero noise at time 0": (LinearBeta(t_min=0.0), grids.uniform(LinearBeta(t_min=0.0), 6)),
     "cosine, clean end": (Cosine(), grids.clean_end(grids.uniform(Cosine(), 6))),
     "EDM's grid": (Karras(6), grids.edm(6)),
     "EDM's grid, in sigma": (VarianceExploding(), grids.edm(6)),
     "EDM's grid, noisy end": (Karras(7), grids.edm(7).at(slice(0, 7))),
-    "levels of another schedule": (Cosine(), spaced(LinearBeta(), 6, "logsnr", start=0.9, end=0.05)),
+    "levels of another process": (Cosine(), spaced(LinearBeta(), 6, "logsnr", start=0.9, end=0.05)),
 }
-every_grid = pytest.mark.parametrize(("schedule", "grid"), REFINED.values(), ids=REFINED)
+every_grid = pytest.mark.parametrize(("process", "grid"), REFINED.values(), ids=REFINED)
 
 
 @every_grid
 @pytest.mark.parametrize("parts", [1, 2, 10, [1, 4, 2, 1, 3, 5]], ids=str)
-def test_refinement_keeps_the_levels_there_are(schedule: Schedule, grid: Level, parts: int | list[int]) -> None:
+def test_refinement_keeps_the_levels_there_are(process: Process, grid: Level, parts: int | list[int]) -> None:
     counts = [parts] * 6 if isinstance(parts, int) else parts
-    fine = refine(schedule, grid, parts)
+    fine = refine(process, grid, parts)
     assert fine.alpha.shape == fine.sigma.shape == (sum(counts) + 1,)
     for own, all_ in zip(grid, fine, strict=True):
         np.testing.assert_array_equal(all_[np.cumsum([0, *counts])], own)
     grids.check(fine)
-    times = np.where(fine.sigma > 0, schedule.time(Level(fine.alpha, np.where(fine.sigma > 0, fine.sigma, 1.0))), 0.0)
+    times = np.where(fine.sigma > 0, process.time(Level(fine.alpha, np.where(fine.sigma > 0, fine.sigma, 1.0))), 0.0)
     for k, begin in enumerate(np.cumsum([0, *counts])[:-1]):
         inner = times[begin : begin + counts[k] + 1]
         np.testing.assert_allclose(inner, np.linspace(inner[0], inner[-1], len(inner)), rtol=0, atol=1e-10 * times[0])
@@ -131,17 +131,17 @@ def test_refinement_keeps_the_levels_there_are(schedule: Schedule, grid: Level, 
 
 @pytest.mark.parametrize("spacing", ["logsnr", "rho", "quadratic"])
 def test_refinement_in_another_spacing(spacing: str) -> None:
-    for schedule in (LinearBeta(), Karras(7)):
-        grid = spaced(schedule, 4, spacing, end=0.2)
-        fine, whole = refine(schedule, grid, 3, spacing), spaced(schedule, 12, spacing, end=0.2)
+    for process in (LinearBeta(), Karras(7)):
+        grid = spaced(process, 4, spacing, end=0.2)
+        fine, whole = refine(process, grid, 3, spacing), spaced(process, 12, spacing, end=0.2)
         np.testing.assert_array_equal(fine.sigma[::3], grid.sigma)
         np.testing.assert_allclose(fine.logsnr, whole.logsnr, rtol=0, atol=1e-10)
 
 
 def test_a_step_to_zero_noise_is_divided_down_to_time_zero() -> None:
-    schedule = LinearBeta()
-    fine = refine(schedule, grids.clean_end(grids.uniform(schedule, 3)), 4)
-    whole = grids.clean_end(grids.uniform(schedule, 12))
+    process = LinearBeta()
+    fine = refine(process, grids.clean_end(grids.uniform(process, 3)), 4)
+    whole = grids.clean_end(grids.uniform(process, 12))
     np.testing.assert_allclose(np.stack(fine), np.stack(whole), rtol=1e-12)
     edm = refine(Karras(3), grids.edm(3), 4)
     np.testing.assert_allclose(edm.sigma, Karras(3).level(grids.uniform_times(12)).sigma, rtol=1e-12)
@@ -153,18 +153,18 @@ PLANS = [[1, 1, 1], [2, 2, 1], [3, 3, 2, 1], [3, 3, 2]]
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-@pytest.mark.parametrize("schedule", SCHEDULES[:6], ids=str)
-def test_nodes_of_singlestep(plan: list[int], schedule: Schedule) -> None:
+@pytest.mark.parametrize("process", PROCESSES[:6], ids=str)
+def test_nodes_of_singlestep(plan: list[int], process: Process) -> None:
     """Equal in time, steps and nodes are one uniform grid; equal in log-SNR, whatever the order of a step is."""
     ends = np.cumsum([0, *plan])
-    found = singlestep(schedule, plan)
-    np.testing.assert_allclose(found.logsnr, spaced(schedule, sum(plan), end=1e-3).logsnr, rtol=1e-9, atol=1e-9)
-    logsnr = singlestep(schedule, plan, "logsnr", end=0.01).logsnr
-    first, last = schedule.level(np.array([1.0, 0.01])).logsnr
+    found = singlestep(process, plan)
+    np.testing.assert_allclose(found.logsnr, spaced(process, sum(plan), end=1e-3).logsnr, rtol=1e-9, atol=1e-9)
+    logsnr = singlestep(process, plan, "logsnr", end=0.01).logsnr
+    first, last = process.level(np.array([1.0, 0.01])).logsnr
     np.testing.assert_allclose(logsnr[ends], np.linspace(first, last, len(plan) + 1), rtol=1e-9, atol=1e-9)
-    quadratic = singlestep(schedule, plan, "quadratic", end=0.01)
-    np.testing.assert_array_equal(quadratic.sigma[ends], spaced(schedule, sum(plan), "quadratic", end=0.01).sigma[ends])
-    roots = np.sqrt(schedule.time(quadratic))
+    quadratic = singlestep(process, plan, "quadratic", end=0.01)
+    np.testing.assert_array_equal(quadratic.sigma[ends], spaced(process, sum(plan), "quadratic", end=0.01).sigma[ends])
+    roots = np.sqrt(process.time(quadratic))
     for k, count in enumerate(plan):
         for along in (logsnr, roots):
             inside = along[ends[k] : ends[k + 1] + 1]

@@ -26,7 +26,7 @@ from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising, Progressive, Tract
 from diffusion_distill.methods.phases import Phase
 from diffusion_distill.networks import UNet
-from diffusion_distill.process.schedules import Cosine
+from diffusion_distill.process.processes import Cosine
 from diffusion_distill.training import checkpoint, checksum, ema, sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checkpoint import Checkpoints
@@ -255,7 +255,7 @@ class Recorded(Denoising):
     def losses(self, denoisers: Any, inputs: Any, batch: Any, key: Any) -> Any:
         """Per-image losses [batch]."""
         student = denoisers["student"]
-        return self.losses_at(student, student.model.schedule.level(batch["u"]), batch["x"], batch["eps"])
+        return self.losses_at(student, student.model.process.level(batch["u"]), batch["x"], batch["eps"])
 
 
 def recorded(model: Model) -> dict[str, np.ndarray]:
@@ -399,7 +399,7 @@ def test_an_artefact_survives_the_disk(tmp_path: Path, toy_networks: None) -> No
     found = Artefact.load(artefact.save(tmp_path / "a" / "b"))
     assert (found.model, found.steps, found.provenance["method"]) == (model, 4, "by hand")
     assert equal(found.params, artefact.params)
-    z, level = jnp.ones((1, 3, 2, 1)), model.schedule.level(jnp.full(1, 0.3))
+    z, level = jnp.ones((1, 3, 2, 1)), model.process.level(jnp.full(1, 0.3))
     chex.assert_trees_all_equal(found.denoiser()(z, level), artefact.denoiser()(z, level))
     other = dataclasses.replace(artefact, params=toys.parameters(model, 5))
     assert equal(Artefact.load(other.save(tmp_path / "a" / "b")).params, other.params), "it can be replaced"
@@ -466,10 +466,10 @@ SPOIL: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "no parameters": (lambda f: shutil.rmtree(f / "params"), FileNotFoundError, r"params"),
     "another width": (lambda f: edit(f, "network", width=9), ValueError, r"16|9|shape"),
     "an unknown network": (lambda f: edit(f, "network", name="perceptrn"), ValueError, r"'perceptrn'.*'perceptron'"),
-    "a part without a name": (lambda f: forget_name(f, "schedule"), ValueError, r"schedule lacks its name.*cosine"),
+    "a part without a name": (lambda f: forget_name(f, "process"), ValueError, r"process lacks its name.*cosine"),
     "an unknown field": (lambda f: edit(f, "network", widht=8), ValueError, r"'widht'.*'width'"),
-    "an unknown schedule": (lambda f: edit(f, "schedule", name="cosin"), ValueError, r"'cosin'.*'cosine'"),
-    "a mistyped field": (lambda f: edit(f, "schedule", logsnr_min="low"), TypeError, r"logsnr_min.*float.*'low'"),
+    "an unknown process": (lambda f: edit(f, "process", name="cosin"), ValueError, r"'cosin'.*'cosine'"),
+    "a mistyped field": (lambda f: edit(f, "process", logsnr_min="low"), TypeError, r"logsnr_min.*float.*'low'"),
 }
 
 

@@ -18,28 +18,28 @@ from diffusion_distill.denoisers.guidance import ClassifierFree
 from diffusion_distill.methods import progressive, targets
 from diffusion_distill.process import noising, predictions, weighting
 from diffusion_distill.process.levels import Level, from_logsnr
-from diffusion_distill.process.schedules import (
+from diffusion_distill.process.processes import (
     Cosine,
     IDDPMCosine,
     Karras,
     LinearAlphaDiscrete,
     LinearBeta,
     LinearBetaDiscrete,
-    Schedule,
+    Process,
     VarianceExploding,
 )
 from diffusion_distill.training import ema
 
 pytestmark = pytest.mark.fast
 
-SCHEDULES = {
-    type(schedule).__name__: schedule
-    for schedule in (
+PROCESSES = {
+    type(process).__name__: process
+    for process in (
         *(Cosine(), LinearBeta(), LinearBetaDiscrete(), LinearAlphaDiscrete(), IDDPMCosine()),
         *(VarianceExploding(), Karras(16)),
     )
 }
-every_schedule = parameterized.named_parameters(*SCHEDULES.items())
+every_schedule = parameterized.named_parameters(*PROCESSES.items())
 LOGSNR = np.array([-15.0, -4.0, 0.0, 3.0, 12.0], np.float32)
 LEVELS = from_logsnr(LOGSNR.astype(np.float64))
 SINGLE = Level(*map(np.float32, LEVELS))
@@ -50,19 +50,19 @@ Z = noising.diffuse(X, EPS, SINGLE)
 class Schedules(chex.TestCase):
     @chex.all_variants
     @every_schedule
-    def test_levels(self, schedule: Schedule) -> None:
+    def test_levels(self, process: Process) -> None:
         t = np.linspace(0.05, 1, 20, dtype=np.float32)
-        level = self.variant(schedule.level)(t)
+        level = self.variant(process.level)(t)
         chex.assert_shape(level, (20,))
         if isinstance(level.alpha, jax.Array):  # NumPy arrays may become float64
             chex.assert_type(list(level), jnp.float32)
-        chex.assert_trees_all_close(level, schedule.level(t.astype(np.float64)), rtol=5e-6)
+        chex.assert_trees_all_close(level, process.level(t.astype(np.float64)), rtol=5e-6)
 
     @chex.all_variants
     @every_schedule
-    def test_times_are_the_inverse(self, schedule: Schedule) -> None:
+    def test_times_are_the_inverse(self, process: Process) -> None:
         t = np.linspace(0.05, 1, 20)
-        found = self.variant(schedule.time)(Level(*map(np.float32, schedule.level(t))))
+        found = self.variant(process.time)(Level(*map(np.float32, process.level(t))))
         chex.assert_shape(found, (20,))
         chex.assert_trees_all_close(found, t.astype(np.float32), rtol=0, atol=1e-6)
 
@@ -73,7 +73,7 @@ class Schedules(chex.TestCase):
         chex.assert_trees_all_close(np.asarray(level.logsnr), LOGSNR, rtol=1e-6, atol=2e-6)
 
 
-class Process(chex.TestCase):
+class Noising(chex.TestCase):
     @chex.all_variants
     def test_diffuse(self) -> None:
         z = self.variant(noising.diffuse)(X, EPS, SINGLE)

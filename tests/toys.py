@@ -19,7 +19,7 @@ import numpy as np
 from diffusion_distill.base.arrays import Array, namespace
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Cosine, Schedule
+from diffusion_distill.process.processes import Cosine, Process
 from diffusion_distill.training.artefact import Artefact
 
 
@@ -29,7 +29,7 @@ class Gaussian:
 
     mean: float
     std: float
-    schedule: Schedule = field(default_factory=Cosine)
+    process: Process = field(default_factory=Cosine)
     prediction: str = "x"
 
     def variance(self, level: Level) -> Array:
@@ -83,7 +83,7 @@ class GaussianSource:
 class AffinePerLevel(nn.Module):
     """One free affine map v = a·z + b for each of `steps` times i / steps: all a student of Gaussian data needs.
 
-    The time it is given is 1000·angle/(pi/2), which is 1000·t for the cosine schedule cut far out.
+    The time it is given is 1000·angle/(pi/2), which is 1000·t for the cosine process cut far out.
     """
 
     steps: int
@@ -121,13 +121,13 @@ NETWORKS = {"affine_per_level": AffinePerLevel, "perceptron": Perceptron}
 
 def exact_teacher(data: Gaussian, steps: int, shape: tuple[int, int, int] = (2, 2, 1)) -> Artefact:
     """An `AffinePerLevel` v-model that is the optimal denoiser at all times i / steps."""
-    level = data.schedule.level(np.arange(steps + 1) / steps)
+    level = data.process.level(np.arange(steps + 1) / steps)
     # v = (alpha·z - x_hat) / sigma with x_hat = gain·z + rest
     gain = level.alpha * data.std**2 / data.variance(level)
     rest = data.mean * (1 - gain * level.alpha)
     params = {"slope": (level.alpha - gain) / level.sigma, "shift": -rest / level.sigma}
     params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
-    return Artefact(Model(AffinePerLevel(steps), shape, data.schedule, "v"), params)
+    return Artefact(Model(AffinePerLevel(steps), shape, data.process, "v"), params)
 
 
 def parameters(model: Model, seed: int = 0) -> Any:

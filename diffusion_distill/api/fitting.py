@@ -144,12 +144,12 @@ def fit_solver(
     steps = positive_int("steps", 10 if steps is None else steps)
     begun, artefact, source = time.monotonic(), artefact.on_grid(steps), teacher or artefact
     model, grid = artefact.model, grid_for(artefact, steps, spacing, end)
-    student = tabulate(solver, grid, model.schedule)
+    student = tabulate(solver, grid, model.process)
     name = settings.teacher_solver or (solver if spelled(solver)[0] in THEIR_OWN_TEACHERS else "ddim")
-    make = lambda grid: tabulate(name, grid, model.schedule)  # noqa: E731
+    make = lambda grid: tabulate(name, grid, model.process)  # noqa: E731
     count = teacher_steps(student.nfe, settings.scale, source.model)
     if settings.pairing == "nested":
-        pair = dode.nested(student, model.schedule, count // student.nfe, make)
+        pair = dode.nested(student, model.process, count // student.nfe, make)
     else:
         pair = dode.published(student, make(grid_for(model, count, spacing, end)))
     how = {"spacing": spacing, "end": end, "clip": clip, "guidance": dict(guidance or {})}
@@ -174,7 +174,7 @@ def fit_solver(
         _warn_of_bounds(found, settings.largest)
     return FittedSolver(
         solver,
-        model.schedule,
+        model.process,
         grid,
         np.asarray(found.lambdas, np.float64),
         np.asarray(found.plain, np.float64),

@@ -36,15 +36,15 @@ TEACHER_STEPS = 64
 
 
 def grid_for(model: Model | Artefact, steps: int, spacing: str = "time", end: float = 0.0) -> Level:
-    """The grid [steps + 1] of a model's schedule from time 1, in equal steps of a spacing.
+    """The grid [steps + 1] of a model's process from time 1, in equal steps of a spacing.
 
     Args:
-      model: a model, whose levels are those of a grid of `steps` steps if its schedule depends on their number (EDM's
+      model: a model, whose levels are those of a grid of `steps` steps if its process depends on their number (EDM's
         does); or an artefact, of which a distilled student keeps the levels that it was made for.
       spacing: one of `process.spacings.SPACINGS`.
-      end: the schedule's time at which it ends; 0 means exactly zero noise.
+      end: the process's time at which it ends; 0 means exactly zero noise.
     """
-    grid = spaced(_scheduled(model, steps).schedule, steps, spacing, end=end)
+    grid = spaced(_on_grid(model, steps).process, steps, spacing, end=end)
     return grid if end else grids.clean_end(grid)
 
 
@@ -63,10 +63,10 @@ def table_for(
         raise TypeError(f"A table is of one solver, with its options as option=value; got {solver}.")
     name = solver[0] if solver else options.pop("solver", "ddim")
     grid = grid_for(model, steps, spacing, end)
-    return tabulate(name, grid, _scheduled(model, steps).schedule, **options).plain()
+    return tabulate(name, grid, _on_grid(model, steps).process, **options).plain()
 
 
-def _scheduled(model: Model | Artefact, steps: int) -> Model:
+def _on_grid(model: Model | Artefact, steps: int) -> Model:
     found = model.on_grid(positive_int("steps", steps))
     return found.model if isinstance(found, Artefact) else found
 

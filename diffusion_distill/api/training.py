@@ -212,7 +212,7 @@ def _same_run(model: Model, method: Any, settings: Settings) -> SameRun:
         stored = from_mapping(type(method), "method_settings of the run there", description["method_settings"])
         return stored.phases(model, settings.batch_size)
 
-    parts = {"network": model.network, "schedule": model.schedule, "time_input": model.time_input}
+    parts = {"network": model.network, "process": model.process, "time_input": model.time_input}
     return SameRun(
         free=frozenset(f"settings.{name}" for name in WITHOUT_EFFECT),
         lengths=frozenset(f"method_settings.{name}" for name in LENGTHS),
@@ -258,7 +258,7 @@ def _check_teacher(teacher: Artefact, student: Model, method: Any, phases: Seque
             f"A student with another network takes one phase, but the method has {len(phases)}. Distil to the other "
             "network first or last, with Knowledge(steps=...), and in time with the network as it is."
         )
-    for name in ("shape", "schedule", "num_classes"):
+    for name in ("shape", "process", "num_classes"):
         theirs, ours = getattr(teacher.model, name), getattr(student, name)
         if theirs != ours:
             raise ValueError(f"The teacher's {name} is {theirs}, the student's {ours}; they must be the same.")
@@ -268,7 +268,7 @@ def _warn_of_eps(student: Model, phases: Sequence[Phase]) -> None:
     """Warns of students that predict eps in fewer steps than their teacher."""
     if student.prediction not in EPS or all(phase.student_steps >= phase.teacher_steps for phase in phases):
         return
-    noisiest = student.schedule.level(1.0)
+    noisiest = student.process.level(1.0)
     warnings.warn(
         f"The student predicts {student.prediction!r}, which fails in one or few steps: where sampling begins, z "
         "carries almost no signal, and x_hat = (z - sigma·eps)/alpha multiplies the network's errors by sigma/alpha = "

@@ -2,7 +2,7 @@
 
 A config has these parts, each read by one function below:
 
-    model      network, schedule, prediction, time_input, shape        -> Model
+    model      network, process, prediction, time_input, shape        -> Model
     data       name of a source and its arguments                             -> Source
     student    as model: of a student with another network than its teacher's     -> Model
     method     name ('denoising', 'btd', 'tract', 'knowledge') and its fields -> Denoising, Progressive, ...

@@ -1,4 +1,4 @@
-"""A model: a network, the noise schedule it was trained on, and what its output means.
+"""A model: a network, the process it was trained on, and what its output means.
 
 `Model` is a value (frozen, hashable, described by a plain dictionary); with parameters it becomes a
 `Denoiser`, a JAX tree that maps (z, level, cond) to x_hat and is what solvers and losses call.
@@ -25,7 +25,7 @@ from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.networks import NETWORKS
 from diffusion_distill.process import predictions
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import SCHEDULES, Cosine, LinearBetaDiscrete, Schedule, on_grid
+from diffusion_distill.process.processes import PROCESSES, Cosine, LinearBetaDiscrete, Process, on_grid
 from diffusion_distill.process.time_input import TIME_INPUTS, IDDPMInput, LogsnrInput, TimeInput
 
 #: Parts of a model that know so many `steps` and nothing between them.
@@ -39,7 +39,7 @@ class Model:
     Attributes:
       network: a Flax module called as network(x, time, cond, train=...).
       shape: (height, width, channels) of one image.
-      schedule: maps times to levels.
+      process: maps times to levels.
       prediction: one of `predictions.PREDICTIONS`.
       time_input: maps a level to the scalar the network embeds, and scales its input.
 
@@ -49,7 +49,7 @@ class Model:
 
     network: nn.Module
     shape: tuple[int, int, int]
-    schedule: Schedule = field(default_factory=Cosine)
+    process: Process = field(default_factory=Cosine)
     prediction: str = "x"
     time_input: TimeInput = field(default_factory=LogsnrInput)
 
@@ -77,7 +77,7 @@ class Model:
     @property
     def discrete_steps(self) -> int | None:
         """Steps of the discrete process that the network was trained for, as many as it knows; None for any time."""
-        known = [part.steps for part in (self.schedule, self.time_input) if isinstance(part, DISCRETE)]
+        known = [part.steps for part in (self.process, self.time_input) if isinstance(part, DISCRETE)]
         return min(known, default=None)
 
     def with_network(self, **changes: Any) -> Model:
@@ -85,8 +85,8 @@ class Model:
         return dataclasses.replace(self, network=self.network.clone(**changes))
 
     def on_grid(self, steps: int) -> Model:
-        """Returns a copy whose schedule is for `steps` steps, if its levels depend on their number (EDM's do)."""
-        return dataclasses.replace(self, schedule=on_grid(self.schedule, steps))
+        """Returns a copy whose process is for `steps` steps, if its levels depend on their number (EDM's do)."""
+        return dataclasses.replace(self, process=on_grid(self.process, steps))
 
     def init(self, key: Key) -> Params:
         """Fresh float32 parameters."""
@@ -111,7 +111,7 @@ class Model:
         """A JSON-ready description from which `from_dict` rebuilds the model."""
         return {
             "network": describe(self.network, NETWORKS),
-            "schedule": describe(self.schedule, SCHEDULES),
+            "process": describe(self.process, PROCESSES),
             "prediction": self.prediction,
             "time_input": describe(self.time_input, TIME_INPUTS),
             "shape": list(self.shape),
@@ -128,7 +128,7 @@ class Model:
         check_keys("model", description, [f.name for f in dataclasses.fields(cls)])
         return cls(
             network=rebuild("network", description["network"], NETWORKS),
-            schedule=rebuild("schedule", description["schedule"], SCHEDULES),
+            process=rebuild("process", description["process"], PROCESSES),
             prediction=description["prediction"],
             time_input=rebuild("time_input", description["time_input"], TIME_INPUTS),
             shape=tuple(description["shape"]),

@@ -90,7 +90,7 @@ class Denoising:
         times, noise = jax.random.split(key)
         u = self.times(times, len(x))
         student = denoisers["student"]
-        level = NOISE_LEVELS[self.noise](student.model.schedule, u)
+        level = NOISE_LEVELS[self.noise](student.model.process, u)
         return self.losses_at(student, level, x, jax.random.normal(noise, x.shape, x.dtype), batch.get("cond"))
 
     def losses_at(self, student: RawDenoise, level: Level, x: Image, eps: Image, cond: Cond | None = None) -> Array:

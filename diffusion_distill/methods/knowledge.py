@@ -1,7 +1,7 @@
 """Knowledge distillation: the teacher's estimates in another network, arXiv:2303.04248 A.9.
 
 A phase that keeps the number of steps and changes the network, usually to a smaller one. It stands before or after
-the phases in time, at a step count of their schedule. TRACT's target for a group of one teacher step, m = s, has
+the phases in time, at a step count of their process. TRACT's target for a group of one teacher step, m = s, has
 weights (1, 0): at the student's times t = i/N, i = 1 .. N, the student learns the teacher's estimate itself.
 
     target = clip(x_teacher(z_t))
@@ -69,7 +69,7 @@ class Knowledge:
         """The single phase."""
         total = samples(self.length)
         [updates] = updates_for(total, batch_size)
-        [table] = targets.pad([tract.rows(model.schedule, self.steps, self.steps)])
+        [table] = targets.pad([tract.rows(model.process, self.steps, self.steps)])
         return [
             Phase(
                 name=f"knowledge {self.steps}",

@@ -3,7 +3,7 @@
 Each phase halves the steps. The student of N steps learns, at its grid points t, to do in one step t -> s
 what the teacher of 2N steps does in two, t -> m -> s; both estimates are the teacher's and nothing is
 clipped. Then the student becomes the teacher. On the last step (s = 0) the target is the teacher's second
-estimate itself, as in the sampler, although the schedule keeps a little noise there.
+estimate itself, as in the sampler, although the process keeps a little noise there.
 
 The learning rate falls linearly to 0 in every phase and the optimizer starts afresh; the last two
 phases (to 2 steps and to 1) are twice as long in the paper (Appendix; not in the released configurations).
@@ -25,7 +25,7 @@ from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import loss, targets
 from diffusion_distill.methods.phases import Phase, check_averaging, check_rate, samples, updates_for
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Schedule
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers import SOLVERS
 
 #: What the target is at zero noise for a network that predicts both x and eps.
@@ -86,7 +86,7 @@ class Progressive:
         """One phase per halving, most steps first."""
         students = halvings(self.start_steps, self.end_steps)
         solvers = [self.teacher_solver, *["ddim"] * (len(students) - 1)]
-        tables = targets.pad([rows(model.schedule, n, solver) for n, solver in zip(students, solvers, strict=True)])
+        tables = targets.pad([rows(model.process, n, solver) for n, solver in zip(students, solvers, strict=True)])
         [updates] = updates_for(samples(self.phase_length), batch_size)
         return [
             Phase(
@@ -133,11 +133,11 @@ class Progressive:
         return x_head_at_zero_noise
 
 
-def rows(schedule: Schedule, student_steps: int, solver: str = "ddim") -> targets.Rows:
+def rows(process: Process, student_steps: int, solver: str = "ddim") -> targets.Rows:
     """The triples of a student of N steps: t = 2i/2N, m = (2i-1)/2N, s = (2i-2)/2N for i = 1 .. N."""
     t = np.arange(2, 2 * student_steps + 1, 2)
     n = 2 * student_steps
-    return targets.make_rows(schedule, n, t, t - 1, t - 2, clean_end=True, solver=solver, second_solver=solver)
+    return targets.make_rows(process, n, t, t - 1, t - 2, clean_end=True, solver=solver, second_solver=solver)
 
 
 def halvings(start_steps: int, end_steps: int) -> list[int]:

@@ -38,7 +38,7 @@ from diffusion_distill.denoisers.denoise import Denoise, RawDenoise
 from diffusion_distill.methods import loss
 from diffusion_distill.process import noising, predictions
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Schedule
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers import SOLVERS, Table
 from diffusion_distill.solvers.engine import combine
 
@@ -83,7 +83,7 @@ class Rows(NamedTuple):
         return Rows(*jax.tree.map(lambda a: a[index], tuple(self[:-1])), count=self.count)
 
 
-def chain_weights(schedule: Schedule, times: np.ndarray, steps: int = 1) -> np.ndarray:
+def chain_weights(process: Process, times: np.ndarray, steps: int = 1) -> np.ndarray:
     """Weights [n, ...] of the estimates along a chain of times [n + 1, ...] (float64, host).
 
     Times must not increase; equal times at the end are steps of weight zero.
@@ -93,17 +93,17 @@ def chain_weights(schedule: Schedule, times: np.ndarray, steps: int = 1) -> np.n
         rounded quotients i/steps are not, and err most on the finest grids.
     """
     times = np.asarray(times, np.float64)
-    sigma = schedule.level(times / steps).sigma
+    sigma = process.level(times / steps).sigma
     at_end = times == times[-1]
     with np.errstate(divide="ignore", invalid="ignore"):
         from_start = np.where(at_end[:-1], 0.0, sigma[0] / sigma[:-1])
         to_end = np.where(at_end[1:], 1.0, sigma[-1] / sigma[1:])
-    each, whole = schedule.cross(times[:-1], times[1:], steps), schedule.cross(times[0], times[-1], steps)
+    each, whole = process.cross(times[:-1], times[1:], steps), process.cross(times[0], times[-1], steps)
     return each / whole * from_start * to_end
 
 
 def make_rows(
-    schedule: Schedule,
+    process: Process,
     steps: int,
     t: np.ndarray,
     m: np.ndarray,
@@ -115,19 +115,19 @@ def make_rows(
     """The table of triples of times t/steps > m/steps >= s/steps, whole numbers [rows] each.
 
     Args:
-      clean_end: treat s = 0 as exactly zero noise (BTD's rule), whatever sigma the schedule keeps there.
+      clean_end: treat s = 0 as exactly zero noise (BTD's rule), whatever sigma the process keeps there.
       solver, second_solver: what takes the step t -> m, and m -> s.
 
     Raises:
       ValueError: unknown solver, or one that draws noise or needs more than two levels.
     """
-    first, second = chain_weights(schedule, np.stack([t, m, s]), steps)
+    first, second = chain_weights(process, np.stack([t, m, s]), steps)
     if clean_end:
         ends = (s == 0) & (m > s)
         first, second = np.where(ends, 0.0, first), np.where(ends, 1.0, second)
-    level_t, level_m = schedule.level(t / steps), schedule.level(m / steps)
+    level_t, level_m = process.level(t / steps), process.level(m / steps)
     stages = make_stages(solver, level_t, level_m)
-    second_stages = make_stages(second_solver, level_m, schedule.level(s / steps))
+    second_stages = make_stages(second_solver, level_m, process.level(s / steps))
     # Where m is zero noise the second estimate has weight 0, but is evaluated: at a level where the network is finite.
     level_m = Level(*(np.where(level_m.sigma == 0, at_t, at_m) for at_t, at_m in zip(level_t, level_m, strict=True)))
     r, d = noising.step_coefficients(level_t, level_m)

@@ -33,7 +33,7 @@ from diffusion_distill.base.typing import Batch, Cond, Image, Key
 from diffusion_distill.denoisers.model import Clipped, Model
 from diffusion_distill.methods import loss, targets
 from diffusion_distill.methods.phases import Phase, check_rate, momentum_for, samples, updates_for, updates_per_phase
-from diffusion_distill.process.schedules import Schedule
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers import SOLVERS
 
 #: What a student begins a phase with.
@@ -123,7 +123,7 @@ class Tract:
         """One phase per reduction of the schedule."""
         reductions = list(pairwise(self.schedule))
         solvers = [self.teacher_solver, *["ddim"] * (len(reductions) - 1)]
-        tables = targets.pad([rows(model.schedule, *r, solver) for r, solver in zip(reductions, solvers, strict=True)])
+        tables = targets.pad([rows(model.process, *r, solver) for r, solver in zip(reductions, solvers, strict=True)])
         shares = self.shares or (1,) * len(reductions)
         updates = updates_for(samples(self.length), batch_size, shares)
         return [
@@ -178,12 +178,12 @@ class Tract:
         return Clipped(first) if self.clip == "both" else first, Clipped(second) if self.clip != "none" else second
 
 
-def rows(schedule: Schedule, start: int, end: int, solver: str = "ddim") -> targets.Rows:
+def rows(process: Process, start: int, end: int, solver: str = "ddim") -> targets.Rows:
     """The triples of a phase: t = i/start for i = 1 .. start, m one teacher step below, s the end of t's group."""
     group = start // end
     t = np.arange(1, start + 1)
     s = (t - 1) // group * group
-    return targets.make_rows(schedule, start, t, t - 1, s, clean_end=False, solver=solver)
+    return targets.make_rows(process, start, t, t - 1, s, clean_end=False, solver=solver)
 
 
 def check_shares(shares: Sequence[float], schedule: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ The four discretizations that EDM compares (arXiv:2206.00364, Table 1) are level
 sigma_max to sigma_min, with f = i/(n - 1) for i = 0 .. n - 1, and then are exactly 0:
 
     edm     (sigma_max^(1/rho) + f·(sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
-    vp      s(1 + f·(epsilon_s - 1)), s(t) = sigma/alpha of the linear-beta schedule through (epsilon_s, sigma_min)
+    vp      s(1 + f·(epsilon_s - 1)), s(t) = sigma/alpha of the linear-beta process through (epsilon_s, sigma_min)
             and (1, sigma_max)
     ve      sigma_max·(sigma_min / sigma_max)^f
     iddpm   the entry round(f·(count - 1)) of iDDPM's `count` levels within [sigma_min, sigma_max]
@@ -24,9 +24,9 @@ import numpy as np
 from diffusion_distill.base.arrays import Array, namespace
 from diffusion_distill.base.errors import choose, positive_int
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Karras, LinearBeta, Schedule, VarianceExploding
+from diffusion_distill.process.processes import Karras, LinearBeta, Process, VarianceExploding
 
-#: Linear beta of the VP schedule, and the sigmas (least, greatest) of the others, where nobody says otherwise.
+#: Linear beta of the VP process, and the sigmas (least, greatest) of the others, where nobody says otherwise.
 VP_BETA = LinearBeta(beta_min=0.1, beta_max=20.0, t_min=0.0)
 RANGES = {"ve": (0.02, 100.0), "iddpm": (0.002, 81.0), "edm": (0.002, 80.0)}
 
@@ -41,9 +41,9 @@ def uniform_times(steps: int) -> np.ndarray:
     return np.arange(steps, -1, -1) / steps
 
 
-def uniform(schedule: Schedule, steps: int) -> Level:
-    """The levels of a schedule at uniform times, [steps + 1], decreasing in noise."""
-    return schedule.level(uniform_times(steps))
+def uniform(process: Process, steps: int) -> Level:
+    """The levels of a process at uniform times, [steps + 1], decreasing in noise."""
+    return process.level(uniform_times(steps))
 
 
 def edm(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Level:
@@ -121,7 +121,7 @@ class FittedBeta(LinearBeta):
 
 
 def fitted_beta(sigma_min: float, sigma_max: float, epsilon_s: float = 1e-3) -> FittedBeta:
-    """The linear-beta schedule whose sigma/alpha is sigma_min at time epsilon_s and sigma_max at time 1.
+    """The linear-beta process whose sigma/alpha is sigma_min at time epsilon_s and sigma_max at time 1.
 
     Raises:
       ValueError: not 0 < sigma_min < sigma_max, or epsilon_s outside (0, 1).

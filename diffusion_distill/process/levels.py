@@ -1,7 +1,7 @@
 """The one language of the library: noise levels.
 
 A noisy image is z = alpha·x + sigma·eps with eps ~ N(0, 1). Every formula takes the level
-(alpha, sigma) and never a time; only a schedule knows what "t" means.
+(alpha, sigma) and never a time; only a process knows what "t" means.
 
     logsnr = 2·log(alpha / sigma)        snr = (alpha / sigma)²
     VP: alpha² + sigma² = 1, so alpha = cos(angle), sigma = sin(angle)

@@ -9,7 +9,7 @@ With z = alpha·x + sigma·eps (VP, alpha² + sigma² = 1), arXiv:2202.00512 sec
 and for any alpha, with n² = sigma² + (sd·alpha)² and sd the standard deviation of the data (arXiv:2206.00364, Table 1):
 
     edm      x = (sd²·alpha / n²)·z + (sigma·sd / n)·F             F = (sigma·x - sd²·alpha·eps) / (sd·n)
-    score    F = sigma·score = -eps                                (networks of the VE schedule)
+    score    F = sigma·score = -eps                                (networks of the VE process)
     eps_var  eps, then a variance that deterministic samplers drop, on the channel axis
 
 Levels are [batch] or scalar, images [batch, height, width, channels].

@@ -1,8 +1,8 @@
-"""Spacings: where the steps of a sampler lie on a noise schedule.
+"""Spacings: where the steps of a sampler lie on a process.
 
 Between the times of a start and an end, n steps are equal in
 
-    time        the schedule's time
+    time        the process's time
     quadratic   its root
     logsnr      the log-SNR
     rho         (sigma/alpha)^(1/rho), EDM's rule (arXiv:2206.00364 Eq. 5)
@@ -23,41 +23,41 @@ import numpy as np
 from diffusion_distill.base.errors import choose, positive_int
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Schedule
+from diffusion_distill.process.processes import Process
 
-Between = Callable[[Schedule, float, float, np.ndarray, float], np.ndarray]
+Between = Callable[[Process, float, float, np.ndarray, float], np.ndarray]
 
 
 def spaced(
-    schedule: Schedule, steps: int, spacing: str = "time", *, start: float = 1.0, end: float = 0.0, rho: float = 7.0
+    process: Process, steps: int, spacing: str = "time", *, start: float = 1.0, end: float = 0.0, rho: float = 7.0
 ) -> Level:
-    """The levels [steps + 1] of a schedule between two of its times, in equal steps of a spacing.
+    """The levels [steps + 1] of a process between two of its times, in equal steps of a spacing.
 
     Raises:
       ValueError: an unknown spacing, no steps, or an end that does not come before the start.
     """
-    return schedule.level(spaced_times(schedule, steps, spacing, start=start, end=end, rho=rho))
+    return process.level(spaced_times(process, steps, spacing, start=start, end=end, rho=rho))
 
 
 def spaced_times(
-    schedule: Schedule, steps: int, spacing: str = "time", *, start: float = 1.0, end: float = 0.0, rho: float = 7.0
+    process: Process, steps: int, spacing: str = "time", *, start: float = 1.0, end: float = 0.0, rho: float = 7.0
 ) -> np.ndarray:
-    """The schedule's times [steps + 1] of `spaced`; both ends are exact."""
+    """The process's times [steps + 1] of `spaced`; both ends are exact."""
     between, steps = choose("spacing", spacing, SPACINGS), positive_int("The number of steps", steps)
     if not 0 < rho < math.inf:
         raise ValueError(f"The exponent rho of a spacing must be positive and finite, got {rho!r}.")
     if not 0 <= end < start:
         raise ValueError(f"A grid runs down from a time `start` to a time `end` of at least 0, got {start} and {end}.")
     fractions = np.arange(steps, -1, -1) / steps if spacing == "time" else np.arange(steps + 1) / steps
-    times = between(schedule, start, end, fractions, rho)
+    times = between(process, start, end, fractions, rho)
     times[0], times[-1] = start, end
     return times
 
 
-def refine(schedule: Schedule, grid: Level, parts: int | Sequence[int], spacing: str = "time") -> Level:
+def refine(process: Process, grid: Level, parts: int | Sequence[int], spacing: str = "time") -> Level:
     """Divides each step of a grid [steps + 1] into equal parts; the grid's own levels stay unchanged.
 
-    A step to exactly zero noise is divided as if it went to the schedule's time 0.
+    A step to exactly zero noise is divided as if it went to the process's time 0.
 
     Args:
       parts: one number for all steps, or one per step [steps].
@@ -71,17 +71,17 @@ def refine(schedule: Schedule, grid: Level, parts: int | Sequence[int], spacing:
     if len(counts) != steps:
         raise ValueError(f"A grid of {steps} steps is divided by one number for each, got {len(counts)} numbers.")
     noisy = grid.at(grid.sigma > 0)
-    times = np.append(schedule.time(noisy), np.zeros(len(grid.sigma) - len(noisy.sigma)))
+    times = np.append(process.time(noisy), np.zeros(len(grid.sigma) - len(noisy.sigma)))
     levels = []
     for k, count in enumerate(counts):
-        inner = spaced_times(schedule, count, spacing, start=float(times[k]), end=float(times[k + 1]))[1:-1]
-        levels += [grid.at(slice(k, k + 1)), schedule.level(inner)]
+        inner = spaced_times(process, count, spacing, start=float(times[k]), end=float(times[k + 1]))[1:-1]
+        levels += [grid.at(slice(k, k + 1)), process.level(inner)]
     levels.append(grid.at(slice(-1, None)))
     return Level(*(np.concatenate(part) for part in zip(*levels, strict=True)))
 
 
 def singlestep(
-    schedule: Schedule, plan: Sequence[int], spacing: str = "time", *, start: float = 1.0, end: float = 1e-3
+    process: Process, plan: Sequence[int], spacing: str = "time", *, start: float = 1.0, end: float = 1e-3
 ) -> Level:
     """The grid [sum(plan) + 1] of a singlestep solver as published: its steps and the nodes inside them.
 
@@ -91,10 +91,10 @@ def singlestep(
       plan: evaluations of each step, as `solvers.dpm_solver.order_plan` gives them.
     """
     if spacing == "logsnr":
-        outer = spaced(schedule, len(plan), spacing, start=start, end=end)
+        outer = spaced(process, len(plan), spacing, start=start, end=end)
     else:
-        outer = spaced(schedule, sum(plan), spacing, start=start, end=end).at(np.cumsum([0, *plan]))
-    return refine(schedule, outer, plan, spacing)
+        outer = spaced(process, sum(plan), spacing, start=start, end=end).at(np.cumsum([0, *plan]))
+    return refine(process, outer, plan, spacing)
 
 
 def ddim_indices(rule: str, steps: int, count: int = 1000) -> np.ndarray:
@@ -112,34 +112,34 @@ def ddim_indices(rule: str, steps: int, count: int = 1000) -> np.ndarray:
     return make(steps, count)[::-1]
 
 
-def _in_time(schedule: Schedule, start: float, end: float, fractions: np.ndarray, rho: float) -> np.ndarray:
+def _in_time(process: Process, start: float, end: float, fractions: np.ndarray, rho: float) -> np.ndarray:
     # Fractions of the way up, so that grids that nest do so bit for bit (grids.uniform_times).
     return end + (start - end) * fractions
 
 
-def _quadratic(schedule: Schedule, start: float, end: float, fractions: np.ndarray, rho: float) -> np.ndarray:
+def _quadratic(process: Process, start: float, end: float, fractions: np.ndarray, rho: float) -> np.ndarray:
     return (start**0.5 + fractions * (end**0.5 - start**0.5)) ** 2
 
 
-def _in_logsnr(schedule: Schedule, start: float, end: float, fractions: np.ndarray, rho: float) -> np.ndarray:
-    first, last = _log_ratios(schedule, start, end)
-    return _times_of(schedule, np.exp(first + fractions * (last - first)))
+def _in_logsnr(process: Process, start: float, end: float, fractions: np.ndarray, rho: float) -> np.ndarray:
+    first, last = _log_ratios(process, start, end)
+    return _times_of(process, np.exp(first + fractions * (last - first)))
 
 
-def _in_rho(schedule: Schedule, start: float, end: float, fractions: np.ndarray, rho: float) -> np.ndarray:
-    first, last = np.exp(_log_ratios(schedule, start, end) / rho)
-    return _times_of(schedule, (first + fractions * (last - first)) ** rho)
+def _in_rho(process: Process, start: float, end: float, fractions: np.ndarray, rho: float) -> np.ndarray:
+    first, last = np.exp(_log_ratios(process, start, end) / rho)
+    return _times_of(process, (first + fractions * (last - first)) ** rho)
 
 
-def _log_ratios(schedule: Schedule, start: float, end: float) -> np.ndarray:
-    level = schedule.level(np.array([start, end]))
+def _log_ratios(process: Process, start: float, end: float) -> np.ndarray:
+    level = process.level(np.array([start, end]))
     if not level.sigma[1] > 0:
         raise ValueError("Steps equal in log-SNR or in rho need noise at their end: choose a later end.")
     return -0.5 * level.logsnr
 
 
-def _times_of(schedule: Schedule, ratio: np.ndarray) -> np.ndarray:
-    return schedule.time(Level(np.ones_like(ratio), ratio))
+def _times_of(process: Process, ratio: np.ndarray) -> np.ndarray:
+    return process.time(Level(np.ones_like(ratio), ratio))
 
 
 SPACINGS: dict[str, Between] = {"time": _in_time, "quadratic": _quadratic, "logsnr": _in_logsnr, "rho": _in_rho}

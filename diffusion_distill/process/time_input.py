@@ -5,7 +5,7 @@ With s = sigma / alpha, a network is called with scale·z and embeds a time:
                   scale·z                        time
     LogsnrInput   z                              1000·f(level)                     BTD (arXiv:2202.00512)
     EDMInput      (z/alpha) / sqrt(s² + sd²)     log(s) / 4                        EDM (arXiv:2206.00364, Table 1)
-    VPInput       (z/alpha) / sqrt(s² + 1)       (M - 1)·t(s) of the VP schedule   EDM's wrapper of DDPM++
+    VPInput       (z/alpha) / sqrt(s² + 1)       (M - 1)·t(s) of the VP process   EDM's wrapper of DDPM++
     VEInput       z/alpha                        log(s / 2)                        EDM's wrapper of NCSN++
     IDDPMInput    (z/alpha) / sqrt(s² + 1)       M - 1 - (nearest level of s)      EDM's wrapper of iDDPM
 
@@ -121,7 +121,7 @@ class EDMInput:
 
 @dataclass(frozen=True)
 class VPInput:
-    """The input of networks trained on `steps` discrete times of the VP schedule with linear beta.
+    """The input of networks trained on `steps` discrete times of the VP process with linear beta.
 
     t(s) = (sqrt(beta_min² + 2·beta_d·log(1 + s²)) - beta_min) / beta_d
     """
@@ -144,7 +144,7 @@ class VPInput:
 
 @dataclass(frozen=True)
 class VEInput:
-    """The input of networks trained on the VE schedule."""
+    """The input of networks trained on the VE process."""
 
     def time(self, level: Level) -> Array:
         """log(s / 2)."""
@@ -157,7 +157,7 @@ class VEInput:
 
 @dataclass(frozen=True)
 class IDDPMInput:
-    """The input of networks trained on the discrete levels of iDDPM's cosine schedule, `grids.iddpm_sigmas`."""
+    """The input of networks trained on the discrete levels of iDDPM's cosine process, `grids.iddpm_sigmas`."""
 
     steps: int = 1000
     c_1: float = 0.001

@@ -1,8 +1,8 @@
 """Noise levels for training a teacher: functions from uniform numbers u in [0, 1) to levels.
 
-uniform      u is the schedule's time                                          BTD (arXiv:2202.00512)
+uniform      u is the process's time                                          BTD (arXiv:2202.00512)
 lognormal    sigma = exp(-1.2 + 1.2·Phi^-1(u))                                 EDM (arXiv:2206.00364, Table 1)
-vp           sigma(t) of the VP schedule, t = 1 + u·(1e-5 - 1)                 EDM's VP loss
+vp           sigma(t) of the VP process, t = 1 + u·(1e-5 - 1)                 EDM's VP loss
 loguniform   sigma = 0.02·(100 / 0.02)^u                                       EDM's VE loss
 
 Phi^-1 turns uniform numbers into normal ones. All but the first have alpha = 1.
@@ -16,19 +16,19 @@ import jax.scipy.stats
 
 from diffusion_distill.base.arrays import Array, namespace
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Schedule
+from diffusion_distill.process.processes import Process
 
 P_MEAN, P_STD = -1.2, 1.2
 VP_BETA_D, VP_BETA_MIN, VP_T_MIN = 19.9, 0.1, 1e-5
 VE_SIGMA_MIN, VE_SIGMA_MAX = 0.02, 100.0
 
 
-def uniform(schedule: Schedule, u: Array) -> Level:
-    """The schedule's level at time u."""
-    return schedule.level(u)
+def uniform(process: Process, u: Array) -> Level:
+    """The process's level at time u."""
+    return process.level(u)
 
 
-def lognormal(schedule: Schedule, u: Array) -> Level:
+def lognormal(process: Process, u: Array) -> Level:
     """log sigma is normal."""
     return from_normal(jax.scipy.stats.norm.ppf(u))
 
@@ -39,7 +39,7 @@ def from_normal(normal: Array, mean: float = P_MEAN, std: float = P_STD) -> Leve
 
 
 def vp(
-    schedule: Schedule,
+    process: Process,
     u: Array,
     beta_d: float = VP_BETA_D,
     beta_min: float = VP_BETA_MIN,
@@ -50,7 +50,7 @@ def vp(
     return _sigma(xp.sqrt(xp.expm1((0.5 * beta_d * t + beta_min) * t)))
 
 
-def loguniform(schedule: Schedule, u: Array, sigma_min: float = VE_SIGMA_MIN, sigma_max: float = VE_SIGMA_MAX) -> Level:
+def loguniform(process: Process, u: Array, sigma_min: float = VE_SIGMA_MIN, sigma_max: float = VE_SIGMA_MAX) -> Level:
     """log sigma is uniform."""
     return _sigma(sigma_min * namespace(u).exp(u * math.log(sigma_max / sigma_min)))
 

@@ -22,7 +22,7 @@ import numpy as np
 from diffusion_distill.base.errors import choose, positive_int
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Schedule as Process
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers.adams import adams
 from diffusion_distill.solvers.table import Table
 

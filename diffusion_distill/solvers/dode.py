@@ -36,7 +36,7 @@ from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.typing import Cond, Image
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Schedule
+from diffusion_distill.process.processes import Process
 from diffusion_distill.process.spacings import refine
 from diffusion_distill.solvers.engine import Registers, advance, begin, combine, integrate, run_host, walk
 from diffusion_distill.solvers.table import Table
@@ -93,12 +93,12 @@ class Search(NamedTuple):
         return len(self.candidates) > 1 and self.best in (min(self.candidates), max(self.candidates))
 
 
-def nested(student: Table, schedule: Schedule, scale: int, make: Callable[[Level], Table]) -> Teacher:
+def nested(student: Table, process: Process, scale: int, make: Callable[[Level], Table]) -> Teacher:
     """The teacher with `scale` steps per row of the student whose grid passes through all levels the student reaches.
 
     Args:
       student: a table with directions.
-      schedule: in whose time the student's steps are divided.
+      process: in whose time the student's steps are divided.
       make: grid -> table of the teacher's solver.
 
     Raises:
@@ -111,7 +111,7 @@ def nested(student: Table, schedule: Schedule, scale: int, make: Callable[[Level
     first = [int(np.flatnonzero(ratio == value)[0]) for value in passed]
     coarse = Level(*(np.append(a, b[first]) for a, b in zip(start, reached, strict=True)))
     parts = [positive_int("The scale", scale) * int((ratio == value).sum()) for value in passed]
-    fine = refine(schedule, coarse, parts)
+    fine = refine(process, coarse, parts)
     table = make(fine)
     ends = _path(table)[1]
     states = 1 + np.array([_last(ends.sigma / ends.alpha, value) for value in passed])

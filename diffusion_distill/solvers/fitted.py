@@ -1,6 +1,6 @@
 """A fitted solver: what sampling with a D-ODE solver needs, in one small JSON file.
 
-It holds the solver, its grid level by level, the noise schedule, the lambdas, how near each row came to the teacher
+It holds the solver, its grid level by level, the process, the lambdas, how near each row came to the teacher
 before and after them, where they come from, and the value of every candidate if lambda was searched. Nothing in it is
 executed when it is read.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from diffusion_distill.base.files import read_json, user_path
 from diffusion_distill.base.registry import describe, rebuild
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import SCHEDULES, Schedule
+from diffusion_distill.process.processes import PROCESSES, Process
 from diffusion_distill.solvers import Table, spelled, tabulate
 from diffusion_distill.solvers.dode import Search
 
@@ -32,7 +32,7 @@ class FittedSolver:
 
     Attributes:
       solver: a name of `SOLVERS`, perhaps with options.
-      schedule: the model's, for solvers that need it.
+      process: the model's, for solvers that need it.
       grid: levels [steps + 1].
       lambdas: [rows, D] in the paper's convention.
       plain, fitted: root mean square distance from the teacher's states without and with them, [rows].
@@ -41,7 +41,7 @@ class FittedSolver:
     """
 
     solver: str
-    schedule: Schedule
+    process: Process
     grid: Level
     lambdas: np.ndarray
     plain: np.ndarray
@@ -52,7 +52,7 @@ class FittedSolver:
     @property
     def base(self) -> Table:
         """The solver's table with its directions."""
-        return tabulate(self.solver, self.grid, self.schedule)
+        return tabulate(self.solver, self.grid, self.process)
 
     def table(self) -> Table:
         """The plain table to sample with."""
@@ -90,7 +90,7 @@ class FittedSolver:
         content = {
             "format": FORMAT,
             "solver": self.solver,
-            "schedule": describe(self.schedule, SCHEDULES),
+            "process": describe(self.process, PROCESSES),
             "grid": {"alpha": _numbers(self.grid.alpha), "sigma": _numbers(self.grid.sigma)},
             "lambdas": _numbers(self.lambdas),
             "lambdas in the published code's convention": _numbers(self.lambdas * directions.published),  # type: ignore[union-attr]
@@ -121,7 +121,7 @@ class FittedSolver:
             distance = content["distance from the teacher"]
             found = cls(
                 solver=content["solver"],
-                schedule=rebuild("schedule", content["schedule"], SCHEDULES),
+                process=rebuild("process", content["process"], PROCESSES),
                 grid=Level(np.array(content["grid"]["alpha"]), np.array(content["grid"]["sigma"])),
                 lambdas=np.array(content["lambdas"]),
                 plain=np.array(distance["plain"]),

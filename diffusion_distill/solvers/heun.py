@@ -23,7 +23,7 @@ import numpy as np
 
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Schedule as Process
+from diffusion_distill.process.processes import Process
 from diffusion_distill.process.noising import step_coefficients
 from diffusion_distill.solvers.churn import Churn
 from diffusion_distill.solvers.forms import X_HAT, Y, register

@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion_distill.base.arrays import Array, namespace
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Schedule as Process
+from diffusion_distill.process.processes import Process
 
 #: How far alpha² + sigma² may be from 1 in VP levels, which may come from float32.
 TOLERANCE = 1e-5

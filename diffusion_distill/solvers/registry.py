@@ -19,7 +19,7 @@ import numpy as np
 from diffusion_distill.base.errors import choose, positive_int
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Schedule as Process
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers.ancestral import ancestral
 from diffusion_distill.solvers.ddim import ddim
 from diffusion_distill.solvers.ddim_variants import ddim_all, ddim_lookahead, ddim_sep, ddim_two

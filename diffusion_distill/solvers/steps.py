@@ -24,7 +24,7 @@ from diffusion_distill.base.arrays import namespace
 from diffusion_distill.base.typing import Cond, Image
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Schedule as Process
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers.engine import advance, begin, walk
 from diffusion_distill.solvers.forms import X_HAT, move
 from diffusion_distill.solvers.general.runge_kutta import TABLEAUX, Tableau, step

@@ -205,7 +205,7 @@ def entries(setting: Setting, comparison: Comparison) -> Iterator[Entry]:
         for nfe in comparison.nfe:
             steps = steps_for(name, nfe, clean=not setting.end)
             model = setting.artefact.on_grid(steps).model
-            table = tabulate(name, grid_for(setting.artefact, steps, setting.spacing, setting.end), model.schedule)
+            table = tabulate(name, grid_for(setting.artefact, steps, setting.spacing, setting.end), model.process)
             if table.nfe != nfe:
                 continue
             yield Entry(name, nfe, steps, fitted=False)

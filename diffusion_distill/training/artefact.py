@@ -1,7 +1,7 @@
 """An artefact: a teacher or a student on disk, all that distilling, sampling and evaluating need.
 
 FOLDER/params/            parameters (Orbax)
-FOLDER/model.json         what builds it: network, schedule, prediction, image shape; its step count; a checksum
+FOLDER/model.json         what builds it: network, process, prediction, image shape; its step count; a checksum
 FOLDER/provenance.json    where it comes from: method, settings, updates, teacher, versions
 
 An artefact that replaces another is written beside it first and then takes its place. Until model.json has changed too,

@@ -10,7 +10,7 @@ the time input:
     VEPrecond      score        VEInput      sigma_min to sigma_max (0.02 to 100)
     iDDPMPrecond   eps_var      IDDPMInput   the tabulated ones, buffer u
 
-The model's schedule is EDM's grid from 80 to 0.002, within these levels. Every argument, constant and array of a file
+The model's process is EDM's grid from 80 to 0.002, within these levels. Every argument, constant and array of a file
 is used, compared with what the model does, or refused by name. Only `use_fp16` (we compute in float32) and the rates
 of dropout (0 here, since a teacher does not train) are recorded without effect.
 """
@@ -31,7 +31,7 @@ from diffusion_distill.denoisers.model import Model
 from diffusion_distill.formats import torch_pickle
 from diffusion_distill.formats.torch_pickle import Module
 from diffusion_distill.process import training_levels
-from diffusion_distill.process.schedules import Karras
+from diffusion_distill.process.processes import Karras
 from diffusion_distill.process.time_input import EDMInput, IDDPMInput, TimeInput, VEInput, VPInput
 from diffusion_distill.weights import edm_layout
 from diffusion_distill.weights.matching import Checkpoint, WeightsError
@@ -112,7 +112,7 @@ def read(path: str | Path, model: Model | None = None) -> Checkpoint:
     """Reads a snapshot file.
 
     Args:
-      model: the model that the file must hold; by default any. Its schedule and dropout are not compared.
+      model: the model that the file must hold; by default any. Its process and dropout are not compared.
 
     Returns:
       The model, the file's or the given one, with its float32 parameters; `facts` is what the file says about itself.
@@ -306,10 +306,10 @@ def _listed(value: Any) -> Any:
 
 
 def _differences(found: Model, wanted: Model) -> list[str]:
-    """The differences between two models, except in schedule, dropout and precision."""
+    """The differences between two models, except in process, dropout and precision."""
     one, other = dict(_leaves(found.to_dict())), dict(_leaves(wanted.to_dict()))
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
-    ignored = ("schedule", *(f"network.{name}" for name in (*TRAINING, "dtype")))
+    ignored = ("process", *(f"network.{name}" for name in (*TRAINING, "dtype")))
     names = [name for name in names if not name.startswith(ignored)]
     return [f"{name} is {_said(one.get(name))} instead of {_said(other.get(name))}" for name in names]
 

@@ -88,7 +88,7 @@ def read(path: str | Path, model: Model | None = None) -> Checkpoint:
     """
     tree, about = load(path)
     stored = flatten(tree)
-    described = _model(path, _entry(path, about, "model", dict), len(stored))
+    described = _model(path, in_todays_words(_entry(path, about, "model", dict)), len(stored))
     if model is not None and model != described:
         raise WeightsError(f"{path} holds another model than the one asked for: {described}.")
     steps, provenance = _entry(path, about, "steps", int), _entry(path, about, "provenance", dict)
@@ -96,6 +96,15 @@ def read(path: str | Path, model: Model | None = None) -> Checkpoint:
         raise WeightsError(f"{path}: steps must be in [0, {LARGEST}], 0 for a teacher, got {steps}.")
     params = match(stored, shapes_of(described), str(path))
     return Checkpoint(described, unflatten(params), steps, facts=provenance)
+
+
+#: Fields of a described model that had other names in earlier versions.
+RENAMED = {"schedule": "process", "image_shape": "shape"}
+
+
+def in_todays_words(described: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of a model, as an earlier version may have written it, in the words of this version."""
+    return {RENAMED.get(name, name): value for name, value in described.items()}
 
 
 def _entry(path: str | Path, about: Mapping[str, Any], name: str, kind: type) -> Any:

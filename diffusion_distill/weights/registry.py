@@ -19,7 +19,7 @@ from typing import Any
 
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.networks import UNet
-from diffusion_distill.process.schedules import Cosine
+from diffusion_distill.process.processes import Cosine
 from diffusion_distill.process.time_input import LogsnrInput
 from diffusion_distill.weights import edm, progressive
 from diffusion_distill.weights.matching import Checkpoint

@@ -31,7 +31,7 @@ from golden_checks.common import (
     keys_like,
     losses_at,
     of_largest,
-    schedule_of,
+    process_of,
 )
 from golden_checks.networks import outputs, stored_params, unet_of
 
@@ -43,10 +43,10 @@ ERRORS = {"x_mse": "constant", "eps_mse": "snr", "v_mse": "snr_plus_one"}
 # ------------------------------------------------------------------------------------------------- checks
 
 
-def check_schedules(fixture: Fixture, mode: Mode) -> None:
+def check_processes(fixture: Fixture, mode: Mode) -> None:
     u = mode.array(fixture.input("in/u"))
     for description in fixture.meta["schedules"]:
-        compare(fixture, mode, description["key"], schedule_of(description).level(u).logsnr)
+        compare(fixture, mode, description["key"], process_of(description).level(u).logsnr)
 
 
 def check_dpm(fixture: Fixture, mode: Mode) -> None:
@@ -89,11 +89,11 @@ def check_dpm(fixture: Fixture, mode: Mode) -> None:
 
 
 def check_losses(fixture: Fixture, mode: Mode) -> None:
-    schedule = schedule_of(fixture.meta["schedule"])
+    process = process_of(fixture.meta["schedule"])
     x, eps = mode.array(fixture.input("in/x")), mode.array(fixture.input("in/eps"))
     for tag in tags(fixture, "f64/(continuous|N[0-9]+)/.*"):
         u = mode.array(fixture.input("in/u") if tag == "continuous" else discrete_times(fixture, tag))
-        level = schedule.level(u)
+        level = process.level(u)
         compare(fixture, mode, f"{tag}/u", u)
         compare(fixture, mode, f"{tag}/logsnr", level.logsnr)
         compare(fixture, mode, f"{tag}/z", noising.diffuse(x, eps, level))
@@ -108,10 +108,10 @@ def check_losses(fixture: Fixture, mode: Mode) -> None:
 
 
 def check_distill(fixture: Fixture, mode: Mode) -> None:
-    schedule = schedule_of(fixture.meta["schedule"])
+    process = process_of(fixture.meta["schedule"])
     x, eps = mode.array(fixture.input("in/x")), mode.array(fixture.input("in/eps"))
     for tag in tags(fixture, "f64/(N[0-9]+)/.*"):
-        rows = mode.tree(progressive.rows(schedule, int(tag[1:])).at(fixture.input(f"in/i/{tag}")))
+        rows = mode.tree(progressive.rows(process, int(tag[1:])).at(fixture.input(f"in/i/{tag}")))
         z = noising.diffuse(x, eps, rows.t)
         compare(fixture, mode, f"{tag}/u", discrete_times(fixture, tag))
         compare(fixture, mode, f"{tag}/logsnr_t", rows.t.logsnr)
@@ -137,17 +137,17 @@ def check_distill(fixture: Fixture, mode: Mode) -> None:
 
 
 def check_samplers(fixture: Fixture, mode: Mode) -> None:
-    schedule = schedule_of(fixture.meta["schedule"])
+    process = process_of(fixture.meta["schedule"])
     start = mode.array(fixture.input("in/init"))
     for match in fixture.matches("f64/ddim/N([0-9]+)/(.*)/(noclip|clip)/(final|traj)"):
         steps, kind, clip, what = match.groups()
-        grid = grids.clean_end(grids.uniform(schedule, int(steps)))
+        grid = grids.clean_end(grids.uniform(process, int(steps)))
         denoise = analytic(fixture, mode, kind, clip == "clip")
         states = ddim_states(denoise, grid, start, mode)
         compare(fixture, mode, match[0].removeprefix("f64/"), states[-1] if what == "final" else states)
     for match in fixture.matches("f64/noisy/N([0-9]+)/(.*)/(.*)/(noclip|clip)/final"):
         steps, kind, variance, clip = match.groups()
-        table = ancestral(grids.uniform(schedule, int(steps)), gamma_of(variance))
+        table = ancestral(grids.uniform(process, int(steps)), gamma_of(variance))
         denoise = analytic(fixture, mode, kind, clip == "clip")
         # Row i of the recorded noise belongs to step i, which counts down. The package adds the noise of a
         # step at the start of the next row of its table, so that of step 0 has no row; row 0 adds none.
@@ -269,7 +269,7 @@ def _is_unet(fixture: Fixture) -> bool:
 
 
 KINDS = [
-    Kind("btd schedules", _is_schedules, check_schedules, twins),
+    Kind("btd schedules", _is_schedules, check_processes, twins),
     Kind("btd dpm", has("in/logsnr_s", "in/z", "f64/reverse/*"), check_dpm, twins),
     Kind("btd losses", has("in/model_output/*", "in/u"), check_losses, twins),
     Kind("btd distill", has("in/student_output/*", "in/mu"), check_distill, twins),

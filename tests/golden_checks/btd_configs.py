@@ -54,7 +54,7 @@ def settings(config: Any, model: Model, published: weights.Published) -> Mapping
     method, run, network = build.method(config), build.settings(config), model.network
     trains = config.method.name == "denoising"
     [phase, *_] = method.phases(model, run.batch_size)
-    schedule = model.to_dict()["schedule"]
+    process = model.to_dict()["process"]
     arguments = ("ch", "emb_ch", "ch_mult", "num_res_blocks", "attn_resolutions", "head_dim", "num_heads", "dropout")
     return {
         "dataset/args/class_conditional": model.num_classes > 1,
@@ -65,7 +65,7 @@ def settings(config: Any, model: Model, published: weights.Published) -> Mapping
         "model/args/resblock_resample": network.resblock_resample,
         "model/args/logsnr_input_type": model.to_dict()["time_input"]["kind"],
         "model/eval_clip_denoised": config.sample.clip,
-        **{f"model/{use}_logsnr_schedule/{key}": v for use in ("train", "eval") for key, v in schedule.items()},
+        **{f"model/{use}_logsnr_schedule/{key}": v for use in ("train", "eval") for key, v in process.items()},
         "model/eval_sampling_num_steps": config.sample.steps if trains else method.end_steps,
         "model/mean_loss_weight_type": method.weighting,
         "model/mean_type": model.prediction,

@@ -23,7 +23,7 @@ import numpy as np
 from diffusion_distill.base.arrays import enable_x64
 from diffusion_distill.denoisers.model import Denoiser
 from diffusion_distill.process.predictions import SIGMA_DATA
-from diffusion_distill.process.schedules import SCHEDULES, Schedule
+from diffusion_distill.process.processes import PROCESSES, Process
 
 Check = Callable[["Fixture", "Mode"], None]
 
@@ -263,10 +263,10 @@ def keys_like(fixture: Fixture, *patterns: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------- shared parts
 
 
-def schedule_of(description: dict[str, Any]) -> Schedule:
-    """The schedule that a file's meta names, with its range."""
+def process_of(description: dict[str, Any]) -> Process:
+    """The process that a file's meta names, with its range."""
     ranges = {key: float(description[key]) for key in ("logsnr_min", "logsnr_max") if key in description}
-    return SCHEDULES[description.get("name", "cosine")](**ranges)
+    return PROCESSES[description.get("name", "cosine")](**ranges)
 
 
 @dataclass(frozen=True)
@@ -276,7 +276,7 @@ class Formula:
     function: Callable[..., Any]
     prediction: str
     network: Any = None  # there is none, and so no dropout
-    schedule: Any = None
+    process: Any = None
     sigma_data: float = SIGMA_DATA
 
     def raw(self, params: Any, z: Any, level: Any, labels: Any, dropout: Any) -> Any:

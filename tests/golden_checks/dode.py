@@ -22,7 +22,7 @@ import numpy as np
 from diffusion_distill.denoisers.model import Thresholded
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import LinearAlphaDiscrete, LinearBetaDiscrete
+from diffusion_distill.process.processes import LinearAlphaDiscrete, LinearBetaDiscrete
 from diffusion_distill.process.spacings import ddim_indices, singlestep, spaced
 from diffusion_distill.solvers import SOLVERS, Table, ddim, deis, dode, dpm_solver, dpm_solver_pp, engine, heun, ipndm
 from diffusion_distill.solvers.dpm_solver import order_plan

@@ -18,7 +18,7 @@ from diffusion_distill.base.arrays import expand, namespace
 from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided, label_log_prob
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import eps_from_x
-from diffusion_distill.process.schedules import LinearBetaDiscrete
+from diffusion_distill.process.processes import LinearBetaDiscrete
 from golden_checks.common import DEFAULT_FLOAT32, FLOAT64, Fixture, Formula, Kind, Mode, Rule, absolute
 
 #: The fixture's words for the package's predictions.
@@ -27,12 +27,12 @@ PLAIN = absolute(1e-9)
 
 
 def check_guidance(fixture: Fixture, mode: Mode) -> None:
-    schedule = schedule_of_betas(fixture)
-    level = schedule.level(mode.array(fixture.input("t")))
+    process = schedule_of_betas(fixture)
+    level = process.level(mode.array(fixture.input("t")))
     z, labels = to_nhwc(mode.array(fixture.input("x"))), mode.array(fixture.input("y"))
-    network, classifier = Network(schedule, mode.array(fixture.input("bias"))), classifier_of(fixture, mode, schedule)
+    network, classifier = Network(process, mode.array(fixture.input("bias"))), classifier_of(fixture, mode, process)
     if mode is FLOAT64:
-        check_levels(fixture, schedule, level)
+        check_levels(fixture, process, level)
     unconditional, conditional = network.unconditional("eps"), network.conditional()
     guided = partial(ClassifierGuided, log_prob=classifier)
     free = partial(ClassifierFree, conditional, null_label=fixture.meta["null_class"])
@@ -53,17 +53,17 @@ def check_guidance(fixture: Fixture, mode: Mode) -> None:
     compare("classifier_conditional_net", *(guided(conditional, scale=s) for s in scales))
     compare("classifier_free", *(free(scale=float(s)) for s in fixture.input("cfg_scales")))
     if "discrete_t" in fixture:
-        where = schedule.level(mode.array((fixture.input("discrete_t") + 1.0) / schedule.steps))
+        where = process.level(mode.array((fixture.input("discrete_t") + 1.0) / process.steps))
         compare("discrete_classifier", guided(unconditional, scale=float(fixture.input("discrete_scale"))), where=where)
 
 
-def check_levels(fixture: Fixture, schedule: LinearBetaDiscrete, level: Level) -> None:
+def check_levels(fixture: Fixture, process: LinearBetaDiscrete, level: Level) -> None:
     """What the host knows before anything is denoised."""
     fixture.compare("alpha", level.alpha, FLOAT64, PLAIN)
     fixture.compare("sigma", level.sigma, FLOAT64, PLAIN)
-    fixture.compare("model_time", told(schedule, level), FLOAT64, PLAIN)
+    fixture.compare("model_time", told(process, level), FLOAT64, PLAIN)
     if "discrete_alpha_bar" in fixture:
-        discrete = schedule.level((fixture.input("discrete_t") + 1.0) / schedule.steps)
+        discrete = process.level((fixture.input("discrete_t") + 1.0) / process.steps)
         fixture.compare("discrete_alpha_bar", discrete.alpha**2, FLOAT64, PLAIN)
 
 
@@ -71,14 +71,14 @@ def check_levels(fixture: Fixture, schedule: LinearBetaDiscrete, level: Level) -
 
 
 def schedule_of_betas(fixture: Fixture) -> LinearBetaDiscrete:
-    """The schedule of the recorded betas, which the comparisons of alpha and sigma hold to."""
+    """The process of the recorded betas, which the comparisons of alpha and sigma hold to."""
     betas = fixture.input("betas")
     return LinearBetaDiscrete(len(betas), float(betas[0]), float(betas[-1]), logsnr_max=math.inf)
 
 
-def told(schedule: LinearBetaDiscrete, level: Level) -> Any:
+def told(process: LinearBetaDiscrete, level: Level) -> Any:
     """What the README's network and classifier are told: the index, from 0."""
-    return schedule.steps * schedule.time(level) - 1
+    return process.steps * process.time(level) - 1
 
 
 class Network(struct.PyTreeNode):
@@ -88,7 +88,7 @@ class Network(struct.PyTreeNode):
       bias: [classes, channels], the null class last.
     """
 
-    schedule: LinearBetaDiscrete = struct.field(pytree_node=False)
+    process: LinearBetaDiscrete = struct.field(pytree_node=False)
     bias: Any
 
     def conditional(self) -> Any:
@@ -100,7 +100,7 @@ class Network(struct.PyTreeNode):
         return Formula(self._output, prediction).denoiser(None)
 
     def _output(self, prediction: str, bias: Any, z: Any, level: Level, labels: Any) -> Any:
-        output = 0.5 * z + 0.1 * expand(namespace(z).sin(told(self.schedule, level) / 100), z)
+        output = 0.5 * z + 0.1 * expand(namespace(z).sin(told(self.process, level) / 100), z)
         if bias is not None:
             output = output + bias[labels][:, None, None, :]
         return level.expand(z).sigma * output if prediction == "score" else output  # the package's is sigma·score
@@ -113,21 +113,21 @@ class Classifier(struct.PyTreeNode):
       weights: [height, width, channels, classes]; bias: [classes].
     """
 
-    schedule: LinearBetaDiscrete = struct.field(pytree_node=False)
+    process: LinearBetaDiscrete = struct.field(pytree_node=False)
     weights: Any
     bias: Any
 
     def __call__(self, z: Any, level: Level, labels: Any) -> Any:
-        slope = 1 - told(self.schedule, level) / 2000
+        slope = 1 - told(self.process, level) / 2000
         logits = namespace(z).tensordot(z, self.weights, 3) * slope[:, None] + self.bias
         return label_log_prob(logits, labels)
 
 
-def classifier_of(fixture: Fixture, mode: Mode, schedule: LinearBetaDiscrete) -> Classifier:
+def classifier_of(fixture: Fixture, mode: Mode, process: LinearBetaDiscrete) -> Classifier:
     """The classifier, whose weights stand in the originals' order of channel, height, width."""
     shape = fixture.arrays["x"].shape[1:]
     weights = mode.array(fixture.input("W")).reshape(*shape, -1).transpose(1, 2, 0, 3)
-    return Classifier(schedule, weights, mode.array(fixture.input("b")))
+    return Classifier(process, weights, mode.array(fixture.input("b")))
 
 
 def eps_rule(mode: Mode, level: Level) -> Rule:

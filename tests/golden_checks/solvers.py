@@ -27,12 +27,12 @@ from diffusion_distill.denoisers.model import Clipped, Thresholded
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level, from_logsnr
 from diffusion_distill.process.predictions import eps_from_x
-from diffusion_distill.process.schedules import (
+from diffusion_distill.process.processes import (
     IDDPMCosine,
     LinearAlphaDiscrete,
     LinearBeta,
     LinearBetaDiscrete,
-    Schedule,
+    Process,
 )
 from diffusion_distill.process.spacings import ddim_indices, refine, singlestep, spaced, spaced_times
 from diffusion_distill.solvers import Table, ddim, deis, engine, heun, ipndm, unipc
@@ -44,10 +44,10 @@ from golden_checks.solvers_common import Mixture, mixture
 #: The published schedules, which go on to zero noise at time 0. iPNDM and DEIS have their own between the knots.
 DISCRETE, ALPHA = LinearBetaDiscrete(logsnr_max=math.inf), LinearAlphaDiscrete(logsnr_max=math.inf)
 LINEAR, COSINE = LinearBeta(t_min=0.0), IDDPMCosine(t_min=0.0, t_max=1.0)
-SCHEDULES: dict[str, Schedule] = {"discrete": DISCRETE, "linear": LINEAR, "cosine": COSINE}
+PROCESSES: dict[str, Process] = {"discrete": DISCRETE, "linear": LINEAR, "cosine": COSINE}
 FIRST_KNOT = 1 / DISCRETE.steps
 T_0 = 1e-3  # where continuous samplers stop
-ENDS = {family: {"start": 1.0, "end": T_0} for family in SCHEDULES} | {
+ENDS = {family: {"start": 1.0, "end": T_0} for family in PROCESSES} | {
     "cosine": {"start": IDDPMCosine().t_max, "end": T_0}
 }
 #: The programs' names of spacings -> the package's.
@@ -87,7 +87,7 @@ def check_mixture(fixture: Fixture, mode: Mode) -> None:
 
 def check_schedules(fixture: Fixture, mode: Mode) -> None:
     bound = SCHEDULE[mode is not FLOAT64]
-    for family in [family for family in SCHEDULES if f"{family}/t" in fixture]:
+    for family in [family for family in PROCESSES if f"{family}/t" in fixture]:
         check_functions(fixture, mode, family, bound)
     if mode is FLOAT64:
         alpha2 = DISCRETE.level(DISCRETE.knots).alpha ** 2
@@ -98,7 +98,7 @@ def check_schedules(fixture: Fixture, mode: Mode) -> None:
 
 def check_functions(fixture: Fixture, mode: Mode, family: str, bound: float) -> None:
     """A schedule at probes, and its inverse."""
-    schedule, times = SCHEDULES[family], fixture.input(f"{family}/t")
+    schedule, times = PROCESSES[family], fixture.input(f"{family}/t")
     level = schedule.level(mode.array(times))
     known = times >= FIRST_KNOT if family == "discrete" else np.full(times.shape, True)
 
@@ -120,9 +120,9 @@ def check_grids(fixture: Fixture, rule: Rule) -> None:
     """All grids."""
     compare = partial(fixture.compare, mode=FLOAT64, rule=rule)
     for match in fixture.matches(r"(\w+)/grid/(\w+)/(\d+)"):
-        compare(match[0], spaced_times(SCHEDULES[match[1]], int(match[3]), SKIPS[match[2]], **ENDS[match[1]]))
+        compare(match[0], spaced_times(PROCESSES[match[1]], int(match[3]), SKIPS[match[2]], **ENDS[match[1]]))
     for match in fixture.matches(r"((\w+)/ss(\d)/(\w+)/(\d+))/outer"):
-        schedule, plan = SCHEDULES[match[2]], order_plan(int(match[5]), int(match[3]))
+        schedule, plan = PROCESSES[match[2]], order_plan(int(match[5]), int(match[3]))
         grid = singlestep(schedule, plan, SKIPS[match[4]], **ENDS[match[2]])
         compare(match[0], schedule.time(grid.at(np.cumsum([0, *plan]))))
         fixture.equal(f"{match[1]}/orders", plan)
@@ -199,7 +199,7 @@ def check_references(fixture: Fixture, network: Mixture, start: np.ndarray) -> N
         if family == "edm":
             levels = grids.exploding([first, *at]).at(slice(None, -1))
         else:
-            levels = SCHEDULES[family].level(np.array([first, *at]))
+            levels = PROCESSES[family].level(np.array([first, *at]))
         seen = run_host(unipc(between(levels, REFERENCE_STEPS)).plain(), network, start, states=True)
         got = seen[REFERENCE_STEPS::REFERENCE_STEPS]
         fixture.compare(match[0], got if match[2] else got[0], FLOAT64, of_each_run(REFERENCE))
@@ -362,7 +362,7 @@ def dpm_run(family: str, start: float, end: float, name: str, nfe: int) -> Run:
     """SOLVER/METHODorder/KIND/SKIP/VARIANT; KIND is dpmsolver where the name has none."""
     solver, method, *kind, skip, variant = name.split("/")
     method, order = method[:-1], int(method[-1])
-    schedule, spacing, among = SCHEDULES[family], SKIPS[skip], {"start": start, "end": end}
+    schedule, spacing, among = PROCESSES[family], SKIPS[skip], {"start": start, "end": end}
     output, form = "eps" if solver == "dpmsolver" else "x_hat", (kind or ["dpmsolver"])[0]
     options: dict[str, Any] = {"output": output, "kind": form}
     if method == "multistep":
@@ -522,7 +522,7 @@ def family_of(fixture: Fixture) -> str:
         return "cosine"
     told = fixture.matches(r"full/.*/eval_t")
     if not told:
-        named = [family for family in SCHEDULES if family in fixture.path.stem]
+        named = [family for family in PROCESSES if family in fixture.path.stem]
         if len(named) != 1:
             raise ValueError("Nothing in this file tells its schedule: it has no eval_t, and its name does not either.")
         return named[0]

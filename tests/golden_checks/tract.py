@@ -21,7 +21,7 @@ from diffusion_distill.denoisers.model import Clipped, Denoiser
 from diffusion_distill.methods import Progressive, Tract, phases, progressive, targets, tract
 from diffusion_distill.process import grids, noising, predictions, weighting
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import VarianceExploding
+from diffusion_distill.process.processes import VarianceExploding
 from diffusion_distill.solvers import ddim, engine
 from diffusion_distill.training import ema
 from diffusion_distill.training.optimizers import OptimizerSettings, make_optimizer
@@ -40,8 +40,8 @@ from golden_checks.common import (
     losses_at,
     of_each,
     of_scale,
+    process_of,
     relative,
-    schedule_of,
 )
 from golden_checks.networks import outputs, stored_params, unet_of
 
@@ -69,9 +69,9 @@ def check_tract_step(fixture: Fixture, mode: Mode) -> None:
     meta = fixture.meta
     index, semi_index = fixture.input("index"), fixture.input("semi_index")
     start, end = meta["time_schedule"][meta["phase"] :][:2]
-    schedule = schedule_of(meta)
-    table = tract.rows(schedule, start, end).at((index - semi_index) // meta["semi"] - 1)
-    level_s = schedule.level((index - meta["step"]) / meta["timesteps"])
+    process = process_of(meta)
+    table = tract.rows(process, start, end).at((index - semi_index) // meta["semi"] - 1)
+    level_s = process.level((index - meta["step"]) / meta["timesteps"])
     roles = {"teacher": ("teacher", "coef_teacher"), "self_teacher": ("self", "coef_self")}
     check_step(fixture, mode, Tract(reduction="sum"), table, level_s, roles, ("teacher_out", "self_out"))
     if mode is FLOAT64:
@@ -81,9 +81,9 @@ def check_tract_step(fixture: Fixture, mode: Mode) -> None:
 def check_btd_step(fixture: Fixture, mode: Mode) -> None:
     meta = fixture.meta
     index = fixture.input("index")
-    schedule = schedule_of(meta)
-    table = progressive.rows(schedule, meta["cur_step"]).at(index // meta["step"] - 1)
-    level_s = schedule.level((index - meta["step"]) / meta["timesteps"])
+    process = process_of(meta)
+    table = progressive.rows(process, meta["cur_step"]).at(index // meta["step"] - 1)
+    level_s = process.level((index - meta["step"]) / meta["timesteps"])
     method = Progressive(reduction="sum", zero_noise="x_head")
     roles = {"teacher": ("teacher", "coef_teacher")}
     check_step(fixture, mode, method, table, level_s, roles, ("teacher_out0", "teacher_out1"))
@@ -156,11 +156,11 @@ def check_clip_counts(fixture: Fixture, mode: Mode, method: Tract, rows: Any, ro
 
 
 def check_sampler(fixture: Fixture, mode: Mode) -> None:
-    schedule = schedule_of(fixture.meta)
+    process = process_of(fixture.meta)
     denoiser = network(fixture, mode, "self", "coef_eval")
     start, labels = mode.array(fixture.input("noise")), labels_of(fixture)
     for steps in sorted({int(match[1]) for match in fixture.matches("f64_n([0-9]+)_.*")}):
-        grid = grids.uniform(schedule, steps)
+        grid = grids.uniform(process, steps)
         table = ddim(grid)
         if mode is FLOAT32:
             states = engine.integrate(Clipped(denoiser), table, start, labels, states=True)
@@ -207,7 +207,7 @@ def check_ema_and_heuristics(fixture: Fixture, mode: Mode) -> None:
 
 
 def check_closure_weights(fixture: Fixture, mode: Mode) -> None:
-    vp = schedule_of(fixture.meta)
+    vp = process_of(fixture.meta)
     rule = partial(choose_rule, mode)
     for name, grid in fixture.meta["grids"].items():
         if f"{name}_t" not in fixture:
@@ -222,11 +222,11 @@ def check_closure_weights(fixture: Fixture, mode: Mode) -> None:
     for match in fixture.matches("(.*)_chain_index"):
         name, index = match[1], fixture.input(match[0])
         if name == "ve":
-            schedule, times, steps = VarianceExploding(), fixture.input("ve_sigma_grid")[index], 1
+            process, times, steps = VarianceExploding(), fixture.input("ve_sigma_grid")[index], 1
         else:
-            schedule, times, steps = vp, index, fixture.meta[f"chain_{name}_timesteps"]
-        weights = mode.array(targets.chain_weights(schedule, times, steps))
-        levels = mode.tree(schedule.level(times / steps))
+            process, times, steps = vp, index, fixture.meta[f"chain_{name}_timesteps"]
+        weights = mode.array(targets.chain_weights(process, times, steps))
+        levels = mode.tree(process.level(times / steps))
         x_hats = mode.array(fixture.input(f"{name}_chain_xhat"))
         z = mode.array(fixture.input(f"{name}_chain_z0"))
         target = targets.weighted_mean(weights, x_hats)

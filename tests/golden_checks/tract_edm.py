@@ -21,7 +21,7 @@ from diffusion_distill.methods import Denoising, Tract, targets, tract
 from diffusion_distill.process import grids, noising, predictions, training_levels, weighting
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import SIGMA_DATA
-from diffusion_distill.process.schedules import Cosine, Karras
+from diffusion_distill.process.processes import Cosine, Karras
 from diffusion_distill.process.time_input import EDMInput
 from diffusion_distill.solvers import ddim, engine
 from diffusion_distill.training.optimizers import OptimizerSettings, make_optimizer
@@ -58,16 +58,16 @@ def check_step(fixture: Fixture, mode: Mode) -> None:
     """One training step: two stages of the teacher, the self-teacher, target, loss, gradient, update."""
     meta, compare = fixture.meta, partial(compare_f64, fixture, mode)
     start, end = meta["time_schedule"][:2]
-    schedule, method = schedule_of(meta), Tract.edm((start, end))
+    process, method = process_of(meta), Tract.edm((start, end))
     index, semi_index = fixture.input("index"), fixture.input("semi_index")
     t = index - semi_index
-    table = tract.rows(schedule, start, end, method.teacher_solver).at(t - 1)
+    table = tract.rows(process, start, end, method.teacher_solver).at(t - 1)
     rows, labels = mode.tree(table), labels_of(fixture)
-    level_s = mode.tree(schedule.level((index - meta["step"]) / start))
+    level_s = mode.tree(process.level((index - meta["step"]) / start))
     teacher, self_teacher, student = (network(fixture, mode, form) for form in ("teacher", "self", "student"))
     x, noise = mode.array(fixture.input("x")), mode.array(fixture.input("noise"))
     if mode is FLOAT64:
-        fixture.compare("sigma_grid", schedule.level(np.arange(start + 1) / start).sigma, mode, STATE[0])
+        fixture.compare("sigma_grid", process.level(np.arange(start + 1) / start).sigma, mode, STATE[0])
     for j, level in enumerate((rows.t, rows.m, level_s)):
         compare(f"sigma{j}", level.sigma, STATE)
     check_preconditioning(compare, rows.t, student.sigma_data)
@@ -133,14 +133,14 @@ def check_update(fixture: Fixture, mode: Mode, method: Tract, denoisers: dict[st
 
 def check_sampler(fixture: Fixture, mode: Mode) -> None:
     """Steps along every T/N-th level of the fine grid; the last is to zero noise and returns x_hat."""
-    schedule = schedule_of(fixture.meta)
+    process = process_of(fixture.meta)
     if mode is FLOAT64:
-        times = np.arange(schedule.steps + 1) / schedule.steps
-        fixture.compare("sigma_grid", schedule.level(times).sigma, mode, STATE[0])
+        times = np.arange(process.steps + 1) / process.steps
+        fixture.compare("sigma_grid", process.level(times).sigma, mode, STATE[0])
     denoiser, labels = network(fixture, mode, "self", "coef_eval"), labels_of(fixture)
     compare = partial(compare_f64, fixture, mode)
     for steps in sorted({int(match[1]) for match in fixture.matches("f64_n([0-9]+)_.*")}):
-        grid = grids.uniform(schedule, steps)
+        grid = grids.uniform(process, steps)
         start = mode.array(fixture.input("noise"))
         levels = [Level(*(np.full(len(start), a) for a in grid.at(k))) for k in range(steps + 1)]
         if mode is FLOAT32:
@@ -166,11 +166,11 @@ def check_trajectory(fixture: Fixture, mode: Mode) -> None:
         (start, end), length=batch * len(fixture.input("samples")), self_momentum=meta["sema"],
         learning_rate=meta["adam_lr"], warmup=meta["lr_warmup_samples"] // batch,
     )  # fmt: skip
-    schedule = schedule_of(meta)
+    process = process_of(meta)
     if mode is FLOAT64:
-        fixture.compare("sigma_grid", schedule.level(np.arange(start + 1) / start).sigma, mode, STATE[0])
-    table = mode.tree(tract.rows(schedule, start, end, method.teacher_solver))
-    [phase] = method.phases(Formula(FORMS["student"], "x", schedule=schedule), batch)  # type: ignore[arg-type]
+        fixture.compare("sigma_grid", process.level(np.arange(start + 1) / start).sigma, mode, STATE[0])
+    table = mode.tree(tract.rows(process, start, end, method.teacher_solver))
+    [phase] = method.phases(Formula(FORMS["student"], "x", process=process), batch)  # type: ignore[arg-type]
     teacher = Formula(FORMS["teacher"], "x"), mode.array(fixture.input("coef_teacher"))
     index = fixture.input("index") - fixture.input("semi_index") - 1
     student = Formula(FORMS["student"], "x", sigma_data=meta.get("sigma_data", SIGMA_DATA))
@@ -231,7 +231,7 @@ def recorded_output(output: Any, sigma_data: float) -> Denoiser:
     return Denoiser(params=output, model=model)
 
 
-def schedule_of(meta: dict[str, Any]) -> Karras:
+def process_of(meta: dict[str, Any]) -> Karras:
     """EDM's grid of a file's meta."""
     ranges = {key: float(meta[key]) for key in ("sigma_min", "sigma_max", "rho") if key in meta}
     return Karras(meta["timesteps"], **ranges)

@@ -39,8 +39,8 @@ from golden_checks.common import (
     keys_like,
     losses_at,
     of_each,
+    process_of,
     relative,
-    schedule_of,
 )
 from golden_checks.networks import unet_of
 from golden_checks.tract import FORMS, GRADIENT, compare_f64, published
@@ -57,8 +57,8 @@ def check_train_step(fixture: Fixture, mode: Mode) -> None:
     )
     averaging = {"eval": ema.rule("plain", meta["ema_decay"])}
     for name, settings in meta["modes"].items():
-        schedule = schedule_of({**meta.get("schedule", {}), **settings.get("schedule", {})})
-        model = Model(net.network, net.shape, schedule, settings["mean_type"], net.time_input)
+        process = process_of({**meta.get("schedule", {}), **settings.get("schedule", {})})
+        model = Model(net.network, net.shape, process, settings["mean_type"], net.time_input)
         teacher, rows, losses = published_losses(model, settings)
         transformation = make_optimizer(optimizer)
         step = make_step(losses, model, teacher, transformation, mesh, shard_clip=make_clip(optimizer))
@@ -91,7 +91,7 @@ def published_losses(model: Model, settings: Mapping[str, Any]) -> tuple[Model |
         base = Denoising(weighting=weighting)
 
         def of_base(denoisers: Any, rows: Any, batch: Any, key: Any) -> Any:
-            level = model.schedule.level(batch["u"])
+            level = model.process.level(batch["u"])
             return base.losses_at(denoisers["student"], level, batch["x"], batch["eps"], batch.get("cond"))
 
         return None, (), of_base
@@ -100,7 +100,7 @@ def published_losses(model: Model, settings: Mapping[str, Any]) -> tuple[Model |
     def of_student(denoisers: Any, rows: Any, batch: Any, key: Any) -> Any:
         return method.losses_at(denoisers, rows.at(batch["i"]), batch["x"], batch["eps"], batch.get("cond"))
 
-    return model, FLOAT32.tree(progressive.rows(model.schedule, steps)), of_student
+    return model, FLOAT32.tree(progressive.rows(model.process, steps)), of_student
 
 
 def recorded_batch(fixture: Fixture, k: int, mesh: Any) -> Batch:
@@ -146,13 +146,13 @@ EXACT, COUNTERS = (exact(), exact()), ("eval_step", "phase_buffer")
 def check_trajectory(fixture: Fixture, mode: Mode) -> None:
     """Updates across phases by the published rule: all goes on but the teacher."""
     meta = fixture.meta
-    schedule, steps = schedule_of(meta), tuple(meta["time_schedule"])
+    process, steps = process_of(meta), tuple(meta["time_schedule"])
     method = Tract(steps, phase_start="continue", reset_average=meta["reset"] == "phase", self_momentum=meta["sema"])
     model = Formula(FORMS["student"], meta.get("prediction", "x"))
     count = len(steps) - 1
     rule: dict[str, Any] = {"restart": False, "reset_average": method.reset_average}
     plan = [phases.Phase(f"{k}", 1, meta["adam_lr"], **rule) for k in range(count)]
-    tables = [mode.tree(tract.rows(schedule, *steps[k : k + 2])) for k in range(count)]
+    tables = [mode.tree(tract.rows(process, *steps[k : k + 2])) for k in range(count)]
     at: list[int] = []
     for progress in fixture.input("progress"):  # the stored phase advances by one at most
         now = phases.phase_at(float(progress), count)

@@ -26,7 +26,7 @@ import numpy as np
 from diffusion_distill.base.errors import choose
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Schedule as Process
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers.churn import Churn
 from diffusion_distill.solvers.general.two_stage import Flow, along, of_kind
 from diffusion_distill.solvers.kinds import is_ve, is_vp

@@ -28,7 +28,7 @@ from diffusion_distill.base.arrays import namespace
 from diffusion_distill.base.errors import choose
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.schedules import Schedule as Process
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers.forms import X_HAT, ZERO, Form, Y, register
 from diffusion_distill.solvers.kinds import check_known, level_at, start_scale
 from diffusion_distill.solvers.table import Direction, Table, build, stacked

@@ -1,6 +1,6 @@
-"""Noise schedules: the only place that knows what a time t means.
+"""Noise processes: the only place that knows what a time t means.
 
-A schedule maps a time to a level (alpha, sigma); t = 1 is noise and t = 0 is clean for VP schedules.
+A process maps a time to a level (alpha, sigma); t = 1 is noise and t = 0 is clean for VP processes.
 
 `Cosine`, Eq. 8 and appendix of arXiv:2202.00512 in its published, truncated form:
 
@@ -11,7 +11,7 @@ so that logsnr runs from logsnr_max at t = 0 to logsnr_min at t = 1. alpha is ev
 the complementary angle a·(1 - t) + atan(exp(logsnr_min / 2)), which keeps its relative precision in
 float32 where the cosine loses it (near t = 1 the usual form errs by 1e-3 in logsnr, this one by 1e-6).
 
-The linear-beta schedules are given by their decay B(t) = -log alpha(t), which grows with t:
+The linear-beta processes are given by their decay B(t) = -log alpha(t), which grows with t:
 
     sigma = sqrt(-expm1(-2B))
     cross(t, s) = (alpha_s² - alpha_t²) / (sigma_t·alpha_s + alpha_t·sigma_s),
@@ -28,7 +28,7 @@ first i of them at t = i/N. Between two such knots B is linear in t (as in DPM-S
 `IDDPMCosine`, arXiv:2102.09672 Eq. 17: alpha = cos(angle(tau)) / cos(angle(0)), angle = (pi/2)·(tau + s)/(1 + s).
 
 At zero noise the SNR is infinite, and so are the weightings and network inputs made of it. So time 0 of a VP
-schedule is a little above zero noise: at logsnr_max for `Cosine` and `LinearBetaDiscrete` (its knot 0, whose
+process is a little above zero noise: at logsnr_max for `Cosine` and `LinearBetaDiscrete` (its knot 0, whose
 alpha is 1 in float32), at t_min for `LinearBeta` and `IDDPMCosine`. `grids.clean_end` takes a sampler's last step to
 zero noise itself.
 """
@@ -49,7 +49,7 @@ from diffusion_distill.process.levels import Level
 
 
 @runtime_checkable
-class Schedule(Protocol):
+class Process(Protocol):
     """A frozen, hashable value that maps times to levels."""
 
     def level(self, t: Array) -> Level:
@@ -71,7 +71,7 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class Cosine:
-    """The cosine schedule, cut to logsnr in [logsnr_min, logsnr_max].
+    """The cosine process, cut to logsnr in [logsnr_min, logsnr_max].
 
     Raises:
       ValueError: the range is empty or not finite.
@@ -101,7 +101,7 @@ class Cosine:
         return Level(xp.sin(self._slope * (1 - t) + complement), xp.sin(self._slope * t + self._start))
 
     def time(self, level: Level) -> Array:
-        """The time at which the schedule has this level's logsnr."""
+        """The time at which the process has this level's logsnr."""
         return (level.angle - self._start) / self._slope
 
     def cross(self, t: Array, s: Array, steps: int = 1) -> Array:
@@ -110,7 +110,7 @@ class Cosine:
 
 
 class _Decaying:
-    """A VP schedule given by its decay -log alpha."""
+    """A VP process given by its decay -log alpha."""
 
     def _decay(self, t: Array) -> Array:
         raise NotImplementedError
@@ -129,7 +129,7 @@ class _Decaying:
         return Level(xp.exp(-decay), xp.sqrt(-xp.expm1(-2 * decay)))
 
     def time(self, level: Level) -> Array:
-        """The time at which the schedule has this level's logsnr."""
+        """The time at which the process has this level's logsnr."""
         return self._time(0.5 * namespace(*level).log1p((level.sigma / level.alpha) ** 2))
 
     def cross(self, t: Array, s: Array, steps: int = 1) -> Array:
@@ -189,7 +189,7 @@ class LinearBeta(_Decaying):
 
 @dataclass(frozen=True)
 class LinearBetaDiscrete(_Decaying):
-    """The schedule of Ho et al.: N = `steps` betas from beta_start to beta_end, knots at the times i/N.
+    """The process of Ho et al.: N = `steps` betas from beta_start to beta_end, knots at the times i/N.
 
     Networks made for it know the times 1/N, 2/N, ... 1 only: train with `Denoising(steps=N)`.
 
@@ -216,7 +216,7 @@ class LinearBetaDiscrete(_Decaying):
 
     @property
     def knots(self) -> np.ndarray:
-        """The times between which the schedule is smooth, [steps + 1], rising."""
+        """The times between which the process is smooth, [steps + 1], rising."""
         return _knots(self).time
 
     def _decay(self, t: Array) -> Array:
@@ -274,7 +274,7 @@ class LinearAlphaDiscrete(LinearBetaDiscrete):
 
 @dataclass(frozen=True)
 class IDDPMCosine:
-    """The cosine schedule of improved DDPM, cut to tau in [t_min, t_max].
+    """The cosine process of improved DDPM, cut to tau in [t_min, t_max].
 
     With angles a and a_0 = angle(0), sigma² = sin(a - a_0)·sin(a + a_0) / cos²(a_0), which has all its digits near a_0.
 
@@ -317,7 +317,7 @@ class IDDPMCosine:
         return Level(xp.sin(left) / math.cos(self._first), sigma / math.cos(self._first))
 
     def time(self, level: Level) -> Array:
-        """The time at which the schedule has this level's logsnr."""
+        """The time at which the process has this level's logsnr."""
         xp, ratio = namespace(*level), level.sigma / level.alpha
         angle = xp.arctan2(xp.sqrt(ratio**2 + math.sin(self._first) ** 2), math.cos(self._first) + 0 * ratio)
         return ((angle - self._first) / self._rate - self.t_min) / self._span
@@ -344,13 +344,13 @@ class _Knots(NamedTuple):
 
 
 @lru_cache(maxsize=16)
-def _knots(schedule: LinearBetaDiscrete) -> _Knots:
-    betas = np.linspace(schedule.beta_start, schedule.beta_end, schedule.steps)
-    at_zero = 0.5 * math.log1p(math.exp(-schedule.logsnr_max))
+def _knots(process: LinearBetaDiscrete) -> _Knots:
+    betas = np.linspace(process.beta_start, process.beta_end, process.steps)
+    at_zero = 0.5 * math.log1p(math.exp(-process.logsnr_max))
     rate = -0.5 * np.log1p(-betas)
     rate[0] -= at_zero
     decay = np.cumsum([at_zero, *rate])
-    return _Knots(np.arange(len(decay)) / schedule.steps, decay, rate)
+    return _Knots(np.arange(len(decay)) / process.steps, decay, rate)
 
 
 def _take(table: np.ndarray, index: Array, like: Array) -> Array:
@@ -423,7 +423,7 @@ class Karras:
         return Level(xp.ones_like(sigma), sigma)
 
     def time(self, level: Level) -> Array:
-        """The time at which the schedule has this level's sigma / alpha."""
+        """The time at which the process has this level's sigma / alpha."""
         s = level.sigma / level.alpha
         low, each = self._roots
         grown = 1 + (s ** (1 / self.rho) - low) / (each or 1.0)
@@ -434,7 +434,7 @@ class Karras:
         return self.level(t / steps).sigma - self.level(s / steps).sigma
 
 
-SCHEDULES = {
+PROCESSES = {
     "cosine": Cosine,
     "linear": LinearBeta,
     "linear_discrete": LinearBetaDiscrete,
@@ -444,6 +444,6 @@ SCHEDULES = {
 }
 
 
-def on_grid(schedule: Schedule, steps: int) -> Schedule:
-    """The schedule whose grid of `steps` uniform times is meant: EDM's levels depend on their number."""
-    return schedule.with_steps(steps) if isinstance(schedule, Karras) else schedule
+def on_grid(process: Process, steps: int) -> Process:
+    """The process whose grid of `steps` uniform times is meant: EDM's levels depend on their number."""
+    return process.with_steps(steps) if isinstance(process, Karras) else process
