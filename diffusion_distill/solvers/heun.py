@@ -9,9 +9,12 @@ which is Heun's corrector in z/alpha and sigma/alpha. A step to zero noise stays
 a grid that ends there make 2N - 1 calls.
 
 D-EDM, arXiv:2309.16421 Eq. 46 to 51: the output at t is moved by its difference from the last one of the step before,
-the output at s by its difference from that at t. By Eq. 48 the moved output at t is in the corrected step too, as here:
-r·z_t + d·x_hat_t is taken from the first row's result. The published code keeps the output at t as it was
-(`keep_slope`).
+the output at s by its difference from that at t. By Eq. 48 the moved output at t is in both slopes of the corrected
+step, as here: the step is written with the trial y' = r·z_t + d·x_hat_t of the first row, which lambda has moved,
+
+    z_s = w·r·z_t + (1 - w)·y' + w·d·x_hat_s
+
+The published code keeps the slope at t as it was (`keep_slope`).
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ import numpy as np
 
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import Process
 from diffusion_distill.process.noising import step_coefficients
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers.churn import Churn
 from diffusion_distill.solvers.forms import X_HAT, Y, register
 from diffusion_distill.solvers.kinds import check_known, level_at, start_scale
@@ -60,10 +63,12 @@ def heun(
     for k in range(len(noise)):
         t, s = begins.at(k), grid.at(k + 1)
         r, d = step_coefficients(t, s)
-        stages = [({"start": Y, "y": r * Y + d * X_HAT, "last": X_HAT}, d)]
+        stages = [({"y": r * Y + d * X_HAT, "last": X_HAT}, d)]
         if s.sigma > 0:
+            stages[0][0]["start"] = Y
             w = (t.sigma / t.alpha) / (2 * s.sigma / s.alpha)
-            first = r * START + (1 - w) * d * LAST if keep_slope else w * r * START + (1 - w) * Y
+            kept = r * START + d * LAST if keep_slope else Y  # the trial, without or with what lambda moved it by
+            first = w * r * START + 0.5 * kept + (0.5 - w) * Y
             scale = begins.alpha[k + 1] / s.alpha  # z/alpha stays where churn raises the next step's level
             stages.append(({"y": scale * (first + w * d * X_HAT), "last": X_HAT}, scale * w * d))
         for j, (row, factor) in enumerate(stages):

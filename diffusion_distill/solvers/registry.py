@@ -73,14 +73,20 @@ def spelled(name: str, /, **options: Any) -> tuple[str, dict[str, Any]]:
       TypeError: an option that the solver does not have, or a value of another type than it takes.
     """
     solver, written = parse(name) if isinstance(name, str) else (name, {})
-    make = choose("solver", solver, SOLVERS)
+    choose("solver", solver, SOLVERS)
     if twice := sorted(set(written) & set(options)):
         raise ValueError(
             f"The option {twice[0]!r} is given behind the name, in {name!r}, and by keyword. Leave one out."
         )
     options = {**written, **options}
-    check(solver, {**known(make), **COMMON}, options)
+    check(solver, {**options_of(solver), **COMMON}, options)
     return solver, options
+
+
+def options_of(solver: str) -> dict[str, inspect.Parameter]:
+    """A solver's own options. The process is one where it is a choice (`IN_TIME`), not where it has to be known."""
+    found = known(SOLVERS[solver])
+    return {name: option for name, option in found.items() if name != "process" or solver in IN_TIME}
 
 
 def tabulate(solver: str, grid: Level, process: Process | None = None, /, **options: Any) -> Table:

@@ -2,13 +2,13 @@
 
     z = dd.heun_step(denoise, z, start, end)
 
-The rows are those of the tables (solvers/ddim.py, solvers/general/runge_kutta.py), for levels that may differ from sample to
-sample and may be traced by JAX, so that a step can stand in a loss or a `lax.scan`. Levels known on the host (NumPy
-arrays, numbers) have their coefficients made there in float64, as tables do; those of JAX arrays are computed on the
-device, in the precision of the images. Other values of the levels do not recompile.
+The rows are those of the tables (solvers/ddim.py, solvers/general/runge_kutta.py), for levels that may differ from
+sample to sample and may be traced by JAX, so that a step can stand in a loss or a `lax.scan`. Levels known on the host
+(NumPy arrays, numbers) have their coefficients made there in float64, as tables do; those of JAX arrays are computed on
+the device, in the precision of the images. Other values of the levels do not recompile.
 
 A step may also go up in noise, which encodes an image. A loop over a whole grid is better left to `dd.sample` or
-`sampling.integrate`, which also run multistep solvers and draw noise.
+`engine.integrate`, which also run multistep solvers and draw noise.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers.engine import advance, begin, walk
 from diffusion_distill.solvers.forms import X_HAT, move
 from diffusion_distill.solvers.general.runge_kutta import TABLEAUX, Tableau, step
-from diffusion_distill.solvers.kinds import check_known
 from diffusion_distill.solvers.table import Table, build, stacked
 
 
@@ -87,6 +86,7 @@ def rk4_step(
 
 # --- how a step is made and run
 
+
 class _Method(NamedTuple):
     """A method as a value, by which compiled steps are told apart: a tableau, None for DDIM; and a process."""
 
@@ -110,9 +110,7 @@ def _step(method: _Method, denoise: Denoise, z: Image, start: Level, end: Level,
     if namespace(*start, *end) is not np:
         return _run_traced(method, denoise, z, start, end, cond)
     start, end = _checked(start, end, least_alpha=np.nextafter(0, 1) if method.tableau else 0.0)
-    table = method.table(start, end)
-    check_known(table.level)
-    return _run(denoise, z, table, cond)
+    return _run(denoise, z, method.table(start, end), cond)
 
 
 def _of_shape(name: str, level: Level, shape: tuple[int, ...]) -> Level:
@@ -148,9 +146,7 @@ def _run_traced(method: _Method, denoise: Denoise, z: Image, start: Level, end: 
 @jax.jit
 def _run(denoise: Denoise, z: Image, table: Table, cond: Cond | None) -> Image:
     z, table = jax.tree.map(lambda a: jnp.asarray(a, _dtype(z)), (z, table))
-    registers = begin(table, z)
-    for registers, *_ in walk(partial(advance, denoise, cond), table, registers):
-        pass
+    *_, (registers, _, _) = walk(partial(advance, denoise, cond), table, begin(table, z))
     return registers[0]
 
 

@@ -29,10 +29,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from diffusion_distill.base.arrays import Array, namespace
 from diffusion_distill.process.levels import Level
+from diffusion_distill.solvers.kinds import check_known
 
 
 class Direction(NamedTuple):
@@ -156,6 +158,7 @@ def build(
     if np.shape(level.sigma)[:1] != (steps,):
         raise ValueError(f"A table of {steps} rows needs as many levels, got {np.shape(level.sigma)}.")
     if isinstance(weights, np.ndarray) and not np.isfinite(weights).all():
+        check_known(level)
         raise ValueError(
             "This solver's coefficients are not finite on these levels. A first level without signal (alpha = 0) is "
             "for `tabulate`, which begins there with a step of DDIM; other levels need alpha > 0."
@@ -191,10 +194,25 @@ def _check_names(form: Mapping[str, Array], columns: Sequence[str], what: str) -
 
 def _coefficients(forms: Sequence[Sequence[Mapping[str, Array]]], columns: Sequence[str]) -> Array:
     """The forms [rows, n] as coefficients [rows, n, columns], or [rows, n, columns, batch] of forms for each sample."""
-    values = [form.get(name, 0.0) for row in forms for form in row for name in columns]
+    places = {name: j for j, name in enumerate(columns)}
+    found = [
+        ((k, i, places[name]), a)
+        for k, row in enumerate(forms)
+        for i, form in enumerate(row)
+        for name, a in form.items()
+    ]
+    values = [value for _, value in found]
     xp, shape = namespace(*values), np.broadcast_shapes(*map(np.shape, values))
-    whole = xp.stack([xp.broadcast_to(value, shape) for value in values]) if shape or xp is not np else np.array(values)
-    return whole.reshape(len(forms), len(forms[0]), len(columns), *shape)
+    whole = np.zeros((len(forms), len(forms[0]), len(columns), *shape))
+    if not found:
+        return whole
+    index = tuple(np.transpose([place for place, _ in found]))
+    if xp is np:
+        whole[index] = [np.broadcast_to(value, shape) for value in values] if shape else values
+        return whole
+    dtype = next(value.dtype for value in values if isinstance(value, jax.Array))  # of the levels, all of one type
+    values = [xp.broadcast_to(xp.asarray(value, dtype), shape) for value in values]
+    return xp.asarray(whole, dtype).at[index].set(xp.stack(values))
 
 
 def _reaching(weights: Array) -> list[int]:

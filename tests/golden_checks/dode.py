@@ -171,7 +171,7 @@ def noise_case(fixture: Fixture, prefix: str, solver: str, nfe: int, scale: int)
     else:
         make = ipndm
         if solver.startswith("d_deis"):
-            make = partial(deis, order=int(solver[-1]) + 1, schedule=ALPHAS, quadrature="left")
+            make = partial(deis, order=int(solver[-1]) + 1, process=ALPHAS, quadrature="left")
         student, teacher = (adams(make, index) for index in (student_grid, teacher_grid))
     return Case(prefix, student, dode.published(student, teacher))
 

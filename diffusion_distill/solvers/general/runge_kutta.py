@@ -30,7 +30,7 @@ from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers.forms import X_HAT, ZERO, Form, Y, register
-from diffusion_distill.solvers.kinds import check_known, level_at, start_scale
+from diffusion_distill.solvers.kinds import level_at, start_scale
 from diffusion_distill.solvers.table import Direction, Table, build, stacked
 
 #: Lower triangles a_ij of Butcher's tableaux, row by row, and b as the last row; nodes c are the sums of rows.
@@ -67,7 +67,7 @@ def runge_kutta(grid: Level, tableau: str, *, process: Process | None = None) ->
             rows.append({**row, "last": X_HAT})
         told += levels
     return build(
-        check_known(stacked(told)),
+        stacked(told),
         rows,
         registers=("y", "start", *map(_output, range(len(method) - 2)), "last"),
         init=start_scale(grid.at(0)),
