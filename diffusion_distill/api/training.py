@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from diffusion_distill.api.monitor import Monitor
 from diffusion_distill.base.registry import from_mapping
@@ -298,21 +297,11 @@ def _check_source(model: Model, source: Source) -> None:
     classes = getattr(source, "num_classes", 0)
     if model.num_classes > 1 and classes != model.num_classes:
         raise ValueError(f"The model is conditioned on {model.num_classes} classes, but the data have {classes}.")
-    batch = first_batch(source)
-    if model.conditional:
-        conditions.check(model, batch.get("cond"), len(batch["x"]), "the data's cond")
-    _warn_of_range(model, batch["x"])
-
-
-def _warn_of_range(model: Model, x: np.ndarray) -> None:
-    """Warns of data far outside the range to which estimates are clipped."""
-    if model.data_range is None:
-        return
-    low, high = model.data_range
-    least, most, room = float(np.min(x)), float(np.max(x)), (high - low) / 2
-    if least < low - room or most > high + room:
-        warnings.warn(
-            f"The data have values from {least:g} to {most:g}, but the model's data_range is {model.data_range}, to "
-            "which estimates are clipped. Scale the data, or set Model(data_range=None) for values without bounds.",
-            stacklevel=4,
+    if getattr(source, "value_range", ()) is None and model.data_range is not None:
+        raise ValueError(
+            f"The data have no bounds (value_range=None), but the model clips estimates to {model.data_range}. Set "
+            "Model(data_range=None), or data_range=(low, high) of the data."
         )
+    if model.cond is not None:
+        batch = first_batch(source)
+        conditions.check(model, batch.get("cond"), len(batch["x"]), "the data's cond")
