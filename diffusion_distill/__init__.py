@@ -31,7 +31,7 @@ from diffusion_distill.denoisers.model import Model, Thresholded
 from diffusion_distill.denoisers.network import Functions, Network
 from diffusion_distill.methods import DISTILLERS, Denoising, Knowledge, Progressive, Tract
 from diffusion_distill.networks import ADM, NETWORKS, SongUNet, UNet
-from diffusion_distill.process.processes import PROCESSES, Cosine, Karras, LinearBeta, LinearBetaDiscrete
+from diffusion_distill.process.processes import PROCESSES, VE, Cosine, LinearBeta, LinearBetaDiscrete, RectifiedFlow
 from diffusion_distill.process.time_input import EDMInput, LogsnrInput
 from diffusion_distill.solvers import SOLVERS
 from diffusion_distill.solvers.fitted import FittedSolver
@@ -46,6 +46,7 @@ __all__ = [
     "NETWORKS",
     "PROCESSES",
     "SOLVERS",
+    "VE",
     "Artefact",
     "ClassifierFree",
     "ClassifierGuided",
@@ -55,7 +56,6 @@ __all__ = [
     "FitSettings",
     "FittedSolver",
     "Functions",
-    "Karras",
     "Knowledge",
     "LinearBeta",
     "LinearBetaDiscrete",
@@ -64,6 +64,7 @@ __all__ = [
     "Network",
     "OptimizerSettings",
     "Progressive",
+    "RectifiedFlow",
     "Settings",
     "SongUNet",
     "Thresholded",

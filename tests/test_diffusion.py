@@ -21,18 +21,18 @@ import toys
 
 from diffusion_distill.base.errors import choose
 from diffusion_distill.denoisers.model import Model
-from diffusion_distill.process import grids, likelihood, noising, predictions, weighting
+from diffusion_distill.process import edm_grids, grids, likelihood, noising, predictions, weighting
 from diffusion_distill.process.levels import Level, from_logsnr
 from diffusion_distill.process.processes import (
     PROCESSES,
     Cosine,
     IDDPMCosine,
-    LinearAlphaDiscrete,
     LinearBeta,
     LinearBetaDiscrete,
     Process,
-    VarianceExploding,
+    VE,
 )
+from diffusion_distill.process.vp_discrete import LinearAlphaDiscrete
 from diffusion_distill.process.time_input import LOGSNR_INPUTS, LogsnrInput
 
 pytestmark = pytest.mark.fast
@@ -43,7 +43,7 @@ BETAS = [LinearBeta(), LinearBeta(0.5, 30.0, 1e-3), LinearBetaDiscrete(), Linear
 IDDPM = [IDDPMCosine(), IDDPMCosine(0.02, 1e-3, 0.99)]
 LINEAR_ALPHAS = [LinearAlphaDiscrete(), LinearAlphaDiscrete(50, 2e-3, 0.1, 12.0)]
 #: Their time 0 is zero noise.
-TO_ZERO = [LinearBeta(t_min=0.0), LinearBetaDiscrete(logsnr_max=math.inf), VarianceExploding()]
+TO_ZERO = [LinearBeta(t_min=0.0), LinearBetaDiscrete(logsnr_max=math.inf), VE(1.0)]
 LEVELS = from_logsnr(np.array([-18.0, -6.0, -1.0, 0.0, 0.7, 5.0, 19.0]))
 
 
@@ -123,7 +123,7 @@ def test_linear_betas_are_those_of_published_programs() -> None:
     by_name: dict[str, LinearBeta | LinearBetaDiscrete] = {"linear": LinearBeta(t_min=0.0), "discrete": discrete}
     with np.load(GOLDEN / "ddpm" / "schedules.npz") as ddpm, np.load(GOLDEN / "solvers" / "schedules.npz") as solvers:
         product = np.concatenate([[1.0], ddpm["linear1000/alphas_cumprod"]])
-        chex.assert_trees_all_close(grids.uniform(discrete, 1000).alpha[::-1] ** 2, product, rtol=1e-12)
+        chex.assert_trees_all_close(grids.make_grid(discrete, 1000).alpha[::-1] ** 2, product, rtol=1e-12)
         keys = ("t", "log_alpha_f64", "sigma_f64", "lambda_f64")
         recorded: list[tuple[Any, list[np.ndarray]]] = [(discrete, [ddpm[f"linear1000/cont_{key}"] for key in keys])]
         for name, process in by_name.items():
@@ -179,7 +179,7 @@ def test_cross_is_the_distance_of_two_levels(process: Process) -> None:
     close = np.float32(np.linspace(1e-3, 1, 50)), np.float32(np.linspace(1e-3, 1, 50) - 1 / 8192)
     exact = process.cross(close[0].astype(np.float64), close[1].astype(np.float64))
     found = jax.jit(process.cross)(jnp.asarray(close[0]), jnp.asarray(close[1]))
-    from_times = isinstance(process, (Cosine, VarianceExploding))
+    from_times = isinstance(process, (Cosine, VE))
     chex.assert_trees_all_close(found, exact, rtol=5e-7 if from_times else 3e-6)  # which is alpha's
 
 
@@ -197,7 +197,7 @@ def test_ddim_goes_to_the_exact_flow(process: Process, gaussian: toys.Gaussian) 
     z = np.random.default_rng(0).standard_normal((1, 2, 2, 1))
     errors = []
     for steps in (200, 2000):
-        grid = grids.check(grids.uniform(process, steps))
+        grid = grids.check(grids.make_grid(process, steps))
         levels = [Level(*(np.full(1, a) for a in grid.at(k))) for k in range(steps + 1)]
         end = z
         for t, s in pairwise(levels):
@@ -249,7 +249,9 @@ def test_linear_alphas_meet_linear_betas_at_the_knots(process: LinearAlphaDiscre
         chex.assert_trees_all_close(logs, (1 - part) * ends[:-1] + part * ends[1:], rtol=1e-11, atol=1e-15)
 
 
-@pytest.mark.parametrize("process", [*BETAS[:2], *TO_ZERO[:1], grids.fitted_beta(0.002, 80.0), *LINEAR_ALPHAS], ids=str)
+@pytest.mark.parametrize(
+    "process", [*BETAS[:2], *TO_ZERO[:1], edm_grids.fitted_beta(0.002, 80.0), *LINEAR_ALPHAS], ids=str
+)
 def test_rates_are_derivatives_of_the_decay(process: Any) -> None:
     middles = (np.arange(50) + 0.5) / 50 + (0.2 / 1000 if process in LINEAR_ALPHAS[:1] else 0)  # between knots
     decay, h = lambda t: -np.log(process.level(t).alpha), 1e-5
@@ -272,9 +274,9 @@ def test_cross_on_the_host(process: Process) -> None:
 
 def test_variance_exploding_keeps_the_image() -> None:
     sigma = np.array([80.0, 1.0, 0.0])
-    level = VarianceExploding().level(sigma)
+    level = VE(1.0).level(sigma)
     chex.assert_trees_all_equal(level.alpha, 1)
-    chex.assert_trees_all_equal(VarianceExploding().time(level), sigma)
+    chex.assert_trees_all_equal(VE(1.0).time(level), sigma)
 
 
 def test_levels_from_logsnr() -> None:
@@ -297,7 +299,7 @@ def test_levels_from_logsnr() -> None:
 @pytest.mark.parametrize("steps", [1, 3, 4, 10, 49, 128])
 def test_grids_nest_bit_for_bit(k: int, steps: int) -> None:
     for process in (Cosine(), LinearBeta(), LinearBetaDiscrete()):
-        coarse, fine = (grids.uniform(process, n) for n in (steps, k * steps))
+        coarse, fine = (grids.make_grid(process, n) for n in (steps, k * steps))
         chex.assert_shape(coarse.alpha, (steps + 1,))
         for some, all_ in zip(coarse, fine, strict=True):
             chex.assert_trees_all_equal(all_[::k], some)
@@ -305,7 +307,7 @@ def test_grids_nest_bit_for_bit(k: int, steps: int) -> None:
 
 
 def test_a_grid_runs_from_noise_to_clean() -> None:
-    grid = grids.uniform(Cosine(), 8)
+    grid = grids.make_grid(Cosine(), 8)
     chex.assert_trees_all_close(grid.logsnr[[0, -1]], np.array([-20, 20]), rtol=1e-12)
     assert (np.diff(grid.logsnr) > 0).all()
     clean = grids.clean_end(grid)
@@ -509,7 +511,7 @@ def test_eps_networks_warn_of_truncated_snr_alone(prediction: str, name: str) ->
 
 # --- bad input
 
-SORTED = grids.uniform(Cosine(), 4)
+SORTED = grids.make_grid(Cosine(), 4)
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an empty logsnr range": (lambda: Cosine(20, -20), r"logsnr_min must be below logsnr_max.*20"),
     "an infinite logsnr": (lambda: Cosine(-20, math.inf), r"must be finite.*inf"),
@@ -529,7 +531,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "a negative t_min": (lambda: IDDPMCosine(t_min=-0.1), r"0 <= t_min.*t_min=-0\.1"),
     "a negative offset": (lambda: IDDPMCosine(s=-0.008), r"s >= 0, got .*s=-0\.008"),
     "linear alphas of falling betas": (lambda: LinearAlphaDiscrete(10, 0.1, 0.01), r"beta_start <= beta_end.*0\.01"),
-    "zero steps": (lambda: grids.uniform(Cosine(), 0), r"at least 1, got 0"),
+    "zero steps": (lambda: grids.make_grid(Cosine(), 0), r"at least 1, got 0"),
     "negative steps": (lambda: grids.uniform_times(-4), r"at least 1, got -4"),
     "half a step": (lambda: grids.uniform_times(2.5), r"whole number.*got 2\.5"),  # type: ignore[arg-type]
     "steps that are a bool": (lambda: grids.uniform_times(True), r"whole number.*got True"),

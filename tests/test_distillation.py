@@ -40,7 +40,7 @@ from diffusion_distill.process.processes import (
     LinearBeta,
     LinearBetaDiscrete,
     Process,
-    VarianceExploding,
+    VE,
 )
 from diffusion_distill.process.time_input import LogsnrInput
 from diffusion_distill.solvers import SOLVERS, ddim, engine
@@ -50,7 +50,7 @@ from diffusion_distill.training.optimizers import OptimizerSettings
 
 VP: list[Process] = [Cosine(), Cosine(-9, 9), LinearBeta(), LinearBetaDiscrete()]
 #: Their time 0 is zero noise.
-TO_ZERO: list[Process] = [VarianceExploding(), LinearBeta(t_min=0.0), LinearBetaDiscrete(logsnr_max=np.inf)]
+TO_ZERO: list[Process] = [VE(1.0), LinearBeta(t_min=0.0), LinearBetaDiscrete(logsnr_max=np.inf)]
 
 
 def bend(z: Any, level: Level, labels: Any = None) -> Any:
@@ -150,7 +150,7 @@ def test_rows_of_btd(steps: int, process: Process) -> None:
     for found, time in ((rows.t, 2 * i / (2 * steps)), (rows.m, (2 * i - 1) / (2 * steps))):
         chex.assert_trees_all_close(process.time(found), time, rtol=1e-7, atol=1e-13)
     # every t is on the student's own grid, bit for bit
-    chex.assert_trees_all_equal(rows.t.sigma, grids.uniform(process, steps).sigma[:-1][::-1])
+    chex.assert_trees_all_equal(rows.t.sigma, grids.make_grid(process, steps).sigma[:-1][::-1])
     assert (rows.first[0], rows.second[0]) == (0, 1)
     assert np.all(rows.second[1:] < 1)
 
@@ -327,7 +327,7 @@ def test_tract_at_the_ends_of_its_groups_is_knowledge_distillation(
     )
     assert by_knowledge.min() > 0
     # its own rows are the student's grid, and the teacher has nothing to learn from itself
-    chex.assert_trees_all_equal(phase.inputs.t.sigma[:8], grids.uniform(process, 8).sigma[:-1][::-1])
+    chex.assert_trees_all_equal(phase.inputs.t.sigma[:8], grids.make_grid(process, 8).sigma[:-1][::-1])
     assert set(phase.inputs.first) == {1.0} and set(phase.inputs.second) == {0.0}
     itself = losses_of(Knowledge(8, clip=False), roles | {"student": roles["teacher"]}, ends, x, eps)
     assert itself.max() < 1e-6 * by_knowledge.min()
@@ -648,7 +648,7 @@ def test_a_student_reaches_the_teachers_map(name: str, gaussian: toys.Gaussian, 
     start = jax.random.normal(jax.random.key(0), (256, 2, 2, 1))
 
     def result(artefact: Artefact, steps: int) -> np.ndarray:
-        grid = grids.uniform(Cosine(), steps)
+        grid = grids.make_grid(Cosine(), steps)
         table = ddim(grids.clean_end(grid) if name == "btd" else grid)
         return np.asarray(engine.integrate(artefact.denoiser(clip=False), table, start))
 

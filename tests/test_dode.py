@@ -31,7 +31,7 @@ from diffusion_distill.evaluation.features import Pixels
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Cosine, Karras, LinearBetaDiscrete
-from diffusion_distill.process.spacings import spaced
+from diffusion_distill.process.grids import make_grid
 from diffusion_distill.process.time_input import IDDPMInput
 from diffusion_distill.solvers import SOLVERS, Table, ancestral, ddim, dode, engine, heun, registry, tabulate
 from diffusion_distill.solvers.engine import run_host
@@ -65,7 +65,7 @@ every_student = pytest.mark.parametrize("name", STUDENTS)
 def student_of(name: str, steps: int = 5) -> tuple[Table, Any]:
     """The table on a grid to zero noise, and its process."""
     solver, process = STUDENTS[name]
-    return tabulate(solver, grids.clean_end(spaced(process, steps)), process), process
+    return tabulate(solver, grids.clean_end(make_grid(process, steps)), process), process
 
 
 class Curved(struct.PyTreeNode):
@@ -602,7 +602,7 @@ def test_the_solver_of_the_documentation(teacher: Artefact, monkeypatch: pytest.
          ).replace('SOLVERS["', 'registry.SOLVERS["'), {})  # fmt: skip
     found = fit_solver(teacher, "extrapolated weight=0.3", 4, FitSettings(scale=3, batch_size=24))
     assert (found.lambdas[1:] != 0).all() and (found.fitted <= found.plain * (1 + 1e-5)).all()
-    grid = grids.clean_end(spaced(SCHEDULE, 4))
+    grid = grids.clean_end(make_grid(SCHEDULE, 4))
     none, ddims = tabulate("extrapolated weight=0", grid).plain(), ddim(grid).plain()
     chex.assert_trees_all_close(none, ddims, rtol=1e-12)
 

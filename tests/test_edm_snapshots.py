@@ -18,7 +18,7 @@ from weight_files import FULL_EDM, Flat, assert_same, needs_full, random_arrays,
 from diffusion_distill import weights
 from diffusion_distill.api import import_weights
 from diffusion_distill.formats import torch_pickle
-from diffusion_distill.process import grids
+from diffusion_distill.process import edm_grids, grids
 from diffusion_distill.process.processes import Karras
 from diffusion_distill.process.time_input import VPInput
 from diffusion_distill.training.artefact import Artefact
@@ -100,7 +100,7 @@ class Snapshot:
         self.inner: Flat = {}  # of the network, where they differ
         self.attributes: Flat = {**CONSTANTS[wrapper]}  # of the wrapper
         self.attributes |= dict(zip(("sigma_min", "sigma_max"), RANGES.get(wrapper, ()), strict=False))
-        self.buffers = {"u": grids.iddpm_sigmas(dtype=np.float32)} if wrapper == "iDDPMPrecond" else {}
+        self.buffers = {"u": edm_grids.iddpm_sigmas(dtype=np.float32)} if wrapper == "iDDPMPrecond" else {}
         self.late: list[Callable[[Any], None]] = []  # what is changed in the pickled wrapper
         self.tensors = random_arrays(0, shapes_in(wrapper, network))
         filters = [name for name in self.tensors if name.endswith("resample_filter")]

@@ -314,7 +314,7 @@ def test_edm_teachers_are_distilled(method: Any, toy_networks: None, source: toy
         images = api.sample(student, 8)
         assert np.isfinite(images).all() and images.std() > 0
         assert api.table_for(student.model, steps).nfe == steps
-    np.testing.assert_allclose(grids.uniform(students[min(students)].model.process, 1).sigma, [80, 0])
+    np.testing.assert_allclose(grids.make_grid(students[min(students)].model.process, 1).sigma, [80, 0])
     assert api.table_for(teacher.on_grid(5).model, 5, "heun").nfe == 9
     first = students[max(students)]
     with pytest.raises(ValueError, match=r"A student steps by DDIM, not by heun"):

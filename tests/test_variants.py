@@ -22,12 +22,12 @@ from diffusion_distill.process.processes import (
     Cosine,
     IDDPMCosine,
     Karras,
-    LinearAlphaDiscrete,
     LinearBeta,
     LinearBetaDiscrete,
     Process,
-    VarianceExploding,
+    VE,
 )
+from diffusion_distill.process.vp_discrete import LinearAlphaDiscrete
 from diffusion_distill.training import ema
 
 pytestmark = pytest.mark.fast
@@ -36,7 +36,7 @@ PROCESSES = {
     type(process).__name__: process
     for process in (
         *(Cosine(), LinearBeta(), LinearBetaDiscrete(), LinearAlphaDiscrete(), IDDPMCosine()),
-        *(VarianceExploding(), Karras(16)),
+        *(VE(1.0), Karras(16)),
     )
 }
 every_schedule = parameterized.named_parameters(*PROCESSES.items())

@@ -106,7 +106,7 @@ def fit_solver(
     steps: int | None = None,
     settings: FitSettings | None = None,
     *,
-    spacing: str = "time",
+    spacing: str = "",
     end: float = 0.0,
     clip: bool = True,
     guidance: Mapping[str, Any] | None = None,
@@ -142,7 +142,7 @@ def fit_solver(
     if artefact.steps and steps is None:
         steps = artefact.steps
     steps = positive_int("steps", 10 if steps is None else steps)
-    begun, artefact, source = time.monotonic(), artefact.on_grid(steps), teacher or artefact
+    begun, source = time.monotonic(), teacher or artefact
     model, grid = artefact.model, grid_for(artefact, steps, spacing, end)
     student = tabulate(solver, grid, model.process)
     name = settings.teacher_solver or (solver if spelled(solver)[0] in THEIR_OWN_TEACHERS else "ddim")

@@ -24,7 +24,6 @@ from diffusion_distill.denoisers.guidance import ClassifierFree
 from diffusion_distill.denoisers.model import Clipped, Model
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.spacings import spaced
 from diffusion_distill.solvers import Table, engine, tabulate
 from diffusion_distill.solvers.fitted import FittedSolver
 from diffusion_distill.training import sharding
@@ -36,21 +35,25 @@ from diffusion_distill.training.progress import Progress
 TEACHER_STEPS = 64
 
 
-def grid_for(model: Model | Artefact, steps: int, spacing: str = "time", end: float = 0.0) -> Level:
-    """The grid [steps + 1] of a model's process from time 1, in equal steps of a spacing.
+def grid_for(model: Model | Artefact, steps: int, spacing: str = "", end: float = 0.0) -> Level:
+    """The grid [steps + 1] on which a model is sampled, from time 1.
 
     Args:
-      model: a model, whose levels are those of a grid of `steps` steps if its process depends on their number (EDM's
-        does); or an artefact, of which a distilled student keeps the levels that it was made for.
-      spacing: one of `process.spacings.SPACINGS`.
+      model: a model; or an artefact, of which a student keeps the levels that it was made for, or every k-th of them,
+        if the number of steps divides its own and neither spacing nor end ask for others.
+      spacing: one of `process.grids.RULES`; empty for the process's own.
       end: the process's time at which it ends; 0 means exactly zero noise.
     """
-    grid = spaced(_on_grid(model, steps).process, steps, spacing, end=end)
+    own = model.grid if isinstance(model, Artefact) and not spacing and not end else None
+    if own is not None and model.steps % positive_int("steps", steps) == 0:  # type: ignore[union-attr]
+        return grids.clean_end(own.at(slice(None, None, (len(own.sigma) - 1) // steps)))
+    process = model.model.process if isinstance(model, Artefact) else model.process
+    grid = grids.make_grid(process, steps, spacing, end=end)
     return grid if end else grids.clean_end(grid)
 
 
 def table_for(
-    model: Model | Artefact, steps: int, *solver: str, spacing: str = "time", end: float = 0.0, **options: Any
+    model: Model | Artefact, steps: int, *solver: str, spacing: str = "", end: float = 0.0, **options: Any
 ) -> Table:
     """A solver's plain table on `grid_for`.
 
@@ -64,12 +67,8 @@ def table_for(
         raise TypeError(f"A table is of one solver, with its options as option=value; got {solver}.")
     name = solver[0] if solver else options.pop("solver", "ddim")
     grid = grid_for(model, steps, spacing, end)
-    return tabulate(name, grid, _on_grid(model, steps).process, **options).plain()
-
-
-def _on_grid(model: Model | Artefact, steps: int) -> Model:
-    found = model.on_grid(positive_int("steps", steps))
-    return found.model if isinstance(found, Artefact) else found
+    process = model.model.process if isinstance(model, Artefact) else model.process
+    return tabulate(name, grid, process, **options).plain()
 
 
 def denoiser_of(
@@ -154,7 +153,7 @@ def sampler_of(
     steps: int | None = None,
     *,
     solver: str | None = None,
-    spacing: str = "time",
+    spacing: str = "",
     end: float = 0.0,
     fitted: FittedSolver | str | Path | None = None,
     guidance: Mapping[str, Any] | None = None,
@@ -170,7 +169,6 @@ def sampler_of(
     else:
         solver = solver or "ddim"
         steps = positive_int("steps", (artefact.steps or TEACHER_STEPS) if steps is None else steps)
-        artefact = artefact.on_grid(steps)
         if artefact.steps and steps != artefact.steps:
             warnings.warn(f"A student made for {artefact.steps} steps is sampled with {steps}.", stacklevel=3)
         table = table_for(artefact, steps, solver, spacing=spacing, end=end)

@@ -80,7 +80,7 @@ def config_of(
             "method": {"name": name, **_overridable(to_mapping(method))},
             "run": {**to_mapping(settings), "optimizer": to_mapping(settings.optimizer)},
         }
-    sampling = {"count": 64, "steps": 0, "solver": "", "spacing": "time", "end": 0.0, "fitted": "", "guidance": 1.0,
+    sampling = {"count": 64, "steps": 0, "solver": "", "spacing": "", "end": 0.0, "fitted": "", "guidance": 1.0,
                 "null_label": -1, "seed": 0, "clip": True, "batch_size": 256, "form": "npz"}  # fmt: skip
     for name in sample:
         choose("field of config.sample:", name, sampling)

@@ -15,8 +15,8 @@ or by EDM's rule (arXiv:2206.00364 Eq. 5), the default of variance-exploding pro
 Levels of your own are a grid too, if `check` accepts them. Grids in time nest by construction: every k-th time of a
 grid of k·n steps is bit for bit the grid of n steps, because both are the correctly rounded quotient of one fraction.
 
-`refine` divides the steps of a grid: the grid of a teacher that passes through its student's levels, or the nodes inside
-the steps of a singlestep solver. Published samplers of discrete models visit whole indices of the betas instead
+`refine` divides the steps of a grid: the grid of a teacher that passes through its student's levels, or the nodes
+inside the steps of a singlestep solver. Published samplers of discrete models visit whole indices of the betas instead
 (`ddim_indices`). The grids that EDM compares are in edm_grids.py.
 """
 
@@ -133,6 +133,25 @@ def check(grid: Level) -> Level:
             f"between rows {k} and {k + 1}. Sort it from noise to clean and drop repeated levels."
         )
     return Level(alpha, sigma)
+
+
+def to_numbers(grid: Level | None) -> dict[str, list[float]] | None:
+    """A grid for JSON, exactly; None stays None."""
+    return None if grid is None else {name: np.asarray(a, float).tolist() for name, a in grid._asdict().items()}
+
+
+def from_numbers(content: Any) -> Level | None:
+    """The inverse of `to_numbers`.
+
+    Raises:
+      ValueError: it is no grid.
+    """
+    if content is None:
+        return None
+    try:
+        return check(Level(**{name: np.asarray(a, np.float64) for name, a in dict(content).items()}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"A grid is written as {{'alpha': [...], 'sigma': [...]}}, but: {error}") from error
 
 
 def refine(process: Process, grid: Level, parts: int | Sequence[int], spacing: str = "time") -> Level:

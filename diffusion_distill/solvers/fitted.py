@@ -63,7 +63,7 @@ class FittedSolver:
         """Of the grid."""
         return len(self.grid.alpha) - 1
 
-    def check_asked(self, solver: str | None, steps: int | None, spacing: str = "time", end: float = 0.0) -> None:
+    def check_asked(self, solver: str | None, steps: int | None, spacing: str = "", end: float = 0.0) -> None:
         """Raises ValueError if a solver, a number of steps or a grid was asked for that is not this one's.
 
         The defaults of spacing and end ask for nothing: the fitted solver brings its own grid.
@@ -76,7 +76,7 @@ class FittedSolver:
                 "Leave solver and steps out (on the command line --config.sample.solver='' --config.sample.steps=0), "
                 "or fit another one with --mode=fit."
             )
-        for name, asked, default in (("spacing", spacing, "time"), ("end", end, 0.0)):
+        for name, asked, default in (("spacing", spacing, ""), ("end", end, 0.0)):
             own = self.provenance.get(name, default)
             if asked not in (default, own):
                 raise ValueError(

@@ -72,7 +72,7 @@ def subject(
     *,
     solver: str = "ddim",
     steps: int | None = None,
-    spacing: str = "time",
+    spacing: str = "",
     end: float = 0.0,
     fitted: str = "",
     clip: bool = True,

@@ -117,7 +117,7 @@ class Setting:
     count: int
     seed: int = 0
     batch_size: int = 256
-    spacing: str = "time"
+    spacing: str = ""
     end: float = 0.0
     clip: bool = True
     guidance: Mapping[str, Any] = field(default_factory=dict)
@@ -204,7 +204,7 @@ def entries(setting: Setting, comparison: Comparison) -> Iterator[Entry]:
     for name in comparison.solvers:
         for nfe in comparison.nfe:
             steps = steps_for(name, nfe, clean=not setting.end)
-            model = setting.artefact.on_grid(steps).model
+            model = setting.artefact.model
             table = tabulate(name, grid_for(setting.artefact, steps, setting.spacing, setting.end), model.process)
             if table.nfe != nfe:
                 continue

@@ -17,6 +17,7 @@ from diffusion_distill.methods import Denoising, Progressive, progressive, targe
 from diffusion_distill.networks.layers import sinusoidal_features
 from diffusion_distill.process import grids, likelihood, noising, predictions
 from diffusion_distill.process.levels import Level, from_logsnr
+from diffusion_distill.process.processes import Cosine
 from diffusion_distill.solvers import ancestral, ddim, engine
 from golden_checks.common import (
     DEFAULT_FLOAT32,
@@ -120,7 +121,7 @@ def check_distill(fixture: Fixture, mode: Mode) -> None:
     process = process_of(fixture.meta["schedule"])
     x, eps = mode.array(fixture.input("in/x")), mode.array(fixture.input("in/eps"))
     for tag in tags(fixture, "f64/(N[0-9]+)/.*"):
-        rows = mode.tree(progressive.rows(process, int(tag[1:])).at(fixture.input(f"in/i/{tag}")))
+        rows = mode.tree(progressive.rows(grids.make_grid(process, 2 * int(tag[1:]))).at(fixture.input(f"in/i/{tag}")))
         z = noising.diffuse(x, eps, rows.t)
         compare(fixture, mode, f"{tag}/u", discrete_times(fixture, tag))
         compare(fixture, mode, f"{tag}/logsnr_t", rows.t.logsnr)
@@ -129,7 +130,7 @@ def check_distill(fixture: Fixture, mode: Mode) -> None:
         for match in fixture.matches("in/student_output/(.*)"):
             kind = match[1]
             teacher, student = analytic(fixture, mode, kind), recorded(fixture, mode, match[0], kind)
-            x_target = targets.target(rows, z, teacher, Progressive().second(teacher, rows))
+            x_target = targets.target(rows, z, *Progressive().estimators({"teacher": teacher}, rows))
             eps_target = predictions.eps_from_x(z, x_target, rows.t)
             v_target = predictions.raw_of("v", x_target, eps_target, rows.t)
             z_mid = noising.ddim_step(z, teacher(z, rows.t), rows.t, rows.m)
@@ -150,13 +151,13 @@ def check_samplers(fixture: Fixture, mode: Mode) -> None:
     start = mode.array(fixture.input("in/init"))
     for match in fixture.matches("f64/ddim/N([0-9]+)/(.*)/(noclip|clip)/(final|traj)"):
         steps, kind, clip, what = match.groups()
-        grid = grids.clean_end(grids.uniform(process, int(steps)))
+        grid = grids.clean_end(grids.make_grid(process, int(steps)))
         denoise = analytic(fixture, mode, kind, clip == "clip")
         states = ddim_states(denoise, grid, start, mode)
         compare(fixture, mode, match[0].removeprefix("f64/"), states[-1] if what == "final" else states)
     for match in fixture.matches("f64/noisy/N([0-9]+)/(.*)/(.*)/(noclip|clip)/final"):
         steps, kind, variance, clip = match.groups()
-        table = ancestral(grids.uniform(process, int(steps)), gamma_of(variance))
+        table = ancestral(grids.make_grid(process, int(steps)), gamma_of(variance))
         denoise = analytic(fixture, mode, kind, clip == "clip")
         # Row i of the recorded noise belongs to step i, which counts down. The package adds the noise of a
         # step at the start of the next row of its table, so that of step 0 has no row; row 0 adds none.
@@ -177,7 +178,7 @@ def check_unet(fixture: Fixture, mode: Mode) -> None:
     rule = absolute(2e-3 if steep else 5e-4)
     labels = fixture.input("in/y") if "in/y" in fixture else None
     out, _ = outputs(net, stored_params(fixture, net, "params/", x), x, logsnr, labels)
-    temb = sinusoidal_features(net.time_input.time(level), net.network.ch)
+    temb = sinusoidal_features(net.time_input.time(level, Cosine()), net.network.ch)
     fixture.compare("f64/out", out, mode, rule)
     fixture.compare("f32/temb", temb, mode, rule._replace(text=" absolute (none in the README: the output's)"))
 
@@ -209,7 +210,7 @@ def tags(fixture: Fixture, pattern: str) -> list[str]:
 def discrete_times(fixture: Fixture, tag: str) -> np.ndarray:
     """The times of the indices in/i/N<n>, which count from the clean end: index 0 is the last step."""
     steps = int(tag[1:])
-    return grids.uniform_times(steps)[:-1][::-1][fixture.input(f"in/i/{tag}")]
+    return (np.arange(1, steps + 1) / steps)[fixture.input(f"in/i/{tag}")]
 
 
 def gamma_of(variance: str) -> float:
