@@ -84,9 +84,11 @@ def test_conditions_of_every_kind_are_trained_sampled_distilled_and_kept(
     method = dd.Denoising(length=64, label_dropout=0.2)
     teacher = dd.train(model, source, method, SETTINGS, tmp_path)
     [student] = dd.distill(teacher, source, dd.Tract((2, 1), length=32), SETTINGS).values()
-    images = dd.sample(student, 4, labels=drawn(model, 4))
+    images = dd.sample(student, 4, labels=drawn(model, 4), clip=False)
     assert images.shape == (4, 3, 2)
-    assert not np.allclose(images, dd.sample(student, 4, labels=drawn(model, 4, seed=1)), atol=1e-4), "it is heard"
+    assert not np.allclose(images, dd.sample(student, 4, labels=drawn(model, 4, seed=1), clip=False), atol=1e-4), (
+        "it is heard"
+    )
     assert dd.Artefact.load(tmp_path / "teacher", model.network).model == model
     with pytest.raises(ValueError, match="cond is missing: the model takes"):
         dd.sample(student, 4)
@@ -179,16 +181,14 @@ def optimal(z: Array, level: Any, cond: Any = None) -> Array:
 def test_a_plain_function_is_sampled_fitted_and_distilled(one_device: None) -> None:
     """Everything is as with a denoiser that the library made."""
     plain = dd.Artefact.of(optimal, (2, 2, 1), Cosine(), data_range=None)
-    images = dd.sample(plain, 256, 8)
-    level = Cosine().level(np.array([1.0]))
-    start = toys.Gaussian(0.2, 0.3)
-    assert np.mean(images) == pytest.approx(0.2, abs=0.05) and np.std(images) == pytest.approx(0.3, abs=0.05), level
+    images = dd.sample(plain, 256, 200)
+    assert np.mean(images) == pytest.approx(0.2, abs=0.05) and np.std(images) == pytest.approx(0.3, abs=0.05)
     fitted = dd.fit_solver(plain, "ddim", 4, dd.FitSettings(batch_size=16, scale=4))
     exact, solved, bare = (dd.sample(plain, 64, steps=s, fitted=f) for s, f in ((400, None), (None, fitted), (4, None)))
     assert np.abs(solved - exact).mean() < 0.5 * np.abs(bare - exact).mean()
     network = toys.AffinePerLevel(2)
     student = dd.Model(network, (2, 2, 1), prediction="v")
-    source = toys.GaussianSource(start)
+    source = toys.GaussianSource(toys.Gaussian(0.2, 0.3))
     with pytest.raises(ValueError, match="give the student a network of its own"):
         dd.train(plain.model, source, None, SETTINGS)
     [made] = dd.distill(plain, source, dd.Knowledge(2, length=16), SETTINGS, student=student).values()
