@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import toys
 
-from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Cosine, IDDPMCosine, LinearBeta, Process, VarianceExploding
 from diffusion_distill.solvers import SOLVERS, Table, dode, steps_for, tabulate
