@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from diffusion_distill.networks import ADM, SongUNet, UNet
-from diffusion_distill.weights import WeightsError, edm_layout, flatten
+from diffusion_distill.weights import WeightsError, edm_arguments, edm_layout, flatten
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "edm"
 
@@ -63,7 +63,7 @@ SMALL = {
 
 
 def network(name: str) -> tuple[Any, tuple[int, int, int]]:
-    return edm_layout.network_of(*SMALL[name]), edm_layout.image_shape_of(*SMALL[name])
+    return edm_arguments.network_of(*SMALL[name]), edm_arguments.image_shape_of(*SMALL[name])
 
 
 def tensors(name: str) -> dict[str, np.ndarray]:
@@ -78,8 +78,8 @@ def tensors(name: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_published_model_has_as_many_parameters_as_the_fact_sheet_says(name: str) -> None:
     wrapper, kwargs, count = COUNTS[name]
-    class_name, inner = edm_layout.network_arguments(wrapper, kwargs)
-    net, shape = edm_layout.network_of(class_name, inner), edm_layout.image_shape_of(class_name, inner)
+    class_name, inner = edm_arguments.network_arguments(wrapper, kwargs)
+    net, shape = edm_arguments.network_of(class_name, inner), edm_arguments.image_shape_of(class_name, inner)
     shapes = edm_layout.tensor_shapes(net, shape)
     trained = [shape for n, shape in shapes.items() if not n.endswith(("resample_filter", "freqs"))]
     assert sum(int(np.prod(shape)) for shape in trained) == count
@@ -160,17 +160,17 @@ UNFIT = {
 @pytest.mark.parametrize(("class_name", "kwargs", "said"), UNFIT.values(), ids=UNFIT)
 def test_arguments_of_no_network_are_refused_by_name(class_name: str, kwargs: dict[str, Any], said: str) -> None:
     with pytest.raises(WeightsError, match=said):
-        edm_layout.network_of(class_name, kwargs)
+        edm_arguments.network_of(class_name, kwargs)
 
 
 def test_what_shapes_tell_only_late_is_refused_too() -> None:
     with pytest.raises(WeightsError, match="cannot be halved"):
         edm_layout.tensor_shapes(network("ddpmpp")[0], (9, 9, 2))
-    deep = edm_layout.network_of("SongUNet", SONG | {"num_blocks": 64})
+    deep = edm_arguments.network_of("SongUNet", SONG | {"num_blocks": 64})
     with pytest.raises(WeightsError, match="network with 128 blocks"):
         edm_layout.to_params(deep, (8, 8, 2), {})
     with pytest.raises(WeightsError, match="not understood"):
-        edm_layout.network_arguments("EDMPrecond2", VP)
+        edm_arguments.network_arguments("EDMPrecond2", VP)
 
 
 def test_the_class_decides_the_network() -> None:

@@ -33,7 +33,7 @@ from diffusion_distill.formats.torch_pickle import Module
 from diffusion_distill.process import training_levels
 from diffusion_distill.process.processes import Karras
 from diffusion_distill.process.time_input import EDMInput, IDDPMInput, TimeInput, VEInput, VPInput
-from diffusion_distill.weights import edm_layout
+from diffusion_distill.weights import edm_arguments, edm_layout
 from diffusion_distill.weights.matching import Checkpoint, WeightsError
 
 Constants = Mapping[str, Any]
@@ -147,14 +147,14 @@ def model_of(class_name: str, kwargs: Mapping[str, Any]) -> Model:
       ValueError: unknown, missing or unfit arguments.
     """
     wrapper = choose("wrapper", class_name, WRAPPERS)
-    network_class, network_kwargs = edm_layout.network_arguments(class_name, kwargs)
-    network = edm_layout.network_of(network_class, network_kwargs)
+    network_class, network_kwargs = edm_arguments.network_arguments(class_name, kwargs)
+    network = edm_arguments.network_of(network_class, network_kwargs)
     network = network.clone(**dict.fromkeys(TRAINING, 0.0))
     low, high = wrapper.levels(_constants(wrapper, kwargs))
     usual = Karras()
     return Model(
         network,
-        edm_layout.image_shape_of(network_class, network_kwargs),
+        edm_arguments.image_shape_of(network_class, network_kwargs),
         Karras(sigma_min=max(usual.sigma_min, low), sigma_max=min(usual.sigma_max, high)),
         wrapper.prediction,
         wrapper.time_input(_constants(wrapper, kwargs)),
@@ -203,7 +203,7 @@ def _check_form(module: Module, modules: tuple[str, ...], buffers: tuple[str, ..
 
 def _check_arguments(wrapper: Wrapper, kwargs: Mapping[str, Any]) -> None:
     """The wrapper's own arguments; the others are those of its network."""
-    for name in set(kwargs) & set(edm_layout.WRAPPER_ARGUMENTS) - {"use_fp16"}:
+    for name in set(kwargs) & set(edm_arguments.WRAPPER_ARGUMENTS) - {"use_fp16"}:
         value, default = kwargs[name], choose("argument", name, wrapper.defaults)
         whole = type(default) is int
         if type(value) is not int and (whole or type(value) is not float):
@@ -235,10 +235,10 @@ def _check_constants(wrapper: Wrapper, kwargs: Mapping[str, Any], module: Module
 
 def _check_network(class_name: str, kwargs: Mapping[str, Any], inner: Module) -> None:
     """The network was made with what the wrapper says."""
-    network_class, wanted = edm_layout.network_arguments(class_name, kwargs)
+    network_class, wanted = edm_arguments.network_arguments(class_name, kwargs)
     if network_class != inner.class_name:
         raise WeightsError(f"model_type is {_said(network_class)}, but the network is {_said(inner.class_name)}")
-    defaults, found = choose("network", network_class, edm_layout.ARGUMENTS), inner.init_kwargs
+    defaults, found = choose("network", network_class, edm_arguments.ARGUMENTS), inner.init_kwargs
     pairs = {n: [_listed(made.get(n, defaults.get(n))) for made in (wanted, found)] for n in {**wanted, **found}}
     differing = [f"{name} {_said(one)} and {_said(other)}" for name, (one, other) in pairs.items() if one != other]
     if differing:

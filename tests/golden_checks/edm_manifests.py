@@ -16,7 +16,7 @@ import numpy as np
 
 from diffusion_distill import weights
 from diffusion_distill.denoisers.model import Model
-from diffusion_distill.weights import edm, edm_layout
+from diffusion_distill.weights import edm, edm_arguments, edm_layout
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, exact, keys_like
 from golden_checks.edm_networks import is_buffer, report
 
@@ -86,10 +86,10 @@ def entries_of(content: Any, place: str = "") -> Iterator[tuple[str, dict[str, A
 
 def take_arguments(fixture: Fixture, place: str, entry: Mapping[str, Any]) -> None:
     """Accounts for what `described_by` reads."""
-    known = {name for arguments in edm_layout.ARGUMENTS.values() for name in arguments}
-    known |= {"model_type", "img_channels", *edm_layout.WRAPPER_ARGUMENTS}
+    known = {name for arguments in edm_arguments.ARGUMENTS.values() for name in arguments}
+    known |= {"model_type", "img_channels", *edm_arguments.WRAPPER_ARGUMENTS}
     known |= {name for name, value in entry.items() if isinstance(value, dict) and "img_resolution" in value}
-    known |= {name for name, value in entry.items() if value in (*edm_layout.WRAPPERS, *edm_layout.ARGUMENTS)}
+    known |= {name for name, value in entry.items() if value in (*edm_arguments.WRAPPERS, *edm_arguments.ARGUMENTS)}
     for key in fixture.arrays:
         inside = key.removeprefix(f"{place}/" if place else "")
         if (key != inside or not place) and inside.split("/")[0] in known:
@@ -101,11 +101,13 @@ def described_by(entry: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
     inner = [entry, *(value for value in entry.values() if isinstance(value, dict))]
     names = [value for part in inner for value in part.values() if isinstance(value, str)]
     arguments = next((part for part in inner if "img_resolution" in part), None)
-    known = [name for name in names if name in edm_layout.WRAPPERS] or [n for n in names if n in edm_layout.ARGUMENTS]
+    known = [name for name in names if name in edm_arguments.WRAPPERS] or [
+        n for n in names if n in edm_arguments.ARGUMENTS
+    ]
     if arguments is None or not known:
         return None
     if arguments is entry:  # they stand beside what is not theirs
-        named = ("model_type", "img_channels", *edm_layout.WRAPPER_ARGUMENTS, *edm_layout.ARGUMENTS["SongUNet"])
+        named = ("model_type", "img_channels", *edm_arguments.WRAPPER_ARGUMENTS, *edm_arguments.ARGUMENTS["SongUNet"])
         arguments = {name: value for name, value in entry.items() if name in named}
     return known[0], dict(arguments)
 
@@ -134,9 +136,9 @@ def check_published(fixture: Fixture, mode: Mode) -> None:
 
 def tree_of(class_name: str, kwargs: Mapping[str, Any]) -> Tree:
     """The tree of a whole file, or of a network alone, from the arguments of its class."""
-    if class_name in edm_layout.WRAPPERS:
+    if class_name in edm_arguments.WRAPPERS:
         return model_tree(edm.model_of(class_name, kwargs))
-    return network_tree(edm_layout.network_of(class_name, kwargs), edm_layout.image_shape_of(class_name, kwargs))
+    return network_tree(edm_arguments.network_of(class_name, kwargs), edm_arguments.image_shape_of(class_name, kwargs))
 
 
 @cache

@@ -21,7 +21,7 @@ from diffusion_distill.denoisers.model import Model
 from diffusion_distill.networks import SongUNet, layers
 from diffusion_distill.process import predictions
 from diffusion_distill.process.levels import Level
-from diffusion_distill.weights import edm, edm_layout, flatten
+from diffusion_distill.weights import edm, edm_arguments, edm_layout, flatten
 from golden_checks.common import FLOAT32, FLOAT64, Fixture, Kind, Line, Mode, Rule, absolute, exact, of_each
 
 OUT = absolute(5e-5)
@@ -38,8 +38,8 @@ TIME = Rule(6e-4, "·max(1, |ref|/100)", lambda ref: np.maximum(1, np.abs(ref) /
 
 def check_network(fixture: Fixture, mode: Mode) -> None:
     class_name, kwargs = fixture.meta["class_name"], fixture.meta["init_kwargs"]
-    network = edm_layout.network_of(class_name, kwargs)
-    shape = edm_layout.image_shape_of(class_name, kwargs)
+    network = edm_arguments.network_of(class_name, kwargs)
+    shape = edm_arguments.image_shape_of(class_name, kwargs)
     tensors = tensors_of(fixture, network, shape)
     check_names(fixture, network, shape, tensors)
     params = to_device(edm_layout.to_params(network, shape, tensors))
@@ -256,8 +256,8 @@ def check_block(fixture: Fixture, mode: Mode, name: str, case: Mapping[str, Any]
 
 
 def check_half(fixture: Fixture, mode: Mode, name: str, case: Mapping[str, Any]) -> None:
-    network = edm_layout.network_of(case["class_name"], case["init_kwargs"])
-    shape = edm_layout.image_shape_of(case["class_name"], case["init_kwargs"])
+    network = edm_arguments.network_of(case["class_name"], case["init_kwargs"])
+    shape = edm_arguments.image_shape_of(case["class_name"], case["init_kwargs"])
     params = to_device(edm_layout.to_params(network, shape, stored(fixture, f"{name}.sd.")))
     x, time = images(fixture, f"{name}.x"), fixture.input(f"{name}.noise_labels")
     labels = given(fixture, f"{name}.class_labels")
@@ -307,8 +307,8 @@ def block_params(tensors: Mapping[str, np.ndarray], heads: int) -> tuple[dict[st
 
 def check_gradients(fixture: Fixture, mode: Mode) -> None:
     class_name, kwargs = fixture.meta["class_name"], fixture.meta["init_kwargs"]
-    network = edm_layout.network_of(class_name, kwargs)
-    shape = edm_layout.image_shape_of(class_name, kwargs)
+    network = edm_arguments.network_of(class_name, kwargs)
+    shape = edm_arguments.image_shape_of(class_name, kwargs)
     params = to_device(edm_layout.to_params(network, shape, stored(fixture, "sd.")))
     x, time, cotangent = images(fixture, "x"), fixture.input("noise_labels"), images(fixture, "cotangent")
     labels, augment = (given(fixture, name) for name in ("class_labels", "augment_labels"))

@@ -1,0 +1,97 @@
+"""Group norm, which an embedding may modulate (FiLM).
+
+    GroupNorm      y = (x - mean_g) / sqrt(var_g + eps) * scale + shift     (Wu & He 2018, eq. 7)
+    FiLM           h = GroupNorm(x) * (1 + scale(emb)) + shift(emb)         (Dhariwal & Nichol 2021, AdaGN)
+
+The statistics are computed in float32 whatever the compute dtype of the network.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.nn.initializers import ones, zeros
+
+
+class NormSettings(NamedTuple):
+    """The settings of a network's group norms, see `GroupNorm`."""
+
+    num_groups: int = 32
+    epsilon: float = 1e-6
+    fewest: int = 0
+
+
+def group_norm(x: Array, scale: Array, shift: Array, *, num_groups: int = 32, epsilon: float = 1e-6) -> Array:
+    """Normalise x over height, width and the channels of a group, then scale and shift each channel.
+
+    Written as one multiply-add per element, (x - mean) * factor + shift, where factor, [batch, channels], is
+    rsqrt(var + epsilon) * scale: on a CPU a small U-Net's forward pass takes a fifth less time than when
+    normalising first. The variance is taken around the mean (two passes): E[x^2] - E[x]^2 loses its digits
+    when the mean dominates.
+
+    Args:
+        x: [batch, height, width, channels], any float dtype; the arithmetic is float32.
+        scale, shift: [channels], or [batch, channels] where an embedding modulates them.
+        num_groups: divides channels.
+        epsilon: added to the variance.
+
+    Returns:
+        [batch, height, width, channels] float32.
+    """
+    x = x.astype(jnp.float32)
+    # The derivative of a variance by its own centre is zero: stopping it there spares a reduction backwards.
+    mean = _group_mean(x, num_groups)
+    variance = _group_mean(jnp.square(x - over_pixels(lax.stop_gradient(mean))), num_groups)
+    scale, shift = (jnp.broadcast_to(a, mean.shape) for a in (scale, shift))
+    factor = lax.rsqrt(variance + epsilon) * scale
+    return (x - over_pixels(mean)) * over_pixels(factor) + over_pixels(shift)
+
+
+def _group_mean(x: Array, num_groups: int) -> Array:
+    """Mean over pixels and the channels of a group, repeated for each channel: [batch, channels]."""
+    batch, height, width, channels = x.shape
+    per_channel = jnp.sum(x.reshape(batch, height * width, channels), axis=1)  # pixels first: channels are contiguous
+    per_group = jnp.mean(per_channel.reshape(batch, num_groups, -1), axis=-1) / (height * width)
+    return jnp.repeat(per_group, channels // num_groups, axis=-1)
+
+
+def over_pixels(per_channel: Array) -> Array:
+    return per_channel[:, None, None, :]
+
+
+class GroupNorm(nn.Module):
+    """Group norm with learned scale and bias [channels], optionally modulated by an embedding (FiLM).
+
+    Called with `film` = (scale, shift), each [batch, channels], it returns norm(x) * (1 + scale) + shift,
+    folded into the same multiply-add per element. There are num_groups groups or, with `fewest`, at most so
+    many and at least `fewest` channels in each: min(num_groups, channels // fewest).
+    """
+
+    num_groups: int = 32
+    epsilon: float = 1e-6
+    fewest: int = 0
+
+    @nn.compact
+    def __call__(self, x: Array, film: tuple[Array, Array] | None = None) -> Array:
+        scale = self.param("scale", ones, (x.shape[-1],), jnp.float32)
+        shift = self.param("bias", zeros, (x.shape[-1],), jnp.float32)
+        if film is not None:
+            film_scale, film_shift = (f.astype(jnp.float32) for f in film)
+            scale, shift = scale[None] * (1 + film_scale), shift[None] * (1 + film_scale) + film_shift
+        groups = norm_groups(x.shape[-1], NormSettings(self.num_groups, self.epsilon, self.fewest))
+        return group_norm(x, scale, shift, num_groups=groups, epsilon=self.epsilon)
+
+
+def norm_groups(channels: int, norm: NormSettings) -> int:
+    """The number of groups of a norm over `channels` channels.
+
+    Raises:
+        ValueError: there would be none, or they would not be equal.
+    """
+    groups = min(norm.num_groups, channels // norm.fewest) if norm.fewest else norm.num_groups
+    if groups < 1 or channels % groups:
+        raise ValueError(f"A norm over {channels} channels cannot have {groups} equal groups; choose ch accordingly.")
+    return groups
