@@ -28,6 +28,7 @@ from diffusion_distill.api import (
 )
 from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided
 from diffusion_distill.denoisers.model import Model, Thresholded
+from diffusion_distill.denoisers.network import Functions, Network
 from diffusion_distill.methods import DISTILLERS, Denoising, Knowledge, Progressive, Tract
 from diffusion_distill.networks import ADM, NETWORKS, DiT, SongUNet, UNet
 from diffusion_distill.process.processes import PROCESSES, Cosine, Karras, LinearBeta, LinearBetaDiscrete
@@ -54,12 +55,14 @@ __all__ = [
     "EDMInput",
     "FitSettings",
     "FittedSolver",
+    "Functions",
     "Karras",
     "Knowledge",
     "LinearBeta",
     "LinearBetaDiscrete",
     "LogsnrInput",
     "Model",
+    "Network",
     "OptimizerSettings",
     "Progressive",
     "Settings",

@@ -44,7 +44,7 @@ from diffusion_distill.process.processes import (
 )
 from diffusion_distill.process.time_input import LogsnrInput
 from diffusion_distill.solvers import SOLVERS, ddim, engine
-from diffusion_distill.solvers.table import run_host
+from diffusion_distill.solvers.engine import run_host
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.optimizers import OptimizerSettings
 

@@ -34,8 +34,8 @@ from diffusion_distill.process.processes import Cosine, Karras, LinearBetaDiscre
 from diffusion_distill.process.spacings import spaced
 from diffusion_distill.process.time_input import IDDPMInput
 from diffusion_distill.solvers import SOLVERS, Table, ancestral, ddim, dode, engine, heun, registry, tabulate
+from diffusion_distill.solvers.engine import run_host
 from diffusion_distill.solvers.fitted import FittedSolver
-from diffusion_distill.solvers.table import run_host
 from diffusion_distill.studies import comparison as comparison_run
 from diffusion_distill.studies.comparison import Comparison, Setting, compare_solvers
 from diffusion_distill.training.artefact import Artefact
@@ -409,7 +409,7 @@ def test_a_row_beyond_the_bound_is_warned_of(teacher: Artefact) -> None:
 # --------------------------------------------------------------------------------------------- clipped samples
 
 
-SAMPLED = [*SOLVERS, "unipc output=eps", "ablation schedule=ve", "ddim ending=x_hat", "heun alpha=0.5"]
+SAMPLED = [*SOLVERS, "unipc output=eps", "ablation schedule=ve", "ddim ending=x_hat", "two_stage trial=log"]
 
 
 @pytest.mark.parametrize("process", [SCHEDULE, VE], ids=["VP", "VE"])

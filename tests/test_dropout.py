@@ -16,6 +16,7 @@ from toys import equal
 
 from diffusion_distill import api
 from diffusion_distill.data import from_arrays
+from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising, Knowledge, Progressive, Tract
 from diffusion_distill.networks import UNet
@@ -166,7 +167,7 @@ def test_labels_are_dropped_as_often_as_the_rate_says(network: Any) -> None:
 @pytest.mark.fast
 def test_label_vectors_are_dropped_whole() -> None:
     vectors = np.random.default_rng(0).uniform(1, 2, (4000, CLASSES)).astype(np.float32)
-    found = dropout.drop_labels({"cond": jnp.asarray(vectors)}, 0.25, CLASSES, jax.random.key(0))["cond"]
+    found = conditions.drop(model_of(CLASSES), jnp.asarray(vectors), 0.25, jax.random.key(0))
     kept = np.any(np.asarray(found), axis=1)
     np.testing.assert_array_equal(found, vectors * np.reshape(kept, (-1, 1)))
     assert np.mean(~kept) == pytest.approx(0.25, abs=4 * np.sqrt(0.25 * 0.75 / 4000))

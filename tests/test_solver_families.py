@@ -23,7 +23,8 @@ from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import LinearAlphaDiscrete, LinearBeta, Process
 from diffusion_distill.solvers import SOLVERS, Table, ddim, deis, dpm_solver, dpm_solver_pp, heun, ipndm, unipc
 from diffusion_distill.solvers.dpm_solver import order_plan
-from diffusion_distill.solvers.table import Directions, run_host
+from diffusion_distill.solvers.engine import run_host
+from diffusion_distill.solvers.table import Directions
 
 pytestmark = pytest.mark.fast
 
@@ -70,7 +71,7 @@ def noisy_end(grid: Level) -> bool:
     return bool(grid.sigma[-1] > 0)
 
 
-TIME = {"schedule": own_time}
+TIME = {"process": own_time}
 SINGLE = {"method": "singlestep"}
 #: Orders: the papers', as the published programs have them on these data (slopes in the file). iPNDM's fixed weights,
 #: those of equal steps, leave order 2, and so does what multistep DPM-Solver-3 makes of the second difference.
@@ -81,7 +82,8 @@ CASES: dict[str, Case] = {
     "ancestral": Case("ancestral", {}, None),
     "heun": Case("heun", {}, 2),
     "heun, kept slope": Case("heun", {"keep_slope": True}, 2),
-    "heun, dpm_2": Case("heun", {"alpha": 0.5, "trial": "log"}, 2),
+    "two_stage": Case("two_stage", {}, 2),
+    "two_stage, dpm_2": Case("two_stage", {"alpha": 0.5, "trial": "log"}, 2),
     "ablation": Case("ablation", {}, 2),
     "midpoint": Case("midpoint", {}, 2),
     "rk4": Case("rk4", {}, 4),
@@ -164,7 +166,7 @@ def test_evaluations_are_the_rows(name: str, kind: str, clean: bool) -> None:
     for table in (made(name, grid), made(name, grid).plain()):
         calls.clear()
         run_host(table, counting, START, row_noise=np.zeros((table.nfe, *START.shape)))
-        stages = {"heun": 2, "ablation": 2, "midpoint": 2, "rk4": 4}.get(CASES[name].solver, 1)
+        stages = {"heun": 2, "two_stage": 2, "ablation": 2, "midpoint": 2, "rk4": 4}.get(CASES[name].solver, 1)
         corrected = bool(CASES[name].options.get("correct_final"))
         assert len(calls) == table.nfe == stages * steps - clean * (stages - 1) + (corrected and not clean)
         assert all(level.sigma[0] > 0 for level in calls), "no estimate is asked for where there is no noise"
@@ -281,7 +283,7 @@ def test_deis_of_two_points_is_adams_bashforth_of_variable_steps(kind: str) -> N
 def test_published_sums_of_deis_are_near_the_integrals() -> None:
     """10,000 nodes leave about 1e-4 of the integral (arXiv:2309.16421's code); a single output is exact in 'ends'."""
     grid = GRIDS["VP"](6)
-    exact, *sums = (deis(grid, 3, schedule=LINEAR, quadrature=name).plain() for name in ("exact", "left", "ends"))
+    exact, *sums = (deis(grid, 3, process=LINEAR, quadrature=name).plain() for name in ("exact", "left", "ends"))
     for table in sums:
         error = np.abs(table.weights - exact.weights).max() / np.abs(exact.weights).max()
         assert 1e-7 < error < 1e-3
@@ -295,7 +297,7 @@ def test_deis_of_a_schedule_with_knots(quadrature: str) -> None:
     schedule = LinearAlphaDiscrete(logsnr_max=math.inf)
     times = np.linspace(1, 0.001, 5)
     grid = schedule.level(times)
-    table = deis(grid, 2, schedule=schedule, quadrature=quadrature)
+    table = deis(grid, 2, process=schedule, quadrature=quadrature)
     for k in range(1, 4):
         t, s = times[k : k + 2]
         inside = [s, *schedule.knots[(schedule.knots > s) & (schedule.knots < t)], t]
@@ -362,7 +364,7 @@ def test_deis_integrates_polynomials(in_time: bool, order: int, kind: str) -> No
     grid, curve = GRIDS[kind](8), np.polynomial.Polynomial([0.3, -0.7, 0.4, 0.2][:order])
     schedule, q = own_time(grid), grid.sigma / grid.alpha
     variable = schedule.time if in_time else lambda level: ratio(level) / q[0]
-    table = deis(grid, order, schedule=schedule if in_time else None)
+    table = deis(grid, order, process=schedule if in_time else None)
     seen = run_host(table.plain(), level_only(curve, "eps", variable), START, states=True)
     for k in range(order - 1, 8):
         added, (ends, u) = (
@@ -616,7 +618,7 @@ def test_order_plans_are_those_published(order: int, nfe: int, plan: list[int]) 
     chex.assert_trees_all_equal(also, dpm_solver(clean, order, method="singlestep"))
 
 
-@pytest.mark.parametrize("solver", [ipndm, deis, partial(deis, schedule=LINEAR)])
+@pytest.mark.parametrize("solver", [ipndm, deis, partial(deis, process=LINEAR)])
 def test_a_network_told_other_levels_is_asked_there(solver: Callable[..., Table]) -> None:
     """Published iPNDM and DEIS ask one index lower: the steps stay those of the grid."""
     times = np.linspace(1, 0.01, 7)

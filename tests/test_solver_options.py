@@ -63,12 +63,8 @@ OPTIONS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
     "ddim": VARIANT,
     "euler": VARIANT,
     "ancestral": {"gamma": (0.3, {})},
-    "heun": {
-        "alpha": (0.5, {}),
-        **OTHERS,
-        "trial": ("log", {"alpha": 0.5}),
-        "keep_slope": (True, {}),
-    },
+    "heun": {**OTHERS, "keep_slope": (True, {})},
+    "two_stage": {"alpha": (1.0, {}), **OTHERS, "trial": ("log", {}), "keep_slope": (True, {"alpha": 0.7})},
     "ablation": {
         "schedule": ("ve", {}),
         "scaling": (lambda kind: "none" if kind == "VP" else "vp", {}),
@@ -81,7 +77,7 @@ OPTIONS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
     "ipndm": {"order": (2, {}), "told": (lowered, {})},
     "deis": {
         "order": (2, {}),
-        "schedule": (lambda kind: TWICE if kind == "VP" else grids.fitted_beta(0.002, 80.0), {}),
+        "process": (lambda kind: TWICE if kind == "VP" else grids.fitted_beta(0.002, 80.0), {}),
         "quadrature": ("left", {}),
         "told": (lowered, {}),
     },
@@ -109,8 +105,14 @@ REFUSED = {
 CASES = [(solver, option) for solver, options in OPTIONS.items() for option in options]
 
 
+def given(solver: str, kind: str) -> dict[str, Any]:
+    """What `tabulate` gives a solver beside its options."""
+    takes = "process" in known(SOLVERS[solver]) and not (solver == "deis" and kind == "VE")
+    return {"process": KINDS[kind][1]} if takes else {}
+
+
 def test_every_option_of_every_solver_is_tried() -> None:
-    assert {solver: set(known(make)) for solver, make in SOLVERS.items()} == {s: set(o) for s, o in OPTIONS.items()}
+    assert {solver: set(registry.options_of(solver)) for solver in SOLVERS} == {s: set(o) for s, o in OPTIONS.items()}
     passed = {"clean", "spacing", "end", *registry.COMMON}
     assert not passed & {option for _, option in CASES}, "of functions that pass the options of a solver on"
 
@@ -124,8 +126,7 @@ def test_an_option_acts_by_name_as_it_does_directly_or_is_refused(solver: str, o
         with pytest.raises(ValueError, match=REFUSED[solver, option]):
             tabulate(solver, grid, schedule, **options)
         return
-    in_time = {"schedule": schedule} if solver == "deis" and kind == "VP" else {}
-    expected = SOLVERS[solver](grid, **{**in_time, **options})
+    expected = SOLVERS[solver](grid, **{**given(solver, kind), **options})
     chex.assert_trees_all_equal(tabulate(solver, grid, schedule, **options), expected)
     if all(isinstance(v, str | int | float | list) for v in options.values()):
         text = " ".join([solver, *(f"{name}={str(v).replace(' ', '')}" for name, v in options.items())])
@@ -139,8 +140,7 @@ def test_an_option_acts_by_name_as_it_does_directly_or_is_refused(solver: str, o
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_solver_by_name_is_itself(solver: str, kind: str) -> None:
     grid, schedule = KINDS[kind]
-    in_time = {"schedule": schedule} if solver == "deis" and kind == "VP" else {}
-    chex.assert_trees_all_equal(tabulate(solver, grid, schedule), SOLVERS[solver](grid, **in_time))
+    chex.assert_trees_all_equal(tabulate(solver, grid, schedule), SOLVERS[solver](grid, **given(solver, kind)))
 
 
 def test_options_of_the_same_names_as_parameters() -> None:
@@ -159,7 +159,7 @@ def test_options_of_the_same_names_as_parameters() -> None:
 def test_deis_in_time_or_in_sigma() -> None:
     """null asks for no schedule; at alpha = 1 the model's own is sigma, and another one may be asked for."""
     (vp, schedule), (ve, karras) = KINDS["VP"], KINDS["VE"]
-    chex.assert_trees_all_equal(tabulate("deis schedule=null", vp, schedule), SOLVERS["deis"](vp))
+    chex.assert_trees_all_equal(tabulate("deis process=null", vp, schedule), SOLVERS["deis"](vp))
     chex.assert_trees_all_equal(tabulate("deis", ve, karras), SOLVERS["deis"](ve))
 
 
@@ -180,7 +180,7 @@ WRONG: dict[str, str] = {
     "dpm_solver method=singlestep plan=[2,1.5]": r"got \[2, 1.5\]",
     "ablation schedule=vp sigma_range=[1]": r"must be a list \[a number, a number\] or null, got \[1\]",
     "heun s_churn=2 known=abc": "'known' .* got 'abc'",
-    "deis schedule=linear": "'schedule' of the solver 'deis' must be Process or null, got 'linear'",
+    "deis process=linear": "'process' of the solver 'deis' must be Process or null, got 'linear'",
     "unipc variant=3": "must be a text, got 3",
     "deis order=2 order=3": "'order' is written twice",
     "deis order": "option=value.*got 'order'",

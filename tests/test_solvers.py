@@ -33,13 +33,16 @@ from diffusion_distill.solvers import (
     engine,
     heun,
     ipndm,
+    two_stage,
     unipc,
 )
-from diffusion_distill.solvers.ablation import SCALINGS, TIME_SCHEDULES
 from diffusion_distill.solvers.dpm_solver import order_plan
-from diffusion_distill.solvers.forms import X_HAT, ZERO, Form, Y, eps_hat, estimate, move, output_of, register
-from diffusion_distill.solvers.runge_kutta import runge_kutta
-from diffusion_distill.solvers.table import Direction, build, run_host
+from diffusion_distill.solvers.engine import run_host
+from diffusion_distill.solvers.forms import X_HAT, ZERO, Form, Y, eps_hat, estimate, move, register
+from diffusion_distill.solvers.general.ablation import SCALINGS, TIME_SCHEDULES
+from diffusion_distill.solvers.general.runge_kutta import runge_kutta
+from diffusion_distill.solvers.kinds import own_output
+from diffusion_distill.solvers.table import Direction, build
 from diffusion_distill.training.sharding import data_mesh, replicated, split
 
 #: Every solver as it comes, and its variants. (The tables of DDIM's variants are DDIM's.)
@@ -47,7 +50,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in SOLVERS if name != "euler" and not name.startswith("ddim-")},
     "ancestral, small variance": ("ancestral", {"gamma": 0.0}),
     "heun, churn": ("heun", {"s_churn": 2.0, "s_noise": 1.007}),
-    "deis in another schedule's time": ("deis", {"order": 4, "schedule": LinearBeta(t_min=0.0)}),
+    "deis in another schedule's time": ("deis", {"order": 4, "process": LinearBeta(t_min=0.0)}),
     "dpm_solver++, singlestep": ("dpm_solver++", {"order": 3, "method": "singlestep"}),
     "ablation, churn in VP's time": ("ablation", {"schedule": "vp", "s_churn": 2.0, "s_max": 10.0}),
 }
@@ -58,7 +61,7 @@ SHAPE = (2, 2, 1)
 def stages_of(variant: str) -> int:
     """Evaluations per step."""
     name, options = VARIANTS[variant]
-    stages = {"heun": 2, "ablation": 2, "midpoint": 2, "rk4": 4}
+    stages = {"heun": 2, "two_stage": 2, "ablation": 2, "midpoint": 2, "rk4": 4}
     return stages.get(name, 1) if options.get("solver") != "euler" else 1
 
 
@@ -331,7 +334,7 @@ def optimal(data: toys.Gaussian) -> Callable[..., np.ndarray]:
 @pytest.mark.fast
 @smooth
 @pytest.mark.parametrize(
-    ("solver", "expected"), [(ddim, 1), *((partial(heun, alpha=a), 2) for a in (0.6, 2 / 3, 1, 1.1))]
+    ("solver", "expected"), [(ddim, 1), *((partial(two_stage, alpha=a), 2) for a in (0.6, 2 / 3, 1, 1.1))]
 )
 def test_order_of_convergence(kind: str, solver: Callable[..., Table], expected: int, gaussian: toys.Gaussian) -> None:
     end = SMOOTH[kind](2).at(-1)
@@ -368,12 +371,12 @@ def test_heun_tries_a_step_of_ddim_and_shares_its_start(kind: str) -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("options", [{}, {"alpha": 0.6}, {"s_churn": 3.0, "s_noise": 0.9}])
-def test_heun_for_vp_is_heun_for_ve_in_z_over_alpha(options: dict[str, Any], gaussian: toys.Gaussian) -> None:
+@pytest.mark.parametrize("make", [heun, partial(two_stage, alpha=0.6), partial(heun, s_churn=3.0, s_noise=0.9)])
+def test_in_vp_it_is_what_it_is_in_ve_of_z_over_alpha(make: Callable[..., Table], gaussian: toys.Gaussian) -> None:
     grid = grids.clean_end(SMOOTH["cosine"](8))
     rng = np.random.default_rng(1)
     start, row_noise = rng.standard_normal((3, *SHAPE)), rng.standard_normal((15, 3, *SHAPE))
-    vp, ve = heun(grid, **options), heun(Level(np.ones(9), grid.sigma / grid.alpha), **options)
+    vp, ve = make(grid), make(Level(np.ones(9), grid.sigma / grid.alpha))
     seen = run_host(vp, optimal(gaussian), start * vp.level.alpha[0] / vp.init, row_noise=row_noise, states=True)
     also = run_host(ve, optimal(gaussian), start / ve.init, row_noise=row_noise, states=True)
     scale = np.append(vp.level.alpha, 1.0).reshape(-1, 1, 1, 1, 1)
@@ -397,7 +400,7 @@ def test_a_table_of_two_levels_is_one_step(kind: str) -> None:
         chex.assert_trees_all_close(
             np.array([from_first / total, to_second / total]), np.array([1 - weight, weight]), rtol=1e-11
         )
-        assert second[0] == grid.alpha[k] ** -1
+        assert second[0] == 1
     last = grids.clean_end(grid.at(slice(5, None)))
     chex.assert_trees_all_equal(heun(last).plain().weights[:, 0], np.array([[0, 1]]))
     assert (heun(grids.clean_end(grid)).nfe, whole.nfe) == (11, 12)
@@ -410,17 +413,25 @@ def test_second_order_steps_are_exact_for_a_single_point(kind: str, alpha: float
     point = toys.Gaussian(mean=0.7, std=0.0)
     grid, start = SMOOTH[kind](3), np.random.default_rng(2).standard_normal((4, *SHAPE))
     first, last = grid.at(0), grid.at(-1)
-    table = heun(grid, alpha)
+    table = two_stage(grid, alpha)
     expected = last.alpha * 0.7 + last.sigma * (table.init * start - first.alpha * 0.7) / first.sigma
     chex.assert_trees_all_close(run_host(table, optimal(point), start), expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
-    "options", [{}, {"alpha": 0.7}, {"s_churn": 40.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}]
+    ("make", "options"),
+    [
+        (heun, {}),
+        (heun, {"s_churn": 40.0, "s_min": 0.05, "s_max": 50.0, "s_noise": 1.003}),
+        (partial(two_stage, alpha=1.0), {}),
+        (two_stage, {"alpha": 0.7}),
+    ],
 )
-def test_ablation_defaults_are_heun_on_edms_grid(options: dict[str, Any]) -> None:
-    chex.assert_trees_all_close(ablation(grids.edm(18), **options), heun(grids.edm(18), **options), rtol=1e-13)
+def test_ablation_defaults_are_heun_on_edms_grid(make: Callable[..., Table], options: dict[str, Any]) -> None:
+    """And Heun's method is the two-stage method whose trial lies at the end of the step."""
+    grid = grids.edm(18)
+    chex.assert_trees_all_close(ablation(grid, **options), make(grid, **options), rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.fast
@@ -609,7 +620,11 @@ def test_linear_forms_are_linear() -> None:
         for output in ("eps", "x_hat"):
             there = s.alpha * x_hat + s.sigma * eps
             assert value(move(t, s, output, estimate(output, t))) == pytest.approx(there)
-    assert (output_of(GRID, None), output_of(grids.edm(3), None), output_of(GRID, "x_hat")) == ("eps", "x_hat", "x_hat")
+    assert (own_output(GRID, None), own_output(grids.edm(3), None), own_output(GRID, "x_hat")) == (
+        "eps",
+        "x_hat",
+        "x_hat",
+    )
 
 
 GRID = grids.uniform(Cosine(), 4)
@@ -647,7 +662,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "DEIS of order 0": (lambda: deis(GRID, 0), r"DEIS.*at least 1, got 0"),
     "an unknown quadrature": (lambda: deis(GRID, quadrature="right"), r"quadrature 'right'.*'?left'?"),
     "published sums without a rate": (
-        lambda: deis(GRID, schedule=Cosine(), quadrature="left"), r"'left' sums .* a schedule with a rate, got Cosine"),
+        lambda: deis(GRID, process=Cosine(), quadrature="left"), r"'left' sums .* a process with a rate, got Cosine"),
     **{
         f"{what} of {name}": (lambda s=solver, o=options: s(GRID, **o), said)
         for name, solver in (("DPM-Solver", dpm_solver), ("DPM-Solver++", dpm_solver_pp))
@@ -659,7 +674,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "UniPC of order 0": (lambda: unipc(GRID, 0), r"UniPC must be .*at least 1, got 0"),
     "an unknown variant of UniPC": (lambda: unipc(GRID, variant="bh3"), r"one of \('bh1', 'bh2'\), got 'bh3'"),
     "a correction at zero noise": (lambda: unipc(CLEAN, correct_final=True), r"zero noise cannot be corrected.*leave"),
-    "an unknown place of a trial": (lambda: heun(GRID, trial="lin"), r"place of a trial 'lin'.*Known: log, sigma"),
+    "an unknown place of a trial": (lambda: two_stage(GRID, trial="lin"), r"place of a trial 'lin'.*Known: log, sigma"),
     "too few levels": (lambda: build(TWO, [{}] * 3), r"3 rows needs as many levels, got \(2,\)"),
     "gamma above 1": (lambda: ancestral(GRID, 1.5), r"gamma must be in \[0, 1\].*got 1.5"),
     "gamma below 0": (lambda: ancestral(GRID, -0.1), r"gamma must be in \[0, 1\].*got -0.1"),
@@ -668,12 +683,12 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         f"a rising grid for {name}": (lambda s=solver: s(GRID.at(slice(None, None, -1))), "must decrease in noise")
         for name, solver in SOLVERS.items()
     },
-    "a trial at the start": (lambda: heun(GRID, 0.0), r"alpha.*above 0.*got 0.0"),
-    "a trial beyond zero noise": (lambda: heun(GRID, 1.5), r"alpha=1.5 a trial passes zero noise"),
+    "a trial at the start": (lambda: two_stage(GRID, 0.0), r"alpha.*above 0.*got 0.0"),
+    "a trial beyond zero noise": (lambda: two_stage(GRID, 1.5), r"alpha=1.5 a trial passes zero noise"),
     "negative churn": (lambda: heun(GRID, s_churn=-1.0), r"s_churn >= 0.*s_churn=-1.0"),
     "an empty window of churn": (lambda: heun(GRID, s_churn=1.0, s_min=2.0, s_max=1.0), r"s_min <= s_max.*s_min=2.0"),
-    "levels between levels of no kind": (lambda: heun(MIXED, 0.5), r"must be VP or VE"),
-    "levels between levels of no kind, rk4": (lambda: SOLVERS["rk4"](MIXED), r"must be VP or VE"),
+    "levels between levels of no kind": (lambda: two_stage(MIXED), r"neither: give the process"),
+    "levels between levels of no kind, rk4": (lambda: SOLVERS["rk4"](MIXED), r"neither: give the process"),
     "an unknown tableau": (lambda: runge_kutta(GRID, "rk5"), r"Runge–Kutta tableau 'rk5'.*midpoint, rk4"),
     "an unknown schedule": (lambda: ablation(GRID, "cosine"), r"schedule of the ablation 'cosine'.*linear, ve, vp"),
     "an unknown scaling": (lambda: ablation(GRID, scaling="ve"), r"scaling of the ablation 've'.*none, vp"),

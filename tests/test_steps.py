@@ -24,8 +24,8 @@ from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Cosine, VarianceExploding
 from diffusion_distill.solvers import SOLVERS, Table, engine
-from diffusion_distill.solvers.runge_kutta import TABLEAUX, runge_kutta
-from diffusion_distill.solvers.table import run_host
+from diffusion_distill.solvers.engine import run_host
+from diffusion_distill.solvers.general.runge_kutta import TABLEAUX, runge_kutta
 from diffusion_distill.training.sharding import data_mesh, split
 
 pytestmark = pytest.mark.fast
@@ -144,7 +144,7 @@ def curved(z: np.ndarray, level: Level, labels: Any = None) -> np.ndarray:
 @every_kind
 @pytest.mark.parametrize(
     ("tableau", "same"),
-    [("euler", SOLVERS["ddim"]), ("heun", SOLVERS["heun"]), ("midpoint", partial(SOLVERS["heun"], alpha=0.5))],
+    [("euler", SOLVERS["ddim"]), ("heun", SOLVERS["heun"]), ("midpoint", SOLVERS["two_stage"])],
 )
 def test_tableaux_are_the_solvers_of_their_names(tableau: str, same: Callable[[Level], Table], kind: str) -> None:
     for grid in (GRIDS[kind], grids.clean_end(GRIDS[kind])):
@@ -341,8 +341,8 @@ BAD = {
     "no signal": (dd.heun_step, Level(0.0, 1.0), GOOD, r"alpha > 0 \(ddim_step takes 0 too\)"),
     "one level too many": (dd.ddim_step, Level(np.ones(3), np.ones(3)), GOOD, r"'start'.*\(3,\).*scalars or \(2,\)"),
     "levels of images": (dd.heun_step, GOOD, Level(Z + 1, Z + 1), r"'end'.*\(2, 2, 2, 1\).*scalars or \(2,\)"),
-    "no kind of level": (dd.midpoint_step, Level(0.4, 0.6), Level(0.7, 0.3), r"must be VP or VE"),
-    "no kind of level, rk4": (dd.rk4_step, Level(0.4, 0.6), Level(0.7, 0.3), r"must be VP or VE"),
+    "no kind of level": (dd.midpoint_step, Level(0.4, 0.6), Level(0.7, 0.3), r"these are neither: give the process"),
+    "no kind of level, rk4": (dd.rk4_step, Level(0.4, 0.6), Level(0.7, 0.3), r"these are neither: give the process"),
 }
 
 

@@ -514,7 +514,8 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "logging never": (lambda: api.Settings(log_every=0), r"log_every.*got 0"),
     "a batch that does not split": (lambda: sharding.check_batch(12, sharding.data_mesh()), r"devices \(8\), got 12"),
     "too many output channels": (lambda: Model(toys.Perceptron(2), (2, 2, 1)), r"network with 1 .*out_ch=2.*Set"),
-    "images without channels": (lambda: Model(toys.Perceptron(1), (2, 2)), r"width, channels\), got \(2, 2\)"),  # type: ignore[arg-type]
+    "samples without channels": (lambda: Model(toys.Perceptron(1), ()), r"channels\), got \(\)"),
+    "a range upside down": (lambda: Model(toys.Perceptron(1), (2, 2, 1), data_range=(1, -1)), r"low < high.*\(1\.0"),
     "an unknown optimizer": (lambda: OptimizerSettings(rule="adamw"), r"'adamw'.*Did you mean 'adam'"),
     "an unknown scope": (lambda: OptimizerSettings(clip_scope="device"), r"'device'.*global, shard"),
     "an unknown average": (lambda: Denoising(averaging="simple"), r"'simple'.*corrected, plain, ramped, window"),

@@ -17,7 +17,8 @@ from jax.sharding import Mesh, NamedSharding
 from diffusion_distill.base import interrupts
 from diffusion_distill.base.errors import choose, positive_int
 from diffusion_distill.base.seeds import check_seed, key_of
-from diffusion_distill.base.typing import Key, Labels
+from diffusion_distill.base.typing import Cond, Key
+from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.denoisers.guidance import ClassifierFree
 from diffusion_distill.denoisers.model import Clipped, Model
@@ -133,18 +134,19 @@ class Sampler:
         """The facts about the sampler for results, JSON-ready."""
         return {"solver": self.solver, "steps": self.steps, "nfe": self.table.nfe, "fitted": self.fitted}
 
-    def draw(self, first: int, count: int, labels: np.ndarray | None = None) -> np.ndarray:
+    def draw(self, first: int, count: int, labels: Cond | None = None) -> np.ndarray:
         """Images first .. first + count - 1, [count, height, width, channels] float32; labels [count] int32.
 
         Counts that the devices do not divide are rounded up, and the rest is thrown away.
         """
         batch, place = -(-count // self.mesh.size) * self.mesh.size, sharding.split(self.mesh)
         keys = sample_keys(key_of(self.seed), np.arange(first, first + batch), place)
-        here = None if labels is None else jax.device_put(np.resize(labels, batch), place)
+        here = None if labels is None else jax.device_put(conditions.repeated(labels, batch), place)
         start = engine.noise(keys, 0, self.model.shape)
         rows = None if self.table.deterministic else keys
         images = engine.integrate(self.denoise, self.table, start, here, row_noise=rows)
-        return sharding.fetch(jnp.clip(images, -1, 1) if self.clip else images)[:count]
+        bounds = self.model.data_range if self.clip else None
+        return sharding.fetch(images if bounds is None else jnp.clip(images, *bounds))[:count]
 
 
 def sampler_of(
@@ -182,7 +184,7 @@ def sample(
     count: int,
     steps: int | None = None,
     *,
-    labels: np.ndarray | None = None,
+    labels: Cond | None = None,
     batch_size: int = 256,
     name: str | None = None,
     seed: int = 0,
@@ -217,7 +219,7 @@ def sample(
     progress = Progress(name, -(-count // batch), batch) if name else None
     images = []
     for begin in range(0, count, batch):
-        here = None if labels is None else np.resize(labels[begin : begin + batch], batch)
+        here = jax.tree.map(lambda a, begin=begin: a[begin : begin + batch], labels)
         images.append(drawn.draw(begin, batch, here))
         interrupts.check()
         if progress:
@@ -241,19 +243,6 @@ def sample_keys(key: Key, indices: np.ndarray, place: NamedSharding) -> Key:
     return jax.lax.with_sharding_constraint(engine.sample_keys(key, indices), place)
 
 
-def labels_for(model: Model, count: int, labels: np.ndarray | None, seed: int) -> Labels | None:
-    """Labels [count] int32: the given ones, checked, or drawn; None for an unconditional model."""
-    if model.num_classes <= 1:
-        if labels is not None:
-            raise ValueError("Labels were given, but the model is unconditional. Leave them out.")
-        return None
-    if labels is None:
-        return np.random.default_rng(check_seed(seed)).integers(model.num_classes, size=count, dtype=np.int32)
-    labels = np.asarray(labels)
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise ValueError(f"labels must be {count} whole numbers, got shape {labels.shape}, type {labels.dtype}.")
-    if labels.min() < 0 or labels.max() >= model.num_classes:
-        raise ValueError(
-            f"labels must be in [0, {model.num_classes - 1}], got values from {labels.min()} to {labels.max()}."
-        )
-    return labels.astype(np.int32)
+def labels_for(model: Model, count: int, labels: Cond | None, seed: int) -> Cond | None:
+    """`conditions.for_samples`."""
+    return conditions.for_samples(model, count, labels, seed)

@@ -17,7 +17,8 @@ from diffusion_distill.base.registry import from_mapping
 from diffusion_distill.base.seeds import key_of
 from diffusion_distill.base.typing import Params
 from diffusion_distill.data.pipeline import Batches
-from diffusion_distill.data.sources import Source
+from diffusion_distill.data.sources import Source, first_batch
+from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising
 from diffusion_distill.methods.phases import Phase, describe, samples
@@ -179,7 +180,7 @@ def _fit(
         )
     for phase in phases:  # phases finished before a restart
         if phase.student_steps not in artefacts and home:
-            artefacts[phase.student_steps] = Artefact.load(home / name_of(phase))
+            artefacts[phase.student_steps] = Artefact.load(home / name_of(phase), model.network)
     return artefacts
 
 
@@ -201,7 +202,11 @@ def _description(
         "model": model.to_dict(),
         **provenance,
         "teacher_parameters": None if teacher is None else fingerprint(teacher.params),
-        "data": {"images": len(source), "shape": source.shape, "classes": source.num_classes},
+        "data": {
+            "images": len(source) if hasattr(source, "gather") else None,
+            "shape": source.shape,
+            "classes": getattr(source, "num_classes", 0),
+        },
     }
 
 
@@ -212,7 +217,9 @@ def _same_run(model: Model, method: Any, settings: Settings) -> SameRun:
         stored = from_mapping(type(method), "method_settings of the run there", description["method_settings"])
         return stored.phases(model, settings.batch_size)
 
-    parts = {"network": model.network, "process": model.process, "time_input": model.time_input}
+    parts = {"process": model.process, "time_input": model.time_input}
+    if "name" in model.to_dict()["network"]:  # of the library's own
+        parts["network"] = model.network
     return SameRun(
         free=frozenset(f"settings.{name}" for name in WITHOUT_EFFECT),
         lengths=frozenset(f"method_settings.{name}" for name in LENGTHS),
@@ -258,7 +265,7 @@ def _check_teacher(teacher: Artefact, student: Model, method: Any, phases: Seque
             f"A student with another network takes one phase, but the method has {len(phases)}. Distil to the other "
             "network first or last, with Knowledge(steps=...), and in time with the network as it is."
         )
-    for name in ("shape", "process", "num_classes"):
+    for name in ("shape", "process", "num_classes", "cond"):
         theirs, ours = getattr(teacher.model, name), getattr(student, name)
         if theirs != ours:
             raise ValueError(f"The teacher's {name} is {theirs}, the student's {ours}; they must be the same.")
@@ -281,12 +288,20 @@ def _warn_of_eps(student: Model, phases: Sequence[Phase]) -> None:
 
 
 def _check_source(model: Model, source: Source) -> None:
-    if tuple(source.shape) != tuple(model.shape):
+    """Looks at the source and at its first samples before anything is compiled."""
+    if tuple(source.shape) != model.shape:
         raise ValueError(
-            f"The images have shape {tuple(source.shape)}, but the model takes {tuple(model.shape)}. "
+            f"The images have shape {tuple(source.shape)}, but the model takes {model.shape}. "
             "Resize the images or set the model's shape."
         )
-    if model.num_classes > 1 and source.num_classes != model.num_classes:
+    classes = getattr(source, "num_classes", 0)
+    if model.num_classes > 1 and classes != model.num_classes:
+        raise ValueError(f"The model is conditioned on {model.num_classes} classes, but the data have {classes}.")
+    if getattr(source, "value_range", ()) is None and model.data_range is not None:
         raise ValueError(
-            f"The model is conditioned on {model.num_classes} classes, but the data have {source.num_classes}."
+            f"The data have no bounds (value_range=None), but the model clips estimates to {model.data_range}. Set "
+            "Model(data_range=None), or data_range=(low, high) of the data."
         )
+    if model.cond is not None:
+        batch = first_batch(source)
+        conditions.check(model, batch.get("cond"), len(batch["x"]), "the data's cond")

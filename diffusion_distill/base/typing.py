@@ -9,9 +9,9 @@ import jax
 
 from diffusion_distill.base.arrays import Array
 
-Image = Array  # [batch, height, width, channels], float32 in [-1, 1] when clean
+Image = Array  # [batch, *shape], float32; images are [batch, height, width, channels]
 Cond = Any  # a tree of arrays [batch, ...] that the network is conditioned on, or None
 Labels = Array  # [batch] int32
 Key = jax.Array  # a typed PRNG key
 Params = Any  # a tree of float32 arrays
-Batch = Mapping[str, Array]  # {"x": [batch, h, w, c], "cond": [batch]}
+Batch = Mapping[str, Any]  # {"x": [batch, *shape], "cond": a tree of arrays [batch, ...]}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -113,6 +113,11 @@ def from_arrays(images: ArrayLike, labels: ArrayLike | None = None, num_classes:
         if num_classes is None:
             num_classes = int(labels.max()) + 1 if labels.size and np.issubdtype(labels.dtype, np.integer) else 0
     return ArraySource(images, labels, num_classes or 0, range_of(images.dtype))
+
+
+def first_batch(source: Source, count: int = 8) -> dict[str, Any]:
+    """The first samples of a source, at most `count` if it is finite."""
+    return source.gather(np.arange(min(count, len(source))))
 
 
 def range_of(dtype: np.dtype) -> tuple[float, float]:

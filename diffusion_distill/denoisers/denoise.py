@@ -1,8 +1,11 @@
-"""The one interface of solvers, losses and evaluations: a function from a noisy image and its level to x_hat."""
+"""The one interface of solvers, losses and evaluations: a function from a noisy sample and its level to x_hat."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
+
+import jax
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.typing import Cond, Image
@@ -10,10 +13,10 @@ from diffusion_distill.process.levels import Level
 
 
 class Denoise(Protocol):
-    """Estimates the clean image from a noisy one. Must be a JAX tree, so that jit sees its parameters."""
+    """Estimates the clean sample from a noisy one: a JAX tree, whose arrays jit sees, or a plain function."""
 
     def __call__(self, z: Image, level: Level, cond: Cond | None = None, /) -> Image:
-        """z [batch, h, w, c] at level ([batch] each) -> x_hat of the same shape."""
+        """z [batch, *shape] at level ([batch] each) -> x_hat of the same shape."""
         ...
 
 
@@ -26,3 +29,15 @@ class RawDenoise(Denoise, Protocol):
     def raw(self, z: Image, level: Level, cond: Cond | None = None, /) -> Array:
         """The network's own output: x, eps, v, or [x, eps] on the channel axis."""
         ...
+
+
+def as_denoise(denoise: Denoise | Callable[..., Image]) -> Denoise:
+    """A denoiser as a JAX tree.
+
+    Args:
+      denoise: such a tree, which is returned as it is, or a plain function (z, level, cond) -> x_hat. jit treats
+        everything that a function refers to as constant and compiles it once for each function.
+    """
+    if callable(denoise) and jax.tree_util.all_leaves([denoise]):
+        return jax.tree_util.Partial(denoise)
+    return denoise

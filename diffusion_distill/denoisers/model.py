@@ -10,23 +10,22 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from diffusion_distill.base.arrays import Array, expand, namespace
-from diffusion_distill.base.registry import check_keys, describe, rebuild
 from diffusion_distill.base.typing import Cond, Image, Key, Params
+from diffusion_distill.denoisers import conditions, description
+from diffusion_distill.denoisers.adapters import Linen, adapt
 from diffusion_distill.denoisers.denoise import Denoise
-from diffusion_distill.networks import NETWORKS
+from diffusion_distill.denoisers.network import Network
 from diffusion_distill.process import predictions
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import PROCESSES, Cosine, LinearBetaDiscrete, Process, on_grid
-from diffusion_distill.process.time_input import TIME_INPUTS, IDDPMInput, LogsnrInput, TimeInput
+from diffusion_distill.process.processes import Cosine, LinearBetaDiscrete, Process, on_grid
+from diffusion_distill.process.time_input import IDDPMInput, LogsnrInput, TimeInput
 
 #: Parts of a model that know so many `steps` and nothing between them.
 DISCRETE = (LinearBetaDiscrete, IDDPMInput)
@@ -37,27 +36,47 @@ class Model:
     """Everything about a diffusion model but its parameters.
 
     Attributes:
-      network: a Flax module called as network(x, time, cond, train=...).
-      shape: (height, width, channels) of one image.
+      network: called as network(z, time, cond): a module of Flax Linen, Flax NNX or Equinox, a pair of Haiku, or
+        `Functions(init, apply)`; see `adapters`. A module that holds arrays is kept as a `Network`, which does not.
+      shape: of one sample, channels last: (height, width, channels), (time, channels), (width,), ...
       process: maps times to levels.
       prediction: one of `predictions.PREDICTIONS`.
-      time_input: maps a level to the scalar the network embeds, and scales its input.
+      time_input: maps a level to the number the network is told, and scales its input.
+      cond: the condition of one sample: a tree of arrays or `jax.ShapeDtypeStruct`s without a batch axis. None: labels
+        if the network has an attribute num_classes above 1, else no condition. See `conditions`.
+      null: the condition of a sample without one, for guidance; labels have num_classes by themselves.
+      data_range: the least and the largest value of samples, to which estimates can be clipped, and which can be
+        drawn as black and white; None for values without bounds, such as latents.
 
     Raises:
-      ValueError: unknown prediction, a network whose output channels do not fit it, or a bad image shape.
+      ValueError: unknown prediction, a network whose output channels do not fit it, a bad shape, null condition or
+        range.
+      TypeError: a network of an unknown kind.
     """
 
-    network: nn.Module
-    shape: tuple[int, int, int]
+    network: Any
+    shape: tuple[int, ...]
     process: Process = field(default_factory=Cosine)
     prediction: str = "x"
     time_input: TimeInput = field(default_factory=LogsnrInput)
+    cond: Any = None
+    null: Any = None
+    data_range: tuple[float, float] | None = (-1.0, 1.0)
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or any(n < 1 for n in self.shape):
-            raise ValueError(f"shape must be (height, width, channels), got {self.shape!r}.")
+        adapted = adapt(self.network)
+        set_field = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        set_field("network", adapted.module if isinstance(adapted, Linen) else adapted)
+        set_field("shape", tuple(self.shape))
+        set_field("cond", conditions.described(self.cond))
+        set_field("null", conditions.null_for(self.null, self.cond))
+        set_field("data_range", None if self.data_range is None else tuple(map(float, self.data_range)))
+        if not self.shape or any(n < 1 for n in self.shape):
+            raise ValueError(f"shape must be one sample's, such as (height, width, channels), got {self.shape!r}.")
+        if self.data_range is not None and not (len(self.data_range) == 2 and self.data_range[0] < self.data_range[1]):
+            raise ValueError(f"data_range must be (low, high) with low < high, or None, got {self.data_range!r}.")
         needed = predictions.output_channels(self.prediction, self.shape[-1])
-        given = getattr(self.network, "out_ch", needed)
+        given = adapted.option("out_ch", needed)
         if given != needed:
             raise ValueError(
                 f"Prediction {self.prediction!r} of {self.shape[-1]}-channel images needs a network with "
@@ -65,9 +84,34 @@ class Model:
             )
 
     @property
+    def adapter(self) -> Network:
+        """The network as the library calls it."""
+        return adapt(self.network)
+
+    @property
+    def params(self) -> Params:
+        """The parameters that came with the network, as those of NNX and Equinox modules do.
+
+        Raises:
+          ValueError: the parameters of such networks are kept apart from them.
+        """
+        own = self.adapter.own
+        if own is None:
+            raise ValueError(
+                f"The network {self.adapter.name} holds no parameters. Give those that it was trained to, as in "
+                "Artefact(model, params), or take fresh ones from model.init(key)."
+            )
+        return own
+
+    @property
     def num_classes(self) -> int:
-        """Number of classes the network is conditioned on; 1 means unconditional."""
-        return getattr(self.network, "num_classes", 1)
+        """Number of classes of the labels that the network is conditioned on; 1 means that it takes no labels."""
+        return 1 if self.cond is not None else self.adapter.option("num_classes", 1)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network takes a condition."""
+        return conditions.taken(self)
 
     @property
     def sigma_data(self) -> float:
@@ -81,7 +125,9 @@ class Model:
         return min(known, default=None)
 
     def with_network(self, **changes: Any) -> Model:
-        """Returns a copy of the model whose network has other settings, such as dropout=0.1."""
+        """Returns a copy of the model whose network, a Flax Linen module, has other settings, such as dropout=0.1."""
+        if not isinstance(self.adapter, Linen):
+            raise ValueError(f"The settings of a {self.adapter.kind} cannot be changed. Build another network.")
         return dataclasses.replace(self, network=self.network.clone(**changes))
 
     def on_grid(self, steps: int) -> Model:
@@ -89,19 +135,26 @@ class Model:
         return dataclasses.replace(self, process=on_grid(self.process, steps))
 
     def init(self, key: Key) -> Params:
-        """Fresh float32 parameters."""
-        x = jnp.zeros((1, *self.shape), jnp.float32)
-        cond = jnp.zeros((1,), jnp.int32) if self.num_classes > 1 else None
-        return jax.jit(partial(self.network.init, train=False))(key, x, jnp.zeros((1,), jnp.float32), cond)["params"]
+        """Parameters to begin training with: fresh float32 ones, or those that came with the network."""
+        z, time = jnp.zeros((1, *self.shape), jnp.float32), jnp.zeros((1,), jnp.float32)
+        return self.adapter.init(key, z, time, conditions.zeros(self))
 
     def raw(self, params: Params, z: Image, level: Level, cond: Cond | None, dropout: Key | None) -> Array:
-        """The network's output for z [batch, h, w, c] at levels [batch]; dropout acts only with a key."""
-        rngs = None if dropout is None else {"dropout": dropout}
+        """The network's output for z [batch, *shape] at levels [batch]; dropout acts only with a key.
+
+        Raises:
+          ValueError: the output has another shape than the prediction needs.
+        """
         time, scale = self.time_input.time(level), self.time_input.scale(level)
         z = z if scale is None else expand(scale, z) * z
-        cond = cond if self.num_classes > 1 else None
-        raw = self.network.apply({"params": params}, z, time, cond, train=dropout is not None, rngs=rngs)
-        return raw.astype(jnp.result_type(z))  # type: ignore[union-attr]  # a network may compute in another precision
+        raw = self.adapter.apply(params, z, time, cond if self.conditional else None, dropout=dropout)
+        needed = (*z.shape[:-1], predictions.output_channels(self.prediction, self.shape[-1]))
+        if np.shape(raw) != needed:
+            raise ValueError(
+                f"The network {self.adapter.name} gives {np.shape(raw)} for a batch {z.shape}, but a prediction of "
+                f"{self.prediction!r} must be {needed}: channels last."
+            )
+        return raw.astype(jnp.result_type(z))  # a network may compute in another precision
 
     def denoiser(self, params: Params, dropout: Key | None = None) -> Denoiser:
         """Binds parameters; with a dropout key the network runs in training mode."""
@@ -109,30 +162,20 @@ class Model:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description from which `from_dict` rebuilds the model."""
-        return {
-            "network": describe(self.network, NETWORKS),
-            "process": describe(self.process, PROCESSES),
-            "prediction": self.prediction,
-            "time_input": describe(self.time_input, TIME_INPUTS),
-            "shape": list(self.shape),
-        }
+        return description.to_dict(self)
 
     @classmethod
-    def from_dict(cls, description: Mapping[str, Any]) -> Model:
+    def from_dict(cls, described: Mapping[str, Any], network: Any = None) -> Model:
         """Rebuilds a model from `to_dict`.
 
+        Args:
+          network: takes the place of the described one; needed where the library cannot rebuild it.
+
         Raises:
-          ValueError: unknown names and fields, with near matches, and missing fields.
+          ValueError: unknown names and fields, with near matches, missing fields, or a network that must be given.
           TypeError: no mapping, or a field of another type.
         """
-        check_keys("model", description, [f.name for f in dataclasses.fields(cls)])
-        return cls(
-            network=rebuild("network", description["network"], NETWORKS),
-            process=rebuild("process", description["process"], PROCESSES),
-            prediction=description["prediction"],
-            time_input=rebuild("time_input", description["time_input"], TIME_INPUTS),
-            shape=tuple(description["shape"]),
-        )
+        return cls(**description.from_dict(described, network))
 
 
 class Denoiser(struct.PyTreeNode):
@@ -152,6 +195,11 @@ class Denoiser(struct.PyTreeNode):
         """Standard deviation of the data."""
         return getattr(self.model, "sigma_data", predictions.SIGMA_DATA)
 
+    @property
+    def data_range(self) -> tuple[float, float] | None:
+        """The least and the largest value of the data; None without bounds."""
+        return getattr(self.model, "data_range", (-1.0, 1.0))
+
     def raw(self, z: Image, level: Level, cond: Cond | None = None) -> Array:
         """The network's own output."""
         return self.model.raw(self.params, z, level, cond, self.dropout)
@@ -170,14 +218,21 @@ class Denoiser(struct.PyTreeNode):
 
 
 class Clipped(struct.PyTreeNode):
-    """A denoiser whose x_hat is clipped to [-1, 1]."""
+    """A denoiser whose x_hat is clipped to the range of the data; one without bounds is left as it is."""
 
     denoise: Denoise
 
     def __call__(self, z: Image, level: Level, cond: Cond | None = None) -> Image:
-        """x_hat in [-1, 1]."""
-        x = self.denoise(z, level, cond)
-        return namespace(x).clip(x, -1, 1)
+        """x_hat in the range."""
+        x, bounds = self.denoise(z, level, cond), range_of(self.denoise)
+        return x if bounds is None else namespace(x).clip(x, *bounds)
+
+
+def range_of(denoise: Any) -> tuple[float, float] | None:
+    """The range of the data of a denoiser, also inside a wrapper; [-1, 1] if it does not say, None without bounds."""
+    while not hasattr(denoise, "data_range") and hasattr(denoise, "denoise"):
+        denoise = denoise.denoise
+    return getattr(denoise, "data_range", (-1.0, 1.0))
 
 
 class Thresholded(struct.PyTreeNode):

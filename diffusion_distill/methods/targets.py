@@ -25,6 +25,7 @@ above 1 (an extrapolation) for long steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -39,7 +40,7 @@ from diffusion_distill.methods import loss
 from diffusion_distill.process import noising, predictions
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
-from diffusion_distill.solvers import SOLVERS, Table
+from diffusion_distill.solvers import SOLVERS, Table, engine
 from diffusion_distill.solvers.engine import combine
 
 
@@ -213,14 +214,12 @@ def estimate(stages: Stages | None, z: Image, level: Level, denoise: Denoise, co
 
 def walk(stages: Stages, z: Image, denoise: Denoise, cond: Cond | None = None) -> tuple[list[Image], list[Image]]:
     """The network's input and its output x_hat in each stage."""
-    registers, seen, x_hats = (z,) * stages.weights.shape[-2], [], []
-    for j in range(stages.mix.shape[-1]):
-        seen.append(registers[0])
-        at = Level(stages.level.alpha[:, j], stages.level.sigma[:, j])
-        x_hats.append(denoise(registers[0], at, cond))
-        rows = namespace(z).moveaxis(stages.weights[:, j], 0, -1)  # [R, R + 1, batch]
-        registers = tuple(weighted_mean(row, (*registers, x_hats[-1])) for row in rows)
-    return seen, x_hats
+    level, weights = jax.tree.map(lambda a: namespace(z).moveaxis(a, 0, -1), (stages.level, stages.weights))
+    table = Table(np.float32(1), level, np.zeros(len(weights), np.float32), weights)
+    _, seen, x_hats = zip(
+        *engine.walk(partial(engine.advance, denoise, cond), table, engine.begin(table, z)), strict=True
+    )
+    return list(seen), list(x_hats)
 
 
 def weighted_mean(weights: Sequence[Array], estimates: Sequence[Image]) -> Image:

@@ -15,7 +15,8 @@ from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.ddim import along_difference, before
 from diffusion_distill.solvers.forms import ZERO, eps_hat, move, register
-from diffusion_distill.solvers.table import Table, build, start_scale
+from diffusion_distill.solvers.kinds import start_scale
+from diffusion_distill.solvers.table import Table, build
 
 LAST = register("last")  # the combination of the step before
 

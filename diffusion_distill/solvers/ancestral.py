@@ -12,7 +12,8 @@ from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.noising import posterior_coefficients
 from diffusion_distill.solvers.forms import X_HAT, Y
-from diffusion_distill.solvers.table import Table, build, start_scale
+from diffusion_distill.solvers.kinds import start_scale
+from diffusion_distill.solvers.table import Table, build
 
 
 def ancestral(grid: Level, gamma: float = 1.0) -> Table:

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.solvers.forms import Form, estimate, move, move_coefficients, output_of, register
-from diffusion_distill.solvers.table import Direction, Table, build, start_scale
+from diffusion_distill.solvers.forms import Form, estimate, move, move_coefficients, register
+from diffusion_distill.solvers.kinds import own_output, start_scale
+from diffusion_distill.solvers.table import Direction, Table, build
 
 LAST = register("last")
 
@@ -24,13 +25,13 @@ def ddim(grid: Level, output: str | None = None) -> Table:
     """The table of DDIM on a grid [steps + 1]; NFE = steps.
 
     Args:
-      output: what D-DDIM takes differences of, 'eps' or 'x_hat'; by default eps for VP, x_hat for alpha = 1.
+      output: what D-DDIM takes differences of, 'eps' or 'x_hat'; by default eps for VP, x_hat for other levels.
 
     Raises:
       ValueError: a grid that does not decrease, or an unknown output.
     """
     grid = grids.check(grid)
-    output, told, init = output_of(grid, output), grid.at(slice(None, -1)), start_scale(grid.at(0))
+    output, told, init = own_output(grid, output), grid.at(slice(None, -1)), start_scale(grid.at(0))
     rows, directions = [], []
     for k in range(len(told.alpha)):
         t, s = grid.at(k), grid.at(k + 1)

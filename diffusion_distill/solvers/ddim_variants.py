@@ -18,8 +18,9 @@ from functools import partial
 
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.solvers.forms import Form, estimate, move, move_coefficients, output_of, register
-from diffusion_distill.solvers.table import Direction, Table, build, start_scale
+from diffusion_distill.solvers.forms import Form, estimate, move, move_coefficients, register
+from diffusion_distill.solvers.kinds import own_output, start_scale
+from diffusion_distill.solvers.table import Direction, Table, build
 
 
 def ddim_variant(grid: Level, variant: str, output: str | None = None) -> Table:
@@ -27,7 +28,7 @@ def ddim_variant(grid: Level, variant: str, output: str | None = None) -> Table:
 
     Args:
       variant: 'sep', 'all', 'two' or 'lookahead'.
-      output: 'eps' or 'x_hat', what is combined; by default eps for VP, x_hat for alpha = 1.
+      output: 'eps' or 'x_hat', what is combined; by default eps for VP, x_hat for other levels.
 
     Raises:
       ValueError: a grid that does not decrease, or an output that is unknown or not the variant's.
@@ -37,7 +38,7 @@ def ddim_variant(grid: Level, variant: str, output: str | None = None) -> Table:
         if output == "eps":
             raise ValueError("LA-DDIM looks ahead in x_hat and keeps eps as it is: leave out output='eps'.")
         output = output or "x_hat"
-    output, steps, init = output_of(grid, output), len(grid.sigma) - 1, start_scale(grid.at(0))
+    output, steps, init = own_output(grid, output), len(grid.sigma) - 1, start_scale(grid.at(0))
     memories = [f"last_{j}" for j in range(1, (steps if variant == "all" else 3))]
     older, rows, directions = list(map(register, memories)), [], []
     for k in range(steps):

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -37,8 +38,8 @@ from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
 from diffusion_distill.process.spacings import refine
-from diffusion_distill.solvers.engine import combine, integrate, row_of
-from diffusion_distill.solvers.table import Table, run_host
+from diffusion_distill.solvers.engine import Registers, advance, begin, combine, integrate, run_host, walk
+from diffusion_distill.solvers.table import Table
 
 
 class Teacher(NamedTuple):
@@ -142,8 +143,8 @@ def fit(
     Args:
       denoise: the student's model, (z, level, cond) -> x_hat.
       student: a table with directions.
-      start: unit noise [batch, height, width, channels].
-      cond: [batch] int32, for conditional models.
+      start: unit noise [batch, ...].
+      cond: the conditions, of conditional models.
       teacher_denoise: the teacher's model; the student's by default. (Of a model distilled to few steps, whose own
         estimates say nothing between them, it is the model it was distilled from.)
       largest: a row one of whose lambdas is larger in size, or not finite, keeps 0.
@@ -155,15 +156,9 @@ def fit(
     _check(student, teacher)
     wanted = sorted(set(teacher.targets))
     states = integrate(teacher_denoise or denoise, teacher.table, start, cond, states=wanted)
+    goals = [states[wanted.index(target)] for target in teacher.targets]
     table = jax.tree.map(lambda a: np.asarray(a, np.float32), student)
-    registers, found = (table.init * start,) * table.weights.shape[1], []
-    for k, target in enumerate(teacher.targets):
-        goal = states[wanted.index(target)]
-        registers, *facts = _jitted_row(denoise, row_of(table, k), registers, cond, goal, largest)
-        found.append(facts)
-        interrupts.check()
-    lambdas, plain, fitted, asked = (np.stack(jax.device_get(part)) for part in zip(*found, strict=True))
-    return Fit(lambdas, plain, fitted, registers[0], asked)
+    return _fitted(partial(_jitted_row, denoise, cond, largest), table, begin(table, start), goals)
 
 
 def fit_host(
@@ -176,13 +171,18 @@ def fit_host(
 ) -> Fit:
     """`fit` on the host in float64; `denoise` takes NumPy arrays."""
     _check(student, teacher)
+    start = np.asarray(start, np.float64)
     states = run_host(teacher.table.plain(), denoise, start, cond, states=True)
-    registers, found = (student.init * np.asarray(start, np.float64),) * student.weights.shape[1], []
-    for k, target in enumerate(teacher.targets):
-        registers, *facts = _fit_row(denoise, row_of(student, k), registers, cond, states[target], largest)
+    goals = [states[target] for target in teacher.targets]
+    return _fitted(partial(_fit_row, denoise, cond, largest), student, begin(student, start), goals)
+
+
+def _fitted(step: Callable[..., tuple], student: Table, registers: Registers, goals: Sequence[Image]) -> Fit:
+    found, result = [], registers[0]
+    for (result, *_), *facts in walk(step, student, registers, goals):
         found.append(facts)
-    lambdas, plain, fitted, asked = (np.stack(part) for part in zip(*found, strict=True))
-    return Fit(lambdas, plain, fitted, registers[0], asked)
+    lambdas, plain, fitted, asked = (np.stack(jax.device_get(part)) for part in zip(*found, strict=True))
+    return Fit(lambdas, plain, fitted, result, asked)
 
 
 def search(
@@ -265,12 +265,12 @@ def least_squares(columns: Sequence[Image], target: Image) -> Array:
     return xp.stack(solution)
 
 
-def _fit_row(denoise: Denoise, row: Table, registers: tuple, cond: Cond | None, target: Image, largest: float) -> tuple:
+def _fit_row(
+    denoise: Denoise, cond: Cond | None, largest: float, row: Table, registers: Registers, target: Image
+) -> tuple:
     """One row of the student: (registers after it, lambdas [D], distance before, distance after, lambdas asked for)."""
-    xp, y = namespace(registers[0]), registers[0]
-    level = Level(*(xp.broadcast_to(a, y.shape[:1]) for a in row.level))
-    operands = (*registers, denoise(y, level, cond))
-    plain, *memories = (combine(weights, operands) for weights in row.weights)
+    (plain, *memories), y, x_hat = advance(denoise, cond, row, registers)
+    xp, operands = namespace(plain), (y, *registers[1:], x_hat)
     columns = [combine(weights, operands) for weights in _directions(row).weights]
     asked = least_squares(columns, target - plain)
     lambdas = xp.where(xp.all(xp.abs(asked) <= largest), asked, xp.zeros_like(asked))

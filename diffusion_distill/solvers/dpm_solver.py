@@ -35,7 +35,8 @@ from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.ddim import along_difference, before
 from diffusion_distill.solvers.forms import Form, Y, estimate, move, register
-from diffusion_distill.solvers.table import Direction, Table, build, start_scale
+from diffusion_distill.solvers.kinds import start_scale
+from diffusion_distill.solvers.table import Direction, Table, build
 
 START, LAST = register("start"), register("last")
 FIRST, SECOND = register("first"), register("second")  # outputs at the start of a step and at its first node

@@ -1,4 +1,8 @@
-"""The engine that runs every solver table.
+"""The engine that runs every solver table: on the device, on the host in float64, and sample by sample.
+
+`advance` is one row, whatever the arrays are: NumPy's in float64 or JAX's, coefficients of the whole batch or of each
+sample. `walk` runs rows one after the other, compiled or not; the scan runs them inside one program. Single steps
+(steps.py), distillation targets (methods/targets.py) and D-ODE fits (dode.py) use these too.
 
 Randomness is addressed per sample: sample i takes its noise from fold_in(key, i), the start from stream
 0 of that key and row k from stream k + 1. A sample is therefore the same, bit for bit in its noise, in a
@@ -11,7 +15,7 @@ compiled row, because XLA's CPU loops run convolutions more slowly than straight
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -20,12 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill.base import interrupts
-from diffusion_distill.base.arrays import Array, expand
+from diffusion_distill.base.arrays import Array, expand, namespace
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.typing import Cond, Image, Key
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.table import Table
+
+Registers = tuple[Image, ...]
 
 
 def sample_keys(key: Key, indices: Array) -> Key:
@@ -125,19 +131,71 @@ def trajectory(
     table = jax.tree.map(lambda a: np.asarray(a, np.float32), table.plain())
     if row_noise is not None and not _are_keys(row_noise) and row_noise.shape != (table.nfe, *start.shape):
         raise ValueError(f"Recorded noise must be {(table.nfe, *start.shape)}: one per row; got {row_noise.shape}.")
-    registers = (table.init * start,) * table.weights.shape[1]
+    registers = begin(table, start)
     loop = _host_loop if jax.default_backend() == "cpu" else _scan_loop
     return loop(denoise, table, registers, cond, row_noise, tuple(states), tuple(outputs))
 
 
-def _row(denoise: Denoise, row: Table, registers: tuple, cond: Cond | None, fresh: Array, k: Array) -> tuple:
-    """One row: (registers after it, the state the network saw, its output)."""
-    y = registers[0]
-    if fresh is not None:
-        drawn = noise(fresh, k + 1, y.shape[1:]) if _are_keys(fresh) else fresh
-        y = y + row.noise * drawn
-    level = Level(*(jnp.broadcast_to(a, y.shape[:1]) for a in row.level))
-    x_hat = denoise(y, level, cond)
+def run_host(
+    table: Table,
+    denoise: Denoise,
+    start: Image,
+    cond: Cond | None = None,
+    *,
+    row_noise: Image | None = None,
+    states: bool = False,
+) -> np.ndarray:
+    """`integrate` on the host in float64.
+
+    Args:
+      denoise: maps NumPy arrays (z, level, cond) to x_hat.
+      start: unit noise [batch, ...].
+      row_noise: unit noise of each row, [nfe, batch, ...]; needed if the table draws noise.
+      states: also return what the network saw in each row.
+
+    Returns:
+      [batch, ...]; with states, [nfe + 1, batch, ...], the last being the result.
+
+    Raises:
+      ValueError: the table draws noise and there is none, or not one per row.
+    """
+    start = np.asarray(start, np.float64)
+    if not (row_noise is None and table.deterministic) and np.shape(row_noise) != (table.nfe, *start.shape):
+        given = None if row_noise is None else row_noise.shape
+        raise ValueError(f"row_noise must be {(table.nfe, *start.shape)}: one per row; got {given}.")
+    registers, seen = begin(table, start), []
+    for registers, y, _ in walk(partial(advance, denoise, cond), table, registers, _each(row_noise, table.nfe)):
+        seen.append(y)
+    return np.stack([*seen, registers[0]]) if states else registers[0]
+
+
+# --- one row, and the two ways to run them all
+
+
+def begin(table: Table, start: Image) -> Registers:
+    """The registers at the start."""
+    return (table.init * start,) * table.weights.shape[1]
+
+
+def advance(
+    denoise: Denoise, cond: Cond | None, row: Table, registers: Registers, fresh: Image | None = None
+) -> tuple[Registers, Image, Image]:
+    """One row of a table: the only place where a solver's arithmetic happens.
+
+    NumPy arrays stay on the host, in their own precision; JAX's stay on the device.
+
+    Args:
+      row: of a table, see `row_of`; its numbers are scalars or, for each sample, [batch].
+      registers: images [batch, ...], y first.
+      fresh: unit noise of the row, [batch, ...]; None for a row without noise.
+
+    Returns:
+      (the registers after the row, what the network saw, its output x_hat).
+    """
+    y = registers[0] if fresh is None else registers[0] + row.noise * fresh
+    xp = namespace(y)
+    x_hat = denoise(y, Level(*(xp.broadcast_to(a, y.shape[:1]) for a in row.level)), cond)
+    x_hat = np.asarray(x_hat, y.dtype) if xp is np else x_hat
     operands = (y, *registers[1:], x_hat)
     return tuple(combine(weights, operands) for weights in row.weights), y, x_hat
 
@@ -147,19 +205,47 @@ def combine(weights: Array, operands: Sequence[Image]) -> Image:
     return sum(expand(w, v) * v for w, v in zip(weights, operands, strict=True))  # type: ignore[return-value]
 
 
-_jitted_row = jax.jit(_row)
+def walk(step: Callable[..., tuple], table: Table, registers: Registers, *each: Sequence) -> Iterator[tuple]:
+    """Runs a table's rows one after the other on the host, and yields what `step` gives.
+
+    Args:
+      step: (row, registers, what is of this row) -> (registers after it, anything else): `advance`, perhaps compiled.
+      each: what else differs from row to row, [rows].
+
+    Raises:
+      Interrupted: the program was asked to stop.
+    """
+    for k in range(table.nfe):
+        registers, *found = step(row_of(table, k), registers, *(values[k] for values in each))
+        yield registers, *found
+        interrupts.check()
+
+
+def row_of(table: Table, k: Array) -> Table:
+    """Row k of a table whose arrays have one entry per row."""
+    return jax.tree.map(lambda a: a[k] if a.ndim else a, table)
+
+
+def _device_row(
+    denoise: Denoise, cond: Cond | None, row: Table, registers: Registers, fresh: Key | Image | None, k: Array
+) -> tuple[Registers, Image, Image]:
+    """`advance` with noise from the samples' keys, if it is not recorded."""
+    if fresh is not None and _are_keys(fresh):
+        fresh = noise(fresh, k + 1, registers[0].shape[1:])
+    return advance(denoise, cond, row, registers, fresh)
+
+
+_jitted_row = jax.jit(_device_row)
 
 
 def _host_loop(denoise, table, registers, cond, row_noise, states, outputs):
-    seen, found = {}, {}
-    for k in range(table.nfe):
-        row = row_of(table, k)
-        registers, y, x_hat = _jitted_row(denoise, row, registers, cond, _noise_of_row(row_noise, k), np.int32(k))
+    seen, found, step = {}, {}, partial(_jitted_row, denoise, cond)
+    rows = walk(step, table, registers, _each(row_noise, table.nfe), np.arange(table.nfe, dtype=np.int32))
+    for k, (registers, y, x_hat) in enumerate(rows):
         if k in states:
             seen[k] = y
         if k in outputs:
             found[k] = x_hat
-        interrupts.check()
     seen[table.nfe] = registers[0]
     like = registers[0]
     return Trajectory(like, _stack([seen[k] for k in states], like), _stack([found[k] for k in outputs], like))
@@ -171,7 +257,8 @@ def _scan_loop(denoise, table, registers, cond, row_noise, states, outputs):
 
     def body(carry, k):
         registers, *kept = carry
-        registers, *new = _row(denoise, row_of(table, k), registers, cond, _noise_of_row(row_noise, k), k)
+        fresh = row_noise if row_noise is None or _are_keys(row_noise) else row_noise[k]
+        registers, *new = _device_row(denoise, cond, row_of(table, k), registers, fresh, k)
         kept = [
             _put(images, jnp.asarray(place)[k], value) for images, place, value in zip(kept, places, new, strict=True)
         ]
@@ -198,18 +285,13 @@ def _put(kept: Image, place: Array, value: Image) -> Image:
     return kept.at[place].set(value, mode="drop") if len(kept) else kept
 
 
-def row_of(table: Table, k: Array) -> Table:
-    """Row k of a table whose arrays have one entry per row."""
-    return jax.tree.map(lambda a: a[k] if a.ndim else a, table)
-
-
 def _stack(values: list[Image], like: Image) -> Image:
     return jnp.stack(values) if values else jnp.zeros((0, *like.shape), like.dtype)
 
 
-def _noise_of_row(row_noise, k):
-    """Keys serve every row; recorded noise [nfe, batch, ...] has one entry per row."""
-    return row_noise if row_noise is None or _are_keys(row_noise) else row_noise[k]
+def _each(row_noise: Key | Image | None, rows: int) -> Sequence:
+    """The noise of each row: keys serve every row, recorded noise [rows, batch, ...] has one entry per row."""
+    return [row_noise] * rows if row_noise is None or _are_keys(row_noise) else row_noise
 
 
 def _are_keys(row_noise: Key | Image) -> bool:

@@ -63,17 +63,6 @@ def move_coefficients(t: Level, s: Level, output: str) -> tuple[Array, Array]:
     return ratio, s.sigma - ratio * t.sigma
 
 
-def output_of(grid: Level, output: str | None) -> str:
-    """The output in which D-ODE's differences are taken: by default 'eps' for VP levels, 'x_hat' for alpha = 1.
-
-    Raises:
-      ValueError: neither 'eps' nor 'x_hat'.
-    """
-    if output not in (None, "eps", "x_hat"):
-        raise ValueError(f"The output must be 'eps' or 'x_hat' (None for the grid's own), got {output!r}.")
-    return output or ("eps" if grid.alpha[0] < 1 else "x_hat")
-
-
 def estimate(output: str, level: Level) -> Form:
     """The network's newest output as 'x_hat' or as 'eps', at the level at which it was asked."""
     return X_HAT if output == "x_hat" else eps_hat(level)

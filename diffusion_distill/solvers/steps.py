@@ -2,32 +2,33 @@
 
     z = dd.heun_step(denoise, z, start, end)
 
-The rows are those of the tables (solvers/ddim.py, solvers/runge_kutta.py), for levels that may differ from sample to
-sample and may be traced by JAX, so that a step can stand in a loss or a `lax.scan`. Levels known on the host (NumPy
-arrays, numbers) have their coefficients made there in float64, as tables do; those of JAX arrays are computed on the
-device, in the precision of the images. Other values of the levels do not recompile.
+The rows are those of the tables (solvers/ddim.py, solvers/general/runge_kutta.py), for levels that may differ from
+sample to sample and may be traced by JAX, so that a step can stand in a loss or a `lax.scan`. Levels known on the host
+(NumPy arrays, numbers) have their coefficients made there in float64, as tables do; those of JAX arrays are computed on
+the device, in the precision of the images. Other values of the levels do not recompile.
 
 A step may also go up in noise, which encodes an image. A loop over a whole grid is better left to `dd.sample` or
-`sampling.integrate`, which also run multistep solvers and draw noise.
+`engine.integrate`, which also run multistep solvers and draw noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.base.arrays import Array, namespace
+from diffusion_distill.base.arrays import namespace
 from diffusion_distill.base.typing import Cond, Image
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
-from diffusion_distill.solvers.engine import combine
+from diffusion_distill.process.processes import Process
+from diffusion_distill.solvers.engine import advance, begin, walk
 from diffusion_distill.solvers.forms import X_HAT, move
-from diffusion_distill.solvers.runge_kutta import TABLEAUX, Tableau, check_between, step
+from diffusion_distill.solvers.general.runge_kutta import TABLEAUX, Tableau, step
+from diffusion_distill.solvers.table import Table, build, stacked
 
 
 def ddim_step(denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None = None) -> Image:
@@ -48,7 +49,7 @@ def ddim_step(denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond |
     Raises:
       ValueError: levels of another shape; or, if they are known on the host, of values not allowed.
     """
-    return _step(_ddim, denoise, z, start, end, cond)
+    return _step(_Method(None), denoise, z, start, end, cond)
 
 
 def heun_step(denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None = None) -> Image:
@@ -57,56 +58,59 @@ def heun_step(denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond |
     The second call is at the level `end`, so any levels with alpha > 0 will do. A step to zero noise is DDIM's, so it
     gives the first call's x_hat; `ddim_step` saves the second call. Arguments, result and errors as in `ddim_step`.
     """
-    return _step(_heun, denoise, z, start, end, cond)
+    return _step(_Method(TABLEAUX["heun"]), denoise, z, start, end, cond)
 
 
-def midpoint_step(denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None = None) -> Image:
+def midpoint_step(
+    denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None = None, *, process: Process | None = None
+) -> Image:
     """One step of the midpoint method in sigma/alpha; order 2, two network calls.
 
-    The second call is half way in sigma/alpha, at a level between the two, so these must be VP (alpha² + sigma² = 1) or
-    VE (alpha = 1); others are refused, or give NaN where they are traced. A step to zero noise is DDIM's, as in
-    `heun_step`. Arguments, result and errors as in `ddim_step`.
+    The second call is half way in sigma/alpha. Where that is, is known of VP (alpha² + sigma² = 1) and VE (alpha = 1)
+    levels; of others the process says it. Without one they are refused, or give NaN where they are traced. A step to
+    zero noise is DDIM's, as in `heun_step`. Arguments, result and errors as in `ddim_step`.
     """
-    return _step(_midpoint, denoise, z, start, end, cond)
+    return _step(_Method(TABLEAUX["midpoint"], process), denoise, z, start, end, cond)
 
 
-def rk4_step(denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None = None) -> Image:
+def rk4_step(
+    denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None = None, *, process: Process | None = None
+) -> Image:
     """One step of the classical Runge–Kutta method in sigma/alpha; order 4, four network calls.
 
     Calls two and three are half way in sigma/alpha, the fourth is at the level `end`. Levels, a step to zero noise,
     arguments, result and errors as in `midpoint_step`.
     """
-    return _step(_rk4, denoise, z, start, end, cond)
+    return _step(_Method(TABLEAUX["rk4"], process), denoise, z, start, end, cond)
 
 
 # --- how a step is made and run
 
-Rows = tuple[list[Level], list[dict[str, Any]]]  # what the network is told in each stage, and the row after it
-Method = Callable[[Level, Level], Rows]
+
+class _Method(NamedTuple):
+    """A method as a value, by which compiled steps are told apart: a tableau, None for DDIM; and a process."""
+
+    tableau: Tableau | None
+    process: Process | None = None
+
+    def table(self, start: Level, end: Level) -> Table:
+        """The table of one step; its numbers are [rows], or [rows, batch] where levels differ from sample to sample."""
+        if self.tableau is None:
+            levels, rows = [start], [{"y": move(start, end, "x_hat", X_HAT)}]
+        else:
+            levels, rows = step(start, end, self.tableau, self.process)
+        others = dict.fromkeys(name for row in rows for name in row if name != "y")
+        return build(stacked(levels), rows, registers=("y", *others))
 
 
-def _ddim(start: Level, end: Level) -> Rows:
-    return [start], [{"y": move(start, end, "x_hat", X_HAT)}]
-
-
-def _runge_kutta(tableau: Tableau, start: Level, end: Level) -> Rows:
-    return step(start, end, tableau)
-
-
-_heun, _midpoint, _rk4 = (partial(_runge_kutta, TABLEAUX[name]) for name in ("heun", "midpoint", "rk4"))
-
-
-def _step(method: Method, denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None) -> Image:
+def _step(method: _Method, denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None) -> Image:
     start, end = (_of_shape(name, level, np.shape(z)) for name, level in (("start", start), ("end", end)))
     if jax.tree_util.all_leaves([denoise]):
         denoise = jax.tree_util.Partial(denoise)  # a plain function has no arrays to trace
     if namespace(*start, *end) is not np:
         return _run_traced(method, denoise, z, start, end, cond)
-    start, end = _checked(start, end, least_alpha=0.0 if method is _ddim else np.nextafter(0, 1))
-    levels, rows = _made(method, start, end)
-    for level in levels:
-        check_between(level)
-    return _run(denoise, z, levels, rows, cond)
+    start, end = _checked(start, end, least_alpha=np.nextafter(0, 1) if method.tableau else 0.0)
+    return _run(denoise, z, method.table(start, end), cond)
 
 
 def _of_shape(name: str, level: Level, shape: tuple[int, ...]) -> Level:
@@ -133,30 +137,17 @@ def _checked(start: Level, end: Level, least_alpha: float) -> tuple[Level, Level
     return start, end
 
 
-def _made(method: Method, start: Level, end: Level) -> Rows:
-    """The method's rows as plain dictionaries, which are JAX trees."""
-    levels, rows = method(start, end)
-    return levels, [{name: dict(form) for name, form in row.items()} for row in rows]
-
-
 @partial(jax.jit, static_argnums=0)
-def _run_traced(method: Method, denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None) -> Image:
+def _run_traced(method: _Method, denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None) -> Image:
     start, end = jax.tree.map(lambda a: jnp.asarray(a, _dtype(z)), (start, end))
-    return _run(denoise, z, *_made(method, start, end), cond)
+    return _run(denoise, z, method.table(start, end), cond)
 
 
 @jax.jit
-def _run(
-    denoise: Denoise, z: Image, levels: list[Level], rows: list[dict[str, dict[str, Array]]], cond: Cond | None
-) -> Image:
-    z, levels, rows = jax.tree.map(lambda a: jnp.asarray(a, _dtype(z)), (z, levels, rows))
-    values = {"y": z}
-    for level, row in zip(levels, rows, strict=True):
-        told = Level(*(jnp.broadcast_to(a, z.shape[:1]) for a in level))
-        values["x_hat"] = denoise(values["y"], told, cond)
-        new = {name: combine(list(form.values()), [values[j] for j in form]) for name, form in row.items()}
-        values.update(new)
-    return values["y"]
+def _run(denoise: Denoise, z: Image, table: Table, cond: Cond | None) -> Image:
+    z, table = jax.tree.map(lambda a: jnp.asarray(a, _dtype(z)), (z, table))
+    *_, (registers, _, _) = walk(partial(advance, denoise, cond), table, begin(table, z))
+    return registers[0]
 
 
 def _dtype(z: Image) -> Any:

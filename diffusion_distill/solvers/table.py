@@ -9,7 +9,8 @@ with W_k [R, R + 1] (a general linear method; Butcher 2006). The number of rows 
 network evaluations (NFE), by construction. The result is y after the last row.
 
 Tables are built in float64 on the host and are plain arguments of the compiled engine: another grid or
-another solver of the same shape runs without recompiling.
+another solver of the same shape runs without recompiling. Coefficients may also differ from sample to sample, or be
+traced by JAX; all rows of all tables are run by the same function, `engine.advance`.
 
 A row is written as linear forms (forms.py) in register names, for example DDIM's
 
@@ -28,12 +29,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
-from diffusion_distill.base.arrays import Array
-from diffusion_distill.base.typing import Cond, Image
-from diffusion_distill.denoisers.denoise import Denoise
+from diffusion_distill.base.arrays import Array, namespace
 from diffusion_distill.process.levels import Level
+from diffusion_distill.solvers.kinds import check_known
 
 
 class Direction(NamedTuple):
@@ -72,9 +73,9 @@ class Table(NamedTuple):
 
     Attributes:
       init: scale of the starting noise, scalar.
-      level: the level that the network is given in each row, [rows].
+      level: the level that the network is given in each row, [rows] or, of each sample, [rows, batch].
       noise: factor of the fresh noise added to y before each evaluation, [rows].
-      weights: W, [rows, R, R + 1]; the last column multiplies x_hat.
+      weights: W, [rows, R, R + 1] or, of each sample, [rows, R, R + 1, batch]; the last column multiplies x_hat.
       directions: of a D-ODE solver; None for a plain table.
     """
 
@@ -146,37 +147,72 @@ def build(
     Raises:
       ValueError: a form names an unknown register, or lengths disagree.
     """
-    columns = {name: j for j, name in enumerate((*registers, "x_hat"))}
-    weights = np.zeros((len(rows), len(registers), len(columns)))
-    weights[:, np.arange(len(registers)), np.arange(len(registers))] = 1.0
+    columns, steps = (*registers, "x_hat"), len(rows)
     for k, row in enumerate(rows):
         for target, form in row.items():
             if target not in registers:
                 raise ValueError(f"Row {k} sets {target!r} from {sorted(form)}; registers: {sorted(columns)}.")
-            weights[k, columns[target]] = _coefficients(form, columns, f"Row {k} sets {target!r}")
-    if np.shape(level.sigma) != (len(rows),):
-        raise ValueError(f"A table of {len(rows)} rows needs as many levels, got {np.shape(level.sigma)}.")
-    noise = np.zeros(len(rows)) if noise is None else np.asarray(noise)
+            _check_names(form, columns, f"Row {k} sets {target!r}")
+    forms = [[row.get(name, {name: 1.0}) for name in registers] for row in rows]
+    weights = _coefficients(forms, columns)
+    if np.shape(level.sigma)[:1] != (steps,):
+        raise ValueError(f"A table of {steps} rows needs as many levels, got {np.shape(level.sigma)}.")
+    if isinstance(weights, np.ndarray) and not np.isfinite(weights).all():
+        check_known(level)
+        raise ValueError(
+            "This solver's coefficients are not finite on these levels. A first level without signal (alpha = 0) is "
+            "for `tabulate`, which begins there with a step of DDIM; other levels need alpha > 0."
+        )
+    noise = np.zeros(steps) if noise is None else np.asarray(noise)
     made = None if directions is None else _directions(directions, columns, path or level)
     return Table(np.float64(init), level, noise, weights, made)
 
 
-def _directions(rows: Sequence[Sequence[Direction]], columns: Mapping[str, int], path: Level) -> Directions:
+def stacked(levels: Sequence[Level]) -> Level:
+    """Levels one after the other as one, [n] or [n, batch]."""
+    xp = namespace(*(part for level in levels for part in level))
+    return Level(*(xp.stack(xp.broadcast_arrays(*parts)) for parts in zip(*levels, strict=True)))
+
+
+def _directions(rows: Sequence[Sequence[Direction]], columns: Sequence[str], path: Level) -> Directions:
     most = max((len(row) for row in rows), default=0)
-    weights, published = np.zeros((len(rows), most, len(columns))), np.ones((len(rows), most))
+    published = np.ones((len(rows), most))
+    forms: list[list[Mapping[str, Array]]] = [[{} for _ in range(most)] for _ in rows]
     for k, row in enumerate(rows):
         for j, (difference, factor, absorbed) in enumerate(row):
-            weights[k, j] = factor * _coefficients(difference, columns, f"Row {k} has a direction")
+            _check_names(difference, columns, f"Row {k} has a direction")
+            forms[k][j] = {name: factor * value for name, value in difference.items()}
             published[k, j] = factor if absorbed else 1.0
+    weights = _coefficients(forms, columns) if most else np.zeros((len(rows), 0, len(columns)))
     return Directions(path.at(0), path.at(slice(1, None)), weights, published)
 
 
-def _coefficients(form: Mapping[str, Array], columns: Mapping[str, int], what: str) -> np.ndarray:
+def _check_names(form: Mapping[str, Array], columns: Sequence[str], what: str) -> None:
     if not set(form) <= set(columns):
         raise ValueError(f"{what} from {sorted(form)}; registers: {sorted(columns)}.")
-    coefficients = np.zeros(len(columns))
-    coefficients[[columns[name] for name in form]] = list(form.values())
-    return coefficients
+
+
+def _coefficients(forms: Sequence[Sequence[Mapping[str, Array]]], columns: Sequence[str]) -> Array:
+    """The forms [rows, n] as coefficients [rows, n, columns], or [rows, n, columns, batch] of forms for each sample."""
+    places = {name: j for j, name in enumerate(columns)}
+    found = [
+        ((k, i, places[name]), a)
+        for k, row in enumerate(forms)
+        for i, form in enumerate(row)
+        for name, a in form.items()
+    ]
+    values = [value for _, value in found]
+    xp, shape = namespace(*values), np.broadcast_shapes(*map(np.shape, values))
+    whole = np.zeros((len(forms), len(forms[0]), len(columns), *shape))
+    if not found:
+        return whole
+    index = tuple(np.transpose([place for place, _ in found]))
+    if xp is np:
+        whole[index] = [np.broadcast_to(value, shape) for value in values] if shape else values
+        return whole
+    dtype = next(value.dtype for value in values if isinstance(value, jax.Array))  # of the levels, all of one type
+    values = [xp.broadcast_to(xp.asarray(value, dtype), shape) for value in values]
+    return xp.asarray(whole, dtype).at[index].set(xp.stack(values))
 
 
 def _reaching(weights: Array) -> list[int]:
@@ -185,72 +221,3 @@ def _reaching(weights: Array) -> list[int]:
     while (more := kept | {int(j) for i in kept for j in np.flatnonzero(depends[i])}) != kept:
         kept = more
     return sorted(kept)
-
-
-def start_scale(level: Level) -> float:
-    """The factor of unit noise at the start of sampling: 1 for VP levels, as published, and sigma for VE."""
-    return 1.0 if level.alpha < 1 else float(level.sigma)
-
-
-def rescaled(table: Table, alpha: Array) -> Table:
-    """Turns the table of a solver for y, at levels alpha = 1, into one for z = alpha·y.
-
-    Only the evaluated register is scaled; memories keep what they hold for y.
-
-    Args:
-      alpha: signal scale of each evaluation and of the result, [rows + 1].
-    """
-    alpha = np.asarray(alpha, np.float64)
-    told, after, weights, directions = alpha[:-1], alpha[1:], table.weights.copy(), table.directions
-    weights[:, :, 0] /= told[:, None]
-    weights[:, 0, :] *= after[:, None]
-    if directions is not None:
-        moves = directions.weights * after[:, None, None]
-        moves[:, :, 0] /= told[:, None]
-        factors = np.where(directions.published == 1, 1.0, directions.published * after[:, None])
-        start, reached = (
-            Level(told[0], told[0] * directions.start.sigma),
-            Level(after, after * directions.reached.sigma),
-        )
-        directions = Directions(start, reached, moves, factors)
-    level = Level(told, told * table.level.sigma)
-    return Table(table.init * told[0], level, told * table.noise, weights, directions)
-
-
-def run_host(
-    table: Table,
-    denoise: Denoise,
-    start: Image,
-    cond: Cond | None = None,
-    *,
-    row_noise: Image | None = None,
-    states: bool = False,
-) -> np.ndarray:
-    """Runs a table on the host in float64, row by row; `sampling.integrate` is the same on the device in float32.
-
-    Args:
-      denoise: maps NumPy arrays (z, level, cond) to x_hat.
-      start: unit noise [batch, ...].
-      row_noise: unit noise of each row, [nfe, batch, ...]; needed if the table draws noise.
-      states: also return what the network saw in each row.
-
-    Returns:
-      [batch, ...]; with states, [nfe + 1, batch, ...], the last being the result.
-
-    Raises:
-      ValueError: the table draws noise and there is none, or not one per row.
-    """
-    start = np.asarray(start, np.float64)
-    if row_noise is None and table.deterministic:
-        row_noise = np.zeros((table.nfe, *[1] * start.ndim))
-    elif row_noise is None or row_noise.shape != (table.nfe, *start.shape):
-        given = None if row_noise is None else row_noise.shape
-        raise ValueError(f"row_noise must be {(table.nfe, *start.shape)}: one per row; got {given}.")
-    registers, seen = np.stack([table.init * start] * table.weights.shape[1]), []
-    for k, weights in enumerate(table.weights):
-        registers[0] += table.noise[k] * row_noise[k]
-        seen.append(registers[0])
-        level = Level(*(np.full(len(start), a[k]) for a in table.level))
-        x_hat = np.asarray(denoise(registers[0], level, cond), np.float64)
-        registers = np.tensordot(weights, np.stack([*registers, x_hat]), axes=1)
-    return np.stack([*seen, registers[0]]) if states else registers[0]

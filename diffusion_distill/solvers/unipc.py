@@ -27,8 +27,9 @@ from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.ddim import along_difference, before
 from diffusion_distill.solvers.dpm_solver import Step, step_order
-from diffusion_distill.solvers.forms import Form, Y, estimate, output_of, register
-from diffusion_distill.solvers.table import Table, build, start_scale
+from diffusion_distill.solvers.forms import Form, Y, estimate, register
+from diffusion_distill.solvers.kinds import own_output, start_scale
+from diffusion_distill.solvers.table import Table, build
 
 STATE, LAST = register("state"), register("last")
 VARIANTS = ("bh1", "bh2")
@@ -62,7 +63,7 @@ def unipc(
     grid = grids.check(grid)
     if correct_final and not grid.sigma[-1]:
         raise ValueError("The state at zero noise cannot be corrected: leave out correct_final.")
-    output, steps, init = output_of(grid, output), len(grid.sigma) - 1, start_scale(grid.at(0))
+    output, steps, init = own_output(grid, output), len(grid.sigma) - 1, start_scale(grid.at(0))
     memories = ["last", *(f"last_{j}" for j in range(2, order + 1))]  # outputs of 1, 2, ... steps ago
     older = list(map(register, memories))
 

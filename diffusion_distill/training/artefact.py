@@ -1,12 +1,15 @@
 """An artefact: a teacher or a student on disk, all that distilling, sampling and evaluating need.
 
 FOLDER/params/            parameters (Orbax)
-FOLDER/model.json         what builds it: network, process, prediction, image shape; its step count; a checksum
+FOLDER/model.json         what builds it: network, process, prediction, shape; its step count; a checksum
 FOLDER/provenance.json    where it comes from: method, settings, updates, teacher, versions
 
 An artefact that replaces another is written beside it first and then takes its place. Until model.json has changed too,
 the old parameters stay in FOLDER/params.replaced, so that a program that is killed at any moment leaves the one or the
 other, and a program that reads meanwhile gets one of them.
+
+Parameters are kept as nested dictionaries, whatever tree they are. Of a network that the library cannot rebuild, kind,
+class and plain settings are written down; it must be given to load the artefact.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +27,11 @@ import jax
 from jax.experimental import multihost_utils
 
 from diffusion_distill.base.files import plain, read_json, user_path
-from diffusion_distill.base.typing import Params
+from diffusion_distill.base.typing import Image, Params
+from diffusion_distill.denoisers.denoise import Denoise, as_denoise
+from diffusion_distill.denoisers.given import Given, WholeLevel
 from diffusion_distill.denoisers.model import Clipped, Denoiser, Model
+from diffusion_distill.process.processes import Cosine, Process
 from diffusion_distill.training import checkpoint
 from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.version import __version__
@@ -40,6 +46,7 @@ class Artefact:
     """A model with parameters.
 
     Attributes:
+      params: a tree of arrays, as the model's network takes it.
       steps: the sampling steps a student was made for; 0 for a teacher, which takes any number.
       provenance: JSON-ready facts about its making.
     """
@@ -49,8 +56,25 @@ class Artefact:
     steps: int = 0
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(
+        cls, denoise: Denoise | Callable[..., Image], shape: Sequence[int], process: Process | None = None,
+        *, num_classes: int = 1, **fields: Any,
+    ) -> Artefact:  # fmt: skip
+        """A denoiser without a network that the library knows, to sample, fit a solver to, evaluate, or distil.
+
+        Args:
+          denoise: (z, level, cond) -> x_hat: a JAX tree, whose arrays jit sees, or a plain function.
+          shape: of one sample.
+          process: whose levels it is asked for; `Cosine()` by default.
+          num_classes: of the labels that it takes; 1 for none.
+          fields: of the model: cond, null, data_range.
+        """
+        model = Model(Given(num_classes), tuple(shape), process or Cosine(), "x", WholeLevel(), **fields)
+        return cls(model, as_denoise(denoise))
+
     def denoiser(self, clip: bool = True) -> Denoiser | Clipped:
-        """Its estimate of x, clipped to [-1, 1] by default."""
+        """Its estimate of x, clipped to the range of the data by default."""
         denoise = self.model.denoiser(self.params)
         return Clipped(denoise) if clip else denoise
 
@@ -60,7 +84,7 @@ class Artefact:
 
     def save(self, folder: str | Path) -> Path:
         """Writes the artefact's folder, replacing an artefact that is there; it is there whole or not at all."""
-        folder = user_path(folder)
+        folder, described = user_path(folder), self.model.to_dict()
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.save_params(folder / UNFINISHED, self.params)
         facts = {"steps": self.steps, "fingerprint": fingerprint(self.params)}
@@ -71,20 +95,23 @@ class Artefact:
                 (folder / PARAMS).rename(folder / REPLACED)
             (folder / UNFINISHED).rename(folder / PARAMS)
             _write(folder / "provenance.json", {**self.provenance, "versions": versions})
-            _write(folder / "model.json", {"model": self.model.to_dict(), **facts})
+            _write(folder / "model.json", {"model": described, **facts})
             shutil.rmtree(folder / REPLACED, ignore_errors=True)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"artefact {folder}")
         return folder
 
     @classmethod
-    def load(cls, folder: str | Path) -> Artefact:
+    def load(cls, folder: str | Path, network: Any = None) -> Artefact:
         """Reads an artefact's folder.
+
+        Args:
+          network: as it was when the artefact was made, for a network that the library cannot rebuild.
 
         Raises:
           FileNotFoundError: the folder is not an artefact, or lacks a part.
-          ValueError, TypeError: a part is damaged (the message names the file and field), or the parameters do not fit
-            the model, or have changed since they were written.
+          ValueError, TypeError: a part is damaged (the message names the file and field), the network must be given,
+            or the parameters do not fit the model, or have changed since they were written.
         """
         folder = user_path(folder)
         if not (folder / "model.json").is_file():
@@ -95,18 +122,18 @@ class Artefact:
         for _ in range(READS - 1):
             before = _state(folder)
             try:
-                return cls._read(folder)
+                return cls._read(folder, network)
             except (OSError, ValueError, TypeError):
                 if _state(folder) == before and not (folder / UNFINISHED).exists():
                     raise  # nobody else is writing it
                 time.sleep(PAUSE)
-        return cls._read(folder)
+        return cls._read(folder, network)
 
     @classmethod
-    def _read(cls, folder: Path) -> Artefact:
+    def _read(cls, folder: Path, network: Any) -> Artefact:
         description = read_json(folder / "model.json", checkpoint.ADVICE)
         provenance = read_json(folder / "provenance.json", checkpoint.ADVICE)
-        model, steps = _described(folder / "model.json", description)
+        model, steps = _described(folder / "model.json", description, network)
         try:
             params = _params(folder / PARAMS, model, description)
         except (OSError, ValueError):
@@ -137,13 +164,13 @@ def _identity(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def _described(path: Path, description: Mapping[str, Any]) -> tuple[Model, int]:
+def _described(path: Path, description: Mapping[str, Any], network: Any) -> tuple[Model, int]:
     """The model and the step count of a model.json; its errors name the file."""
     steps = description.get("steps")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise ValueError(f"{path}: 'steps' must be a whole number of at least 0, got {steps!r}. {checkpoint.ADVICE}")
     try:
-        return Model.from_dict(description.get("model")), steps  # type: ignore[arg-type]
+        return Model.from_dict(description.get("model"), network), steps  # type: ignore[arg-type]
     except (ValueError, TypeError) as error:
         raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{path}: {error}") from error
 

@@ -26,6 +26,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from diffusion_distill.base.files import plain
+from diffusion_distill.base.trees import from_plain, to_plain
 from diffusion_distill.training.checksum import checksums
 from diffusion_distill.training.state import TrainState
 
@@ -98,7 +99,8 @@ class Checkpoints:
         for name in items:
             if not np.array_equal(checksums(found[name]), found["checksums"][name]):
                 raise ValueError(f"the content of {name} has changed since it was written")
-        return like.replace(**{name: found[name] for name in items if name != "counters"}, **found["counters"])
+        parts = {name: from_plain(found[name], getattr(like, name)) for name in items if name != "counters"}
+        return like.replace(**parts, **found["counters"])
 
     def _move_aside(self, damaged: Mapping[int, str]) -> None:
         for step, reason in damaged.items():
@@ -114,14 +116,14 @@ class Checkpoints:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The state's non-empty parts by item name."""
+    """The state's non-empty parts by item name, as nested dictionaries: a network's parameters may be any tree."""
     parts = {
         "params": state.params,
         "opt_state": state.opt_state,
         "averages": state.averages,
         "teacher": state.teacher,
     }
-    parts = {name: tree for name, tree in parts.items() if jax.tree.leaves(tree)}
+    parts = {name: to_plain(tree) for name, tree in parts.items() if jax.tree.leaves(tree)}
     return {**parts, "counters": {"step": state.step, "skipped": state.skipped}}
 
 
@@ -137,10 +139,10 @@ def _free(place: Path) -> Path:
 
 
 def save_params(folder: Path, params: Any) -> None:
-    """Writes parameters alone, as an artefact's."""
+    """Writes parameters alone, as an artefact's, as nested dictionaries."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _plain(folder.parent) as parent, ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(parent / folder.name, jax.tree.map(jnp.asarray, params), force=True)
+        checkpointer.save(parent / folder.name, jax.tree.map(jnp.asarray, to_plain(params)), force=True)
 
 
 def load_params(folder: Path, like: Any) -> Any:
@@ -153,10 +155,11 @@ def load_params(folder: Path, like: Any) -> Any:
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder} with parameters. {ADVICE}")
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), like)
+    abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), to_plain(like))
     with _plain(folder.parent) as parent, ocp.StandardCheckpointer() as checkpointer:
         try:
-            return jax.tree.map(jnp.asarray, checkpointer.restore(parent / folder.name, abstract))
+            found = checkpointer.restore(parent / folder.name, abstract)
+            return jax.tree.map(jnp.asarray, from_plain(found, like))
         except Exception as error:  # Orbax raises a dozen kinds for damaged files
             reason = " ".join(str(error).split())[:400]
             raise ValueError(

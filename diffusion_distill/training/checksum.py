@@ -19,7 +19,8 @@ from diffusion_distill.base.arrays import Array
 
 def checksums(tree: Any) -> Array:
     """uint32 [number of arrays in the tree]."""
-    return jnp.stack([_checksum(leaf) for leaf in jax.tree.leaves(tree)])  # one by one: no second copy of the tree
+    each = [_checksum(leaf) for leaf in jax.tree.leaves(tree)]  # one by one: no second copy of the tree
+    return jnp.stack(each) if each else jnp.zeros(0, jnp.uint32)
 
 
 def fingerprint(tree: Any) -> str:

@@ -70,9 +70,10 @@ def check_batch(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
         )
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
+def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> Batch:
     """This process's part of a batch [local, ...] as global arrays split over the mesh."""
-    return {k: jax.make_array_from_process_local_data(split(mesh), v) for k, v in batch.items()}
+    place = split(mesh)
+    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(place, a), dict(batch))
 
 
 def fetch(array: jax.Array) -> np.ndarray:

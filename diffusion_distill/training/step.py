@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.typing import Batch, Key
+from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
-from diffusion_distill.training import dropout, ema
+from diffusion_distill.training import ema
 from diffusion_distill.training.gradients import gradient_of
 from diffusion_distill.training.sharding import replicated, split
 from diffusion_distill.training.state import TrainState
@@ -32,7 +33,7 @@ class StepInputs(NamedTuple):
 
 
 class Losses(Protocol):
-    """A method's per-image losses [batch] from the roles' denoisers."""
+    """A method's per-sample losses [batch] from the roles' denoisers."""
 
     def __call__(self, denoisers: Mapping[str, Any], rows: Any, batch: Batch, key: Key) -> Array: ...
 
@@ -55,20 +56,22 @@ def make_step(
 
     Args:
       losses: the method's.
-      model: the student's (and every average's) model; the student drops at its network's rate `dropout`.
+      model: the student's (and every average's) model; the student drops at its network's rate.
       teacher: the teacher's model, None without one.
       mesh: devices; the batch is split over its 'data' axis, the state replicated.
       parts, shard_clip: see `gradients.gradient_of`.
-      label_dropout: rate at which cond become the null label, see `dropout.drop_labels`.
+      label_dropout: rate at which conditions become the null condition, see `conditions.drop`.
 
-    The randomness of an update is addressed by the seed key and the state's step; dropped cond have a stream of
+    The randomness of an update is addressed by the seed key and the state's step; dropped conditions have a stream of
     their own, so that noise and dropout are the same with and without them. A non-finite update
     changes nothing but the step and the count of skipped ones. The state is donated.
     """
 
+    drops = model.adapter.drops
+
     def mean_loss(params, state: TrainState, batch: Batch, rows: Any, key: Key) -> Array:
         noise_key, dropout_key = jax.random.split(key)
-        student_key = dropout_key if getattr(model.network, "dropout", 0) else None
+        student_key = dropout_key if drops else None
         denoisers = {name: model.denoiser(average.params) for name, average in state.averages.items()}
         if teacher is not None:
             denoisers["teacher"] = teacher.denoiser(state.teacher)
@@ -80,8 +83,8 @@ def make_step(
     def step(state: TrainState, batch: Batch, inputs: StepInputs, seed: Key):
         key = jax.random.fold_in(seed, state.step)
         if label_dropout:
-            label_key = jax.random.fold_in(key, dropout.LABEL_STREAM)
-            batch = dropout.drop_labels(batch, label_dropout, model.num_classes, label_key)
+            dropped = conditions.drop(model, batch["cond"], label_dropout, jax.random.fold_in(key, conditions.STREAM))
+            batch = {**batch, "cond": dropped}
         loss, gradient, norm = gradient_at(state.params, state, batch, inputs.rows, key)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         moved = _update(state, gradient, inputs, optimizer)

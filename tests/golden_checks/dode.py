@@ -26,7 +26,7 @@ from diffusion_distill.process.processes import LinearAlphaDiscrete, LinearBetaD
 from diffusion_distill.process.spacings import ddim_indices, singlestep, spaced
 from diffusion_distill.solvers import SOLVERS, Table, ddim, deis, dode, dpm_solver, dpm_solver_pp, engine, heun, ipndm
 from diffusion_distill.solvers.dpm_solver import order_plan
-from diffusion_distill.solvers.table import run_host
+from diffusion_distill.solvers.engine import run_host
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, Rule, absolute, of_each, of_largest, relative
 from golden_checks.solvers_common import mixture
 
@@ -171,7 +171,7 @@ def noise_case(fixture: Fixture, prefix: str, solver: str, nfe: int, scale: int)
     else:
         make = ipndm
         if solver.startswith("d_deis"):
-            make = partial(deis, order=int(solver[-1]) + 1, schedule=ALPHAS, quadrature="left")
+            make = partial(deis, order=int(solver[-1]) + 1, process=ALPHAS, quadrature="left")
         student, teacher = (adams(make, index) for index in (student_grid, teacher_grid))
     return Case(prefix, student, dode.published(student, teacher))
 

@@ -19,9 +19,9 @@ from flax import struct
 from diffusion_distill.base.arrays import namespace
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.solvers import Table, ablation, engine, heun
-from diffusion_distill.solvers.ablation import TimeSchedule, time_schedule
-from diffusion_distill.solvers.table import run_host
+from diffusion_distill.solvers import Table, ablation, engine, heun, two_stage
+from diffusion_distill.solvers.engine import run_host
+from diffusion_distill.solvers.general.ablation import TimeSchedule, time_schedule
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, Rule, exact, relative
 
 #: schedule -> (float64, float32), README.
@@ -160,11 +160,16 @@ def case_of(fixture: Fixture, name: str, meta: dict[str, Any], known: np.ndarray
         time_schedule(schedule, sigma_range, epsilon_s),
         own_grid=grid,
         grid=grids.exploding(fixture.arrays[f"{name}.sigma_steps"]) if discretization == "iddpm" else grid,
-        make=partial(heun, **given) if meta["sampler"] == "edm_sampler" else partial(ablation, **(names | given)),
+        make=partial(edm_sampler if meta["sampler"] == "edm_sampler" else partial(ablation, **names), **given),
         churn=churn,
         stages=1 if given.get("solver") == "euler" else 2,
         noises=fixture.input(noises) if noises in fixture else None,
     )
+
+
+def edm_sampler(grid: Level, alpha: float = 1.0, **churn: Any) -> Table:
+    """The program's sampler, of which Heun's method is the case alpha = 1."""
+    return heun(grid, **churn) if alpha == 1 else two_stage(grid, alpha, **churn)
 
 
 def state(case: Case, mode: Mode, network: Mixture, latents: Any, steps: int) -> Any:

@@ -35,9 +35,9 @@ from diffusion_distill.process.processes import (
     Process,
 )
 from diffusion_distill.process.spacings import ddim_indices, refine, singlestep, spaced, spaced_times
-from diffusion_distill.solvers import Table, ddim, deis, engine, heun, ipndm, unipc
+from diffusion_distill.solvers import Table, ddim, deis, engine, heun, ipndm, two_stage, unipc
 from diffusion_distill.solvers.dpm_solver import order_plan, tabulate
-from diffusion_distill.solvers.table import run_host
+from diffusion_distill.solvers.engine import run_host
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, Rule, absolute, of_each, relative
 from golden_checks.solvers_common import Mixture, mixture
 
@@ -353,7 +353,7 @@ def adams_run(name: str, steps: int, quadrature: str = "left") -> Run:
     else:
         kind, order = solver.split("_ab")
         in_time = schedule if kind == "t" else None
-        table = deis(grid, int(order) + 1, schedule=in_time, quadrature=quadrature, told=told)
+        table = deis(grid, int(order) + 1, process=in_time, quadrature=quadrature, told=told)
     return Run(table, grid, argument, range(steps + 1))
 
 
@@ -415,7 +415,7 @@ def edm_table(solver: str, grid: Level) -> Table:
         return unipc(grid, int(match[1]), variant=match[2], correct_final=len(grid.sigma) - 1 < int(match[1]))
     if match := re.fullmatch(r"deis_(tab|rhoab)(\d)", solver):
         schedule = grids.fitted_beta(*SIGMA_RANGE) if match[1] == "tab" else None
-        return deis(grid, int(match[2]), schedule=schedule, quadrature="ends" if schedule else "exact")
+        return deis(grid, int(match[2]), process=schedule, quadrature="ends" if schedule else "exact")
     return EDM_SOLVERS[solver](grid)
 
 
@@ -423,7 +423,7 @@ EDM_SOLVERS: dict[str, Callable[[Level], Table]] = {
     "ddim": ddim,
     "euler": ddim,
     "heun": heun,
-    "dpm_2": partial(heun, alpha=0.5, trial="log"),
+    "dpm_2": partial(two_stage, alpha=0.5, trial="log"),
     "ipndm": ipndm,
     "ipndm_v": partial(deis, order=4),  # what it should be
 }

@@ -9,7 +9,7 @@ schedule s(t):    linear   t
                   vp       sigma/alpha of the linear-beta schedule through (epsilon_s, sigma_min) and (1, sigma_max)
 scaling c(t):     none     1
                   vp       1 / sqrt(1 + s²)
-solver:           euler, or heun: second order, with `alpha` and churn as in heun.py
+solver:           euler, or heun: second order, with `alpha` and churn as in two_stage.py
 
 The discretization is the grid: `grids.discretized`. The defaults are Heun's method on EDM's grid. Where there is no
 churn no noise enters; the published program lets rounding of t add some of 1e-8.
@@ -26,7 +26,10 @@ import numpy as np
 from diffusion_distill.base.errors import choose
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.solvers.heun import Churn, Flow, two_stage
+from diffusion_distill.process.processes import Process
+from diffusion_distill.solvers.churn import Churn
+from diffusion_distill.solvers.general.two_stage import Flow, along, of_kind
+from diffusion_distill.solvers.kinds import is_ve, is_vp
 from diffusion_distill.solvers.table import Table
 
 ORDERS = {"euler": 1, "heun": 2}
@@ -39,6 +42,7 @@ def ablation(
     solver: str = "heun",
     alpha: float = 1.0,
     *,
+    process: Process | None = None,
     epsilon_s: float | None = None,
     sigma_range: tuple[float, float] | None = None,
     s_churn: float = 0.0,
@@ -53,9 +57,10 @@ def ablation(
 
     Args:
       schedule: 'linear', 've' or 'vp'.
-      scaling: 'none' or 'vp', the kind of the levels at which the network is asked; the grid's own by default.
+      scaling: 'none' or 'vp', the kind of the levels at which the network is asked; by default the grid's own. If that
+        is neither, the state is that of 'none', and alpha, by which it is multiplied for the network, is the process's.
       solver: 'euler' or 'heun'.
-      alpha, s_churn, s_min, s_max, s_noise, known: as in `heun`.
+      alpha, process, s_churn, s_min, s_max, s_noise, known: as in `two_stage`.
       epsilon_s, sigma_range: of schedule 'vp' only: the time of sigma_min, 1e-3 by default, and (sigma_min, sigma_max),
         by default the grid's, which must then have two noisy levels.
 
@@ -71,10 +76,10 @@ def ablation(
     noisy = sigma[sigma > 0]
     sigma_range = (float(noisy[-1]), float(noisy[0])) if sigma_range is None else sigma_range
     times = time_schedule(schedule, sigma_range, *(() if epsilon_s is None else (epsilon_s,)))
-    own = "vp" if grid.alpha[0] < 1 else "none"
-    flow = flow_of(times, own if scaling is None else scaling)
     order = choose("solver of the ablation", solver, ORDERS)
-    return two_stage(flow, sigma, alpha if order == 2 else None, Churn(s_churn, s_min, s_max, s_noise, known))
+    flow = flow_of(times, scaling or ("vp" if is_vp(grid) else "none"))
+    table = along(flow, sigma, alpha if order == 2 else None, Churn(s_churn, s_min, s_max, s_noise, known))
+    return table if scaling or is_vp(grid) or is_ve(grid) else of_kind(table, grid, process)
 
 
 class TimeSchedule(NamedTuple):

@@ -1,6 +1,6 @@
 """Explicit Runge–Kutta methods along the flow: Heun's, the midpoint method, the classical method of order 4.
 
-In u = z/alpha and tau = sigma/alpha the flow is, for VP and VE alike (arXiv:2206.00364 Eq. 4),
+In u = z/alpha and tau = sigma/alpha the flow is, whatever the process (arXiv:2206.00364 Eq. 4),
 
     du/dtau = (u - x_hat(u, tau)) / tau
 
@@ -24,14 +24,14 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
-
 from diffusion_distill.base.arrays import namespace
 from diffusion_distill.base.errors import choose
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers.forms import X_HAT, ZERO, Form, Y, register
-from diffusion_distill.solvers.table import Direction, Table, build, start_scale
+from diffusion_distill.solvers.kinds import level_at, start_scale
+from diffusion_distill.solvers.table import Direction, Table, build, stacked
 
 #: Lower triangles a_ij of Butcher's tableaux, row by row, and b as the last row; nodes c are the sums of rows.
 Tableau = tuple[tuple[float, ...], ...]
@@ -44,32 +44,35 @@ TABLEAUX = {"euler": EULER, "heun": HEUN, "midpoint": MIDPOINT, "rk4": RK4}
 START, LAST = register("start"), register("last")
 
 
-def runge_kutta(grid: Level, tableau: str) -> Table:
-    """The table of a Runge–Kutta method on a grid [steps + 1], VP or VE.
+def runge_kutta(grid: Level, tableau: str, *, process: Process | None = None) -> Table:
+    """The table of a Runge–Kutta method on a grid [steps + 1].
 
     NFE = stages·steps, where a step to zero noise has one stage only. D-ODE's directions are the differences of each
     output from the one before it.
 
     Args:
       tableau: a name of `TABLEAUX`.
+      process: says where levels between those of the grid lie if they are neither VP nor VE.
 
     Raises:
-      ValueError: an unknown tableau, a grid that does not decrease, or one that is neither VP nor VE if levels between
-        its own are needed.
+      ValueError: an unknown tableau, a grid that does not decrease, or needed levels of an unknown kind.
     """
     grid, method = grids.check(grid), choose("Runge–Kutta tableau", tableau, TABLEAUX)
     told, rows, directions = [], [], []
     for k in range(len(grid.sigma) - 1):
         end = grid.at(k + 1)
-        levels, made = step(grid.at(k), end, method if end.sigma else EULER)
+        levels, made = step(grid.at(k), end, method if end.sigma else EULER, process)
         for row in made:
             directions.append([Direction(X_HAT - LAST, row["y"]["x_hat"])] if rows else [])
             rows.append({**row, "last": X_HAT})
         told += levels
-    level, path = (Level(*np.array(levels, np.float64).T) for levels in (told, [*told, grid.at(-1)]))
-    registers = ("y", "start", *map(_output, range(len(method) - 2)), "last")
     return build(
-        check_between(level), rows, registers=registers, init=start_scale(grid.at(0)), directions=directions, path=path
+        stacked(told),
+        rows,
+        registers=("y", "start", *map(_output, range(len(method) - 2)), "last"),
+        init=start_scale(grid.at(0)),
+        directions=directions,
+        path=stacked([*told, grid.at(-1)]),
     )
 
 
@@ -77,7 +80,9 @@ midpoint = partial(runge_kutta, tableau="midpoint")
 rk4 = partial(runge_kutta, tableau="rk4")
 
 
-def step(start: Level, end: Level, tableau: Tableau) -> tuple[list[Level], list[dict[str, Form]]]:
+def step(
+    start: Level, end: Level, tableau: Tableau, process: Process | None = None
+) -> tuple[list[Level], list[dict[str, Form]]]:
     """One step between two levels: the level given to the network in each stage, and the row after it.
 
     Rows are over the registers y, start and x_0, x_1, ..., the outputs of the stages but the last.
@@ -91,7 +96,7 @@ def step(start: Level, end: Level, tableau: Tableau) -> tuple[list[Level], list[
     levels, shifts, rows = [start], [ZERO], []
     for i, shares in enumerate(tableau[1:], start=1):
         if i < stages:
-            level = between(start, end, sum(shares))
+            level = between(start, end, sum(shares), process)
             level = Level(xp.where(clean, start.alpha, level.alpha), xp.where(clean, start.sigma, level.sigma))
             shares = [xp.where(clean, 0.0, share) for share in shares]
         else:
@@ -106,25 +111,12 @@ def step(start: Level, end: Level, tableau: Tableau) -> tuple[list[Level], list[
     return levels[:-1], rows
 
 
-def between(start: Level, end: Level, node: float) -> Level:
-    """The level at tau = tau_t + node·(tau_s - tau_t), VP or VE as start and end are; NaN if they are neither."""
+def between(start: Level, end: Level, node: float, process: Process | None = None) -> Level:
+    """The level at tau = tau_t + node·(tau_s - tau_t), of the kind of start and end; NaN as in `level_at`."""
     if node in (0, 1):
         return end if node else start
-    xp = namespace(*start, *end)
     tau = (1 - node) * (start.sigma / start.alpha) + node * (end.sigma / end.alpha)
-    exploding = (start.alpha == 1) & (end.alpha == 1)
-    preserving = xp.maximum(*(abs(level.alpha**2 + level.sigma**2 - 1) for level in (start, end))) < 1e-5
-    alpha = xp.where(exploding, 1.0, xp.where(preserving, 1 / xp.hypot(1.0, tau), xp.nan))
-    return Level(alpha, alpha * tau)
-
-
-def check_between(level: Level) -> Level:
-    """Returns the levels of stages, on the host; raises ValueError if some are NaN."""
-    if np.isnan(level.alpha).any():
-        raise ValueError(
-            "Levels between those of a step are needed, so they must be VP or VE: alpha² + sigma² = 1 or alpha = 1."
-        )
-    return level
+    return level_at(tau, stacked([start, end]), process)
 
 
 def _output(stage: int) -> str:

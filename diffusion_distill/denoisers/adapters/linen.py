@@ -1,0 +1,67 @@
+"""Flax Linen: module(z, time, cond, train=...), whose parameters are kept apart from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+
+from diffusion_distill.base.arrays import Array
+from diffusion_distill.base.typing import Cond, Image, Key, Params
+from diffusion_distill.denoisers.network import Network, called, cannot_drop
+
+
+@dataclass(frozen=True)
+class Linen(Network):
+    """A Linen module. Its field `dropout`, if it has one, is its rate, which can be changed.
+
+    `train` is passed if the module takes it: True with a dropout key.
+    """
+
+    module: nn.Module
+    kind: ClassVar[str] = "Flax Linen module"
+
+    def init(self, key: Key, z: Image, time: Array, cond: Cond | None) -> Params:
+        """Fresh parameters.
+
+        Raises:
+          ValueError: the module keeps state beside its parameters, such as the means of batch normalisation.
+        """
+        variables = jax.jit(partial(self.module.init, method=partial(_call, train=False)))(key, z, time, cond)
+        state = sorted(set(variables) - {"params"})
+        if state:
+            raise ValueError(
+                f"The network {self.name} keeps state beside its parameters ({', '.join(state)}), which would be lost. "
+                "Use layers without state, such as nn.GroupNorm or nn.LayerNorm in place of nn.BatchNorm."
+            )
+        return variables.get("params", {})
+
+    def apply(self, params: Params, z: Image, time: Array, cond: Cond | None, *, dropout: Key | None = None) -> Array:
+        """The module's output."""
+        rngs = None if dropout is None else {"dropout": dropout}
+        train = dropout is not None
+        return self.module.apply({"params": params}, z, time, cond, rngs=rngs, method=partial(_call, train=train))  # type: ignore[return-value]
+
+    @property
+    def drops(self) -> bool:
+        """Whether its field `dropout` is above 0."""
+        return bool(getattr(self.module, "dropout", 0))
+
+    def with_dropout(self, rate: float) -> nn.Module:
+        """The module with another value of its field `dropout`."""
+        if hasattr(self.module, "dropout"):
+            return self.module.clone(dropout=rate)
+        if rate:
+            raise cannot_drop(self, rate, "has no field 'dropout'")
+        return self.module
+
+    def without_rates(self) -> nn.Module:
+        """The module with the fields `dropout` and `label_dropout` at 0."""
+        return self.module.clone(**{n: 0.0 for n in ("dropout", "label_dropout") if hasattr(self.module, n)})
+
+
+def _call(module: nn.Module, z: Image, time: Array, cond: Cond | None, train: bool) -> Any:
+    return called(module, z, time, cond, train=train)  # type: ignore[arg-type]
