@@ -126,11 +126,10 @@ def _model(path: str | Path, described: Mapping[str, Any], arrays: int) -> Model
         found = Model.from_dict(described)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WeightsError(f"{path}: its description is of no model that can be built: {error}") from error
-    levels, blocks = getattr(found.network, "ch_mult", ()), getattr(found.network, "num_res_blocks", 0)
-    if len(levels) * (1 + blocks) > arrays:  # every block has arrays of its own; building them takes time
-        raise WeightsError(
-            f"{path}: {len(levels)} levels of {blocks} blocks are described, but it has {arrays} arrays."
-        )
+    network = found.network  # every block has arrays of its own; building many of them takes time
+    blocks = len(getattr(network, "ch_mult", ())) * (1 + getattr(network, "num_res_blocks", 0))
+    if (blocks := blocks + getattr(network, "depth", 0)) > arrays:
+        raise WeightsError(f"{path}: a network of at least {blocks} blocks is described, but it has {arrays} arrays.")
     return found
 
 
