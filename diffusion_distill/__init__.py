@@ -26,8 +26,9 @@ from diffusion_distill.api import (
     table_for,
     train,
 )
+from diffusion_distill.denoisers.clipping import Thresholded
 from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided
-from diffusion_distill.denoisers.model import Model, Thresholded
+from diffusion_distill.denoisers.model import Model
 from diffusion_distill.denoisers.network import Functions, Network
 from diffusion_distill.methods import DISTILLERS, Denoising, Knowledge, Progressive, Tract
 from diffusion_distill.networks import ADM, NETWORKS, DiT, SongUNet, UNet
