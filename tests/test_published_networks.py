@@ -131,7 +131,7 @@ def test_output_is_that_of_the_tract_comparison(name: str) -> None:
             params,
             jnp.asarray(record["x"]),
             jnp.asarray(time, jnp.float32),
-            jnp.asarray(record["cond"], jnp.int32),
+            jnp.asarray(record["label"], jnp.int32),
         )
     error = np.abs(np.asarray(out) - record["out_eps1e6_f64"]).max(axis=(1, 2, 3))
     tolerance = np.full(len(error), 5e-4)
