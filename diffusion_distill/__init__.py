@@ -26,11 +26,12 @@ from diffusion_distill.api import (
     table_for,
     train,
 )
+from diffusion_distill.denoisers.clipping import Thresholded
 from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided
-from diffusion_distill.denoisers.model import Model, Thresholded
+from diffusion_distill.denoisers.model import Model
 from diffusion_distill.denoisers.network import Functions, Network
 from diffusion_distill.methods import DISTILLERS, Denoising, Knowledge, Progressive, Tract
-from diffusion_distill.networks import ADM, NETWORKS, SongUNet, UNet
+from diffusion_distill.networks import ADM, NETWORKS, DiT, SongUNet, UNet
 from diffusion_distill.process.processes import PROCESSES, VE, Cosine, LinearBeta, LinearBetaDiscrete, RectifiedFlow
 from diffusion_distill.process.time_input import EDMInput, LogsnrInput
 from diffusion_distill.solvers import SOLVERS
@@ -52,6 +53,7 @@ __all__ = [
     "ClassifierGuided",
     "Cosine",
     "Denoising",
+    "DiT",
     "EDMInput",
     "FitSettings",
     "FittedSolver",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,6 @@ from toys import equal
 
 import diffusion_distill as dd
 from diffusion_distill.base.arrays import Array
-from diffusion_distill.denoisers.adapters import adapt
 from diffusion_distill.denoisers.network import Network
 from diffusion_distill.process.levels import Level
 from diffusion_distill.training import sharding

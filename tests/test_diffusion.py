@@ -25,15 +25,17 @@ from diffusion_distill.process import edm_grids, grids, likelihood, noising, pre
 from diffusion_distill.process.levels import Level, from_logsnr
 from diffusion_distill.process.processes import (
     PROCESSES,
+    VE,
     Cosine,
     IDDPMCosine,
     LinearBeta,
     LinearBetaDiscrete,
     Process,
-    VE,
+    RectifiedFlow,
 )
+from diffusion_distill.process.time_input import LOGSNR_INPUTS, TIME_INPUTS, FlowInput, LogsnrInput, TimeOfProcess
+from diffusion_distill.process.training_levels import NOISE_LEVELS
 from diffusion_distill.process.vp_discrete import LinearAlphaDiscrete
-from diffusion_distill.process.time_input import LOGSNR_INPUTS, LogsnrInput
 
 pytestmark = pytest.mark.fast
 
@@ -96,24 +98,18 @@ def decay(process: LinearBeta | LinearBetaDiscrete) -> Callable[[Decimal], Decim
 
 @pytest.mark.parametrize("process", [*BETAS, *TO_ZERO[:2]], ids=str)
 def test_linear_betas_to_all_digits(process: LinearBeta | LinearBetaDiscrete) -> None:
-    """Levels, and their distances over one to many steps of coarse and fine grids."""
+    """Levels of coarse and fine grids."""
     with localcontext(prec=40):
         exact = decay(process)
         for steps in (1, 32, 1000, 8192, 10**6):
             t = np.unique(np.linspace(1, steps, 17).astype(int))
-            s = np.unique(np.concatenate([t - 1, t - 2, t // 2, 0 * t])).clip(0)
-            levels = {}
-            for i in {*t.tolist(), *s.tolist()}:
+            for i in {*t.tolist(), *(t // 2).tolist(), 0}:
                 alpha = (-exact(Decimal(i) / steps)).exp()
-                levels[i] = Level(alpha, (1 - alpha**2).sqrt())
+                exactly = Level(alpha, (1 - alpha**2).sqrt())
                 found = process.level(np.float64(i) / steps)
                 for name in ("alpha", "sigma"):
-                    true = float(getattr(levels[i], name))
+                    true = float(getattr(exactly, name))
                     assert float(getattr(found, name)) == pytest.approx(true, rel=1e-14, abs=0), (i, steps, name)
-            for i, j in [(i, j) for i in t.tolist() for j in s.tolist() if j <= i]:
-                distance = float(levels[i].sigma * levels[j].alpha - levels[i].alpha * levels[j].sigma)
-                found = process.cross(np.float64(i), np.float64(j), steps)
-                assert float(found) == pytest.approx(distance, rel=1e-13, abs=0), (i, j, steps)
 
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the optional sibling folder ../shared/golden")
@@ -145,7 +141,6 @@ def test_time_zero_of_linear_betas() -> None:
         chex.assert_trees_all_close(LinearBeta(t_min=t_min).level(np.float64(0)), uncut, rtol=1e-14)
     for process in TO_ZERO:
         assert process.level(np.float64(0)) == (1, 0)
-        assert process.cross(np.float64(0), np.float64(0)) == 0
 
 
 @pytest.mark.parametrize("process", [*COSINES, *BETAS, *IDDPM, *LINEAR_ALPHAS], ids=str)
@@ -169,18 +164,6 @@ def test_float32_levels_are_accurate_at_both_ends(process: Process) -> None:
     from_log = 0.0 if isinstance(process, Cosine) else 1.5e-7 * float(-np.log(exact.alpha[-1]))
     chex.assert_trees_all_close(level.alpha, exact.alpha, rtol=5e-7 + from_log)
     chex.assert_trees_all_close(level.sigma, exact.sigma, rtol=5e-7)
-
-
-@pytest.mark.parametrize("process", [*COSINES, *BETAS, *TO_ZERO, *IDDPM], ids=str)
-def test_cross_is_the_distance_of_two_levels(process: Process) -> None:
-    t, s = np.linspace(0.1, 1, 50), np.linspace(0, 0.9, 50)
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = process.level(t), process.level(s)
-    chex.assert_trees_all_close(process.cross(t, s), sigma_t * alpha_s - alpha_t * sigma_s, rtol=1e-9)
-    close = np.float32(np.linspace(1e-3, 1, 50)), np.float32(np.linspace(1e-3, 1, 50) - 1 / 8192)
-    exact = process.cross(close[0].astype(np.float64), close[1].astype(np.float64))
-    found = jax.jit(process.cross)(jnp.asarray(close[0]), jnp.asarray(close[1]))
-    from_times = isinstance(process, (Cosine, VE))
-    chex.assert_trees_all_close(found, exact, rtol=5e-7 if from_times else 3e-6)  # which is alpha's
 
 
 @pytest.mark.parametrize("process", [COSINES[1], *BETAS, *TO_ZERO, *IDDPM], ids=str)
@@ -263,20 +246,24 @@ def test_rates_are_derivatives_of_the_decay(process: Any) -> None:
         assert (np.abs(process.rate(knots[1:6]) / earlier - 1) > 0.05).all(), "of later times, not of earlier ones"
 
 
-@pytest.mark.parametrize("process", [*IDDPM, *LINEAR_ALPHAS], ids=str)
-def test_cross_on_the_host(process: Process) -> None:
-    t, s = np.linspace(0.1, 1, 50), np.linspace(0, 0.9, 50)
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = process.level(t), process.level(s)
-    chex.assert_trees_all_close(process.cross(t, s), sigma_t * alpha_s - alpha_t * sigma_s, rtol=1e-9)
-    chex.assert_trees_all_close(process.cross(7 * t, 7 * s, 7), process.cross(t, s), rtol=1e-11)
-    assert not process.cross(t, t).any()
+def test_variance_exploding_keeps_the_sample() -> None:
+    t = np.array([1.0, 0.25, 0.0])
+    level = VE(20.0).level(t)
+    chex.assert_trees_all_equal(level, Level(np.ones(3), 20 * t))
+    chex.assert_trees_all_equal(VE(20.0).time(level), t)
 
 
-def test_variance_exploding_keeps_the_image() -> None:
-    sigma = np.array([80.0, 1.0, 0.0])
-    level = VE(1.0).level(sigma)
-    chex.assert_trees_all_equal(level.alpha, 1)
-    chex.assert_trees_all_equal(VE(1.0).time(level), sigma)
+@pytest.mark.parametrize("shift", [0.5, 1.0, 1.15, 3.0])
+def test_rectified_flow_is_a_straight_line_with_shifted_times(shift: float) -> None:
+    """t' = shift·t / (1 + (shift - 1)·t) of Stable Diffusion 3; sigma/alpha is `shift` times that without a shift."""
+    t = np.linspace(0, 1, 101)
+    process, shifted = RectifiedFlow(shift), shift * t / (1 + (shift - 1) * t)
+    level = process.level(t)
+    chex.assert_trees_all_close(level, Level(1 - shifted, shifted), rtol=0, atol=1e-15)
+    assert (level.alpha[0], level.sigma[0]) == (1, 0) and (level.alpha[-1], level.sigma[-1]) == (0, 1)
+    chex.assert_trees_all_close(process.time(level), t, rtol=0, atol=1e-15)
+    inside = level.at(slice(1, -1))
+    chex.assert_trees_all_close(inside.sigma / inside.alpha, shift * (t / (1 - np.minimum(t, 0.995)))[1:-1], rtol=1e-12)
 
 
 def test_levels_from_logsnr() -> None:
@@ -298,12 +285,11 @@ def test_levels_from_logsnr() -> None:
 @pytest.mark.parametrize("k", [2, 3, 5, 7, 12, 16, 31, 1024])
 @pytest.mark.parametrize("steps", [1, 3, 4, 10, 49, 128])
 def test_grids_nest_bit_for_bit(k: int, steps: int) -> None:
-    for process in (Cosine(), LinearBeta(), LinearBetaDiscrete()):
+    for process in (Cosine(), LinearBeta(), LinearBetaDiscrete(), RectifiedFlow(3.0)):
         coarse, fine = (grids.make_grid(process, n) for n in (steps, k * steps))
         chex.assert_shape(coarse.alpha, (steps + 1,))
         for some, all_ in zip(coarse, fine, strict=True):
             chex.assert_trees_all_equal(all_[::k], some)
-    chex.assert_trees_all_equal(grids.uniform_times(k * steps)[::k], grids.uniform_times(steps))
 
 
 def test_a_grid_runs_from_noise_to_clean() -> None:
@@ -352,12 +338,43 @@ def test_time_inputs() -> None:
     assert set(expected) == set(LOGSNR_INPUTS)
     for kind, value in expected.items():
         chex.assert_trees_all_close(LogsnrInput(kind).fraction(level), value, rtol=1e-9, atol=1e-12)
-        chex.assert_trees_all_close(LogsnrInput(kind).time(level), 1000 * value, rtol=1e-9, atol=1e-9)
+        chex.assert_trees_all_close(LogsnrInput(kind).time(level, Cosine()), 1000 * value, rtol=1e-9, atol=1e-9)
     chex.assert_trees_all_close(LogsnrInput().fraction(level), t, rtol=1e-7, atol=6e-5)
     far = from_logsnr(np.array([-50.0, -20.0, 20.0, 50.0]))
     noisy, _, _, clean = LogsnrInput().fraction(far)
     chex.assert_trees_all_close(LogsnrInput().fraction(far), np.array([noisy, noisy, clean, clean]), rtol=1e-14)
     assert 0 < clean < 1e-4 and noisy == pytest.approx(1 - clean)
+
+
+def test_time_inputs_of_times() -> None:
+    """DDPM's networks are told the index of a beta, rectified flows how far on the line the sample is."""
+    ddpm = LinearBetaDiscrete()
+    index = np.array([0, 1, 499, 999])
+    chex.assert_trees_all_close(TimeOfProcess(1000, -1).time(ddpm.level((index + 1) / 1000), ddpm), index, atol=1e-9)
+    for process, t in ((RectifiedFlow(), 0.3), (RectifiedFlow(3.0), 0.9 / 1.6)):
+        at = process.level(np.array([0.3, 1.0]))
+        chex.assert_trees_all_close(FlowInput().time(at, process), np.array([1000 * t, 1000]), rtol=1e-12)
+        chex.assert_trees_all_close(TimeOfProcess(1.0).time(at, process), np.array([0.3, 1.0]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", TIME_INPUTS.values())
+def test_time_inputs_are_finite_at_pure_noise(kind: Any) -> None:
+    wide = RectifiedFlow().level(np.array([1.0, 0.5]))
+    for level in (wide, Level(*map(jnp.float32, wide))):
+        told = kind().time(level, RectifiedFlow())
+        assert np.isfinite(told).all() or isinstance(kind(), LogsnrInput)
+        scale = kind().scale(level)
+        assert scale is None or np.isfinite(scale).all()
+
+
+def test_logit_normal_levels() -> None:
+    """Half of the times are below a half, and the logit of a share Phi(s) is below s."""
+    u = np.array([0.5, 0.15865525393145707, 0.9772498680518208])
+    level = NOISE_LEVELS["logit_normal"](RectifiedFlow(), jnp.asarray(u, jnp.float32))
+    expected = 1 / (1 + np.exp(-np.array([0.0, -1.0, 2.0])))
+    chex.assert_trees_all_close(level.sigma, np.float32(expected), rtol=1e-5)
+    ends = NOISE_LEVELS["logit_normal"](RectifiedFlow(), jnp.array([0.0, 1 - 2**-24]))
+    assert np.isfinite(np.stack(ends)).all()
 
 
 # --- the forward process and its posterior
@@ -517,6 +534,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an infinite logsnr": (lambda: Cosine(-20, math.inf), r"must be finite.*inf"),
     "beta_min of 0": (lambda: LinearBeta(0.0), r"0 < beta_min <= beta_max.*beta_min=0\.0"),
     "falling betas": (lambda: LinearBeta(20.0, 0.1), r"beta_min <= beta_max.*beta_max=0\.1"),
+    "a shift of 0": (lambda: RectifiedFlow(0.0), r"must be positive and finite, got 0\.0"),
+    "an infinite shift": (lambda: RectifiedFlow(math.inf), r"must be positive and finite, got inf"),
+    "no range of noise": (lambda: VE(0.001), r"0 < sigma_min < sigma_max.*sigma_max=0\.001"),
     "an infinite beta": (lambda: LinearBeta(0.1, math.inf), r"both finite.*inf"),
     "a beta that is no number": (lambda: LinearBeta(math.nan), r"both finite.*nan"),
     "a cut at 1": (lambda: LinearBeta(t_min=1.0), r"t_min must be in \[0, 1\).*t_min=1\.0"),
@@ -532,9 +552,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "a negative offset": (lambda: IDDPMCosine(s=-0.008), r"s >= 0, got .*s=-0\.008"),
     "linear alphas of falling betas": (lambda: LinearAlphaDiscrete(10, 0.1, 0.01), r"beta_start <= beta_end.*0\.01"),
     "zero steps": (lambda: grids.make_grid(Cosine(), 0), r"at least 1, got 0"),
-    "negative steps": (lambda: grids.uniform_times(-4), r"at least 1, got -4"),
-    "half a step": (lambda: grids.uniform_times(2.5), r"whole number.*got 2\.5"),  # type: ignore[arg-type]
-    "steps that are a bool": (lambda: grids.uniform_times(True), r"whole number.*got True"),
+    "negative steps": (lambda: grids.make_grid(Cosine(), -4), r"at least 1, got -4"),
+    "half a step": (lambda: grids.make_grid(Cosine(), 2.5), r"whole number.*got 2\.5"),  # type: ignore[arg-type]
+    "steps that are a bool": (lambda: grids.make_grid(Cosine(), True), r"whole number.*got True"),
     "a rising grid": (lambda: grids.check(SORTED.at(slice(None, None, -1))), r"decrease in noise.*rows 0 and 1.*Sort"),
     "a repeated level": (lambda: grids.check(SORTED.at(np.array([0, 1, 1, 2]))), r"rows 1 and 2.*drop repeated"),
     "a NaN level": (lambda: grids.check(Level(SORTED.alpha * np.nan, SORTED.sigma)), r"must be finite"),

@@ -20,7 +20,7 @@ from flax import struct
 from diffusion_distill.denoisers.model import Denoiser, Model
 from diffusion_distill.process import edm_grids, grids, noising
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import Cosine, LinearBeta, VE
+from diffusion_distill.process.processes import VE, Cosine, LinearBeta
 from diffusion_distill.solvers import (
     SOLVERS,
     Table,

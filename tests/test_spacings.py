@@ -10,18 +10,26 @@ import numpy as np
 import pytest
 
 from diffusion_distill.process import edm_grids, grids
+from diffusion_distill.process.grids import (
+    SPACINGS,
+    ddim_indices,
+    default_rule,
+    make_grid,
+    refine,
+    singlestep,
+    spaced_times,
+)
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import (
+    VE,
     Cosine,
     IDDPMCosine,
-    Karras,
     LinearBeta,
     LinearBetaDiscrete,
     Process,
-    VE,
+    RectifiedFlow,
 )
 from diffusion_distill.process.vp_discrete import LinearAlphaDiscrete
-from diffusion_distill.process.grids import SPACINGS, ddim_indices, refine, singlestep, make_grid, spaced_times
 
 pytestmark = pytest.mark.fast
 
@@ -32,9 +40,9 @@ PROCESSES: list[Process] = [
     LinearBetaDiscrete(),
     LinearAlphaDiscrete(),
     IDDPMCosine(),
-    Karras(),
-    Karras(5, 0.01, 10.0, 3.0),
+    VE(),
 ]
+FLOWS = [RectifiedFlow(), RectifiedFlow(3.0)]
 every_schedule = pytest.mark.parametrize("process", PROCESSES, ids=str)
 every_spacing = pytest.mark.parametrize("spacing", SPACINGS)
 
@@ -75,21 +83,38 @@ def test_time_zero_is_an_end(process: Process, spacing: str) -> None:
 
 @pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
 def test_equal_steps_of_rho_are_edms(rho: float) -> None:
-    for process, start, end in ((VE(1.0), 80.0, 0.002), (Karras(9), 1.0, 1 / 9)):
+    """arXiv:2206.00364 Eq. 5; the rule 'karras' ends at zero noise after it."""
+    i, low, high = np.arange(13) / 12, 0.002 ** (1 / rho), 80 ** (1 / rho)
+    expected = (high + i * (low - high)) ** rho
+    for process, start, end in ((VE(1.0), 80.0, 0.002), (VE(), 1.0, 0.002 / 80)):
         found = make_grid(process, 12, "rho", start=start, end=end, rho=rho)
-        np.testing.assert_allclose(found.sigma, edm_grids.edm(13, rho=rho).sigma[:-1], rtol=1e-11)
+        np.testing.assert_allclose(found.sigma, expected, rtol=1e-11)
+    for found in (make_grid(VE(), 13, rho=rho), edm_grids.edm(13, rho=rho)):
+        np.testing.assert_allclose(found.sigma, [*expected, 0], rtol=1e-11)
+        np.testing.assert_array_equal(found.alpha, 1)
+    assert make_grid(VE(), 1).sigma.tolist() == [80, 0]
+
+
+def test_edms_rule_on_other_processes() -> None:
+    """Equal in rho down to what the process has at time 0, and then zero noise."""
+    vp = make_grid(Cosine(), 6, "karras")
+    rho = (vp.sigma / vp.alpha)[:-1] ** (1 / 7)
+    np.testing.assert_allclose(np.diff(rho), np.diff(rho)[0], rtol=1e-9)
+    assert vp.logsnr[-2] == pytest.approx(20) and (vp.alpha[-1], vp.sigma[-1]) == (1, 0)
+    np.testing.assert_array_equal(make_grid(VE(), 5, "karras", end=0.1).sigma, make_grid(VE(), 5, "rho", end=0.1).sigma)
+    assert [default_rule(process) for process in (VE(), Cosine(), RectifiedFlow())] == ["karras", "time", "time"]
 
 
 @pytest.mark.parametrize("k", [2, 3, 5, 10, 49])
 @pytest.mark.parametrize("steps", [1, 3, 10, 49])
 @pytest.mark.parametrize(("start", "end"), [(1.0, 0.0), (1.0, 1e-3), (0.7, 0.1)])
 def test_grids_equal_in_time_nest_bit_for_bit(k: int, steps: int, start: float, end: float) -> None:
-    for process in PROCESSES[1:5]:
+    for process in [*PROCESSES[1:5], *FLOWS]:
         coarse, fine = (make_grid(process, n, start=start, end=end) for n in (steps, k * steps))
         for some, all_ in zip(coarse, fine, strict=True):
             np.testing.assert_array_equal(all_[::k], some)
     if (start, end) == (1.0, 0.0):
-        np.testing.assert_array_equal(spaced_times(Cosine(), k * steps), grids.uniform_times(k * steps))
+        np.testing.assert_array_equal(spaced_times(Cosine(), k * steps), np.arange(k * steps, -1, -1) / (k * steps))
 
 
 @every_schedule
@@ -102,13 +127,14 @@ def test_other_grids_nest_but_for_rounding(process: Process, spacing: str) -> No
 # --- refinement
 
 REFINED: dict[str, tuple[Process, Level]] = {
-    **{str(process): (process, make_grid(process, 6, end=0.05)) for process in PROCESSES},
+    **{str(process): (process, make_grid(process, 6, end=0.05)) for process in [*PROCESSES, *FLOWS]},
+    "a whole flow": (FLOWS[1], make_grid(FLOWS[1], 6)),
     "clean end": (LinearBeta(), grids.clean_end(grids.make_grid(LinearBeta(), 6))),
     "clean end, zero noise at time 0": (LinearBeta(t_min=0.0), grids.make_grid(LinearBeta(t_min=0.0), 6)),
     "cosine, clean end": (Cosine(), grids.clean_end(grids.make_grid(Cosine(), 6))),
-    "EDM's grid": (Karras(6), edm_grids.edm(6)),
+    "EDM's grid": (VE(), edm_grids.edm(6)),
     "EDM's grid, in sigma": (VE(1.0), edm_grids.edm(6)),
-    "EDM's grid, noisy end": (Karras(7), edm_grids.edm(7).at(slice(0, 7))),
+    "EDM's grid, noisy end": (VE(), edm_grids.edm(7).at(slice(0, 7))),
     "levels of another process": (Cosine(), make_grid(LinearBeta(), 6, "logsnr", start=0.9, end=0.05)),
 }
 every_grid = pytest.mark.parametrize(("process", "grid"), REFINED.values(), ids=REFINED)
@@ -131,7 +157,7 @@ def test_refinement_keeps_the_levels_there_are(process: Process, grid: Level, pa
 
 @pytest.mark.parametrize("spacing", ["logsnr", "rho", "quadratic"])
 def test_refinement_in_another_spacing(spacing: str) -> None:
-    for process in (LinearBeta(), Karras(7)):
+    for process in (LinearBeta(), VE()):
         grid = make_grid(process, 4, spacing, end=0.2)
         fine, whole = refine(process, grid, 3, spacing), make_grid(process, 12, spacing, end=0.2)
         np.testing.assert_array_equal(fine.sigma[::3], grid.sigma)
@@ -143,8 +169,8 @@ def test_a_step_to_zero_noise_is_divided_down_to_time_zero() -> None:
     fine = refine(process, grids.clean_end(grids.make_grid(process, 3)), 4)
     whole = grids.clean_end(grids.make_grid(process, 12))
     np.testing.assert_allclose(np.stack(fine), np.stack(whole), rtol=1e-12)
-    edm = refine(Karras(3), edm_grids.edm(3), 4)
-    np.testing.assert_allclose(edm.sigma, Karras(3).level(grids.uniform_times(12)).sigma, rtol=1e-12)
+    edm = refine(VE(), edm_grids.edm(3), 4)
+    np.testing.assert_allclose(edm.sigma[8:], edm.sigma[8] * np.arange(4, -1, -1) / 4, rtol=1e-12)
 
 
 # --- singlestep
@@ -209,7 +235,10 @@ def test_indices_of_other_numbers_of_betas() -> None:
 
 SIX = grids.make_grid(Cosine(), 6)
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
-    "an unknown spacing": (lambda: make_grid(Cosine(), 4, "logSNR"), r"spacing 'logSNR'.*logsnr"),
+    "an unknown rule of a grid": (lambda: make_grid(Cosine(), 4, "logSNR"), r"rule of a grid 'logSNR'.*logsnr"),
+    "log-SNR from pure noise": (
+        lambda: make_grid(RectifiedFlow(), 4, "logsnr", end=0.1), r"need some signal at their start.*below 1"),
+    "numbers that are no grid": (lambda: grids.from_numbers({"alpha": [1, 1]}), r"'sigma': .*but:"),
     "an unknown spacing of a refinement": (lambda: refine(Cosine(), SIX, 2, "log"), r"spacing 'log'"),
     "no steps": (lambda: make_grid(Cosine(), 0), r"number of steps must be .*at least 1, got 0"),
     "an end at the start": (lambda: make_grid(Cosine(), 4, start=0.5, end=0.5), r"down from .* got 0.5 and 0.5"),
@@ -217,7 +246,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "a negative end": (lambda: make_grid(Cosine(), 4, end=-0.1), r"got 1.0 and -0.1"),
     "a start that is no number": (lambda: make_grid(Cosine(), 4, start=float("nan")), r"got nan and 0.0"),
     "log-SNR to zero noise": (lambda: make_grid(LinearBeta(t_min=0.0), 4, "logsnr"), r"need noise at their end"),
-    "rho to zero noise": (lambda: make_grid(Karras(4), 4, "rho"), r"need noise at their end.*later end"),
+    "rho to zero noise": (lambda: make_grid(VE(), 4, "rho"), r"need noise at their end.*later end"),
     "parts for other steps": (lambda: refine(Cosine(), SIX, [1, 2]), r"grid of 6 steps.* got 2 num"),
     "no parts": (lambda: refine(Cosine(), SIX, 0), r"at least 1, got 0"),
     "a rising grid": (

@@ -22,7 +22,7 @@ from diffusion_distill.base.arrays import enable_x64
 from diffusion_distill.denoisers.model import Denoiser
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import Cosine, VE
+from diffusion_distill.process.processes import VE, Cosine
 from diffusion_distill.solvers import SOLVERS, Table, engine
 from diffusion_distill.solvers.engine import run_host
 from diffusion_distill.solvers.general.runge_kutta import TABLEAUX, runge_kutta

@@ -16,16 +16,16 @@ from absl.testing import parameterized
 from diffusion_distill.base.arrays import namespace
 from diffusion_distill.denoisers.guidance import ClassifierFree
 from diffusion_distill.methods import progressive, targets
-from diffusion_distill.process import noising, predictions, weighting
+from diffusion_distill.process import grids, noising, predictions, weighting
 from diffusion_distill.process.levels import Level, from_logsnr
 from diffusion_distill.process.processes import (
+    VE,
     Cosine,
     IDDPMCosine,
-    Karras,
     LinearBeta,
     LinearBetaDiscrete,
     Process,
-    VE,
+    RectifiedFlow,
 )
 from diffusion_distill.process.vp_discrete import LinearAlphaDiscrete
 from diffusion_distill.training import ema
@@ -36,7 +36,7 @@ PROCESSES = {
     type(process).__name__: process
     for process in (
         *(Cosine(), LinearBeta(), LinearBetaDiscrete(), LinearAlphaDiscrete(), IDDPMCosine()),
-        *(VE(1.0), Karras(16)),
+        *(VE(1.0), RectifiedFlow(3.0)),
     )
 }
 every_schedule = parameterized.named_parameters(*PROCESSES.items())
@@ -112,7 +112,7 @@ def halved(z: chex.Array, level: Level, labels: chex.Array | None = None) -> che
 class Targets(chex.TestCase):
     @chex.all_variants
     def test_a_target_takes_one_step_where_two_steps_lead(self) -> None:
-        rows = progressive.rows(Cosine(), 8).at(np.arange(1, 6))  # the first row ends at zero noise
+        rows = progressive.rows(grids.make_grid(Cosine(), 16)).at(np.arange(1, 6))  # the first row ends at zero noise
         end = Cosine().level(np.arange(1, 6) / 8)
         z = np.float32(Z)
         target = self.variant(lambda rows, z: targets.target(rows, z, halved, halved))(
@@ -127,7 +127,7 @@ class Targets(chex.TestCase):
     @chex.all_variants
     def test_guidance_extrapolates(self) -> None:
         labels = np.arange(5, dtype=np.int32) % 3
-        free = self.variant(lambda z, level, labels: ClassifierFree(halved, 2.0, null_label=3)(z, level, labels))
+        free = self.variant(lambda z, level, labels: ClassifierFree(halved, 2.0, null=3)(z, level, labels))
         found = free(Z, SINGLE, labels)
         expected = 0.5 * Z + 2 * 0.25 * labels[:, None, None, None]
         chex.assert_trees_all_close(found, np.float32(expected), rtol=0, atol=2e-6)

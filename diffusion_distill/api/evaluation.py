@@ -35,6 +35,7 @@ from diffusion_distill.api.sampling import Sampler, labels_for
 from diffusion_distill.base import interrupts
 from diffusion_distill.base.errors import choose, positive_int
 from diffusion_distill.base.files import user_path
+from diffusion_distill.base.whole import whole, write_json
 from diffusion_distill.data.fingerprint import fingerprint
 from diffusion_distill.data.quantise import RULES, quantise
 from diffusion_distill.data.sources import Source, from_arrays
@@ -118,7 +119,7 @@ class EvaluationSettings:
         return min(self.batch_size, self.count)
 
 
-def features_named(name: str, shape: tuple[int, int, int]) -> Measured:
+def features_named(name: str, shape: tuple[int, ...]) -> Measured:
     """The features that a config names.
 
     Args:
@@ -215,10 +216,8 @@ class Part:
             arrays |= {f"{name}.{key}": value for key, value in found.to_arrays().items()}
         if self.logits is not None:
             arrays["logits"] = self.logits
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_suffix(".half.npz")
-        np.savez(half, **arrays)
-        half.replace(path)
+        with whole(path) as half, open(half, "wb") as file:
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Part:
@@ -276,8 +275,7 @@ def evaluate_samplers(
             row = {"sampler": label, **sampler.about, **summary(found), "repetitions": found}
             rows.append(row)
             log("  ".join(f"{name} {value}" for name, value in in_short(row).items()))
-            results = json.dumps({**facts, "rows": rows}, indent=2)
-            (workdir / "results.json").write_text(results + "\n", encoding="utf-8")
+            write_json(workdir / "results.json", {**facts, "rows": rows})
     return rows
 
 

@@ -19,9 +19,10 @@ from diffusion_distill.base.errors import choose, positive_int
 from diffusion_distill.base.seeds import check_seed, key_of
 from diffusion_distill.base.typing import Cond, Key
 from diffusion_distill.denoisers import conditions
+from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.denoisers.guidance import ClassifierFree
-from diffusion_distill.denoisers.model import Clipped, Model
+from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers import Table, engine, tabulate

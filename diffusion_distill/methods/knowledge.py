@@ -21,8 +21,9 @@ import jax.numpy as jnp
 
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.typing import Cond, Image
+from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.denoise import Denoise
-from diffusion_distill.denoisers.model import Clipped, Model
+from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import targets, tract
 from diffusion_distill.methods.method import Distiller
 from diffusion_distill.methods.phases import Phase, momentum_for, samples, updates_for, updates_per_phase

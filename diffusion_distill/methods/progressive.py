@@ -27,6 +27,7 @@ from diffusion_distill.methods import targets
 from diffusion_distill.methods.method import Distiller
 from diffusion_distill.methods.phases import Phase, check_averaging, samples, updates_for
 from diffusion_distill.process.levels import Level
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers import SOLVERS
 
 #: What the target is at zero noise for a network that predicts both x and eps.
@@ -82,7 +83,9 @@ class Progressive(Distiller):
         grid = self.teacher_grid(model, self.start_steps, grid)
         levels = [grid.at(slice(None, None, 2**k)) for k in range(len(students) + 1)]
         solvers = [self.teacher_solver, *["ddim"] * (len(students) - 1)]
-        tables = targets.pad([rows(fine, solver) for fine, solver in zip(levels[:-1], solvers, strict=True)])
+        tables = targets.pad(
+            [rows(fine, solver, model.process) for fine, solver in zip(levels[:-1], solvers, strict=True)]
+        )
         [updates] = updates_for(samples(self.phase_length), batch_size)
         return [
             self.phase(
@@ -110,10 +113,12 @@ class Progressive(Distiller):
         return teacher, x_head_at_zero_noise
 
 
-def rows(grid: Level, solver: str = "ddim") -> targets.Rows:
+def rows(grid: Level, solver: str = "ddim", process: Process | None = None) -> targets.Rows:
     """The steps t -> m -> s of a student of half the steps of the teacher's grid [2N + 1], the cleanest first."""
     t = np.arange(len(grid.sigma) - 3, -1, -2)
-    return targets.make_rows(grid, t, t + 1, t + 2, clean_end=True, solver=solver, second_solver=solver)
+    return targets.make_rows(
+        grid, t, t + 1, t + 2, clean_end=True, solver=solver, second_solver=solver, process=process
+    )
 
 
 def halvings(start_steps: int, end_steps: int) -> list[int]:

@@ -39,6 +39,7 @@ from diffusion_distill.denoisers.denoise import Denoise, RawDenoise
 from diffusion_distill.methods import loss
 from diffusion_distill.process import noising, predictions
 from diffusion_distill.process.levels import Level
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers import Table, engine, tabulate
 from diffusion_distill.solvers.engine import combine
 
@@ -105,6 +106,7 @@ def make_rows(
     clean_end: bool = False,
     solver: str = "ddim",
     second_solver: str = "ddim",
+    process: Process | None = None,
 ) -> Rows:
     """The table of the steps t -> m -> s between levels of a grid.
 
@@ -113,6 +115,7 @@ def make_rows(
       t, m, s: whole numbers [rows], places in the grid, t < m <= s.
       clean_end: treat the last level as exactly zero noise (BTD's rule), whatever sigma the grid has there.
       solver, second_solver: what takes the step t -> m, and m -> s.
+      process: of the grid, for solvers that evaluate at levels in between.
 
     Raises:
       ValueError: unknown solver, or one that draws noise or needs more than two levels.
@@ -122,14 +125,15 @@ def make_rows(
     if clean_end:
         ends = (s == len(grid.sigma) - 1) & (m < s)
         first, second = np.where(ends, 0.0, first), np.where(ends, 1.0, second)
-    stages, second_stages = make_stages(solver, level_t, level_m), make_stages(second_solver, level_m, level_s)
+    stages = make_stages(solver, level_t, level_m, process)
+    second_stages = make_stages(second_solver, level_m, level_s, process)
     # Where m is zero noise the second estimate has weight 0, but is evaluated: at a level where the network is finite.
     level_m = Level(*(np.where(level_m.sigma == 0, at_t, at_m) for at_t, at_m in zip(level_t, level_m, strict=True)))
     r, d = noising.step_coefficients(level_t, level_m)
     return Rows(level_t, level_m, r, d, first, second, stages, second_stages, np.int32(len(t)))
 
 
-def make_stages(solver: str, start: Level, end: Level) -> Stages | None:
+def make_stages(solver: str, start: Level, end: Level, process: Process | None = None) -> Stages | None:
     """The tables of a solver's steps between levels [rows] each; None for DDIM, whose estimate is the network's.
 
     Steps with fewer stages than others (to zero noise, or from a level to itself) are filled up with stages of
@@ -139,7 +143,9 @@ def make_stages(solver: str, start: Level, end: Level) -> Stages | None:
         return None
     pairs = np.stack([np.stack(start), np.stack(end)], axis=-1)  # [alpha and sigma, rows, from and to]
     still = pairs[0, :, 0] * pairs[1, :, 1] == pairs[0, :, 1] * pairs[1, :, 0]
-    tables = [None if rests else tabulate(solver, Level(*pairs[:, k])).plain() for k, rests in enumerate(still)]
+    tables = [
+        None if rests else tabulate(solver, Level(*pairs[:, k]), process).plain() for k, rests in enumerate(still)
+    ]
     moving = [table for table in tables if table is not None]
     if not all(table.deterministic for table in moving):
         raise ValueError(f"The solver {solver!r} draws noise; a teacher's step must be deterministic.")

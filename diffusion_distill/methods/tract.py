@@ -28,12 +28,14 @@ from typing import Any
 import numpy as np
 
 from diffusion_distill.base.errors import choose
+from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.denoise import Denoise
-from diffusion_distill.denoisers.model import Clipped, Model
+from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import targets
 from diffusion_distill.methods.method import Distiller
 from diffusion_distill.methods.phases import Phase, check_rate, momentum_for, samples, updates_for, updates_per_phase
 from diffusion_distill.process.levels import Level
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers import SOLVERS
 
 #: What a student begins a phase with.
@@ -111,7 +113,7 @@ class Tract(Distiller):
         levels = [grid.at(slice(None, None, self.schedule[0] // steps)) for steps in self.schedule]
         solvers = [self.teacher_solver, *["ddim"] * (len(reductions) - 1)]
         ends = zip(levels[:-1], self.schedule[1:], solvers, strict=True)
-        tables = targets.pad([rows(fine, end, solver) for fine, end, solver in ends])
+        tables = targets.pad([rows(fine, end, solver, model.process) for fine, end, solver in ends])
         shares = self.shares or (1,) * len(reductions)
         updates = updates_for(samples(self.length), batch_size, shares)
         return [
@@ -140,14 +142,14 @@ class Tract(Distiller):
         return Clipped(first) if self.clip == "both" else first, Clipped(second) if self.clip != "none" else second
 
 
-def rows(grid: Level, end: int, solver: str = "ddim") -> targets.Rows:
+def rows(grid: Level, end: int, solver: str = "ddim", process: Process | None = None) -> targets.Rows:
     """The steps t -> m -> s of a student of `end` steps, one for each step t -> m of the teacher's grid [steps + 1].
 
     s is the end of t's group of steps. The cleanest step is the first row.
     """
     steps = len(grid.sigma) - 1
     group, t = steps // end, np.arange(steps - 1, -1, -1)
-    return targets.make_rows(grid, t, t + 1, (t // group + 1) * group, solver=solver)
+    return targets.make_rows(grid, t, t + 1, (t // group + 1) * group, solver=solver, process=process)
 
 
 def check_shares(shares: Sequence[float], schedule: Sequence[int]) -> None:

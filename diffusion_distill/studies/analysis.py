@@ -35,6 +35,7 @@ from diffusion_distill.base.errors import choose, positive_int
 from diffusion_distill.base.files import user_path
 from diffusion_distill.base.seeds import key_of
 from diffusion_distill.base.typing import Image, Labels
+from diffusion_distill.base.whole import whole
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import eps_from_x
@@ -392,7 +393,8 @@ def _write(folder: str | Path, name: str, numbers: Mapping[str, Any], draw: Any)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
     text = re.sub(r"\[[^\[\]\"]*\]", lambda found: " ".join(found[0].split()), text)  # a list of numbers, one line
-    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    with whole(folder / f"{name}.json") as half:
+        half.write_text(text + "\n", encoding="utf-8")
     draw(folder / f"{name}.png")
 
 

@@ -43,6 +43,7 @@ from diffusion_distill.api.sampling import Sampler, grid_for, sampler_of
 from diffusion_distill.base import interrupts
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.files import user_path
+from diffusion_distill.base.whole import write_json
 from diffusion_distill.data.quantise import quantise
 from diffusion_distill.data.sources import Source
 from diffusion_distill.report.lines import Line, Panel, line_plot
@@ -186,8 +187,7 @@ def compare_solvers(
                     file.write(json.dumps(done[key]) + "\n")
                 log("  ".join(f"{name} {value}" for name, value in in_short(done[key]).items()))
             rows.append(done[key])
-        results = json.dumps({**facts, "rows": rows}, indent=2)
-        (workdir / "results.json").write_text(results + "\n", encoding="utf-8")
+        write_json(workdir / "results.json", {**facts, "rows": rows})
         quality_plot(rows, workdir / "quality.png")
     return rows
 

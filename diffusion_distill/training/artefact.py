@@ -14,9 +14,6 @@ class and plain settings are written down; it must be given to load the artefact
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,11 +23,13 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from diffusion_distill.base.files import plain, read_json, user_path
+from diffusion_distill.base.files import read_json, user_path
 from diffusion_distill.base.typing import Image, Params
+from diffusion_distill.base.whole import put, remove, replaced, unfinished, write_json
+from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.denoise import Denoise, as_denoise
 from diffusion_distill.denoisers.given import Given, WholeLevel
-from diffusion_distill.denoisers.model import Clipped, Denoiser, Model
+from diffusion_distill.denoisers.model import Denoiser, Model
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Cosine, Process
@@ -38,7 +37,7 @@ from diffusion_distill.training import checkpoint
 from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.version import __version__
 
-PARAMS, UNFINISHED, REPLACED = "params", "params.unfinished", "params.replaced"
+PARAMS = "params"
 #: How often a folder that is being written is read, with a pause in seconds.
 READS, PAUSE = 20, 0.1
 
@@ -97,17 +96,15 @@ class Artefact:
         """Writes the artefact's folder, replacing an artefact that is there; it is there whole or not at all."""
         folder, described = user_path(folder), self.model.to_dict()
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_params(folder / UNFINISHED, self.params)
+        params = folder / PARAMS
+        checkpoint.save_params(unfinished(params), self.params)
         facts = {"steps": self.steps, "grid": grids.to_numbers(self.grid), "fingerprint": fingerprint(self.params)}
         versions = {"diffusion_distill": __version__, "jax": jax.__version__}
         if jax.process_index() == 0:
-            shutil.rmtree(folder / REPLACED, ignore_errors=True)
-            if (folder / PARAMS).exists():
-                (folder / PARAMS).rename(folder / REPLACED)
-            (folder / UNFINISHED).rename(folder / PARAMS)
-            _write(folder / "provenance.json", {**self.provenance, "versions": versions})
-            _write(folder / "model.json", {"model": described, **facts})
-            shutil.rmtree(folder / REPLACED, ignore_errors=True)
+            put(params)
+            write_json(folder / "provenance.json", {**self.provenance, "versions": versions})
+            write_json(folder / "model.json", {"model": described, **facts})
+            remove(replaced(params))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"artefact {folder}")
         return folder
@@ -135,7 +132,7 @@ class Artefact:
             try:
                 return cls._read(folder, network)
             except (OSError, ValueError, TypeError):
-                if _state(folder) == before and not (folder / UNFINISHED).exists():
+                if _state(folder) == before and not unfinished(folder / PARAMS).exists():
                     raise  # nobody else is writing it
                 time.sleep(PAUSE)
         return cls._read(folder, network)
@@ -148,9 +145,9 @@ class Artefact:
         try:
             params = _params(folder / PARAMS, model, description)
         except (OSError, ValueError):
-            if not (folder / REPLACED).exists():
+            if not replaced(folder / PARAMS).exists():
                 raise
-            params = _params(folder / REPLACED, model, description)
+            params = _params(replaced(folder / PARAMS), model, description)
         return cls(model, params, steps, provenance, grid)
 
 
@@ -164,7 +161,7 @@ def _params(folder: Path, model: Model, description: Mapping[str, Any]) -> Param
 
 def _state(folder: Path) -> list[tuple[int, int] | None]:
     """What changes while an artefact is written."""
-    found = (folder / name for name in (PARAMS, REPLACED, "provenance.json", "model.json"))
+    found = (folder / name for name in (PARAMS, replaced(Path(PARAMS)), "provenance.json", "model.json"))
     return [_identity(path) for path in found]
 
 
@@ -185,9 +182,3 @@ def _described(path: Path, description: Mapping[str, Any], network: Any) -> tupl
         return model, steps, grids.from_numbers(description.get("grid"))
     except (ValueError, TypeError) as error:
         raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{path}: {error}") from error
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=2, default=plain) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)

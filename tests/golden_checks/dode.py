@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_distill.denoisers.model import Thresholded
+from diffusion_distill.denoisers.clipping import Thresholded
 from diffusion_distill.process import edm_grids, grids
 from diffusion_distill.process.grids import ddim_indices, make_grid, singlestep
 from diffusion_distill.process.levels import Level
