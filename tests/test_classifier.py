@@ -40,8 +40,8 @@ BRIEF = ClassifierSettings(length=64, batch_size=16, ch=4, ch_mult=(1,), norm_gr
 def part(split: str, count: int) -> ArraySource:
     """The first digits of a split."""
     whole = digits(split)
-    assert whole.labels is not None
-    return ArraySource(whole.images[:count], whole.labels[:count], 10, whole.value_range)
+    assert whole.cond is not None
+    return ArraySource(whole.x[:count], whole.cond[:count], 10, whole.value_range)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def untrained(shape: tuple[int, int, int] = (8, 8, 1)) -> TrainedClassifier:
 
 def test_it_learns_the_digits(trained: TrainedClassifier, heldout: ArraySource) -> None:
     said = trained.logits(pixels(heldout)).argmax(axis=1)
-    right = float(np.mean(said == heldout.labels))
+    right = float(np.mean(said == heldout.cond))
     assert right > 0.85  # one in ten by chance
     assert trained.accuracy(heldout) == trained.about["accuracy"] == right
     assert trained.accuracy(heldout, batch_size=7) == right
@@ -85,7 +85,7 @@ def test_it_learns_the_digits(trained: TrainedClassifier, heldout: ArraySource) 
 
 def test_its_features_see_what_pixels_do_not(trained: TrainedClassifier, heldout: ArraySource) -> None:
     # Digits moved by a pixel are the same digits; a set without its eights is another set. Pixels say the opposite.
-    images, labels = pixels(heldout), heldout.labels
+    images, labels = pixels(heldout), heldout.cond
     assert labels is not None
     moved = np.pad(images, ((0, 0), (0, 0), (1, 0), (0, 0)), constant_values=-1)[:, :, :-1]
 

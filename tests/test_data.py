@@ -36,6 +36,7 @@ from diffusion_distill.data import (
     fingerprint,
     folder,
     from_arrays,
+    from_batches,
     from_dataset,
     npz,
     prefetch,
@@ -50,11 +51,11 @@ PACK = SHARED / "data" / "mnist_t10k.npz"
 CIFAR_TOOL = SHARED / "tools" / "expand_cifar10.py"
 
 
-def numbered(count: int, **labels: Any) -> ArraySource:
+def numbered(count: int, **cond: Any) -> ArraySource:
     """Images 1x2 that carry their index: -1 + index / 1000 at the left, 0 at the right."""
     images = np.zeros((count, 1, 2, 1), np.float32)
     images[:, 0, 0, 0] = np.arange(count) / 1000 - 1
-    return from_arrays(images, **labels)
+    return from_arrays(images, **cond)
 
 
 def indices_of(batch: dict[str, np.ndarray]) -> np.ndarray:
@@ -67,7 +68,7 @@ def indices_of(batch: dict[str, np.ndarray]) -> np.ndarray:
 def test_bytes_become_minus_one_to_one() -> None:
     images = np.arange(256, dtype=np.uint8).reshape(256, 1, 1, 1)
     batch = from_arrays(images).gather(np.array([0, 51, 255]))
-    assert batch.keys() == {"image"}
+    assert batch.keys() == {"x"}
     chex.assert_type(batch["x"], np.float32)
     chex.assert_shape(batch["x"], (3, 1, 1, 1))
     chex.assert_trees_all_equal(batch["x"].ravel(), np.array([-1, -0.6, 1], np.float32))
@@ -93,8 +94,8 @@ def test_digits_are_scikit_learns_and_the_splits_share_none() -> None:
     chex.assert_trees_all_equal(batch["x"], expected.astype(np.float32))
     chex.assert_trees_all_equal(batch["cond"], labels)
     order = np.random.Generator(np.random.PCG64(100)).permutation(1797)
-    chex.assert_trees_all_equal(train.images, whole.images[order[:900]])
-    chex.assert_trees_all_equal(heldout.images, whole.images[order[900:]])
+    chex.assert_trees_all_equal(train.x, whole.x[order[:900]])
+    chex.assert_trees_all_equal(heldout.x, whole.x[order[900:]])
     assert (len(train), len(heldout), train.shape, train.num_classes) == (900, 897, (8, 8, 1), 10)
 
 
@@ -111,29 +112,30 @@ def test_an_unknown_split_names_the_known_ones() -> None:
 
 GOOD = np.zeros((4, 2, 2, 1), np.float32)
 BAD_ARRAYS = {
-    "rank 3": ({"images": GOOD[..., 0]}, ValueError, r"\(4, 2, 2\).*\[\.\.\., None\]"),
-    "rank 2": ({"images": GOOD[..., 0, 0]}, ValueError, r"need \[n, height, width, channels\]"),
-    "empty set": ({"images": GOOD[:0]}, ValueError, "at least one image"),
-    "dtype": ({"images": GOOD.astype(np.int64)}, TypeError, "dtype int64; allowed are uint8"),
+    "bytes of rank 3": ({"x": GOOD[..., 0].astype(np.uint8)}, ValueError, r"\(4, 2, 2\).*\[\.\.\., None\]"),
+    "bytes of rank 2": ({"x": GOOD[..., 0, 0].astype(np.uint8)}, ValueError, r"need \[n, height, width, channels\]"),
+    "rank 1": ({"x": GOOD[:, 0, 0, 0]}, ValueError, r"need \[n, \*shape\].*None"),
+    "empty set": ({"x": GOOD[:0]}, ValueError, "at least one sample"),
+    "dtype": ({"x": GOOD.astype(np.int64)}, TypeError, "dtype int64; allowed are uint8"),
     "NaN": (
-        {"images": np.where(np.arange(4)[:, None, None, None] > 1, np.nan, GOOD)},
+        {"x": np.where(np.arange(4)[:, None, None, None] > 1, np.nan, GOOD)},
         ValueError,
-        "2 of 4 images",
+        "2 of 4 samples",
     ),
-    "infinity": ({"images": GOOD + np.inf}, ValueError, r"inf; need \[-1, 1\]"),
-    "0..255 as floats": ({"images": GOOD + 200}, ValueError, r"200 to 200.*astype\(np.uint8\)"),
-    "standardised": ({"images": GOOD - 2.5}, ValueError, r"2 \* \(images - low\)"),
+    "infinity": ({"x": GOOD + np.inf}, ValueError, r"inf; need \[-1, 1\]"),
+    "0..255 as floats": ({"x": GOOD + 200}, ValueError, r"200 to 200.*astype\(np.uint8\)"),
+    "standardised": ({"x": GOOD - 2.5}, ValueError, r"2 \* \(x - low\).*value_range=None"),
     "label too large": (
-        {"images": GOOD, "labels": [0, 1, 2, 3], "num_classes": 3},
+        {"x": GOOD, "cond": [0, 1, 2, 3], "num_classes": 3},
         ValueError,
         "0 to 3; need 0..2",
     ),
-    "label negative": ({"images": GOOD, "labels": [0, -1, 2, 3]}, ValueError, "-1 to 3; need 0..3"),
-    "label of 64 bits": ({"images": GOOD, "labels": [0, 0, 0, -(2**32)]}, ValueError, "-4294967296 to 0"),
-    "labels too few": ({"images": GOOD, "labels": [0, 1]}, ValueError, "2 labels for 4 images"),
-    "labels of floats": ({"images": GOOD, "labels": [0.0, 1.0, 1.0, 0.0]}, TypeError, "dtype float64"),
-    "labels one-hot": ({"images": GOOD, "labels": np.eye(4, dtype=int)}, ValueError, "argmax"),
-    "classes without labels": ({"images": GOOD, "num_classes": 10}, ValueError, "no labels"),
+    "label negative": ({"x": GOOD, "cond": [0, -1, 2, 3]}, ValueError, "-1 to 3; need 0..3"),
+    "label of 64 bits": ({"x": GOOD, "cond": [0, 0, 0, -(2**32)]}, ValueError, "-4294967296 to 0"),
+    "labels too few": ({"x": GOOD, "cond": [0, 1]}, ValueError, "2 labels for 4 images"),
+    "labels of floats": ({"x": GOOD, "cond": [0.0, 1.0, 1.0, 0.0], "num_classes": 2}, TypeError, "dtype float64"),
+    "labels one-hot": ({"x": GOOD, "cond": np.eye(4, dtype=int), "num_classes": 4}, ValueError, "argmax"),
+    "classes without labels": ({"x": GOOD, "num_classes": 10}, ValueError, "no labels"),
 }
 
 
@@ -162,7 +164,7 @@ def test_npz(tmp_path: Path, channel_axis: bool) -> None:
     stored = images if channel_axis else images[..., 0]
     np.savez(tmp_path / "set.npz", images=stored, labels=np.arange(6, dtype=np.uint8), other=np.ones(3))
     source = npz(tmp_path / "set.npz", num_classes=10)
-    chex.assert_trees_all_equal(source.images, images)
+    chex.assert_trees_all_equal(source.x, images)
     assert source.num_classes == 10 and source.gather(np.array([5]))["cond"] == 5
     np.savez(tmp_path / "unlabelled.npz", images=images)
     assert npz(str(tmp_path / "unlabelled.npz")).num_classes == 0
@@ -174,7 +176,7 @@ def test_the_mnist_pack_is_read() -> None:
     source = npz(PACK)
     assert (len(source), source.shape, source.num_classes) == (10_000, (28, 28, 1), 10)
     padded = npz(PACK, size=32, crop="pad")
-    chex.assert_trees_all_equal(padded.images, np.pad(source.images, ((0, 0), (2, 2), (2, 2), (0, 0))))
+    chex.assert_trees_all_equal(padded.x, np.pad(source.x, ((0, 0), (2, 2), (2, 2), (0, 0))))
 
 
 def test_npz_takes_arrays_of_other_names(tmp_path: Path) -> None:
@@ -557,10 +559,10 @@ def test_the_cifar_pack_is_read(tmp_path: Path) -> None:
             pixels = [np.asarray(Image.open(archive.open(entry))) for entry in entries]
             for path in (tmp_path / "set.zip", tmp_path / "set"):
                 source = folder(path, split=split)
-                assert isinstance(source, ArraySource) and source.labels is not None
+                assert isinstance(source, ArraySource) and source.cond is not None
                 assert (len(source), source.shape, source.num_classes) == (120, (32, 32, 3), 10)
-                chex.assert_trees_all_equal(source.images, np.array(pixels))
-                assert [names[label] for label in source.labels] == [entry.split("/")[1] for entry in entries]
+                chex.assert_trees_all_equal(source.x, np.array(pixels))
+                assert [names[label] for label in source.cond] == [entry.split("/")[1] for entry in entries]
 
 
 # Objects of the user's
@@ -586,10 +588,10 @@ KINDS = {  # items, arguments
     "dicts": ([{"image": x, "label": i} for i, x in enumerate(BYTES)], {}),
     "dicts of other names": (
         [{"img": x, "fine": np.int64(i)} for i, x in enumerate(BYTES)],
-        {"image": "img", "label": "fine"},
+        {"x": "img", "cond": "fine"},
     ),
     "tuples": ([(x, i) for i, x in enumerate(BYTES)], {}),
-    "tuples the other way round": ([(np.array(i), x) for i, x in enumerate(BYTES)], {"image": 1, "label": 0}),
+    "tuples the other way round": ([(np.array(i), x) for i, x in enumerate(BYTES)], {"x": 1, "cond": 0}),
     "floats": ([(x, i) for i, x in enumerate(FLOATS)], {}),
     "floats of 64 bits": ([(x.astype(np.float64), i) for i, x in enumerate(FLOATS)], {}),
     "Pillow's images": ([(Image.fromarray(x), i) for i, x in enumerate(BYTES)], {}),
@@ -609,8 +611,8 @@ def test_objects_of_the_users(items: list, arguments: dict, memory: int) -> None
     chex.assert_trees_all_equal(batch["cond"], np.array([5, 0, 5]))
     chex.assert_type(batch["x"], np.float32)
     chex.assert_type(batch["cond"], np.int32)
-    unlabelled = from_dataset(items, memory=memory, **{**arguments, "label": None})
-    assert unlabelled.num_classes == 0 and unlabelled.gather(np.arange(2)).keys() == {"image"}
+    unlabelled = from_dataset(items, memory=memory, **{**arguments, "cond": None})
+    assert unlabelled.num_classes == 0 and unlabelled.gather(np.arange(2)).keys() == {"x"}
 
 
 def test_objects_without_labels_or_of_several_sizes() -> None:
@@ -634,30 +636,34 @@ def test_one_thread_at_a_time_reads_a_data_set_that_may_not_be_safe() -> None:
 
 
 BAD_ITEMS = {
-    "no such key": ([{"img": BYTES[0]}], {}, r"Item 0 has no 'image'. Did you mean 'img'\? It has \['img'\]"),
+    "no such key": ([{"img": BYTES[0]}], {}, r"Item 0 has no 'x'\. It has \['img'\]"),
     "no such label": (
         [{"image": BYTES[0], "label": 0}],
-        {"label": "lable"},
+        {"cond": "lable"},
         "Item 0 has no 'lable'. Did you mean 'label'",
     ),
-    "label missing later": ([{"image": BYTES[0], "label": 0}, {"image": BYTES[0]}], {}, "Item 1 has no 'label'"),
-    "no such position": ([(BYTES[0], 1)], {"image": 2}, "Item 0 has 2 parts, no number 2"),
-    "name for a tuple": ([(BYTES[0], 1)], {"image": "img"}, "which has no 'img'. Give a position"),
-    "label of an image alone": ([BYTES[0]], {"label": 1}, "ndarray alone, without labels. Pass label=None"),
+    "label missing later": ([{"image": BYTES[0], "label": 0}, {"image": BYTES[0]}], {}, "Item 1 has no 'cond'"),
+    "no such position": ([(BYTES[0], 1)], {"x": 2}, "Item 0 has 2 parts, no number 2"),
+    "name for a tuple": ([(BYTES[0], 1)], {"x": "img"}, "which has no 'img'. Give a position"),
+    "label of an image alone": ([BYTES[0]], {"cond": 1}, "ndarray alone, without a condition. Pass cond=None"),
     "channels first": (
         [BYTES[0], random_image(4, 4).transpose(2, 0, 1).repeat(2, 2)],
         {},
         r"Item 1 .*\(3, 4, 8\).*transpose\(1, 2, 0\)",
     ),
-    "rank": ([BYTES[0].ravel()], {}, r"Item 0 has an image of shape \(48,\); need \[height"),
+    "rank": ([BYTES[0].ravel()], {}, r"Item 0: uint8 samples have shape \(1, 48\); need \[n, height"),
     "0..255 as floats": ([FLOATS[0], BYTES[0].astype(np.float32)], {}, r"Item 1: .*to \d+; need \[-1, 1\].*uint8"),
     "NaN": ([FLOATS[0], FLOATS[0] * np.nan], {}, "Item 1: .*NaN"),
     "dtype": ([BYTES[0].astype(np.int64)], {}, "Item 0: Images have dtype int64"),
     "two kinds": ([FLOATS[0], BYTES[0]], {}, "Item 1 has 3 channels of uint8, but item 0 has 3 of float32"),
     "two depths": ([BYTES[0], BYTES[0][..., :1]], {}, "Item 1 has 1 channels of uint8, but item 0 has 3"),
     "two sizes": ([BYTES[0], BYTES[0][:3]], {}, r"Item 1 has shape \(3, 4, 3\), but item 0 has \(4, 4, 3\). Pass size"),
-    "one-hot": ([(BYTES[0], np.eye(3, dtype=int)[1])], {}, "Item 0 has the label .*need one whole number"),
-    "label of floats": ([(BYTES[0], 0.5)], {}, "Item 0 has the label 0.5"),
+    "one-hot": (
+        [(BYTES[0], np.eye(3, dtype=int)[1])],
+        {"num_classes": 3},
+        "Item 0 has the label .*need one whole number",
+    ),
+    "label of floats": ([(BYTES[0], 0.5)], {"num_classes": 3}, "Item 0 has the label 0.5"),
     "label too large": ([(BYTES[0], 0), (BYTES[0], 3)], {"num_classes": 3}, "Item 1 has the label 3; need 0..2"),
     "label negative": ([(BYTES[0], 0), (BYTES[0], -1)], {}, "Item 1 has the label -1; need at least 0"),
     "no file": ([b"nothing"], {}, "Item 0 cannot be read as an image"),
@@ -776,7 +782,7 @@ def test_a_prepared_set_is_read_without_tensorflow_or_network(prepared: Path) ->
         "socket.socket.connect = None\n"
         "from diffusion_distill.data import Batches, tfds\n"
         f"source = tfds('shapes', 'train', {str(prepared)!r})\n"
-        "print(Batches(source, 4, 0).at(3)['image'].shape)\n"
+        "print(Batches(source, 4, 0).at(3)['x'].shape)\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.stdout.strip() == "(4, 6, 8, 3)", run.stderr
@@ -865,7 +871,7 @@ def test_every_epoch_visits_every_image_once_in_an_order_of_its_own() -> None:
 
 
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
-    source = numbered(50, labels=np.arange(50))
+    source = numbered(50, cond=np.arange(50))
     walked = Batches(source, batch_size=8, seed=1, flip=True)
     walk = [walked.at(step) for step in range(20)]
     resumed = Batches(source, batch_size=8, seed=1, flip=True).at(17)
@@ -876,7 +882,7 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
 
 
 def test_images_and_labels_stay_together() -> None:
-    batch = Batches(numbered(50, labels=np.arange(50)), batch_size=16, seed=0).at(5)
+    batch = Batches(numbered(50, cond=np.arange(50)), batch_size=16, seed=0).at(5)
     chex.assert_trees_all_equal(indices_of(batch), batch["cond"])
 
 
@@ -914,12 +920,12 @@ def test_flipping_leaves_alone_what_the_source_gave() -> None:
             return super().gather(np.arange(len(self)))["x"]
 
         def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-            return {"image": self.all}
+            return {"x": self.all}
 
-    batches = Batches(Kept(numbered(50).images), 50, seed=0, flip=True)
+    batches = Batches(Kept(numbered(50).x), 50, seed=0, flip=True)
     for _ in range(3):
         batches.at(0)
-    chex.assert_trees_all_equal(batches.source.gather(np.arange(50))["x"], numbered(50).images)
+    chex.assert_trees_all_equal(batches.source.gather(np.arange(50))["x"], numbered(50).x)
 
 
 BAD_BATCHES = {
@@ -1064,11 +1070,11 @@ def test_backslashes_in_a_zip_separate_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        (np.zeros((4, 2, 2, 1), np.uint8), r"gave images uint8 \(4, 2, 2, 1\); need float32 \(4, 2, 2, 1\)"),
-        (np.zeros((4, 2, 2, 1), np.float64), "gave images float64"),
-        (np.zeros((4, 1, 2, 1), np.float32), r"gave images float32 \(4, 1, 2, 1\)"),
-        (np.zeros((3, 2, 2, 1), np.float32), r"gave images float32 \(3, 2, 2, 1\)"),
-        (None, "gave images object"),
+        (np.zeros((4, 2, 2, 1), np.uint8), r"gave samples uint8 \(4, 2, 2, 1\); need float32 \(4, 2, 2, 1\)"),
+        (np.zeros((4, 2, 2, 1), np.float64), "gave samples float64"),
+        (np.zeros((4, 1, 2, 1), np.float32), r"gave samples float32 \(4, 1, 2, 1\)"),
+        (np.zeros((3, 2, 2, 1), np.float32), r"gave samples float32 \(3, 2, 2, 1\)"),
+        (None, "gave samples object"),
     ],
 )
 def test_a_source_that_gives_something_else_is_named(image: np.ndarray | None, said: str) -> None:
@@ -1079,7 +1085,7 @@ def test_a_source_that_gives_something_else_is_named(image: np.ndarray | None, s
             return 8
 
         def gather(self, indices: np.ndarray) -> dict:
-            return {"image": image}
+            return {"x": image}
 
     with pytest.raises(ValueError, match=rf"The source {said}.*Mend its `gather`"):
         Batches(Other(), 4, 0).at(0)
@@ -1105,3 +1111,98 @@ def test_an_empty_split_is_the_whole_set(tmp_path: Path) -> None:
     """A command line cannot write None."""
     place = write_folder(tmp_path, {f"{i}.png": encoded(random_image(2, 2)) for i in range(3)})
     assert len(folder(place, split="")) == 3
+
+
+# Data of every kind
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("shape", [(5,), (4, 2), (2, 2, 2, 3)], ids=str)
+@pytest.mark.parametrize("memory", [2**20, 0], ids=["in memory", "on demand"])
+def test_samples_of_every_rank_with_conditions_of_every_kind(shape: tuple[int, ...], memory: int) -> None:
+    rng = np.random.default_rng(0)
+    x, tokens, length = rng.normal(0, 5, (6, *shape)), rng.normal(0, 1, (6, 3, 4)), rng.integers(0, 9, (6, 2))
+    items = [{"x": x[i], "cond": {"tokens": tokens[i], "length": length[i]}} for i in range(6)]
+    lazy = from_dataset(items, value_range=None, memory=memory)
+    assert isinstance(lazy, ArraySource if memory else LazySource)
+    for source in (lazy, from_arrays(x, {"tokens": tokens, "length": length}, value_range=None)):
+        assert (len(source), source.shape, source.num_classes) == (6, shape, 0)  # type: ignore[attr-defined]
+        batches = Batches(source, 4, seed=0)
+        batch, rows = batches.at(2), batches.indices(2)
+        wanted = {"x": x[rows], "cond": {"tokens": tokens[rows], "length": length[rows]}}
+        chex.assert_trees_all_equal(batch, jax.tree.map(lambda a: a.astype("i4" if a.dtype == int else "f4"), wanted))
+        jax.tree.map(lambda a: chex.assert_type(a, np.int32 if a.dtype.kind == "i" else np.float32), batch)
+    with pytest.raises(ValueError, match=r"flip mirrors images .* samples have shape"):
+        Batches(lazy, 4, seed=0, flip=True)
+
+
+@pytest.mark.fast
+def test_numbers_are_conditions_unless_they_are_classes() -> None:
+    for cond, arguments, classes, kind in (
+        (np.arange(4), {}, 4, np.int32), (np.arange(4), {"num_classes": 0}, 0, np.int32),
+        (np.arange(4) / 4, {}, 0, np.float32), ([0, 1, 1, 0], {}, 2, np.int32), (np.eye(4) > 0, {}, 0, np.bool_),
+    ):  # fmt: skip
+        source = from_arrays(GOOD, cond, **arguments)
+        assert source.num_classes == classes
+        np.testing.assert_array_equal(source.gather(np.arange(4))["cond"], cond)
+        chex.assert_type(source.gather(np.arange(4))["cond"], kind)
+        items = from_dataset([(GOOD[i], np.asarray(cond)[i]) for i in range(4)], **arguments)
+        assert items.num_classes == classes
+        np.testing.assert_array_equal(items.gather(np.arange(4))["cond"], cond)
+
+
+class Counter:
+    """An iterator with a position, as Grain's are."""
+
+    def __init__(self) -> None:
+        self.position = 0
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        self.position += 1
+        return numbers(self.position - 1)
+
+    def get_state(self) -> dict[str, int]:
+        """The position."""
+        return {"position": self.position}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Goes there."""
+        self.position = state["position"]
+
+
+def numbers(step: int) -> dict[str, np.ndarray]:
+    """Batch number `step` of a stream: four samples that carry it."""
+    return {"x": np.full((4, 3), step, np.float32) + np.arange(4, dtype=np.float32)[:, None] / 8,
+            "cond": np.full((4, 2), step, np.float32)}  # fmt: skip
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("make", [lambda: numbers, Counter], ids=["function", "iterator"])
+def test_streams_give_the_batch_of_their_step(make: Callable[[], Any]) -> None:
+    batches = Batches(from_batches(make(), (3,), value_range=None), 4, seed=0)
+    for step in (0, 1, 5, 2, 2):
+        chex.assert_trees_all_equal(batches.at(step), numbers(step))
+    with closing(prefetch(batches, 3, 6)) as stream:
+        chex.assert_trees_all_equal(list(stream), [numbers(step) for step in range(3, 6)])
+    parts = [Batches(batches.source, 4, 0, process_index=p, process_count=2).at(7) for p in range(2)]
+    chex.assert_trees_all_equal(jax.tree.map(lambda *a: np.concatenate(a), *parts), numbers(7))
+    with pytest.raises(ValueError, match=r"gave samples float32 \(4, 3\); need float32 \(8, 3\)\. Mend its `at`"):
+        Batches(batches.source, 8, seed=0).at(0)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: from_batches(iter([]), (3,)), "get_state and set_state"),
+        (lambda: from_batches(numbers, (3, 0)), "A side of shape must be"),
+        (lambda: from_arrays(GOOD, {"text": np.array(["a"] * 4)}), "array of <U1; need numbers. Embed"),
+        (lambda: from_arrays(GOOD, {"a": np.zeros(3)}), r"shape \(3,\) for 4 samples"),
+        (lambda: from_arrays(GOOD, np.full(4, np.nan)), "Conditions hold NaN"),
+        (lambda: from_dataset([(GOOD[0], "a")]), "condition 'a'; need numbers"),
+        (lambda: from_dataset([(GOOD[0], np.zeros(2)), (GOOD[0], np.zeros(3))]), "Item 1 has a condition of arrays"),
+    ],
+)
+def test_data_that_cannot_be_right_are_told(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=said):
+        make()

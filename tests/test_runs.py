@@ -369,7 +369,7 @@ number, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.distributed.initialize(f"localhost:{{port}}", 2, number, initialization_timeout=600)
 sys.path[:0] = {path!r}
 import toys
-from diffusion_distill import NETWORKS, Settings, Tract, runs
+from diffusion_distill import NETWORKS, Settings, Tract, api
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.training.artefact import Artefact
 NETWORKS["perceptron"] = toys.Perceptron

@@ -1,4 +1,4 @@
-"""Data: sources of images from many places, and the deterministic stream of batches drawn from them."""
+"""Data: sources of samples from many places, and the deterministic stream of batches drawn from them."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,6 +11,7 @@ from diffusion_distill.data.npz import npz
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.prefetch import prefetch
 from diffusion_distill.data.sources import ArraySource, Source, from_arrays
+from diffusion_distill.data.stream import Stream, from_batches
 from diffusion_distill.data.tfds import tfds
 
 SOURCES: Mapping[str, Callable[..., Source]] = {"digits": digits, "npz": npz, "folder": folder, "tfds": tfds}
@@ -21,10 +22,12 @@ __all__ = [
     "Batches",
     "LazySource",
     "Source",
+    "Stream",
     "digits",
     "fingerprint",
     "folder",
     "from_arrays",
+    "from_batches",
     "from_dataset",
     "npz",
     "prefetch",

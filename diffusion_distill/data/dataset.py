@@ -1,7 +1,8 @@
 """Dataset: any object of the user's with `len(dataset)` and `dataset[i]`: of Grain, PyTorch, Hugging Face, or a list.
 
-An item is a mapping, a tuple or the image alone. An image is an array [height, width, channels] or [height,
-width], uint8 or floating point in [-1, 1]; an image of Pillow; or the bytes of an encoded file.
+An item is a mapping, a tuple or the sample alone. A sample is an array: of floats [*shape], channels last, in [-1, 1]
+unless value_range says otherwise; or an image, uint8 [height, width, channels] or [height, width]; an image of Pillow;
+or the bytes of an encoded file. Its condition is a label, one whole number, or any tree of arrays.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
 from diffusion_distill.base.errors import near_matches, positive_int
+from diffusion_distill.base.typing import Cond
 from diffusion_distill.data.decode import check_channels, decode, from_pillow
 from diffusion_distill.data.lazy import MEMORY, Report, hold
 from diffusion_distill.data.resize import check_resize, resize
-from diffusion_distill.data.sources import Source, check_images, range_of
+from diffusion_distill.data.sources import Source, check_samples, range_of
 
-#: Where a tuple has what a mapping has under these names.
-POSITIONS = {"image": 0, "label": 1}
+#: Where a tuple has what a mapping has under these names, and what else mappings call it.
+POSITIONS = {"x": 0, "cond": 1}
+ALIASES = {"x": "image", "cond": "label"}
 
 
 class RandomAccess(Protocol):
@@ -35,9 +39,10 @@ def from_dataset(
     dataset: RandomAccess,
     size: int | None = None,
     *,
-    image: str | int = "image",
-    label: str | int | None = "label",
+    x: str | int = "x",
+    cond: str | int | None = "cond",
     num_classes: int | None = None,
+    value_range: tuple[float, float] | str | None = "auto",
     crop: str = "center",
     resample: str = "area",
     channels: int | None = None,
@@ -50,24 +55,26 @@ def from_dataset(
 
     Args:
         dataset: item i must be the same whenever it is read.
-        size: brings every image to [size, size] as `resize` does; None: all images have one size already.
-        image, label: key in a mapping or position in a tuple; for tuples "image" means 0 and "label" 1. If the first
-            item has no label, or with None, the set has no labels.
-        num_classes: None takes the largest label plus one, if the set fits into memory.
+        size: brings every image to [size, size] as `resize` does; None: all samples have one shape already.
+        x, cond: key in a mapping or position in a tuple; "x" and "cond" also mean "image" and "label", or 0 and 1 in
+            tuples. If the first item has no condition, or with None, the set has none.
+        num_classes: None takes the largest label plus one, if conditions are whole numbers and the set fits into
+            memory; 0 for whole numbers that are no classes.
+        value_range: as in `from_arrays`; None for values without bounds.
         crop, resample: see `resize`.
         channels: 1 or 3, for encoded images and Pillow's; None takes those of the first image (see `folder`).
-        memory: bytes that the images may take; a larger set is read on demand.
+        memory: bytes that the samples may take; a larger set is read on demand.
         threads: number of threads that read; with 1 the data set is never read by two threads at once.
-        report: called with (images done, number of images) while a set is read into memory.
-        identity: gives a text that changes when an image does, for a set read on demand: what is remembered about its
-            images, such as their features, is then found again.
+        report: called with (samples done, number of samples) while a set is read into memory.
+        identity: gives a text that changes when a sample does, for a set read on demand: what is remembered about its
+            samples, such as their features, is then found again.
 
     Raises:
         TypeError, ValueError: an item that is not as above; the message names its index and what to do.
     """
     check_resize(size, crop, resample)
     check_channels(channels)
-    if num_classes is not None:
+    if num_classes:
         positive_int("num_classes", num_classes)
     count = len(dataset)
     if not count:
@@ -78,20 +85,28 @@ def from_dataset(
         with one_at_a_time:
             return dataset[index]
 
-    def pixels(item: Any, where: str, channels: int | None) -> np.ndarray:
-        return _image(_part(item, image, where), where, channels)
+    def sample(item: Any, where: str, channels: int | None) -> np.ndarray:
+        return _sample(_part(item, x, where), where, channels, value_range)
 
     item = read(0)
-    first = pixels(item, "Item 0", channels)
+    first = sample(item, "Item 0", channels)
     like = first if size is None else resize(first, size, crop, resample)
-    labelled = label is not None and not (label == "label" and _lacks(item, label))
+    there = cond is not None and not (cond == "cond" and _lacks(item, cond))
+    example = _part(item, cond, "Item 0") if cond is not None and there else None
+    labelled = there and num_classes != 0 and (num_classes is not None or _is_label(example))
 
-    def make(index: int) -> tuple[np.ndarray, int | None]:
+    def condition(item: Any, where: str) -> Cond | None:
+        if cond is None or not there:
+            return None
+        part = _part(item, cond, where)
+        return _label(part, where, num_classes) if labelled else _condition(part, example, where)
+
+    def make(index: int) -> tuple[np.ndarray, Cond | None]:
         item, where = read(index), f"Item {index}"
-        found = pixels(item, where, channels or (3 if first.shape[2] == 3 else None))
-        if (found.dtype, found.shape[2]) != (first.dtype, first.shape[2]):
+        found = sample(item, where, channels or (3 if first.shape[-1] == 3 else None))
+        if (found.dtype, found.shape[-1]) != (first.dtype, first.shape[-1]):
             raise ValueError(
-                f"{where} has {found.shape[2]} channels of {found.dtype}, but item 0 has {first.shape[2]} of "
+                f"{where} has {found.shape[-1]} channels of {found.dtype}, but item 0 has {first.shape[-1]} of "
                 f"{first.dtype}. Convert the items to one kind; for encoded images and Pillow's pass channels=3 or 1."
             )
         if size is not None:
@@ -101,33 +116,37 @@ def from_dataset(
                 f"{where} has shape {found.shape}, but item 0 has {like.shape}. "
                 "Pass size=... to bring all images to one size."
             )
-        return found, _label(_part(item, label, where), where, num_classes) if label is not None and labelled else None
+        return found, condition(item, where)
 
+    condition(item, "Item 0")
     return hold(
-        make, count, like, labelled, num_classes, threads=threads, memory=memory, report=report, identity=identity
-    )
+        make, count, like, labelled, num_classes, threads=threads, memory=memory, report=report, identity=identity,
+        value_range=value_range,
+    )  # fmt: skip
 
 
 def _part(item: Any, key: str | int, where: str) -> Any:
-    """The image or label of an item.
+    """The sample or the condition of an item.
 
     Raises:
       ValueError: the item has no such key; the message lists the keys that it has.
     """
     if isinstance(item, Mapping):
-        if key in item:
-            return item[key]
+        names = (key, ALIASES.get(key)) if isinstance(key, str) else (key,)
+        for name in names:
+            if name in item:
+                return item[name]
         raise ValueError(f"{where} has no {key!r}.{near_matches(str(key), map(str, item))} It has {list(item)}.")
     position = POSITIONS.get(key) if isinstance(key, str) else key
     if position is None:
-        raise ValueError(f"{where} is a {type(item).__name__}, which has no {key!r}. Give a position, such as image=0.")
+        raise ValueError(f"{where} is a {type(item).__name__}, which has no {key!r}. Give a position, such as x=0.")
     if isinstance(item, (tuple, list)):
         if -len(item) <= position < len(item):
             return item[position]
         raise ValueError(f"{where} has {len(item)} parts, no number {position}. Give another position.")
     if position == 0:
-        return item  # the image alone
-    raise ValueError(f"{where} is a {type(item).__name__} alone, without labels. Pass label=None.")
+        return item  # the sample alone
+    raise ValueError(f"{where} is a {type(item).__name__} alone, without a condition. Pass cond=None.")
 
 
 def _lacks(item: Any, key: str | int) -> bool:
@@ -138,38 +157,53 @@ def _lacks(item: Any, key: str | int) -> bool:
     return False
 
 
-def _image(value: Any, where: str, channels: int | None) -> np.ndarray:
-    """An item's image as uint8 or float32 [height, width, channels]."""
+def _sample(value: Any, where: str, channels: int | None, value_range: tuple[float, float] | str | None) -> np.ndarray:
+    """An item's sample as uint8 [height, width, channels] or float32 [*shape]."""
     if isinstance(value, bytes):
         return decode(value, where, channels)
     if hasattr(value, "convert") and hasattr(value, "mode"):
         return from_pillow(value, where, channels)
-    image = np.asarray(value)
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3:
+    x = np.asarray(value)
+    if x.ndim == 2 and x.dtype == np.uint8:
+        x = x[..., None]
+    if x.ndim == 3 and x.shape[0] in (1, 3, 4) and x.shape[2] > 4:
         raise ValueError(
-            f"{where} has an image of shape {image.shape}; need [height, width, channels] or [height, width]."
-        )
-    if image.shape[0] in (1, 3, 4) and image.shape[2] > 4:
-        raise ValueError(
-            f"{where} has an image of shape {image.shape}, which looks like [channels, height, width]. "
+            f"{where} has an image of shape {x.shape}, which looks like [channels, height, width]. "
             "Need [height, width, channels]: use `image.transpose(1, 2, 0)`."
         )
-    if image.dtype != np.uint8 and (np.issubdtype(image.dtype, np.floating) or image.dtype.name == "bfloat16"):
-        image = image.astype(np.float32)
+    if x.dtype != np.uint8 and (np.issubdtype(x.dtype, np.floating) or x.dtype.name == "bfloat16"):
+        x = x.astype(np.float32)
     try:
-        check_images(image[None], range_of(image.dtype))
+        check_samples(x[None], range_of(x.dtype) if value_range == "auto" else value_range)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise type(error)(f"{where}: {error}") from error
-    return image
+    return x
+
+
+def _is_label(value: Any) -> bool:
+    """Whether a condition is one whole number."""
+    if not jax.tree_util.all_leaves([value]):
+        return False
+    found = np.asarray(value)
+    return found.ndim == 0 and np.issubdtype(found.dtype, np.integer)
 
 
 def _label(value: Any, where: str, num_classes: int | None) -> int:
     label = np.asarray(value)
     if label.ndim or not np.issubdtype(label.dtype, np.integer):
-        raise TypeError(f"{where} has the label {value!r}; need one whole number. Pass label=None to do without.")
+        raise TypeError(f"{where} has the label {value!r}; need one whole number. Pass cond=None to do without.")
     if label < 0 or (num_classes is not None and label >= num_classes):
         allowed = f"0..{num_classes - 1}" if num_classes is not None else "at least 0"
         raise ValueError(f"{where} has the label {label}; need {allowed}. Renumber the labels or raise num_classes.")
     return int(label)
+
+
+def _condition(value: Any, like: Any, where: str) -> Cond:
+    """An item's condition as arrays, if it is like that of item 0."""
+    found, wanted = (jax.tree.map(np.asarray, tree) for tree in (value, like))
+    shapes = [[(a.shape, a.dtype.kind) for a in jax.tree.leaves(tree)] for tree in (found, wanted)]
+    if jax.tree.structure(found) != jax.tree.structure(wanted) or shapes[0] != shapes[1]:
+        raise ValueError(f"{where} has a condition of arrays {shapes[0]}, but item 0 has {shapes[1]}.")
+    if any(kind not in "fiub" for _, kind in shapes[0]):
+        raise TypeError(f"{where} has the condition {value!r}; need numbers. Embed texts first, or pass cond=None.")
+    return found

@@ -5,7 +5,7 @@
     a prepared TFDS set   SHA-256 of its files' names, sizes and times, for it may be too large to be read twice
     a source of yours     what its method `fingerprint()` gives, if it has one
 
-Labels do not count. What is remembered of the images, such as their features, is found by it and by nothing else.
+Conditions do not count. What is remembered of the images, such as their features, is found by it and by nothing else.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ def fingerprint(source: Source) -> str:
       Interrupted: the program was asked to stop while files were read.
     """
     if isinstance(source, ArraySource):
-        images = source.images
-        about = repr((images.dtype.str, images.shape, source.value_range)).encode()
-        return digest([about, *(image.tobytes() for image in images)])
+        about = repr((source.x.dtype.str, source.x.shape, source.value_range)).encode()
+        return digest([about, *(sample.tobytes() for sample in source.x)])
     if isinstance(source, LazySource):
         return source.identity() if source.identity else ""
     own = getattr(source, "fingerprint", None)

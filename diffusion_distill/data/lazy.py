@@ -1,4 +1,4 @@
-"""Lazy: sources whose images are made by a function of the index, once if they fit into memory, else on demand.
+"""Lazy: sources whose samples are made by a function of the index, once if they fit into memory, else on demand.
 
 Whatever reads images one by one (a folder, a prepared data set, the user's object) hands `hold` that function.
 Several threads make the images of a batch. They gain where decoding takes long (2 cores: 1.6 times at 512x512,
@@ -12,12 +12,24 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_distill.base.errors import positive_int
-from diffusion_distill.data.sources import Source, ask_about_range, check_labels, from_arrays, range_of, to_unit_range
+from diffusion_distill.base.typing import Cond
+from diffusion_distill.data.sources import (
+    UNIT_RANGE,
+    Source,
+    ask_about_range,
+    check_labels,
+    from_arrays,
+    narrow,
+    range_of,
+    to_unit_range,
+)
 
 #: What decoded images may take before they are made on demand: 2 GiB, all of CIFAR-10 and MNIST.
 MEMORY = 2 * 2**30
@@ -26,52 +38,51 @@ SMALL = 64 * 64
 #: How many images of floats made on demand are looked at to see whether their range is right.
 LOOKED_AT = 16
 
-Make = Callable[[int], tuple[np.ndarray, int | None]]  # index -> image [height, width, channels], label
-Report = Callable[[int, int], None]  # (images done, of how many)
+Make = Callable[[int], tuple[np.ndarray, Cond | None]]  # index -> sample [*shape], its condition
+Report = Callable[[int, int], None]  # (samples done, of how many)
 
 
 @dataclass(frozen=True, eq=False)
 class LazySource:
-    """A source that makes images when they are asked for. It may be used by several threads if `make` may.
+    """A source that makes samples when they are asked for. It may be used by several threads if `make` may.
 
     Attributes:
-        make: index -> (image of `shape` and `dtype`, label or None); always the same for the same index.
-        count: number of images.
-        shape: (height, width, channels).
-        dtype: uint8, or float32 for images in [-1, 1].
-        num_classes: number of classes, 0 without labels.
-        threads: number of threads that make the images of a batch.
-        identity: gives a text that changes when an image does, see `fingerprint`; None if nothing is known.
+        make: index -> (sample of `shape` and `dtype`, its condition or None); always the same for the same index.
+        count: number of samples.
+        shape: of one sample.
+        dtype: uint8, or float32.
+        num_classes: number of classes, 0 if conditions are no labels.
+        threads: number of threads that make the samples of a batch.
+        identity: gives a text that changes when a sample does, see `fingerprint`; None if nothing is known.
+        value_range: the stored values that become -1 and 1; None for values without bounds.
     """
 
     make: Make
     count: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     dtype: np.dtype
     num_classes: int = 0
     threads: int = 1
     identity: Callable[[], str] | None = None
+    value_range: tuple[float, float] | None = UNIT_RANGE
 
     def __len__(self) -> int:
         return self.count
 
-    def gather(self, indices: NDArray[np.integer]) -> dict[str, np.ndarray]:
-        """The images at `indices` [batch] (and their labels); see `Source.gather`."""
-        images, labels = self.read(np.asarray(indices))
-        batch: dict[str, np.ndarray] = {"x": to_unit_range(images, range_of(self.dtype))}
-        if self.num_classes:
-            batch["cond"] = labels
-        return batch
+    def gather(self, indices: NDArray[np.integer]) -> dict[str, Any]:
+        """The samples at `indices` [batch] and their conditions; see `Source.gather`."""
+        x, cond = self.read(np.asarray(indices))
+        batch: dict[str, Any] = {"x": to_unit_range(x, self.value_range)}
+        return batch if cond is None else {**batch, "cond": cond}
 
-    def read(self, indices: np.ndarray, report: Report | None = None) -> tuple[np.ndarray, NDArray[np.int32]]:
-        """Images [batch, height, width, channels] as they are stored, and labels [batch] (0 without classes)."""
+    def read(self, indices: np.ndarray, report: Report | None = None) -> tuple[np.ndarray, Cond | None]:
+        """Samples [batch, *shape] as they are stored, and their conditions, a tree of arrays [batch, ...]."""
         count = len(indices)
-        images, labels = np.empty((count, *self.shape), self.dtype), np.zeros(count, np.int32)
+        x, conds = np.empty((count, *self.shape), self.dtype), [None] * count
 
         def fill(rows: range) -> int:
             for row in rows:
-                images[row], label = self.make(int(indices[row]))
-                labels[row] = label or 0
+                x[row], conds[row] = self.make(int(indices[row]))
             return rows.stop
 
         # Short enough pieces for the threads to end together; long enough for the hand-over not to count.
@@ -80,7 +91,9 @@ class LazySource:
         for done in map(fill, pieces) if self.threads == 1 else self._pool.map(fill, pieces):
             if report:
                 report(done, count)
-        return images, labels
+        if count and isinstance(conds[0], int):  # labels: the usual case, and much faster
+            return x, np.array(conds, np.int32)
+        return x, jax.tree.map(lambda *each: narrow(np.stack(each)), *conds) if count else None
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -98,15 +111,17 @@ def hold(
     memory: int = MEMORY,
     report: Report | None = None,
     identity: Callable[[], str] | None = None,
+    value_range: tuple[float, float] | str | None = "auto",
 ) -> Source:
-    """A source of the images that `make` gives: an `ArraySource` if they fit into `memory` bytes, else a `LazySource`.
+    """A source of what `make` gives: an `ArraySource` if it fits into `memory` bytes, else a `LazySource`.
 
     Args:
-        like: an image; all have its shape and dtype.
-        labelled: whether `make` gives labels.
+        like: a sample; all have its shape and dtype.
+        labelled: whether the conditions that `make` gives are labels.
         num_classes: None takes the largest label plus one, which only a set in memory knows.
-        report: called with (images done, count) while images are read into memory.
+        report: called with (samples done, count) while samples are read into memory.
         identity: of a `LazySource`.
+        value_range: as in `from_arrays`.
 
     Raises:
         ValueError: the number of classes is not known before the labels are read, or is given without labels; or
@@ -115,19 +130,19 @@ def hold(
     positive_int("threads", threads)
     if not labelled:
         check_labels(None, count, num_classes or 0)
-    height, width, channels = like.shape
-    lazy = LazySource(make, count, (height, width, channels), like.dtype, num_classes or 0, threads, identity)
+    bounds = range_of(like.dtype) if value_range == "auto" else value_range
+    lazy = LazySource(make, count, like.shape, like.dtype, num_classes or 0, threads, identity, bounds)  # type: ignore[arg-type]
     if count * like.nbytes > memory:
         if labelled and num_classes is None:
             raise ValueError(
                 f"The {count} images take more than memory={memory} bytes and are read on demand, so their labels "
-                "are not known now. Pass num_classes, or label=None for a set without labels."
+                "are not known now. Pass num_classes, or a set without labels: cond=None."
             )
-        if like.dtype != np.uint8:
+        if like.dtype != np.uint8 and value_range == "auto":
             ask_about_range(lazy.read(np.arange(min(count, LOOKED_AT)))[0])
         return lazy
-    images, labels = lazy.read(np.arange(count), report)
-    return from_arrays(images, labels if labelled else None, num_classes)
+    x, cond = lazy.read(np.arange(count), report)
+    return from_arrays(x, cond, num_classes if labelled else 0, value_range=value_range)
 
 
 def usual_threads(threads: int | None, height: int, width: int) -> int:

@@ -1,6 +1,6 @@
 """Pipeline: the endless stream of training batches as a pure function of (seed, step).
 
-Epoch e visits the n images in the order of the permutation drawn from PCG64([seed, e]) (`seeds.generator_of`). Laid
+Epoch e visits the n samples in the order of the permutation drawn from PCG64([seed, e]) (`seeds.generator_of`). Laid
 end to end the epochs are one endless sequence, and batch number `step` is its slice
 
     step * batch_size, ..., (step + 1) * batch_size - 1,
@@ -12,10 +12,12 @@ takes the p-th of P equal slices of each global batch; together they see the sam
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,10 +33,10 @@ class Batches:
     """Shuffled batches of a source, addressed by step.
 
     Attributes:
-        source: where images come from.
-        batch_size: images per global batch, over all processes; it may exceed the size of the source.
+        source: where samples come from: a `Source`, or a stream with `at` as `from_batches` makes it.
+        batch_size: samples per global batch, over all processes; it may exceed the size of the source.
         seed: of the order of images and of the flips, see `seeds`.
-        flip: mirror each image left to right with probability 1/2.
+        flip: mirror each image [height, width, channels] left to right with probability 1/2.
         process_index: which slice of the global batch this process takes, in 0..process_count - 1.
         process_count: number of processes; divides `batch_size`.
 
@@ -63,20 +65,34 @@ class Batches:
                 f"batch_size {self.batch_size} is not divisible by the {self.process_count} processes. "
                 f"Use a multiple of {self.process_count}."
             )
-        if not len(self.source):
+        if not self.streams and not len(self.source):
             raise ValueError("The source is empty. Give one with at least one image.")
+        if self.flip and len(self.source.shape) != 3:
+            raise ValueError(
+                f"flip mirrors images (height, width, channels), but samples have shape {tuple(self.source.shape)}. "
+                "Leave flip out."
+            )
 
-    def at(self, step: int) -> dict[str, np.ndarray]:
+    @property
+    def streams(self) -> bool:
+        """Whether the source gives whole batches by their number, instead of samples by index."""
+        return not hasattr(self.source, "gather")
+
+    def at(self, step: int) -> dict[str, Any]:
         """This process's part of the batch at `step`, counted from 0.
 
         Returns:
-            `image` float32 [batch_size / process_count, height, width, channels] in [-1, 1] and, if the source
-            has classes, `label` int32 [batch_size / process_count].
+            `x` float32 [batch_size / process_count, *shape] and, if the source has conditions, `cond`: labels int32
+            [batch_size / process_count], or a tree of arrays [batch_size / process_count, ...].
 
         Raises:
             ValueError: the source gave something else, or what its `gather` raises.
         """
-        batch = self._checked(self.source.gather(self.indices(step)))
+        if self.streams:
+            whole = self._checked(self.source.at(step), self.batch_size)  # type: ignore[attr-defined]
+            batch = jax.tree.map(lambda a: a[self._own_slice()], whole)
+        else:
+            batch = self._checked(self.source.gather(self.indices(step)), self.batch_size // self.process_count)
         if self.flip:
             images, mirrored = batch["x"], self._mirrored(step)
             batch["x"] = images.copy()  # a source may keep what it gave
@@ -84,19 +100,21 @@ class Batches:
             batch["x"][mirrored] = images[mirrored].take(right_to_left, axis=2)
         return batch
 
-    def _checked(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def _checked(self, batch: Mapping[str, Any], count: int) -> dict[str, Any]:
         """What a source gave, if it is what a source has to give: anyone may write one."""
-        images, labels = (np.asarray(batch.get(name)) for name in ("x", "cond"))
-        shape = (self.batch_size // self.process_count, *self.source.shape)
-        if images.shape != shape or images.dtype != np.float32:
+        batch = {name: jax.tree.map(np.asarray, batch[name]) for name in ("x", "cond") if batch.get(name) is not None}
+        x, cond, shape = batch.get("x", np.asarray(None)), batch.get("cond"), (count, *self.source.shape)
+        if x.shape != shape or x.dtype != np.float32:
+            mend = "`at`" if self.streams else "`gather`, or make the source with `from_arrays` or `from_dataset`"
+            raise ValueError(f"The source gave samples {x.dtype} {x.shape}; need float32 {shape}. Mend its {mend}.")
+        labels = np.asarray(cond) if getattr(self.source, "num_classes", 0) else np.zeros(count, int)
+        if labels.shape != shape[:1] or labels.dtype.kind not in "iu":
             raise ValueError(
-                f"The source gave images {images.dtype} {images.shape}; need float32 {shape} in [-1, 1]. "
-                "Mend its `gather`, or make the source with `from_arrays` or `from_dataset`."
+                f"The source gave labels {labels.dtype} {labels.shape}; need whole numbers {shape[:1]}, one per sample."
             )
-        if self.source.num_classes and (labels.shape != shape[:1] or labels.dtype.kind not in "iu"):
-            raise ValueError(
-                f"The source gave labels {labels.dtype} {labels.shape}; need whole numbers {shape[:1]}, one per image."
-            )
+        for leaf in jax.tree.leaves(cond):
+            if leaf.shape[:1] != (count,):
+                raise ValueError(f"The source gave a condition {leaf.shape} for {count} samples; need one each.")
         return batch
 
     def indices(self, step: int) -> NDArray[np.int64]:

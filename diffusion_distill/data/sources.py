@@ -1,13 +1,15 @@
-"""Sources: random access to a finite set of images.
+"""Sources: random access to a finite set of samples, each with a condition or without one.
 
-A source has a number of images, their shape and number of classes, and returns the images at given indices.
-The rest of the package does not need to know where images come from, so a folder, a zip or a prepared data set
-becomes a source by having the four members of `Source`. Order, epochs and sharding belong to `pipeline`.
+A source has a number of samples and their shape, and returns the samples at given indices. The rest of the package does
+not need to know where they come from, so a folder, a zip or a prepared data set becomes a source by having the members
+of `Source`. Order, epochs and sharding belong to `pipeline`.
 
-Images leave a source as float32 [batch, height, width, channels] in [-1, 1]; a stored value x of the range
+Samples leave a source as float32 [batch, *shape]. Those with bounds leave it in [-1, 1]; a stored value x of the range
 [low, high] becomes
 
-    2 (x - low) / (high - low) - 1,      for 8-bit images x / 127.5 - 1.
+    2 (x - low) / (high - low) - 1,      for 8-bit images x / 127.5 - 1,
+
+and those without bounds (value_range=None), such as latents, stay as they are.
 """
 
 from __future__ import annotations
@@ -16,35 +18,38 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from diffusion_distill.base.typing import Cond
 
 UNIT_RANGE = (-1.0, 1.0)
 BYTE_RANGE = (0.0, 255.0)
 
 
 class Source(Protocol):
-    """Random access to images; what `Batches` needs of a data set."""
+    """Random access to samples; what `Batches` needs of a data set.
+
+    A source may have two more attributes: `num_classes`, if its conditions are labels, and `value_range`, None if its
+    samples have no bounds.
+    """
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        ...
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes, 0 for a set without labels."""
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample, channels last: (height, width, channels), (time, channels), ..."""
         ...
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Number of samples."""
         ...
 
-    def gather(self, indices: NDArray[np.integer]) -> dict[str, np.ndarray]:
-        """Images by index [batch].
+    def gather(self, indices: NDArray[np.integer]) -> dict[str, Any]:
+        """Samples by index [batch].
 
         Returns:
-            `image` float32 [batch, height, width, channels] in [-1, 1] and, with classes, `label` int32 [batch].
+            `x` float32 [batch, *shape] and, if there are conditions, `cond`: labels int32 [batch], or any tree of
+            arrays [batch, ...].
         """
         ...
 
@@ -54,49 +59,60 @@ class ArraySource:
     """A source held in memory as NumPy arrays; they are checked once, here, and not copied.
 
     Attributes:
-        images: uint8 or float32 [n, height, width, channels], values within `value_range`.
-        labels: integers [n] in 0..num_classes - 1, or None for a set without labels.
+        x: uint8 or float32 [n, *shape], values within `value_range`.
+        cond: labels [n], integers in 0..num_classes - 1; or, with num_classes 0, any tree of arrays [n, ...]; or None.
         num_classes: number of classes, 0 without labels.
-        value_range: (low, high), the stored values that become -1 and 1.
+        value_range: (low, high), the stored values that become -1 and 1; None for values without bounds.
 
     Raises:
-        ValueError: shapes, lengths, values or labels that break the above.
-        TypeError: images or labels of another kind.
+        ValueError: shapes, lengths, values or conditions that break the above.
+        TypeError: samples or labels of another kind.
     """
 
-    images: np.ndarray
-    labels: np.ndarray | None = None
+    x: np.ndarray
+    cond: Cond | None = None
     num_classes: int = 0
-    value_range: tuple[float, float] = UNIT_RANGE
+    value_range: tuple[float, float] | None = UNIT_RANGE
 
     def __post_init__(self) -> None:
-        check_images(self.images, self.value_range)
-        check_labels(self.labels, len(self.images), self.num_classes)
+        check_samples(self.x, self.value_range)
+        if self.num_classes or self.cond is None:
+            check_labels(self.cond, len(self.x), self.num_classes)
+        else:
+            check_conditions(self.cond, len(self.x))
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
-        _, height, width, channels = self.images.shape
-        return height, width, channels
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return self.x.shape[1:]
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.x)
 
-    def gather(self, indices: NDArray[np.integer]) -> dict[str, np.ndarray]:
-        """The images at `indices` [batch] (and their labels); see `Source.gather`."""
-        batch: dict[str, np.ndarray] = {"x": to_unit_range(self.images[indices], self.value_range)}
-        if self.labels is not None:
-            batch["cond"] = self.labels[indices].astype(np.int32)
+    def gather(self, indices: NDArray[np.integer]) -> dict[str, Any]:
+        """The samples at `indices` [batch] and their conditions; see `Source.gather`."""
+        batch: dict[str, Any] = {"x": to_unit_range(self.x[indices], self.value_range)}
+        if self.cond is not None:
+            batch["cond"] = jax.tree.map(lambda a: narrow(a[indices]), self.cond)
         return batch
 
 
-def from_arrays(images: ArrayLike, labels: ArrayLike | None = None, num_classes: int | None = None) -> ArraySource:
+def from_arrays(
+    x: ArrayLike,
+    cond: Cond | None = None,
+    num_classes: int | None = None,
+    *,
+    value_range: tuple[float, float] | str | None = "auto",
+) -> ArraySource:
     """A source of the caller's arrays.
 
     Args:
-        images: [n, height, width, channels]; uint8 in 0..255, or floating point in [-1, 1] (kept as float32).
-        labels: integers [n], or None.
-        num_classes: number of classes; None takes the largest label plus one.
+        x: [n, *shape], channels last. uint8 are images in 0..255; floating point is kept as float32.
+        cond: labels, whole numbers [n]; or a tree of arrays [n, ...], such as embeddings [n, tokens, width]; or None.
+        num_classes: number of classes; None takes the largest label plus one if cond are whole numbers [n]. Give 0 for
+            whole numbers that are no classes.
+        value_range: the values that become -1 and 1: 0 and 255 of uint8, -1 and 1 of floats by default; None for values
+            without bounds, which stay as they are, for a model with data_range=None.
 
     Raises:
         ValueError, TypeError: as `ArraySource`; each message says what was given and how to put it right.
@@ -104,20 +120,22 @@ def from_arrays(images: ArrayLike, labels: ArrayLike | None = None, num_classes:
     Warns:
         UserWarning: floats that look like [0, 1], or bytes that look like 0..1.
     """
-    images = np.asarray(images)
-    if np.issubdtype(images.dtype, np.floating):
-        images = images.astype(np.float32, copy=False)
-    ask_about_range(images)
-    if labels is not None:
-        labels = np.asarray(labels)
-        if num_classes is None:
-            num_classes = int(labels.max()) + 1 if labels.size and np.issubdtype(labels.dtype, np.integer) else 0
-    return ArraySource(images, labels, num_classes or 0, range_of(images.dtype))
+    x = np.asarray(x)
+    if np.issubdtype(x.dtype, np.floating):
+        x = x.astype(np.float32, copy=False)
+    if value_range == "auto":
+        ask_about_range(x)
+        value_range = range_of(x.dtype)
+    cond = jax.tree.map(np.asarray, cond) if not isinstance(cond, list) else np.asarray(cond)
+    if num_classes is None:
+        labels = isinstance(cond, np.ndarray) and cond.ndim == 1 and np.issubdtype(cond.dtype, np.integer)
+        num_classes = max(1, int(cond.max()) + 1) if labels and cond.size else 0
+    return ArraySource(x, cond, num_classes, value_range)  # type: ignore[arg-type]
 
 
-def first_batch(source: Source, count: int = 8) -> dict[str, Any]:
-    """The first samples of a source, at most `count` if it is finite."""
-    return source.gather(np.arange(min(count, len(source))))
+def first_batch(source: Any, count: int = 8) -> dict[str, Any]:
+    """The first samples of a source, at most `count` of a finite one."""
+    return source.gather(np.arange(min(count, len(source)))) if hasattr(source, "gather") else source.at(0)
 
 
 def range_of(dtype: np.dtype) -> tuple[float, float]:
@@ -125,11 +143,17 @@ def range_of(dtype: np.dtype) -> tuple[float, float]:
     return BYTE_RANGE if dtype == np.uint8 else UNIT_RANGE
 
 
-def to_unit_range(images: np.ndarray, value_range: tuple[float, float]) -> NDArray[np.float32]:
-    """Stored images as float32 in [-1, 1]; `images` must be the caller's own, float32 ones are overwritten."""
+def narrow(a: np.ndarray) -> np.ndarray:
+    """Numbers of 64 bits, which JAX does not compute with, as numbers of 32."""
+    kinds = {"f": np.float32, "i": np.int32, "u": np.int32 if a.dtype.itemsize > 1 else a.dtype}
+    return a.astype(kinds.get(a.dtype.kind, a.dtype), copy=False)
+
+
+def to_unit_range(images: np.ndarray, value_range: tuple[float, float] | None) -> NDArray[np.float32]:
+    """Stored samples as float32 in [-1, 1]; `images` must be the caller's own, float32 ones are overwritten."""
     # In place: eight times as fast as three new arrays, and twice as fast as looking the 256 values up.
     scaled = images.astype(np.float32, copy=False)
-    if value_range == UNIT_RANGE:
+    if value_range in (UNIT_RANGE, None):
         return scaled
     low, high = value_range
     if low:
@@ -139,30 +163,42 @@ def to_unit_range(images: np.ndarray, value_range: tuple[float, float]) -> NDArr
     return scaled
 
 
-def check_images(images: np.ndarray, value_range: tuple[float, float]) -> None:
-    """Raises ValueError or TypeError unless images are [n, height, width, channels] with values in the range."""
-    if images.dtype not in (np.uint8, np.float32):
+def check_samples(x: np.ndarray, value_range: tuple[float, float] | None) -> None:
+    """Raises ValueError or TypeError unless x is [n, *shape] with values in the range."""
+    if x.dtype not in (np.uint8, np.float32):
         raise TypeError(
-            f"Images have dtype {images.dtype}; allowed are uint8 (0..255) and float32 in [-1, 1]. "
+            f"Images have dtype {x.dtype}; allowed are uint8 (0..255) and float32 in [-1, 1]. "
             "Convert them with `images.astype(np.uint8)` or by scaling."
         )
-    if images.ndim != 4:
-        advice = "Add the channel axis with `images[..., None]`." if images.ndim == 3 else "Reshape them."
-        raise ValueError(f"Images have shape {images.shape}; need [n, height, width, channels]. {advice}")
-    if 0 in images.shape:
-        raise ValueError(f"Images have shape {images.shape}; need at least one image of at least one pixel.")
-    low, high = value_range
-    if not low < high:
-        raise ValueError(f"value_range is {value_range}; need (low, high) with low < high.")
-    least, most = float(images.min()), float(images.max())
+    if x.ndim < 2 or (x.dtype == np.uint8 and x.ndim < 4):
+        needed = "[n, height, width, channels]" if x.dtype == np.uint8 else "[n, *shape], channels last"
+        advice = "Reshape them." if x.ndim == 2 else "Add the channel axis with `x[..., None]`."
+        raise ValueError(f"{x.dtype} samples have shape {x.shape}; need {needed}. {advice}")
+    if 0 in x.shape:
+        raise ValueError(f"Samples have shape {x.shape}; need at least one sample of at least one value.")
+    if value_range is not None and not value_range[0] < value_range[1]:
+        raise ValueError(f"value_range is {value_range}; need (low, high) with low < high, or None.")
+    least, most = float(x.min()), float(x.max())
     if np.isnan(least):
-        bad = int(np.isnan(images).any(axis=(1, 2, 3)).sum())
-        raise ValueError(f"{bad} of {len(images)} images hold NaN. Remove or repair them.")
+        bad = int(np.isnan(x).any(axis=tuple(range(1, x.ndim))).sum())
+        raise ValueError(f"{bad} of {len(x)} samples hold NaN. Remove or repair them.")
+    low, high = value_range or (-np.finfo(np.float32).max, np.finfo(np.float32).max)
     if least < low or most > high:
         raise ValueError(
-            f"Image values run from {least:g} to {most:g}; need [{low:g}, {high:g}]. "
+            f"Values run from {least:g} to {most:g}; need [{low:g}, {high:g}]. "
             + _scaling_advice(least, most, value_range)
         )
+
+
+def check_conditions(cond: Cond, count: int) -> None:
+    """Raises ValueError or TypeError unless cond is a tree of arrays of numbers [count, ...]."""
+    for leaf in jax.tree.leaves(cond):
+        if leaf.dtype.kind not in "fiub":
+            raise TypeError(f"Conditions hold an array of {leaf.dtype}; need numbers. Embed texts first.")
+        if leaf.shape[:1] != (count,):
+            raise ValueError(f"Conditions hold an array of shape {leaf.shape} for {count} samples; need one each.")
+        if leaf.dtype.kind == "f" and not np.isfinite(leaf).all():
+            raise ValueError("Conditions hold NaN or infinity. Remove or repair them.")
 
 
 def ask_about_range(images: np.ndarray) -> None:
@@ -182,7 +218,7 @@ def ask_about_range(images: np.ndarray) -> None:
     warnings.warn(f"Image values run from {least:g} to {most:g}: {said}.", stacklevel=3)
 
 
-def check_labels(labels: np.ndarray | None, count: int, num_classes: int) -> None:
+def check_labels(labels: Any, count: int, num_classes: int) -> None:
     """Raises ValueError or TypeError unless labels are `count` integers below num_classes, or None without classes."""
     if labels is None:
         if num_classes:
@@ -203,10 +239,13 @@ def check_labels(labels: np.ndarray | None, count: int, num_classes: int) -> Non
         )
 
 
-def _scaling_advice(least: float, most: float, value_range: tuple[float, float]) -> str:
+def _scaling_advice(least: float, most: float, value_range: tuple[float, float] | None) -> str:
     """Advice for an error message: how to bring float images of the observed range into [-1, 1]."""
     if value_range != UNIT_RANGE or not np.isfinite(least) or not np.isfinite(most):
         return "Clip or rescale them."
     if least >= 0 and most <= 255:
         return "Images in [0, 255]: pass `images.astype(np.uint8)` or `images / 127.5 - 1`."
-    return "Scale them with `2 * (images - low) / (high - low) - 1`."
+    return (
+        "Scale them with `2 * (x - low) / (high - low) - 1`, or pass value_range=None for values without bounds, such "
+        "as latents."
+    )

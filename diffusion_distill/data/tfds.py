@@ -82,7 +82,7 @@ def tfds(
     examples = builder.as_data_source(split, decoders=as_stored, file_format=FORMAT)
     height, width = (*(getattr(features[image], "shape", None) or ()), None, None)[:2]
     return from_dataset(
-        examples, size, image=image, label=label, num_classes=num_classes, crop=crop, resample=resample,
+        examples, size, x=image, cond=label, num_classes=num_classes, crop=crop, resample=resample,
         channels=channels, memory=memory, threads=usual_threads(threads, height or 2**16, width or 1), report=report,
         identity=partial(_identity, builder, (split, image, size, crop, resample, channels)),
     )  # fmt: skip

@@ -159,10 +159,10 @@ def block_of(name: str, fixture: Fixture) -> Block:
     """The sets of a block, by its name."""
     count = int(fixture.input(f"{name}/n_ref"))
     if name == "digits":
-        images = digits("all").images
+        images = digits("all").x
         return Block(images[:count], images[count:], top=16)
     if name.startswith("mnist"):
-        images = npz(fixture.data / PACKS["mnist"]).images
+        images = npz(fixture.data / PACKS["mnist"]).x
         first, second = halves(images)
         sets = {
             "mnist_first5000": (images[:count], images[count:]),
