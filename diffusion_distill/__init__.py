@@ -16,6 +16,7 @@ Conventions: images are [batch, height, width, channels] float32 in [-1, 1]; a n
 from diffusion_distill import data, evaluation, report, weights
 from diffusion_distill.api import (
     FitSettings,
+    SamplerSpec,
     Settings,
     distill,
     evaluate,
@@ -26,8 +27,9 @@ from diffusion_distill.api import (
     table_for,
     train,
 )
+from diffusion_distill.denoisers.clipping import Thresholded
 from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided
-from diffusion_distill.denoisers.model import Model, Thresholded
+from diffusion_distill.denoisers.model import Model
 from diffusion_distill.denoisers.network import Functions, Network
 from diffusion_distill.methods import DISTILLERS, Denoising, Knowledge, Progressive, Tract
 from diffusion_distill.networks import ADM, NETWORKS, SongUNet, UNet
@@ -64,6 +66,7 @@ __all__ = [
     "Network",
     "OptimizerSettings",
     "Progressive",
+    "SamplerSpec",
     "Settings",
     "SongUNet",
     "Thresholded",

@@ -20,7 +20,8 @@ import toys
 
 from diffusion_distill import api
 from diffusion_distill.base.arrays import enable_x64, namespace, stratified
-from diffusion_distill.denoisers.model import Clipped, Denoiser, Model
+from diffusion_distill.denoisers.clipping import Clipped
+from diffusion_distill.denoisers.model import Denoiser, Model
 from diffusion_distill.methods import (
     DISTILLERS,
     Denoising,

@@ -21,8 +21,9 @@ import toys
 from flax import struct
 
 from diffusion_distill.base.arrays import expand, namespace
+from diffusion_distill.denoisers.clipping import Clipped, Thresholded
 from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided, label_log_prob
-from diffusion_distill.denoisers.model import Clipped, Denoiser, Model, Thresholded
+from diffusion_distill.denoisers.model import Denoiser, Model
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import eps_from_x
 from diffusion_distill.process.processes import Cosine, VarianceExploding
@@ -122,7 +123,7 @@ def test_the_exact_classifier_makes_the_unconditional_denoiser_conditional(level
 @pytest.mark.parametrize("network", ["one", "two"])
 def test_classifier_free_scales(level: Level, network: str) -> None:
     exact = Classes()
-    own: dict[str, Any] = {"null_label": NULL} if network == "one" else {"unconditional": exact}
+    own: dict[str, Any] = {"null": NULL} if network == "one" else {"unconditional": exact}
     free = lambda s: ClassifierFree(exact, s, **own)(Z, level, LABELS)  # noqa: E731
     x_u, x_c = exact(Z, level), exact(Z, level, LABELS)
     chex.assert_trees_all_equal(free(1), x_c)
@@ -186,10 +187,10 @@ def _unwanted(z: Any, level: Level, labels: Any) -> Any:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize(("null_label", "told"), [(None, None), (7, [7] * 8)])
-def test_an_unconditional_network_of_its_own(null_label: int | None, told: Any) -> None:
+@pytest.mark.parametrize(("null", "told"), [(None, None), (7, [7] * 8)])
+def test_an_unconditional_network_of_its_own(null: int | None, told: Any) -> None:
     watched, other = Watched(Classes()), Watched(lambda z, level, labels: 0 * z)
-    found = ClassifierFree(watched, 3.0, null_label, other)(Z, LEVELS["VP"], LABELS)
+    found = ClassifierFree(watched, 3.0, null, other)(Z, LEVELS["VP"], LABELS)
     assert other.calls == [(8, told)]
     assert watched.calls == [(8, list(LABELS))]
     chex.assert_trees_all_close(found, 3 * Classes()(Z, LEVELS["VP"], LABELS), rtol=1e-14)
@@ -215,6 +216,40 @@ def test_a_sample_does_not_depend_on_its_batch(guide: Callable[[Any], Any]) -> N
         chex.assert_trees_all_close(alone, together[one], rtol=0, atol=1e-13)
     same = Level(*(a[3] for a in level))  # a level of all samples
     chex.assert_trees_all_close(guide(scales)(Z, same, LABELS)[3], together[3], rtol=0, atol=1e-13)
+
+
+# --- conditions of any kind
+
+TEXT = {"tokens": np.random.default_rng(3).normal(size=(8, 4, 3)), "length": np.arange(8, dtype=np.int32)}
+NO_TEXT = {"tokens": np.zeros((4, 3)), "length": np.int32(0)}
+
+
+class Texts(struct.PyTreeNode):
+    """Its estimate is 1 where there is no text, else a mean of the tokens and the length."""
+
+    model: Any = struct.field(pytree_node=False, default=None)
+
+    @property
+    def data_range(self) -> Any:
+        return self.model.data_range
+
+    def __call__(self, z: Any, level: Level, cond: Any) -> Any:
+        told = cond["tokens"].mean(axis=(1, 2)) + cond["length"] + (abs(cond["tokens"]).sum(axis=(1, 2)) == 0)
+        return told.reshape(-1, 1, 1, 1) + 0 * z
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("wrap", [lambda d: d, Clipped, Thresholded], ids=["alone", "clipped", "thresholded"])
+@pytest.mark.parametrize("named_by", ["the guidance", "the model"])
+def test_conditions_are_trees_with_a_null_condition(named_by: str, wrap: Any) -> None:
+    """Wrappers inside and outside find the model: its null condition, and that its data have no bounds."""
+    model = Model(toys.Perceptron(1), (2, 2, 1), cond=jax.tree.map(lambda a: a[0], TEXT), null=NO_TEXT, data_range=None)
+    scales = np.linspace(-1, 3, 8)
+    null = NO_TEXT if named_by == "the guidance" else None
+    found = wrap(ClassifierFree(wrap(Texts(model)), scales, null))(Z, LEVELS["VP"], TEXT)
+    wanted = 1 + scales * (TEXT["tokens"].mean(axis=(1, 2)) + TEXT["length"] - 1)
+    assert np.abs(wanted).max() > 10
+    chex.assert_trees_all_close(found[:, 0, 0, 0], wanted, rtol=1e-5, atol=1e-5)
 
 
 # --- sampling
@@ -321,6 +356,7 @@ def test_thresholding_leaves_images_in_range_alone_and_can_be_jitted() -> None:
 # --- errors
 
 SIZED = Denoiser(params=(), model=Model(toys.Perceptron(out_ch=1, num_classes=3), (2, 2, 1)))
+NAMELESS = Denoiser(params=(), model=Model(toys.Perceptron(out_ch=1), (2, 2, 1), cond=np.zeros(3)))
 ALONE = Denoiser(params=(), model=Model(toys.Perceptron(out_ch=1), (2, 2, 1)))
 
 
@@ -328,12 +364,13 @@ ALONE = Denoiser(params=(), model=Model(toys.Perceptron(out_ch=1), (2, 2, 1)))
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: ClassifierFree(Classes(), 2.0), "needs null_label"),
+        (lambda: ClassifierFree(Classes(), 2.0), "needs `null`"),
         (lambda: ClassifierFree(Classes(), 2.0, -1), "whole number at least 0, got -1"),
         (lambda: ClassifierFree(Classes(), 2.0, 1.5), "whole number at least 0, got 1.5"),  # type: ignore[arg-type]
         (lambda: ClassifierFree(Clipped(SIZED), 2.0, 4), r"in \[0, 3\], where 3 is the zero vector, got 4"),
         (lambda: ClassifierFree(Classes(), 2.0, 4, SIZED), r"in \[0, 3\]"),
         (lambda: ClassifierFree(ALONE, 2.0, 0), "unconditional"),
+        (lambda: ClassifierFree(NAMELESS, 2.0), "A model can name its own"),
         (lambda: ClassifierFree(Classes(), float("nan"), NULL), "finite"),
         (lambda: ClassifierFree(Classes(), np.array([1, np.inf]), NULL), "finite"),
         (lambda: ClassifierFree(Classes(), "2", NULL), "finite number.*'2'"),
@@ -354,12 +391,14 @@ def test_what_cannot_be_made_is_refused(make: Callable[[], Any], said: str) -> N
 @pytest.mark.parametrize(
     ("guided", "labels", "said"),
     [
-        (ClassifierFree(Classes(), 2.0, NULL), None, "labels are missing"),
-        (ClassifierFree(Classes(), 1.0, NULL), None, "labels are missing"),
-        (ClassifierGuided(Classes(), Classes().log_prob, 2.0), None, "labels are missing"),
+        (ClassifierFree(Classes(), 2.0, NULL), None, "cond is missing"),
+        (ClassifierFree(Classes(), 1.0, NULL), None, "cond is missing"),
+        (ClassifierGuided(Classes(), Classes().log_prob, 2.0), None, "cond is missing"),
         (ClassifierFree(Classes(), 2.0, NULL), LABELS[:3], r"\[batch\] = \(8,\), got shape \(3,\)"),
         (ClassifierFree(Classes(), 2.0, NULL), LABELS.astype(float), "type float64"),
         (ClassifierFree(Classes(), 2.0, NULL), np.eye(8), r"shape \(8, 8\)"),
+        (ClassifierFree(Texts(), 2.0, NO_TEXT), TEXT["tokens"], "tree like the null condition"),
+        (ClassifierFree(Texts(), 2.0, {**NO_TEXT, "tokens": np.zeros((5, 3))}), TEXT, r"shape \(5, 3\).*\(8, 4, 3\)"),
         (ClassifierFree(Classes(), np.ones(3), NULL), LABELS, r"scale must be a number or \[batch\] = \(8,\)"),
         (ClassifierGuided(Classes(), Classes().log_prob, np.ones((8, 1))), LABELS, "scale must be"),
         (

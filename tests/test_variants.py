@@ -134,7 +134,7 @@ class Targets(chex.TestCase):
     @chex.all_variants
     def test_guidance_extrapolates(self) -> None:
         labels = np.arange(5, dtype=np.int32) % 3
-        free = self.variant(lambda z, level, labels: ClassifierFree(halved, 2.0, null_label=3)(z, level, labels))
+        free = self.variant(lambda z, level, labels: ClassifierFree(halved, 2.0, null=3)(z, level, labels))
         found = free(Z, SINGLE, labels)
         expected = 0.5 * Z + 2 * 0.25 * labels[:, None, None, None]
         chex.assert_trees_all_close(found, np.float32(expected), rtol=0, atol=2e-6)

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from diffusion_distill.base.arrays import Array, namespace
 from diffusion_distill.denoisers.model import Model
@@ -45,6 +46,51 @@ class Gaussian:
         """Where the exact flow leads from z at level t to level s."""
         scale = namespace(z).sqrt(self.variance(level_s) / self.variance(level_t))
         return level_s.alpha * self.mean + scale * (z - level_t.alpha * self.mean)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Data whose pixels are independent draws from a mixture of two normal distributions; as `Gaussian` is used.
+
+    Pixels do not know of each other, so the flow keeps the quantile of each: F_s(z_s) = F_t(z_t).
+    """
+
+    weights: tuple[float, float] = (0.4, 0.6)
+    means: tuple[float, float] = (-0.5, 0.6)
+    stds: tuple[float, float] = (0.3, 0.2)
+    prediction: str = "x"
+
+    def raw(self, params: Any, z: Array, level: Level, labels: Any, dropout: Any) -> Array:
+        """E[x | z], by Bayes' rule."""
+        xp, (alpha, sigma) = namespace(z), level.expand(z)
+        found = []
+        for weight, mean, std in zip(self.weights, self.means, self.stds, strict=True):
+            variance, off = alpha**2 * std**2 + sigma**2, z - alpha * mean
+            found.append(
+                (
+                    np.log(weight) - 0.5 * xp.log(variance) - off**2 / variance / 2,
+                    mean + alpha * std**2 / variance * off,
+                )
+            )
+        first = 1 / (1 + xp.exp(found[1][0] - found[0][0]))
+        return first * found[0][1] + (1 - first) * found[1][1]
+
+    def flow(self, z: np.ndarray, level_t: Level, level_s: Level) -> np.ndarray:
+        """Where the exact flow leads from z at level t to level s, in float64, by bisection."""
+        quantile = self._below(z, level_t)
+        low, high = (np.full_like(z, level_s.alpha * end + end * 20 * level_s.sigma) for end in (-3.0, 3.0))
+        for _ in range(80):
+            middle = (low + high) / 2
+            below = self._below(middle, level_s) < quantile
+            low, high = np.where(below, middle, low), np.where(below, high, middle)
+        return (low + high) / 2
+
+    def _below(self, z: np.ndarray, level: Level) -> np.ndarray:
+        """F(z)."""
+        parts = zip(self.weights, self.means, self.stds, strict=True)
+        return sum(
+            w * special.ndtr((z - level.alpha * m) / np.hypot(level.alpha * std, level.sigma)) for w, m, std in parts
+        )
 
 
 @dataclass(frozen=True)

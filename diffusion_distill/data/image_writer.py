@@ -29,7 +29,7 @@ UNFINISHED, REPLACED = ".unfinished", ".replaced"
 def save_images(images: np.ndarray, folder: str | Path, form: str = "npz", labels: np.ndarray | None = None) -> Path:
     """Writes images; returns the file or folder, FOLDER/samples.npz, samples.zip or samples.
 
-    What an earlier call has written there is replaced as a whole, when all images are on disk.
+    What an earlier call has written there, in whatever form, is replaced as a whole, when all images are on disk.
 
     Args:
       images: [n, height, width, 1 or 3], in [-1, 1] (rounded half up) or uint8; npz takes any number of channels.
@@ -45,6 +45,9 @@ def save_images(images: np.ndarray, folder: str | Path, form: str = "npz", label
     unfinished = place.with_name(f"{place.name}{UNFINISHED}")
     FORMS[form].write(np.asarray(quantise(images)), unfinished, labels)
     _replace(place, unfinished)
+    for other in FORMS.values():
+        if (earlier := place.with_name(other.name)) != place and earlier.exists():
+            shutil.rmtree(earlier) if earlier.is_dir() else earlier.unlink()
     return place
 
 
@@ -62,8 +65,9 @@ def check_place(folder: str | Path, form: str, channels: int) -> Path:
     replaced = place.with_name(f"{name}{REPLACED}")
     if replaced.exists() and not place.exists():
         replaced.rename(place)  # a program was stopped between the two steps of `_replace`
-    for path in (place, replaced, place.with_name(f"{name}{UNFINISHED}")):
-        others = _others(path, folders=form == "png")
+    own = [(path, form) for path in (place, replaced, place.with_name(f"{name}{UNFINISHED}"))]
+    for path, kind in [*own, *((place.with_name(other.name), kind) for kind, other in FORMS.items() if kind != form)]:
+        others = _others(path, folders=kind == "png")
         if others:
             raise ValueError(
                 f"{path} would be replaced, but holds what sampling did not write: {', '.join(others[:3])}. "

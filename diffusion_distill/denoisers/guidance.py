@@ -1,19 +1,20 @@
-"""Guidance: denoisers that are pulled towards a class, made from denoisers.
+"""Guidance: denoisers that are pulled towards their condition, such as a class or a text, made from denoisers.
 
 With eps_c the conditional and eps_u the unconditional estimate, and s the scale:
 
     classifier-free     eps = eps_u + s·(eps_c - eps_u)                              arXiv:2207.12598 in its usual form
-    classifier          eps = eps_hat - s·sigma·grad_z log p(label | z, level)       arXiv:2105.05233 section 4.2
+    classifier          eps = eps_hat - s·sigma·grad_z log p(cond | z, level)        arXiv:2105.05233 section 4.2
 
 No guidance is s = 1 in the first and s = 0 in the second (the first paper writes s = 1 + w). A denoiser returns
 x_hat = (z - sigma·eps) / alpha, which at a fixed z and level is affine in eps. In the first, the weights 1 - s and s
 add up to 1, so x_hat is combined as eps is. In the second, a term added to eps enters x_hat times -sigma / alpha:
 
     classifier-free     x_hat = x_u + s·(x_c - x_u)
-    classifier          x_hat + s·(sigma² / alpha)·grad_z log p(label | z, level)
+    classifier          x_hat + s·(sigma² / alpha)·grad_z log p(cond | z, level)
 
-A guided estimate can leave [-1, 1] even where both of its parts are inside. Clip or threshold the guided estimate,
-as in `Clipped(ClassifierFree(...))`, not its parts.
+A guided estimate can leave the range of the data even where both of its parts are inside. Clip or threshold the guided
+estimate, as in `Clipped(ClassifierFree(...))`, not its parts. Wrappers compose in any order, and all of them find the
+model inside. Where alpha = 0 a classifier, which sees only noise, says nothing, and its term is left out.
 """
 
 from __future__ import annotations
@@ -26,16 +27,17 @@ import numpy as np
 from flax import struct
 
 from diffusion_distill.base.arrays import Array, enable_x64, expand, namespace
-from diffusion_distill.base.typing import Image, Labels
+from diffusion_distill.base.typing import Cond, Image, Labels
+from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
 
 
 class LogProb(Protocol):
-    """Log-probabilities of labels by a classifier of noisy images; a JAX tree, so that jit sees its parameters."""
+    """Log-probabilities of conditions by a classifier of noisy samples; a JAX tree, or a plain function."""
 
-    def __call__(self, z: Image, level: Level, labels: Labels) -> Array:
-        """z [batch, h, w, c] at level ([batch] each) -> log p(label | z, level), [batch]; differentiable by JAX."""
+    def __call__(self, z: Image, level: Level, cond: Cond) -> Array:
+        """z [batch, ...] at level ([batch] each) -> log p(cond | z, level), [batch]; differentiable by JAX."""
         ...
 
 
@@ -49,55 +51,62 @@ class ClassifierFree(struct.PyTreeNode):
       denoise: the conditional denoiser.
       scale: s, one number or one per sample [batch]. Another Python number does not compile again, except 1, which is
         stored as None: no guidance, and the unconditional estimate is not computed.
-      null_label: the label that means "no class". It is `num_classes`, whose one-hot row is zero, for a model trained
-        with `label_dropout`; or one of the classes, if the model was trained with that one as null label.
-      unconditional: another denoiser for the unconditional estimate; it is called with the null label, or with None if
-        there is no null label.
+      null: the condition of one sample that stands for none, a tree like one sample's condition, such as the label of
+        no class; by default the model's, see `conditions`.
+      unconditional: another denoiser for the unconditional estimate; it is called with the null condition, or with None
+        if none is given.
 
     Raises:
-      ValueError: the scale is not finite, the null label is missing or unknown to the model, or the model is
-        unconditional; when called, labels are missing, or scale or labels are not [batch].
+      ValueError: the scale is not finite, the null condition is missing or unknown to the model, or the model is
+        unconditional; when called, conditions are missing, not like the null condition, or not one per sample.
     """
 
     denoise: Denoise
     scale: Array | None
-    null_label: int | None = struct.field(pytree_node=False, default=None)
+    null: Cond | None = None
     unconditional: Denoise | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", _scale_unless(1, self.scale))
-        _check_null_label(self.null_label, self.denoise, self.unconditional)
+        _check_null(self.null, self.denoise, self.unconditional)
 
-    def __call__(self, z: Image, level: Level, labels: Labels | None = None) -> Image:
-        """x_hat of the shape of z; labels [batch] int32."""
-        labels = _labels_for(z, labels, shared=self.unconditional is None)
+    def __call__(self, z: Image, level: Level, cond: Cond | None = None) -> Image:
+        """x_hat of the shape of z; cond: one condition per sample, a tree of arrays [batch, ...]."""
+        cond = _checked(z, cond)
+        null = self._null_for(z, cond)
         if self.scale is None:
-            return self.denoise(z, level, labels)
+            return self.denoise(z, level, cond)
         scale = _per_sample(self.scale, z)
-        x_u, x_c = self._estimates(z, level, labels)
+        x_u, x_c = self._estimates(z, level, cond, null)
         return x_u + scale * (x_c - x_u)
 
-    def _estimates(self, z: Image, level: Level, labels: Labels) -> tuple[Image, Image]:
-        """x_hat without and with the labels."""
-        null = None if self.null_label is None else _filled(labels, len(z), self.null_label)
+    def _estimates(self, z: Image, level: Level, cond: Cond, null: Cond | None) -> tuple[Image, Image]:
+        """x_hat without and with the conditions."""
         if self.unconditional is not None:
-            return self.unconditional(z, level, null), self.denoise(z, level, labels)
-        both = self.denoise(_joined(z, z), Level(*(_joined(a, a) for a in level)), _joined(null, labels))
+            return self.unconditional(z, level, null), self.denoise(z, level, cond)
+        joined = jax.tree.map(_joined, null, cond)
+        both = self.denoise(_joined(z, z), Level(*(_joined(a, a) for a in level)), joined)
         return both[: len(z)], both[len(z) :]
+
+    def _null_for(self, z: Image, cond: Cond) -> Cond | None:
+        """The null conditions of a batch."""
+        if self.null is not None:
+            return _repeated(self.null, cond, len(z), shared=self.unconditional is None)
+        return None if self.unconditional is not None else conditions.null_like(_model_of(self.denoise), cond)
 
 
 class ClassifierGuided(struct.PyTreeNode):
     """A denoiser guided by the gradient of a classifier of noisy images.
 
     Attributes:
-      denoise: the denoiser; a class-conditional one is given the labels as well.
+      denoise: the denoiser; a conditional one is given the conditions as well.
       log_prob: the classifier. If it is a plain function, jit treats everything it refers to as constant.
       scale: s, one number or one per sample [batch]. The Python number 0 is stored as None: no guidance, and the
         classifier is not called.
 
     Raises:
-      ValueError: the scale is not finite; when called, labels are missing, or log-probabilities, labels or scale are
-        not [batch].
+      ValueError: the scale is not finite; when called, conditions are missing, not one per sample, or log-probabilities
+        or scale are not [batch].
     """
 
     denoise: Denoise
@@ -109,20 +118,21 @@ class ClassifierGuided(struct.PyTreeNode):
             object.__setattr__(self, "log_prob", jax.tree_util.Partial(self.log_prob))
         object.__setattr__(self, "scale", _scale_unless(0, self.scale))
 
-    def __call__(self, z: Image, level: Level, labels: Labels | None = None) -> Image:
-        """x_hat of the shape of z; labels [batch] int32."""
-        labels = _labels_for(z, labels, shared=False)
-        x_hat = self.denoise(z, level, labels)
+    def __call__(self, z: Image, level: Level, cond: Cond | None = None) -> Image:
+        """x_hat of the shape of z; cond: one condition per sample, a tree of arrays [batch, ...]."""
+        cond = _checked(z, cond)
+        x_hat = self.denoise(z, level, cond)
         if self.scale is None:
             return x_hat
-        alpha, sigma = level.expand(z)
-        return x_hat + _per_sample(self.scale, z) * (sigma**2 / alpha) * self.gradient(z, level, labels)
+        xp, (alpha, sigma) = namespace(z, *level), level.expand(z)
+        factor = xp.where(alpha > 0, sigma**2 / xp.where(alpha > 0, alpha, 1.0), 0.0)
+        return x_hat + _per_sample(self.scale, z) * factor * self.gradient(z, level, cond)
 
-    def gradient(self, z: Image, level: Level, labels: Labels) -> Image:
-        """grad_z log p(label | z, level) of each sample, of the shape of z; NumPy in, NumPy out, as precise as z."""
+    def gradient(self, z: Image, level: Level, cond: Cond) -> Image:
+        """grad_z log p(cond | z, level) of each sample, of the shape of z; NumPy in, NumPy out, as precise as z."""
 
         def total(z: Image) -> Array:  # no sample depends on another, so the gradient of the sum is each one's own
-            values = self.log_prob(z, level, labels)
+            values = self.log_prob(z, level, cond)
             if np.shape(values) != (len(z),):
                 raise ValueError(
                     f"log_prob must give one number per sample, [batch] = ({len(z)},), got {np.shape(values)}. From "
@@ -148,39 +158,71 @@ def _scale_unless(neutral: int, scale: Any) -> Any:
     return None if isinstance(scale, int | float) and scale == neutral else scale
 
 
-def _check_null_label(null_label: int | None, denoise: Denoise, unconditional: Denoise | None) -> None:
-    if _num_classes(denoise) == 1:
-        raise ValueError("The model to guide is unconditional (num_classes=1). Use one trained with labels.")
-    if null_label is None:
-        if unconditional is None:
+def _check_null(null: Cond | None, denoise: Denoise, unconditional: Denoise | None) -> None:
+    """Raises ValueError for a model that takes no condition, and for a null condition that is missing or unknown."""
+    model = _model_of(denoise)
+    if model is not None and not conditions.taken(model):
+        raise ValueError("The model to guide is unconditional. Use one trained with conditions.")
+    if null is None:
+        if unconditional is None and (model is None or conditions.null_of(model) is None):
             raise ValueError(
-                "Classifier-free guidance needs null_label, the label of no class, or a denoiser `unconditional`."
+                "Classifier-free guidance needs `null`, the condition that stands for none (of labels, that of no "
+                "class), or a denoiser `unconditional`. A model can name its own: Model(..., cond=..., null=...)."
             )
         return
-    classes = _num_classes(denoise if unconditional is None else unconditional)
-    whole = hasattr(null_label, "__index__") and not isinstance(null_label, bool)
-    if not whole or null_label < 0 or (classes is not None and null_label > classes):
+    classes = getattr(model if unconditional is None else _model_of(unconditional), "num_classes", None)
+    label = isinstance(null, bool | int | float | str | np.generic)
+    if label and (not hasattr(null, "__index__") or isinstance(null, bool) or not 0 <= null <= (classes or np.inf)):
         allowed = "at least 0" if classes is None else f"in [0, {classes}], where {classes} is the zero vector"
-        raise ValueError(f"null_label must be a whole number {allowed}, got {null_label!r}.")
+        raise ValueError(f"The null label must be a whole number {allowed}, got {null!r}.")
 
 
-def _num_classes(denoise: Any) -> int | None:
-    """The number of classes of a denoiser's model, also inside a wrapper such as `Clipped`; None if it is unknown."""
+def _model_of(denoise: Any) -> Any:
+    """The model of a denoiser, also inside a wrapper such as `Clipped`; None if it is unknown."""
     while hasattr(denoise, "denoise"):
         denoise = denoise.denoise
-    return getattr(getattr(denoise, "model", None), "num_classes", None)
+    model = getattr(denoise, "model", None)
+    return model if hasattr(model, "num_classes") else None
 
 
-def _labels_for(z: Image, labels: Labels | None, shared: bool) -> Labels:
-    """The labels; if `shared`, they are joined with null labels into one batch and must be whole numbers [batch]."""
-    if labels is None:
-        raise ValueError(f"labels are missing: guidance needs a class per sample, int32 [batch] = ({len(z)},).")
-    shape = np.shape(labels)
-    if shape[:1] != (len(z),) or (shared and (len(shape) != 1 or labels.dtype.kind not in "iu")):
+def _checked(z: Image, cond: Cond | None) -> Cond:
+    """The conditions; raises ValueError if there are none, or not one for each sample."""
+    if cond is None:
+        raise ValueError(f"cond is missing: guidance needs a condition per sample, [batch, ...], batch = {len(z)}.")
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(cond)]
+    if any(shape[:1] != (len(z),) for shape in shapes):
         raise ValueError(
-            f"labels must be whole numbers, [batch] = ({len(z)},), got shape {shape}, type {labels.dtype}."
+            f"cond must be one condition per sample, [batch, ...] with [batch] = ({len(z)},), got shape "
+            f"{', '.join(map(str, shapes))}."
         )
-    return labels
+    return cond
+
+
+def _repeated(null: Cond, cond: Cond, batch: int, shared: bool) -> Cond:
+    """One null condition for each sample, like the conditions with which it shares a batch (`shared`)."""
+
+    def each(null: Array, leaf: Array) -> Array:
+        if shared and (np.shape(null) != leaf.shape[1:] or _whole(null) != _whole(leaf)):
+            raise ValueError(
+                f"cond must be like the null condition, which has shape {np.shape(null)} and type "
+                f"{_type(null)}, got shape {leaf.shape}, type {leaf.dtype}."
+            )
+        xp = namespace(leaf, null)
+        return xp.broadcast_to(xp.asarray(null, leaf.dtype), (batch, *np.shape(null)))
+
+    if jax.tree.structure(null) == jax.tree.structure(cond):
+        return jax.tree.map(each, null, cond)
+    if shared:
+        raise ValueError(f"cond must be a tree like the null condition, {jax.tree.structure(null)}.")
+    return jax.tree.map(lambda one: np.broadcast_to(one, (batch, *np.shape(one))), null)
+
+
+def _type(a: Array) -> np.dtype:
+    return a.dtype if hasattr(a, "dtype") else np.result_type(a)
+
+
+def _whole(a: Array) -> bool:
+    return jnp.issubdtype(_type(a), jnp.integer)
 
 
 def _per_sample(scale: Array, z: Image) -> Array:
@@ -193,9 +235,3 @@ def _per_sample(scale: Array, z: Image) -> Array:
 def _joined(first: Array, second: Array) -> Array:
     """Joins two batches along the first axis; a scalar, which holds for all samples, is returned as it is."""
     return namespace(first, second).concatenate([first, second]) if np.ndim(first) else first
-
-
-def _filled(labels: Labels, batch: int, value: int) -> Labels:
-    """One label repeated for the whole batch, with the type and the devices of `labels`."""
-    kind = labels.dtype if labels.dtype.kind in "iu" else np.int32
-    return namespace(labels).full((batch,), value, kind)

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from diffusion_distill.base.arrays import Array, expand, namespace
+from diffusion_distill.base.arrays import Array, expand
 from diffusion_distill.base.typing import Cond, Image, Key, Params
 from diffusion_distill.denoisers import conditions, description
 from diffusion_distill.denoisers.adapters import Linen, adapt
-from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.denoisers.network import Network
 from diffusion_distill.process import predictions
 from diffusion_distill.process.levels import Level
@@ -215,55 +213,3 @@ class Denoiser(struct.PyTreeNode):
             predictions.to_x(self.prediction, raw, z, level, self.sigma_data),
             predictions.x_head(self.prediction, raw, z, level),
         )
-
-
-class Clipped(struct.PyTreeNode):
-    """A denoiser whose x_hat is clipped to the range of the data; one without bounds is left as it is."""
-
-    denoise: Denoise
-
-    def __call__(self, z: Image, level: Level, cond: Cond | None = None) -> Image:
-        """x_hat in the range."""
-        x, bounds = self.denoise(z, level, cond), range_of(self.denoise)
-        return x if bounds is None else namespace(x).clip(x, *bounds)
-
-
-def range_of(denoise: Any) -> tuple[float, float] | None:
-    """The range of the data of a denoiser, also inside a wrapper; [-1, 1] if it does not say, None without bounds."""
-    while not hasattr(denoise, "data_range") and hasattr(denoise, "denoise"):
-        denoise = denoise.denoise
-    return getattr(denoise, "data_range", (-1.0, 1.0))
-
-
-class Thresholded(struct.PyTreeNode):
-    """A denoiser with dynamic thresholding: large x_hat are clipped and scaled, sample by sample, to [-1, 1].
-
-        x_hat <- clip(x_hat, -s, s) / s        s = max(floor, quantile of |x_hat| in the sample)
-
-    Imagen (arXiv:2205.11487 section 2.3); with floor 1 a sample within [-1, 1] stays as it is.
-
-    Attributes:
-      quantile: in [0, 1], with linear interpolation between two values; 1 is the largest |x_hat|.
-      floor: the least s, above 0.
-
-    Raises:
-      ValueError: a quantile or floor outside its range.
-    """
-
-    denoise: Denoise
-    quantile: float = struct.field(pytree_node=False, default=0.995)
-    floor: float = struct.field(pytree_node=False, default=1.0)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.quantile <= 1:
-            raise ValueError(f"The quantile of thresholding must be in [0, 1], got {self.quantile}.")
-        if not 0 < self.floor < math.inf:
-            raise ValueError(f"The floor of thresholding must be positive and finite, got {self.floor}.")
-
-    def __call__(self, z: Image, level: Level, cond: Cond | None = None) -> Image:
-        """x_hat in [-1, 1]."""
-        x = self.denoise(z, level, cond)
-        xp = namespace(x)
-        size = xp.quantile(xp.abs(x).reshape(len(x), -1), self.quantile, axis=1)
-        s = expand(xp.maximum(size, self.floor), x)
-        return xp.clip(x, -s, s) / s

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.typing import Batch, Cond, Image, Key
-from diffusion_distill.denoisers.model import Clipped, Model
+from diffusion_distill.denoisers.clipping import Clipped
+from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import loss, targets, tract
 from diffusion_distill.methods.phases import Phase, check_rate, momentum_for, samples, updates_for, updates_per_phase
 from diffusion_distill.process.levels import Level

@@ -30,7 +30,8 @@ import numpy as np
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.errors import choose
 from diffusion_distill.base.typing import Batch, Cond, Image, Key
-from diffusion_distill.denoisers.model import Clipped, Model
+from diffusion_distill.denoisers.clipping import Clipped
+from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import loss, targets
 from diffusion_distill.methods.phases import Phase, check_rate, momentum_for, samples, updates_for, updates_per_phase
 from diffusion_distill.process.processes import Process

@@ -186,9 +186,11 @@ def check(grid: Level) -> Level:
     alpha, sigma = np.asarray(grid.alpha, np.float64), np.asarray(grid.sigma, np.float64)
     if alpha.ndim != 1 or alpha.shape != sigma.shape or alpha.size < 2:
         raise ValueError(f"A grid is two arrays [steps + 1] with at least 2 levels, got {alpha.shape}, {sigma.shape}.")
-    if not (np.isfinite(alpha).all() and np.isfinite(sigma).all() and (alpha > 0).all() and (sigma >= 0).all()):
-        raise ValueError("A grid's levels must be finite with alpha > 0 and sigma >= 0.")
-    ratio = sigma / alpha
+    finite = np.isfinite(alpha).all() and np.isfinite(sigma).all()
+    if not (finite and (alpha[1:] > 0).all() and alpha[0] >= 0 and (sigma >= 0).all()):
+        raise ValueError("A grid's levels must be finite with sigma >= 0 and alpha > 0 (the first may have alpha = 0).")
+    with np.errstate(divide="ignore"):
+        ratio = sigma / alpha
     rising = np.flatnonzero(ratio[1:] >= ratio[:-1])
     if rising.size:
         k = rising[0]

@@ -34,7 +34,7 @@ from diffusion_distill.base import interrupts
 from diffusion_distill.base.arrays import Array, namespace
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.typing import Cond, Image
-from diffusion_distill.denoisers.denoise import Denoise
+from diffusion_distill.denoisers.denoise import Denoise, as_denoise
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
 from diffusion_distill.process.spacings import refine
@@ -158,7 +158,7 @@ def fit(
     states = integrate(teacher_denoise or denoise, teacher.table, start, cond, states=wanted)
     goals = [states[wanted.index(target)] for target in teacher.targets]
     table = jax.tree.map(lambda a: np.asarray(a, np.float32), student)
-    return _fitted(partial(_jitted_row, denoise, cond, largest), table, begin(table, start), goals)
+    return _fitted(partial(_jitted_row, as_denoise(denoise), cond, largest), table, start, goals)
 
 
 def fit_host(
@@ -174,12 +174,13 @@ def fit_host(
     start = np.asarray(start, np.float64)
     states = run_host(teacher.table.plain(), denoise, start, cond, states=True)
     goals = [states[target] for target in teacher.targets]
-    return _fitted(partial(_fit_row, denoise, cond, largest), student, begin(student, start), goals)
+    return _fitted(partial(_fit_row, denoise, cond, largest), student, start, goals)
 
 
-def _fitted(step: Callable[..., tuple], student: Table, registers: Registers, goals: Sequence[Image]) -> Fit:
-    found, result = [], registers[0]
-    for (result, *_), *facts in walk(step, student, registers, goals):
+def _fitted(step: Callable[..., tuple], student: Table, start: Image, goals: Sequence[Image]) -> Fit:
+    found, result = [], start
+    for registers, *facts in walk(step, student, begin(student, start), goals):
+        result = registers[0]
         found.append(facts)
     lambdas, plain, fitted, asked = (np.stack(jax.device_get(part)) for part in zip(*found, strict=True))
     return Fit(lambdas, plain, fitted, result, asked)

@@ -27,7 +27,7 @@ from diffusion_distill.base import interrupts
 from diffusion_distill.base.arrays import Array, expand, namespace
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.typing import Cond, Image, Key
-from diffusion_distill.denoisers.denoise import Denoise
+from diffusion_distill.denoisers.denoise import Denoise, as_denoise
 from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.table import Table
 
@@ -131,7 +131,7 @@ def trajectory(
     table = jax.tree.map(lambda a: np.asarray(a, np.float32), table.plain())
     if row_noise is not None and not _are_keys(row_noise) and row_noise.shape != (table.nfe, *start.shape):
         raise ValueError(f"Recorded noise must be {(table.nfe, *start.shape)}: one per row; got {row_noise.shape}.")
-    registers = begin(table, start)
+    denoise, registers = as_denoise(denoise), begin(table, start)
     loop = _host_loop if jax.default_backend() == "cpu" else _scan_loop
     return loop(denoise, table, registers, cond, row_noise, tuple(states), tuple(outputs))
 
@@ -163,10 +163,13 @@ def run_host(
     if not (row_noise is None and table.deterministic) and np.shape(row_noise) != (table.nfe, *start.shape):
         given = None if row_noise is None else row_noise.shape
         raise ValueError(f"row_noise must be {(table.nfe, *start.shape)}: one per row; got {given}.")
-    registers, seen = begin(table, start), []
-    for registers, y, _ in walk(partial(advance, denoise, cond), table, registers, _each(row_noise, table.nfe)):
-        seen.append(y)
-    return np.stack([*seen, registers[0]]) if states else registers[0]
+    seen, result = [], table.init * start
+    rows = walk(partial(advance, denoise, cond), table, begin(table, start), _each(row_noise, table.nfe))
+    for registers, y, _ in rows:
+        result = registers[0]
+        if states:
+            seen.append(y)
+    return np.stack([*seen, result]) if states else result
 
 
 # --- one row, and the two ways to run them all
@@ -241,13 +244,14 @@ _jitted_row = jax.jit(_device_row)
 def _host_loop(denoise, table, registers, cond, row_noise, states, outputs):
     seen, found, step = {}, {}, partial(_jitted_row, denoise, cond)
     rows = walk(step, table, registers, _each(row_noise, table.nfe), np.arange(table.nfe, dtype=np.int32))
-    for k, (registers, y, x_hat) in enumerate(rows):
+    like = registers[0]
+    for k, (after, y, x_hat) in enumerate(rows):
         if k in states:
             seen[k] = y
         if k in outputs:
             found[k] = x_hat
-    seen[table.nfe] = registers[0]
-    like = registers[0]
+        like = after[0]
+    seen[table.nfe] = like
     return Trajectory(like, _stack([seen[k] for k in states], like), _stack([found[k] for k in outputs], like))
 
 

@@ -1,12 +1,12 @@
 """Heun's method with churn, EDM's sampler, arXiv:2206.00364 Algorithms 1 and 2.
 
-A step from level t to s is DDIM's, followed by one more call of the network where it ends. The step is then taken again
-along a mix of both outputs: it is DDIM's step again, in whose place of x_hat there is
+A step from level t to s is DDIM's, z_s = r·z_t + d·x_hat, taken twice: along the output at t, and then, after one more
+call of the network where that ends, along a mix of both outputs,
 
     (1 - w)·x_hat_t + w·x_hat_s,    w = (sigma_t/alpha_t) / (2·sigma_s/alpha_s)
 
-which is Heun's corrector in z/alpha and sigma/alpha. A step to zero noise stays DDIM's, which gives x_hat, so N steps of
-a grid that ends there make 2N - 1 calls.
+This is Heun's corrector in z/alpha and sigma/alpha. A step to zero noise stays DDIM's, which gives x_hat, so N steps
+of a grid that ends there make 2N - 1 calls.
 
 D-EDM, arXiv:2309.16421 Eq. 46 to 51: the output at t is moved by its difference from the last one of the step before,
 the output at s by its difference from that at t. By Eq. 48 the moved output at t is in both slopes of the corrected

@@ -22,7 +22,7 @@ import numpy as np
 
 from diffusion_distill.base.arrays import namespace
 from diffusion_distill.base.typing import Cond, Image
-from diffusion_distill.denoisers.denoise import Denoise
+from diffusion_distill.denoisers.denoise import Denoise, as_denoise
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers.engine import advance, begin, walk
@@ -105,8 +105,7 @@ class _Method(NamedTuple):
 
 def _step(method: _Method, denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None) -> Image:
     start, end = (_of_shape(name, level, np.shape(z)) for name, level in (("start", start), ("end", end)))
-    if jax.tree_util.all_leaves([denoise]):
-        denoise = jax.tree_util.Partial(denoise)  # a plain function has no arrays to trace
+    denoise = as_denoise(denoise)
     if namespace(*start, *end) is not np:
         return _run_traced(method, denoise, z, start, end, cond)
     start, end = _checked(start, end, least_alpha=np.nextafter(0, 1) if method.tableau else 0.0)

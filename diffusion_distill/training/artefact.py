@@ -28,9 +28,10 @@ from jax.experimental import multihost_utils
 
 from diffusion_distill.base.files import plain, read_json, user_path
 from diffusion_distill.base.typing import Image, Params
+from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.denoise import Denoise, as_denoise
 from diffusion_distill.denoisers.given import Given, WholeLevel
-from diffusion_distill.denoisers.model import Clipped, Denoiser, Model
+from diffusion_distill.denoisers.model import Denoiser, Model
 from diffusion_distill.process.processes import Cosine, Process
 from diffusion_distill.training import checkpoint
 from diffusion_distill.training.checksum import fingerprint

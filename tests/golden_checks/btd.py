@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from diffusion_distill.base.arrays import log1mexp, namespace
-from diffusion_distill.denoisers.model import Clipped, Denoiser
+from diffusion_distill.denoisers.clipping import Clipped
+from diffusion_distill.denoisers.model import Denoiser
 from diffusion_distill.methods import Denoising, Progressive, progressive, targets
 from diffusion_distill.networks.layers import sinusoidal_features
 from diffusion_distill.process import grids, likelihood, noising, predictions

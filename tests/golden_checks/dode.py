@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from diffusion_distill.denoisers.model import Thresholded
+from diffusion_distill.denoisers.clipping import Thresholded
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import LinearAlphaDiscrete, LinearBetaDiscrete

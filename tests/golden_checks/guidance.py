@@ -35,7 +35,7 @@ def check_guidance(fixture: Fixture, mode: Mode) -> None:
         check_levels(fixture, process, level)
     unconditional, conditional = network.unconditional("eps"), network.conditional()
     guided = partial(ClassifierGuided, log_prob=classifier)
-    free = partial(ClassifierFree, conditional, null_label=fixture.meta["null_class"])
+    free = partial(ClassifierFree, conditional, null=fixture.meta["null_class"])
     scales = [float(s) for s in fixture.input("classifier_scales")]
 
     def compare(key: str, *denoisers: Any, where: Level = level) -> None:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill.base.arrays import enable_x64
-from diffusion_distill.denoisers.model import Clipped, Thresholded
+from diffusion_distill.denoisers.clipping import Clipped, Thresholded
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level, from_logsnr
 from diffusion_distill.process.predictions import eps_from_x

@@ -17,7 +17,8 @@ import numpy as np
 import optax
 
 from diffusion_distill.base.arrays import expand, namespace
-from diffusion_distill.denoisers.model import Clipped, Denoiser
+from diffusion_distill.denoisers.clipping import Clipped
+from diffusion_distill.denoisers.model import Denoiser
 from diffusion_distill.methods import Progressive, Tract, phases, progressive, targets, tract
 from diffusion_distill.process import grids, noising, predictions, weighting
 from diffusion_distill.process.levels import Level

@@ -16,7 +16,8 @@ import numpy as np
 import optax
 
 from diffusion_distill.base.arrays import expand, namespace
-from diffusion_distill.denoisers.model import Clipped, Denoiser
+from diffusion_distill.denoisers.clipping import Clipped
+from diffusion_distill.denoisers.model import Denoiser
 from diffusion_distill.methods import Denoising, Tract, targets, tract
 from diffusion_distill.process import grids, noising, predictions, training_levels, weighting
 from diffusion_distill.process.levels import Level

@@ -9,8 +9,8 @@ A step from s to e, h = e - s, tries the slope d at s and corrects it with the s
     y' = y + a·h·d,  s' = s + a·h            y <- y + h·((1 - b)·d + b·d'),   b = 1/(2a)
 
 With a = 1 this is Heun's method (heun.py has that alone), with a = 1/2 the midpoint method, with a = 2/3 Ralston's;
-with a = 1/2 and the trial half way in log s, dpm_2 of EDM's toolbox. A step to zero noise is Euler's, which gives x_hat.
-The slope at s is not remembered but taken from the trial, d = (y' - y)/(s' - s): memory `start` holds y.
+with a = 1/2 and the trial half way in log s, dpm_2 of EDM's toolbox. A step to zero noise is Euler's, which gives
+x_hat. The slope at s is not remembered but taken from the trial, d = (y' - y)/(s' - s): memory `start` holds y.
 
 Along another time than s, and of another state than y, the same is not the same method: see `Flow` and ablation.py.
 D-EDM's directions and `keep_slope` are those of heun.py.
