@@ -21,11 +21,12 @@ import jax.numpy as jnp
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.errors import positive_int
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.typing import Batch, Cond, Image, Key
 from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import loss, targets, tract
-from diffusion_distill.methods.phases import Phase, check_rate, momentum_for, samples, updates_for, updates_per_phase
+from diffusion_distill.methods.phases import Phase, check_rate, momentum_for, updates_for, updates_per_phase
 from diffusion_distill.process.levels import Level
 
 
@@ -35,7 +36,7 @@ class Knowledge:
 
     Attributes:
       steps: of the teacher and of the student.
-      length: training samples, see `phases.samples`.
+      length: training samples, see `base.lengths`.
       residual: sets the momentum of the eval average, see `phases.momentum_for`.
       clip: whether the target is clipped to [-1, 1].
       dropout: rate in the student's network while it is trained. None is no dropout, whatever the teacher was
@@ -60,7 +61,7 @@ class Knowledge:
         loss.check(self.weighting, self.reduction)
         check_rate("dropout", self.dropout)
         check_rate("label_dropout", self.label_dropout)
-        samples(self.length)
+        parse_length(self.length)
         positive_int("The number of steps", self.steps)
 
     #: Momenta of averages kept during training besides the eval average.
@@ -68,7 +69,7 @@ class Knowledge:
 
     def phases(self, model: Model, batch_size: int) -> list[Phase]:
         """The single phase."""
-        total = samples(self.length)
+        total = parse_length(self.length)
         [updates] = updates_for(total, batch_size)
         [table] = targets.pad([tract.rows(model.process, self.steps, self.steps)])
         return [

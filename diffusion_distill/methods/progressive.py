@@ -20,10 +20,11 @@ import numpy as np
 
 from diffusion_distill.base.arrays import Array, expand
 from diffusion_distill.base.errors import choose
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.typing import Batch, Cond, Image, Key
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import loss, targets
-from diffusion_distill.methods.phases import Phase, check_averaging, check_rate, samples, updates_for
+from diffusion_distill.methods.phases import Phase, check_averaging, check_rate, updates_for
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers import SOLVERS
@@ -41,7 +42,7 @@ class Progressive:
 
     Attributes:
       start_steps, end_steps: from the teacher's steps to the last student's; their ratio is a power of 2.
-      phase_length: training samples of one halving, see `phases.samples` (6250K is 50,000 updates of 128).
+      phase_length: training samples of one halving, see `base.lengths` (6250K is 50,000 updates of 128).
       last_two_longer: how many times longer the phases to 2 and to 1 steps are.
       momentum: of the averaged student; 0 keeps the student itself.
       averaging: the rule of that average, see `training.ema`.
@@ -75,7 +76,7 @@ class Progressive:
         check_averaging(self.averaging)
         check_rate("dropout", self.dropout)
         check_rate("label_dropout", self.label_dropout)
-        samples(self.phase_length)
+        parse_length(self.phase_length)
         halvings(self.start_steps, self.end_steps)
         if self.last_two_longer <= 0:
             raise ValueError(
@@ -87,7 +88,7 @@ class Progressive:
         students = halvings(self.start_steps, self.end_steps)
         solvers = [self.teacher_solver, *["ddim"] * (len(students) - 1)]
         tables = targets.pad([rows(model.process, n, solver) for n, solver in zip(students, solvers, strict=True)])
-        [updates] = updates_for(samples(self.phase_length), batch_size)
+        [updates] = updates_for(parse_length(self.phase_length), batch_size)
         return [
             Phase(
                 name=f"btd {2 * n}→{n}",

@@ -29,11 +29,12 @@ import numpy as np
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.errors import choose
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.typing import Batch, Cond, Image, Key
 from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import loss, targets
-from diffusion_distill.methods.phases import Phase, check_rate, momentum_for, samples, updates_for, updates_per_phase
+from diffusion_distill.methods.phases import Phase, check_rate, momentum_for, updates_for, updates_per_phase
 from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers import SOLVERS
 
@@ -53,7 +54,7 @@ class Tract:
 
     Attributes:
       schedule: step counts, first the teacher's; each must divide the one before it.
-      length: training samples of all phases together, see `phases.samples`.
+      length: training samples of all phases together, see `base.lengths`.
       shares: relative lengths of the phases; empty for equal ones (published).
       self_momentum: momentum of the self-teacher.
       residual: sets the momentum of the eval average from the length of a phase, see `phases.momentum_for`.
@@ -96,7 +97,7 @@ class Tract:
         choose("solver", self.teacher_solver, SOLVERS)
         check_rate("dropout", self.dropout)
         check_rate("label_dropout", self.label_dropout)
-        samples(self.length)
+        parse_length(self.length)
         check_schedule(self.schedule)
         check_shares(self.shares, self.schedule)
         if not 0 <= self.self_momentum < 1:
@@ -126,7 +127,7 @@ class Tract:
         solvers = [self.teacher_solver, *["ddim"] * (len(reductions) - 1)]
         tables = targets.pad([rows(model.process, *r, solver) for r, solver in zip(reductions, solvers, strict=True)])
         shares = self.shares or (1,) * len(reductions)
-        updates = updates_for(samples(self.length), batch_size, shares)
+        updates = updates_for(parse_length(self.length), batch_size, shares)
         return [
             Phase(
                 name=f"tract {start}→{end}",
@@ -149,7 +150,7 @@ class Tract:
         """The eval average's momentum in a phase that is 1/count of the run."""
         if self.momentum is not None:
             return self.momentum
-        return momentum_for(self.residual, updates_per_phase(samples(self.length), batch_size, count))
+        return momentum_for(self.residual, updates_per_phase(parse_length(self.length), batch_size, count))
 
     def losses(self, denoisers: Mapping[str, Any], table: targets.Rows, batch: Batch, key: Key) -> Array:
         """Per-image losses [batch] of denoisers['student'] against 'teacher' and 'self_teacher'."""

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from diffusion_distill.base.arrays import expand, namespace
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.model import Denoiser
 from diffusion_distill.methods import Progressive, Tract, phases, progressive, targets, tract
@@ -196,7 +197,7 @@ def check_ema_and_heuristics(fixture: Fixture, mode: Mode) -> None:
     if mode is FLOAT32:
         return  # the rest never leaves the host
     if "int_str_in" in fixture:
-        lengths = [phases.samples(str(text)) for text in fixture.input("int_str_in")]
+        lengths = [parse_length(str(text)) for text in fixture.input("int_str_in")]
         fixture.compare("int_str_out", lengths, mode, exact())
     if "heuristic_table" in fixture:
         fixture.compare("heuristic_table", heuristic_table(fixture), mode, TABLE[0])
