@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_distill.api.monitor import Monitor
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.registry import from_mapping
 from diffusion_distill.base.seeds import key_of
 from diffusion_distill.base.typing import Params
@@ -21,7 +22,7 @@ from diffusion_distill.data.sources import Source, first_batch
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising
-from diffusion_distill.methods.phases import Phase, describe, samples
+from diffusion_distill.methods.phases import Phase, describe
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import predicts_noise
 from diffusion_distill.training import dropout, loop, sharding
@@ -171,7 +172,7 @@ def _fit(
             plan=loop.Plan(
                 log_every=settings.log_every,
                 checkpoint_every=settings.checkpoint_every,
-                evaluate_every=samples(settings.evaluate_every),
+                evaluate_every=parse_length(settings.evaluate_every),
                 evaluate=monitor,
                 phase_done=phase_done,
                 nonfinite_limit=settings.nonfinite_limit,
