@@ -34,6 +34,7 @@ from diffusion_distill.base.seeds import check_seed, key_of
 from diffusion_distill.base.typing import Batch, Image, Key, Params
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.sources import Source, range_of, to_unit_range
+from diffusion_distill.denoisers.adapters import adapt
 from diffusion_distill.evaluation.classifier_network import CLASSIFIERS, Classified, Classifier
 from diffusion_distill.methods.phases import Phase, momentum_for, samples, updates_for
 from diffusion_distill.training import checkpoint, loop, sharding
@@ -310,6 +311,11 @@ class _Training:
 
     network: Classifier
     settings: ClassifierSettings
+
+    @property
+    def adapter(self) -> Any:
+        """As the step asks it whether the network drops anything."""
+        return adapt(self.network)
 
     def denoiser(self, params: Params, dropout: Key | None = None) -> Any:
         """The network with parameters; it denoises nothing, but this is the name the step calls it by."""
