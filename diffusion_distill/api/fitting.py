@@ -186,8 +186,8 @@ def fit_solver(
         **{name: value for name, value in spec.to_dict().items() if name not in ("solver", "steps", "fitted")},
         "seconds": round(time.monotonic() - begun, 3),
     }
-    numbers = (np.asarray(part, np.float64) for part in (found.lambdas, found.plain, found.fitted))
-    return FittedSolver(spec.solver, model.process, grid, *numbers, facts, search)
+    lambdas, plain, fitted = (np.asarray(part, np.float64) for part in (found.lambdas, found.plain, found.fitted))
+    return FittedSolver(spec.solver, model.process, grid, lambdas, plain, fitted, facts, search)
 
 
 def _teacher(
