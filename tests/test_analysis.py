@@ -16,7 +16,7 @@ from flax import struct
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.typing import Image, Labels
 from diffusion_distill.denoisers.model import Denoiser
-from diffusion_distill.process import grids
+from diffusion_distill.process import edm_grids, grids
 from diffusion_distill.process.levels import Level, from_logsnr
 from diffusion_distill.process.processes import Cosine
 from diffusion_distill.solvers import ancestral, ddim
@@ -29,9 +29,9 @@ pytestmark = pytest.mark.fast
 SHAPE = (4, 3, 2)
 START = np.random.default_rng(0).standard_normal((8, *SHAPE), np.float32)
 GRIDS = {
-    "VP": grids.clean_end(grids.uniform(Cosine(), 6)),
-    "VP fine": grids.uniform(Cosine(), 16),
-    "VE": grids.edm(7),
+    "VP": grids.clean_end(grids.make_grid(Cosine(), 6)),
+    "VP fine": grids.make_grid(Cosine(), 16),
+    "VE": edm_grids.edm(7),
 }
 TABLES = {label: ddim(grid) for label, grid in GRIDS.items()}
 

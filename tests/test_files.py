@@ -21,6 +21,7 @@ from absl.testing import flagsaver
 from diffusion_distill import api, data, evaluation, main, weights
 from diffusion_distill.api.features import features_named
 from diffusion_distill.base.files import user_path, writable
+from diffusion_distill.base.whole import replaced
 from diffusion_distill.cli import build, modes
 from diffusion_distill.data import image_writer
 from diffusion_distill.data.image_writer import save_images
@@ -217,7 +218,7 @@ def test_a_draw_that_is_cut_off_keeps_the_one_before(
 def test_a_draw_that_dies_between_two_renames_is_found_again(tmp_path: Path) -> None:
     images = np.zeros((2, 2, 2, 1), np.uint8)
     place = save_images(images, tmp_path, "png")
-    place.rename(tmp_path / f"samples{image_writer.REPLACED}")
+    place.rename(replaced(place))
     assert image_writer.check_place(tmp_path, "png", 1) == place
     assert len(data.folder(place)) == 2
 
@@ -349,7 +350,7 @@ def test_parts_of_artefacts_are_named(
     [
         ({"steps": "two"}, r"model\.json: 'steps' must be a whole number"),
         ({"model": None}, r"model\.json: The description of a model must be a mapping"),
-        ({"model": {"network": 1}}, r"model\.json: The description of a model lacks shape, process"),
+        ({"model": {"network": 1}}, r"model\.json: The description of a model lacks process, prediction"),
     ],
 )
 def test_fields_of_artefacts_are_named(change: dict, said: str, teacher: Artefact, tmp_path: Path) -> None:

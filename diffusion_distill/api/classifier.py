@@ -12,7 +12,6 @@ on images moved by whole pixels, with the step, loop, checkpoints and averages o
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -32,6 +31,7 @@ from diffusion_distill.base.files import read_json, user_path
 from diffusion_distill.base.registry import describe, from_mapping, rebuild
 from diffusion_distill.base.seeds import check_seed, key_of
 from diffusion_distill.base.typing import Batch, Image, Key, Params
+from diffusion_distill.base.whole import write_json
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.sources import Source, range_of, to_unit_range
 from diffusion_distill.denoisers.adapters import adapt
@@ -174,7 +174,7 @@ class TrainedClassifier:
             "versions": {"diffusion_distill": __version__, "jax": jax.__version__},
             "about": dict(self.about),
         }
-        (folder / "classifier.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "classifier.json", facts)
         return folder
 
     @classmethod

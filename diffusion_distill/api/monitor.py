@@ -47,7 +47,7 @@ class Monitor:
         count = self._settings.evaluate_count
         rows, figures = {}, {}
         for name, params in (("eval", state.averages["eval"].params), ("raw", state.params)):
-            artefact = Artefact(self._model, params, phase.student_steps)
+            artefact = Artefact(self._model, params, phase.student_steps, grid=phase.grid)
             images = sample(artefact, max(SHOWN, count), seed=self._settings.seed)
             rows[name] = images[:SHOWN]
             if count:

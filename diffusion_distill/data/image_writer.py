@@ -3,7 +3,7 @@
 png, zip     00000/img00000000.png …, a folder per thousand, and dataset.json with the labels, as EDM's tools read
 npz          images uint8 [n, height, width, channels] as arr_0, labels as arr_1, as OpenAI's evaluator reads
 
-Everything is written beside its place, with UNFINISHED behind its name, and put there when it is whole.
+Everything is there whole or not at all, see `base.whole`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ import numpy as np
 
 from diffusion_distill.base.errors import choose
 from diffusion_distill.base.files import writable
+from diffusion_distill.base.whole import recover, replaced, unfinished, whole
 from diffusion_distill.data.quantise import quantise
-
-UNFINISHED, REPLACED = ".unfinished", ".replaced"
 
 
 def save_images(
@@ -45,9 +44,8 @@ def save_images(
     place = check_place(folder, form, images.shape[-1] if bounded and images.ndim == 4 else 0)
     if labels is not None and np.shape(labels) != (len(images),):
         raise ValueError(f"{len(images)} images need as many labels, got {np.shape(labels)}.")
-    unfinished = place.with_name(f"{place.name}{UNFINISHED}")
-    FORMS[form].write(np.asarray(quantise(images) if bounded else images), unfinished, labels)
-    _replace(place, unfinished)
+    with whole(place) as half:
+        FORMS[form].write(np.asarray(quantise(images) if bounded else images), half, labels)
     for other in FORMS.values():
         if (earlier := place.with_name(other.name)) != place and earlier.exists():
             shutil.rmtree(earlier) if earlier.is_dir() else earlier.unlink()
@@ -69,10 +67,8 @@ def check_place(folder: str | Path, form: str, channels: int) -> Path:
         said = f"these images have {channels}" if channels else "these samples are no images"
         raise ValueError(f"PNGs have 1 or 3 channels; {said}: take form='npz'.")
     place = writable(folder) / name
-    replaced = place.with_name(f"{name}{REPLACED}")
-    if replaced.exists() and not place.exists():
-        replaced.rename(place)  # a program was stopped between the two steps of `_replace`
-    own = [(path, form) for path in (place, replaced, place.with_name(f"{name}{UNFINISHED}"))]
+    recover(place)
+    own = [(path, form) for path in (place, replaced(place), unfinished(place))]
     for path, kind in [*own, *((place.with_name(other.name), kind) for kind, other in FORMS.items() if kind != form)]:
         others = _others(path, folders=kind == "png")
         if others:
@@ -95,18 +91,6 @@ def _others(path: Path, folders: bool) -> list[str]:
     return sorted(name for name in found if not re.fullmatch(r"\d{5,}(/img\d{8,}\.png)?|dataset\.json", name))
 
 
-def _replace(place: Path, unfinished: Path) -> None:
-    """Puts what is complete in its place; a program that dies meanwhile leaves the old or the new whole."""
-    if unfinished.is_dir() and place.exists():  # no rename replaces a folder that is not empty
-        replaced = place.with_name(f"{place.name}{REPLACED}")
-        shutil.rmtree(replaced, ignore_errors=True)
-        place.rename(replaced)
-        unfinished.rename(place)
-        shutil.rmtree(replaced)
-    else:
-        unfinished.replace(place)
-
-
 def _npz(images: np.ndarray, path: Path, labels: np.ndarray | None) -> None:
     arrays = (images,) if labels is None else (images, labels)
     with path.open("wb") as file:
@@ -114,7 +98,7 @@ def _npz(images: np.ndarray, path: Path, labels: np.ndarray | None) -> None:
 
 
 def _png(images: np.ndarray, root: Path, labels: np.ndarray | None) -> None:
-    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
     for number, image in enumerate(images):
         path = root / _name(number)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_distill.base.files import UNREADABLE, stand_in_of, user_path
+from diffusion_distill.base.whole import whole, write_json
 from diffusion_distill.evaluation.frechet import Moments
 from diffusion_distill.evaluation.pixels import as_features
 from diffusion_distill.evaluation.statistics import Accumulator
@@ -193,10 +193,11 @@ def write_reference(
 def write_tract(stem: str | Path, moments: Moments, facts: Mapping[str, Any] | None = None) -> tuple[Path, Path]:
     """Writes STEM_mean.npy and STEM_std.npy, the latter the covariance as TRACT reads it, and what they are of."""
     mean, cov = (user_path(f"{stem}_{part}.npy") for part in ("mean", "std"))
-    np.save(mean, moments.mean, allow_pickle=False)
-    np.save(cov, moments.cov, allow_pickle=False)
+    for path, array in ((mean, moments.mean), (cov, moments.cov)):
+        with whole(path) as half, open(half, "wb") as file:
+            np.save(file, array, allow_pickle=False)
     known = {"images": moments.count} if moments.count else {}
-    _beside(mean).write_text(json.dumps({**known, **(facts or {})}, indent=2) + "\n", encoding="utf-8")
+    write_json(_beside(mean), {**known, **(facts or {})})
     return mean, cov
 
 
@@ -308,8 +309,6 @@ def _beside(path: Path) -> Path:
 
 
 def _write_whole(path: Path, **arrays: np.ndarray) -> None:
-    """Writes an .npz under another name first, so that no half-written file bears its name."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
+    """Writes an .npz, whole or not at all."""
+    with whole(path) as half, open(half, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]  # NumPy 2.1 would store allow_pickle as an array
-    os.replace(part, path)
