@@ -50,7 +50,7 @@ CASES: dict[str, Case] = {
     "iDDPM cosine": Case(IDDPMCosine(), 0.75, 0.1),
     "VE": Case(VE(1.0), 3.0, 0.1),
     "rectified flow": Case(RectifiedFlow(), 0.8, 0.1),
-    "shifted flow": Case(RectifiedFlow(shift=3.0), 0.6, 0.05),
+    "shifted flow": Case(RectifiedFlow(shift=3.0), 0.5, 0.1),
     "rectified flow from pure noise": Case(RectifiedFlow(), 1.0, 0.1),
     "odd": Case(Odd(), 0.7, 0.05),
     "odd from pure noise": Case(Odd(), 1.0, 0.05),
