@@ -117,7 +117,7 @@ def _fit(
     """
     mesh = sharding.data_mesh()
     sharding.check_batch(settings.batch_size, mesh, settings.parts)
-    _check_source(model, source)
+    _check_source(model, source, settings)
     own = None if teacher is None else teacher.grid
     phases = method.phases(model, settings.batch_size, own)
     provenance = _provenance(teacher, method, settings)
@@ -283,7 +283,7 @@ def _warn_of_eps(student: Model, phases: Sequence[Phase]) -> None:
     )
 
 
-def _check_source(model: Model, source: Source) -> None:
+def _check_source(model: Model, source: Source, settings: Settings) -> None:
     """Looks at the source and at its first samples before anything is compiled."""
     if tuple(source.shape) != model.shape:
         raise ValueError(
@@ -297,6 +297,10 @@ def _check_source(model: Model, source: Source) -> None:
         raise ValueError(
             f"The data have no bounds (value_range=None), but the model clips estimates to {model.data_range}. Set "
             "Model(data_range=None), or data_range=(low, high) of the data."
+        )
+    if settings.evaluate_count and samples(settings.evaluate_every) and not hasattr(source, "gather"):
+        raise ValueError(
+            "Samples cannot be measured against a stream, which has no end. Set evaluate_count=0, and measure later."
         )
     if model.cond is not None:
         batch = first_batch(source)
