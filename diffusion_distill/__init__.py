@@ -16,6 +16,7 @@ Conventions: images are [batch, height, width, channels] float32 in [-1, 1]; a n
 from diffusion_distill import data, evaluation, report, weights
 from diffusion_distill.api import (
     FitSettings,
+    SamplerSpec,
     Settings,
     distill,
     evaluate,
@@ -32,7 +33,7 @@ from diffusion_distill.denoisers.model import Model
 from diffusion_distill.denoisers.network import Functions, Network
 from diffusion_distill.methods import DISTILLERS, Denoising, Knowledge, Progressive, Tract
 from diffusion_distill.networks import ADM, NETWORKS, DiT, SongUNet, UNet
-from diffusion_distill.process.processes import PROCESSES, Cosine, Karras, LinearBeta, LinearBetaDiscrete
+from diffusion_distill.process.processes import PROCESSES, VE, Cosine, LinearBeta, LinearBetaDiscrete, RectifiedFlow
 from diffusion_distill.process.time_input import EDMInput, LogsnrInput
 from diffusion_distill.solvers import SOLVERS
 from diffusion_distill.solvers.fitted import FittedSolver
@@ -47,6 +48,7 @@ __all__ = [
     "NETWORKS",
     "PROCESSES",
     "SOLVERS",
+    "VE",
     "Artefact",
     "ClassifierFree",
     "ClassifierGuided",
@@ -57,7 +59,6 @@ __all__ = [
     "FitSettings",
     "FittedSolver",
     "Functions",
-    "Karras",
     "Knowledge",
     "LinearBeta",
     "LinearBetaDiscrete",
@@ -66,6 +67,8 @@ __all__ = [
     "Network",
     "OptimizerSettings",
     "Progressive",
+    "RectifiedFlow",
+    "SamplerSpec",
     "Settings",
     "SongUNet",
     "Thresholded",

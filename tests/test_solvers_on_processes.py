@@ -15,7 +15,7 @@ import pytest
 import toys
 
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import Cosine, IDDPMCosine, LinearBeta, Process, VarianceExploding
+from diffusion_distill.process.processes import VE, Cosine, IDDPMCosine, LinearBeta, Process
 from diffusion_distill.solvers import SOLVERS, Table, dode, steps_for, tabulate
 from diffusion_distill.solvers.engine import run_host
 
@@ -56,7 +56,7 @@ CASES: dict[str, Case] = {
     "cosine": Case(Cosine(), 0.75, 0.1),
     "linear beta": Case(LinearBeta(), 0.6, 0.05),
     "iDDPM cosine": Case(IDDPMCosine(), 0.75, 0.1),
-    "VE": Case(VarianceExploding(), 3.0, 0.1),
+    "VE": Case(VE(1.0), 3.0, 0.1),
     "rectified flow": Case(Flow(), 0.8, 0.1),
     "rectified flow from pure noise": Case(Flow(), 1.0, 0.1),
     "odd": Case(Odd(), 0.7, 0.05),

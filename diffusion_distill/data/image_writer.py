@@ -20,14 +20,14 @@ import numpy as np
 
 from diffusion_distill.base.errors import choose
 from diffusion_distill.base.files import writable
-from diffusion_distill.base.whole import recover, replaced, unfinished, whole
+from diffusion_distill.base.whole import recover, remove, replaced, unfinished, whole
 from diffusion_distill.data.quantise import quantise
 
 
 def save_images(images: np.ndarray, folder: str | Path, form: str = "npz", labels: np.ndarray | None = None) -> Path:
     """Writes images; returns the file or folder, FOLDER/samples.npz, samples.zip or samples.
 
-    What an earlier call has written there is replaced as a whole, when all images are on disk.
+    What an earlier call has written there, in whatever form, is replaced as a whole, when all images are on disk.
 
     Args:
       images: [n, height, width, 1 or 3], in [-1, 1] (rounded half up) or uint8; npz takes any number of channels.
@@ -42,6 +42,9 @@ def save_images(images: np.ndarray, folder: str | Path, form: str = "npz", label
         raise ValueError(f"{len(images)} images need as many labels, got {np.shape(labels)}.")
     with whole(place) as half:
         FORMS[form].write(np.asarray(quantise(images)), half, labels)
+    for other in FORMS.values():
+        if place.name != other.name:
+            remove(place.with_name(other.name))
     return place
 
 
@@ -57,8 +60,9 @@ def check_place(folder: str | Path, form: str, channels: int) -> Path:
         raise ValueError(f"PNGs have 1 or 3 channels; these images have {channels}: take form='npz'.")
     place = writable(folder) / name
     recover(place)
-    for path in (place, replaced(place), unfinished(place)):
-        others = _others(path, folders=form == "png")
+    own = [(path, form) for path in (place, replaced(place), unfinished(place))]
+    for path, kind in [*own, *((place.with_name(other.name), kind) for kind, other in FORMS.items() if kind != form)]:
+        others = _others(path, folders=kind == "png")
         if others:
             raise ValueError(
                 f"{path} would be replaced, but holds what sampling did not write: {', '.join(others[:3])}. "

@@ -32,7 +32,7 @@ class Denoising:
 
     Attributes:
       length: training samples, see `base.lengths`.
-      noise: how levels are drawn, one of `noise_levels.NOISE_LEVELS`.
+      noise: how levels are drawn, one of `training_levels.NOISE_LEVELS`.
       steps: 0 trains in continuous time, N on the N times of a discrete grid.
       momentum: of the averaged parameters.
       averaging: the rule of that average, see `training.ema`; BTD's program has 'plain'.
@@ -64,7 +64,7 @@ class Denoising:
         if self.steps < 0:
             raise ValueError(f"steps must be 0 (continuous time) or a number of time steps, got {self.steps}.")
 
-    def phases(self, model: Model, batch_size: int) -> list[Phase]:
+    def phases(self, model: Model, batch_size: int, grid: Level | None = None) -> list[Phase]:
         """The single phase of teacher training."""
         weighting.check(self.weighting, model.prediction)
         [updates] = updates_for(parse_length(self.length), batch_size)

@@ -14,6 +14,7 @@ from numbers import Real
 from typing import Any
 
 from diffusion_distill.base.errors import choose
+from diffusion_distill.process.levels import Level
 
 #: How the eval average may be taken, see `training.ema`.
 AVERAGING = ("corrected", "plain", "window", "ramped")
@@ -34,6 +35,7 @@ class Phase:
       momentum: of the averaged student that is kept, handed on and evaluated ('eval_ema'); 0 keeps the
         student itself.
       averaging: one of `AVERAGING`, the rule of that average.
+      grid: the student's levels [student_steps + 1], float64, on the host; None where there is no student.
       inputs: arrays the loss gathers its rows from (a tree of NumPy arrays); same shapes in all phases.
       restart: student, optimizer and averages start afresh from the teacher (the paper's rule), else they
         continue (the published code's).
@@ -53,6 +55,7 @@ class Phase:
     anneal: bool = False
     momentum: float = 0.0
     averaging: str = "corrected"
+    grid: Level | None = None
     inputs: Any = ()
     restart: bool = True
     reset_average: bool = False

@@ -17,6 +17,8 @@ from diffusion_distill.base.files import plain, stand_in_of, user_path
 from diffusion_distill.base.typing import Params
 from diffusion_distill.base.whole import whole
 from diffusion_distill.denoisers.model import Model
+from diffusion_distill.process import grids
+from diffusion_distill.weights import old_words
 from diffusion_distill.weights.matching import Checkpoint, WeightsError, flatten, match, shapes_of, unflatten
 
 KEY = "diffusion_distill"
@@ -83,24 +85,19 @@ def read(path: str | Path, model: Model | None = None) -> Checkpoint:
       OSError: it cannot be opened.
     """
     tree, about = load(path)
-    stored = flatten(tree)
-    described = _model(path, in_todays_words(_entry(path, about, "model", dict)), len(stored))
+    stored, about = flatten(tree), old_words.translated(about)
+    described = _model(path, _entry(path, about, "model", dict), len(stored))
     if model is not None and model != described:
         raise WeightsError(f"{path} holds another model than the one asked for: {described}.")
     steps, provenance = _entry(path, about, "steps", int), _entry(path, about, "provenance", dict)
     if not 0 <= steps <= LARGEST:
         raise WeightsError(f"{path}: steps must be in [0, {LARGEST}], 0 for a teacher, got {steps}.")
+    try:
+        grid = grids.from_numbers(about.get("grid"))
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
     params = match(stored, shapes_of(described), str(path))
-    return Checkpoint(described, unflatten(params), steps, facts=provenance)
-
-
-#: Fields of a described model that had other names in earlier versions.
-RENAMED = {"schedule": "process", "image_shape": "shape"}
-
-
-def in_todays_words(described: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of a model, as an earlier version may have written it, in the words of this version."""
-    return {RENAMED.get(name, name): value for name, value in described.items()}
+    return Checkpoint(described, unflatten(params), steps, facts=provenance, grid=grid)
 
 
 def _entry(path: str | Path, about: Mapping[str, Any], name: str, kind: type) -> Any:

@@ -93,7 +93,7 @@ def check_wrapped(fixture: Fixture, mode: Mode, name: str, tensors: Mapping[str,
     x, sigma = images(fixture, f"precond.{name}.x"), jnp.asarray(array("sigma"))
     labels, augment = (given(fixture, f"precond.{name}.{part}") for part in ("class_labels", "augment_labels"))
     level, discrete = Level(jnp.ones_like(sigma), sigma), model.prediction in ("eps", "eps_var")
-    time, time_rule = model.time_input.time(level), TIME if discrete else of_each(1e-6)
+    time, time_rule = model.time_input.time(level, model.process), TIME if discrete else of_each(1e-6)
     fixture.compare(f"precond.{name}.c_noise", time, mode, time_rule)
     rule = scaled(model, sigma, array("c_noise"), discrete)
     results = {"D": (labels, augment), "D_nolabel": (None, augment), "D_noaug": (labels, None)}
@@ -105,7 +105,7 @@ def check_wrapped(fixture: Fixture, mode: Mode, name: str, tensors: Mapping[str,
     # As samplers do: one level for all, no augment labels; recorded for the first two images.
     sigma = jnp.full(len(x), array("scalar.sigma"), jnp.float32)
     level = Level(jnp.ones_like(sigma), sigma)
-    time = model.time_input.time(level)[:1]
+    time = model.time_input.time(level, model.process)[:1]
     fixture.compare(f"precond.{name}.scalar.c_noise", time, mode, time_rule)
     x = jnp.asarray((np.asarray(x, np.float64) * (1 + 1e-9)).astype(np.float32))
     got = denoised(model, params, x, level, labels, None)[:2]
@@ -122,7 +122,7 @@ def denoised(model: Model, params: Any, x: Any, level: Level, labels: Any, augme
         return model.denoiser(params)(x, level, labels)
     scale = model.time_input.scale(level)
     scaled_x = x if scale is None else scale[:, None, None, None] * x
-    time = model.time_input.time(level)
+    time = model.time_input.time(level, model.process)
     raw = model.network.apply({"params": params}, scaled_x, time, labels, False, augment)
     return predictions.to_x(model.prediction, raw, x, level, model.sigma_data)  # type: ignore[arg-type]
 

@@ -22,6 +22,7 @@ from diffusion_distill.base.typing import Batch
 from diffusion_distill.data import from_arrays
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising, Progressive, Tract, phases, progressive, tract
+from diffusion_distill.process import grids
 from diffusion_distill.training import ema, sharding
 from diffusion_distill.training.optimizers import OptimizerSettings, make_clip, make_optimizer
 from diffusion_distill.training.state import TrainState, create, next_phase
@@ -99,7 +100,7 @@ def published_losses(model: Model, settings: Mapping[str, Any]) -> tuple[Model |
     def of_student(denoisers: Any, rows: Any, batch: Any, key: Any) -> Any:
         return method.losses_at(denoisers, rows.at(batch["i"]), batch["x"], batch["eps"], batch.get("cond"))
 
-    return model, FLOAT32.tree(progressive.rows(model.process, steps)), of_student
+    return model, FLOAT32.tree(progressive.rows(grids.make_grid(model.process, 2 * steps))), of_student
 
 
 def recorded_batch(fixture: Fixture, k: int, mesh: Any) -> Batch:
@@ -151,7 +152,7 @@ def check_trajectory(fixture: Fixture, mode: Mode) -> None:
     count = len(steps) - 1
     rule: dict[str, Any] = {"restart": False, "reset_average": method.reset_average}
     plan = [phases.Phase(f"{k}", 1, meta["adam_lr"], **rule) for k in range(count)]
-    tables = [mode.tree(tract.rows(process, *steps[k : k + 2])) for k in range(count)]
+    tables = [mode.tree(tract.rows(grids.make_grid(process, steps[k]), steps[k + 1])) for k in range(count)]
     at: list[int] = []
     for progress in fixture.input("progress"):  # the stored phase advances by one at most
         now = phases.phase_at(float(progress), count)
