@@ -16,6 +16,7 @@ Conventions: images are [batch, height, width, channels] float32 in [-1, 1]; a n
 from diffusion_distill import data, evaluation, report, weights
 from diffusion_distill.api import (
     FitSettings,
+    SamplerSpec,
     Settings,
     distill,
     evaluate,
@@ -67,6 +68,7 @@ __all__ = [
     "OptimizerSettings",
     "Progressive",
     "RectifiedFlow",
+    "SamplerSpec",
     "Settings",
     "SongUNet",
     "Thresholded",

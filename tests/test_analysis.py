@@ -17,11 +17,12 @@ from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.typing import Image, Labels
 from diffusion_distill.denoisers.model import Denoiser
 from diffusion_distill.process import edm_grids, grids
+from diffusion_distill.process.flow import RectifiedFlow
 from diffusion_distill.process.levels import Level, from_logsnr
 from diffusion_distill.process.processes import Cosine
-from diffusion_distill.solvers import ancestral, ddim
+from diffusion_distill.solvers import ancestral, ddim, tabulate
 from diffusion_distill.solvers.dode import Search
-from diffusion_distill.studies import analysis
+from diffusion_distill.studies import lambdas, similarity, trajectories
 from diffusion_distill.training import sharding
 
 pytestmark = pytest.mark.fast
@@ -106,7 +107,7 @@ def written(folder: Path, name: str) -> dict:
 
 
 def test_trajectories_of_gaussian_data(exact: Denoiser, gaussian: toys.Gaussian, tmp_path: Path, figures: list) -> None:
-    numbers = analysis.trajectories(exact, TABLES, jnp.asarray(START), tmp_path / "new" / "folder", pixels=3)
+    numbers = trajectories.trajectories(exact, TABLES, jnp.asarray(START), tmp_path / "new" / "folder", pixels=3)
     assert written(tmp_path / "new" / "folder", "trajectories") == numbers
     assert (numbers["images"], numbers["shape"], list(numbers["tables"])) == (8, [4, 3, 2], list(TABLES))
     # Every x_hat is a multiple of the deviation from the mean at the start, and so is its spread over the rows.
@@ -135,7 +136,7 @@ def test_trajectories_of_gaussian_data(exact: Denoiser, gaussian: toys.Gaussian,
 
 
 def test_trajectories_against_the_fraction_of_the_rows(exact: Denoiser, tmp_path: Path, figures: list) -> None:
-    analysis.trajectories(exact, {"VP": TABLES["VP"]}, jnp.asarray(START[..., :1]), tmp_path, axis="fraction")
+    trajectories.trajectories(exact, {"VP": TABLES["VP"]}, jnp.asarray(START[..., :1]), tmp_path, axis="fraction")
     state, x_hat, *_, pixel = figures[0].axes
     np.testing.assert_allclose(state.lines[0].get_xdata(), np.arange(7) / 6)
     np.testing.assert_allclose(x_hat.lines[0].get_xdata(), np.arange(6) / 6)
@@ -144,14 +145,14 @@ def test_trajectories_against_the_fraction_of_the_rows(exact: Denoiser, tmp_path
 
 def test_similarity_of_gaussian_data(exact: Denoiser, gaussian: toys.Gaussian, tmp_path: Path, figures: list) -> None:
     start = jnp.asarray(START)
-    numbers = analysis.similarity(exact, TABLES, start, tmp_path, output="x_hat")
+    numbers = similarity.similarity(exact, TABLES, start, tmp_path, output="x_hat")
     assert written(tmp_path, "similarity") == numbers and numbers["output"] == "x_hat"
     for axes, (label, found) in zip(figures[0].axes, numbers["tables"].items(), strict=False):
         np.testing.assert_allclose(found["similarity"], cosines(exact_walk(gaussian, label)[1]), atol=2e-6)
         np.testing.assert_array_equal(axes.images[0].get_array(), found["similarity"])
         assert np.min(found["similarity"]) < 0.9 and axes.get_title() == label
     # The flow of Gaussian data is straight in eps: all of them point the same way.
-    eps = analysis.similarity(exact, {"VP": TABLES["VP"]}, start, tmp_path)["tables"]["VP"]["similarity"]
+    eps = similarity.similarity(exact, {"VP": TABLES["VP"]}, start, tmp_path)["tables"]["VP"]["similarity"]
     np.testing.assert_allclose(eps, 1, atol=2e-6)
 
 
@@ -161,14 +162,14 @@ def test_similarity_of_turning_outputs(tmp_path: Path, split: bool) -> None:
     place = sharding.split(sharding.data_mesh()) if split else None
     start, labels = jax.device_put(START, place), jax.device_put(speeds, place)
     table = ddim(from_logsnr(logsnr))
-    found = analysis.similarity(Turning(), {"a": table}, start, tmp_path, labels)["tables"]["a"]
+    found = similarity.similarity(Turning(), {"a": table}, start, tmp_path, labels)["tables"]["a"]
     angles = Turning().angle(logsnr[:5, None], speeds)
     np.testing.assert_allclose(found["similarity"], np.cos(angles[:, None] - angles[None]).mean(axis=2), atol=1e-5)
 
 
 def test_outputs_of_zero_are_like_none(tmp_path: Path) -> None:
     zero = Denoiser(params=(), model=toys.Gaussian(mean=0.0, std=0.0))
-    found = analysis.similarity(zero, {"a": TABLES["VP"]}, jnp.asarray(START), tmp_path, output="x_hat")
+    found = similarity.similarity(zero, {"a": TABLES["VP"]}, jnp.asarray(START), tmp_path, output="x_hat")
     np.testing.assert_array_equal(found["tables"]["a"]["similarity"], np.zeros((6, 6)))
 
 
@@ -179,7 +180,7 @@ def test_lambdas_of_all_directions(tmp_path: Path, figures: list) -> None:
         "D-DDIM-2": (np.float32(rng.normal(size=(3, 2))), jnp.array([-20.0, 0.0, 3.0])),
         "D-DDIM-All": (rng.normal(size=(6, 6)) * [1e3, 1, 1, 1, 1, 1], np.arange(6.0)),
     }
-    numbers = analysis.lambdas(fits, tmp_path)
+    numbers = lambdas.lambdas(fits, tmp_path)
     assert written(tmp_path, "lambdas") == numbers
     names = [text.get_text() for text in figures[0].legends[0].get_texts()]
     assert names == ["D-DDIM", "D-DDIM-2, 1", "D-DDIM-2, 2", *(f"D-DDIM-All, {j}" for j in range(1, 7))]
@@ -198,24 +199,29 @@ def test_lambdas_of_all_directions(tmp_path: Path, figures: list) -> None:
 
 def test_other_processes_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    analysis.lambdas({"a": (np.ones((2, 1)), np.arange(2.0))}, tmp_path / "a")
+    lambdas.lambdas({"a": (np.ones((2, 1)), np.arange(2.0))}, tmp_path / "a")
     assert not list(tmp_path.iterdir())
 
 
 A = jnp.asarray(START)
 NOISY = {"noisy": ancestral(GRIDS["VP"])}
 BAD: dict[str, tuple[Callable, tuple, dict, str]] = {
-    "no tables": (analysis.trajectories, ({}, A), {}, "no tables"),
-    "no tables to compare": (analysis.similarity, ({}, A), {}, "no tables"),
-    "noise": (analysis.trajectories, (NOISY, A), {}, "Table 'noisy' draws noise of its own"),
-    "noise to compare": (analysis.similarity, (NOISY, A), {}, "Table 'noisy' draws noise of its own"),
-    "one image": (analysis.similarity, (TABLES, A[0]), {}, r"batch, height, width, channels\], got shape \(4, 3, 2\)"),
-    "no pixels": (analysis.trajectories, (TABLES, A), {"pixels": 0}, "number of pixels"),
-    "pixels": (analysis.trajectories, (TABLES, A), {"pixels": 25}, r"\(4, 3, 2\) has 24 values; got pixels=25"),
-    "axis": (analysis.trajectories, (TABLES, A), {"axis": "snr"}, "Unknown axis 'snr'. Did you mean 'logsnr'"),
-    "output": (analysis.similarity, (TABLES, A), {"output": "x"}, "Unknown output 'x'"),
-    "values": (analysis.trajectories, (TABLES, A), {}, "'VP' has values that are not finite"),
-    "values to compare": (analysis.similarity, (TABLES, A), {}, "'VP' has values that are not finite"),
+    "no tables": (trajectories.trajectories, ({}, A), {}, "no tables"),
+    "no tables to compare": (similarity.similarity, ({}, A), {}, "no tables"),
+    "noise": (trajectories.trajectories, (NOISY, A), {}, "Table 'noisy' draws noise of its own"),
+    "noise to compare": (similarity.similarity, (NOISY, A), {}, "Table 'noisy' draws noise of its own"),
+    "one image": (
+        similarity.similarity,
+        (TABLES, A[0, 0, 0]),
+        {},
+        r"batch, ...\], got shape \(2,\)",
+    ),
+    "no pixels": (trajectories.trajectories, (TABLES, A), {"pixels": 0}, "number of pixels"),
+    "pixels": (trajectories.trajectories, (TABLES, A), {"pixels": 25}, r"\(4, 3, 2\) has 24 values; got pixels=25"),
+    "axis": (trajectories.trajectories, (TABLES, A), {"axis": "snr"}, "Unknown axis 'snr'. Did you mean 'logsnr'"),
+    "output": (similarity.similarity, (TABLES, A), {"output": "x"}, "Unknown output 'x'"),
+    "values": (trajectories.trajectories, (TABLES, A), {}, "'VP' has values that are not finite"),
+    "values to compare": (similarity.similarity, (TABLES, A), {}, "'VP' has values that are not finite"),
 }
 
 
@@ -239,7 +245,7 @@ BAD_FITS: dict[str, tuple[dict, str]] = {
 @pytest.mark.parametrize(("fits", "said"), BAD_FITS.values(), ids=BAD_FITS)
 def test_fits_that_cannot_be_drawn_are_refused(tmp_path: Path, fits: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        analysis.lambdas(fits, tmp_path)
+        lambdas.lambdas(fits, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -251,7 +257,7 @@ def test_candidates_of_searches(tmp_path: Path, figures: list) -> None:
         "LA": Search("frechet", np.array([0.1, 0.2, 0.3]), np.array([5.0, 4.0, 6.0]), 0.2),
         "LA by distance": Search("l2", np.array([0.1, 0.2]), np.array([0.5, 0.4]), 0.2),
     }
-    numbers = analysis.candidates(searches, tmp_path)
+    numbers = lambdas.candidates(searches, tmp_path)
     assert written(tmp_path, "candidates") == numbers
     fixed = numbers["searches"]["Fixed"]
     assert fixed["candidates"] == [0.1, 0.2, 0.4, 0.5] and fixed["values"] == [1.0, 2.0, 3.0, None]
@@ -262,4 +268,20 @@ def test_candidates_of_searches(tmp_path: Path, figures: list) -> None:
     np.testing.assert_array_equal(by_frechet.lines[1].get_xydata(), [[0.1, 5], [0.2, 4], [0.3, 6]])
     np.testing.assert_array_equal(by_distance.lines[0].get_xydata(), [[0.1, 0.5], [0.2, 0.4]])
     with pytest.raises(ValueError, match="no searches"):
-        analysis.candidates({}, tmp_path / "none")
+        lambdas.candidates({}, tmp_path / "none")
+
+
+@pytest.mark.parametrize("shape", [(5,), (6, 2), (3, 3, 3, 1)])
+def test_samples_of_any_shape_from_pure_noise(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """A rectified flow begins without signal: its first log-SNR, -inf, is drawn at the left, and null in JSON."""
+    data, process = toys.Gaussian(0.2, 0.3), RectifiedFlow()
+    grid = process.level(np.linspace(1, 0.1, 5))
+    tables = {"flow": tabulate("ddim", grid, process).plain()}
+    start = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
+    exact = Denoiser(params=(), model=data)  # type: ignore[arg-type]
+    found = trajectories.trajectories(exact, tables, start, tmp_path, pixels=2)["tables"]["flow"]
+    assert found["logsnr"][0] is None and len(found["pixels"]) == 2
+    np.testing.assert_allclose(found["state"][0], np.linalg.norm(start.reshape(3, -1), axis=1).mean(), rtol=1e-5)
+    alike = np.array(similarity.similarity(exact, tables, start, tmp_path)["tables"]["flow"]["similarity"])
+    np.testing.assert_allclose(np.diag(alike), 1, rtol=1e-5)
+    assert (tmp_path / "trajectories.png").is_file()

@@ -21,13 +21,13 @@ from flax import struct
 
 from diffusion_distill import api
 from diffusion_distill.api import evaluation
-from diffusion_distill.api.evaluation import EvaluationSettings
 from diffusion_distill.api.fitting import FIRST, FitSettings, fit_solver, teacher_steps
 from diffusion_distill.api.sampling import sampler_of
 from diffusion_distill.data import from_arrays
 from diffusion_distill.data.quantise import quantise
 from diffusion_distill.denoisers.model import Denoiser, Model
 from diffusion_distill.evaluation.features import Pixels
+from diffusion_distill.evaluation.measuring import EvaluationSettings
 from diffusion_distill.process import grids
 from diffusion_distill.process.grids import make_grid
 from diffusion_distill.process.levels import Level
@@ -254,14 +254,14 @@ def test_conditional_models_are_fitted_as_they_are_sampled() -> None:
 def test_guided_models_are_sampled_and_fitted(toy_networks: None) -> None:
     model = Model(toys.Perceptron(out_ch=1, num_classes=3), SHAPE, Cosine(), prediction="v")
     conditional = Artefact(model, toys.parameters(model))
-    guidances: list[dict[str, Any]] = [{}, {"scale": 3.0, "null_label": 2}]
+    guidances: list[dict[str, Any]] = [{}, {"scale": 3.0, "null": 2}]
     settings, labels, drawn = FitSettings(scale=3, batch_size=24), np.arange(16) % 2, []
     fits = [fit_solver(conditional, "ddim", 4, settings, guidance=guidance) for guidance in guidances]
     for fit, guidance in zip(fits, guidances, strict=True):
-        drawn.append(api.sample(conditional, 16, fitted=fit, labels=labels, guidance=guidance))
+        drawn.append(api.sample(conditional, 16, fitted=fit, cond=labels, guidance=guidance))
     assert np.abs(fits[0].lambdas - fits[1].lambdas).max() > 1e-3 and fits[1].provenance["guidance"] == guidances[1]
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-2
-    one = api.sample(conditional, 16, fitted=fits[0], labels=labels, guidance={"scale": 1.0})
+    one = api.sample(conditional, 16, fitted=fits[0], cond=labels, guidance={"scale": 1.0})
     chex.assert_trees_all_equal(one, drawn[0])
     with pytest.raises(ValueError, match="unconditional"):
         unconditional = Model(toys.Perceptron(out_ch=1), SHAPE, Cosine(), prediction="v")
@@ -317,7 +317,7 @@ def test_a_search_chooses_by_the_numbers_of_an_evaluation(teacher: Artefact, met
     values = []
     for candidate in TRIED.candidates:
         table = found.base.distilled(np.full((4, 1), candidate))
-        drawn = dataclasses.replace(sampler_of(teacher, 4, seed=settings.seed), table=table)
+        drawn = dataclasses.replace(sampler_of(teacher, steps=4, seed=settings.seed), table=table)
         part = evaluation.Part.empty()
         part.add(evaluation.outputs_of(features, quantise(drawn.draw(FIRST, 40))), how.kept)
         values.append(evaluation.scores(part, real, how)[metric])

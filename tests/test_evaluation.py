@@ -17,10 +17,12 @@ import optax
 import pytest
 from PIL import Image
 
+import diffusion_distill as dd
 from diffusion_distill import api
 from diffusion_distill.api import evaluation
 from diffusion_distill.api.classifier import TrainedClassifier
-from diffusion_distill.api.evaluation import EvaluationSettings, Part, evaluate_samplers, reference_of
+from diffusion_distill.api.evaluation import evaluate_samplers, reference_of
+from diffusion_distill.api.features import features_named
 from diffusion_distill.api.monitor import Monitor
 from diffusion_distill.api.sampling import Sampler, sampler_of
 from diffusion_distill.base import interrupts
@@ -29,6 +31,7 @@ from diffusion_distill.data.quantise import quantise
 from diffusion_distill.evaluation import frechet_distance, moments, pixel_features
 from diffusion_distill.evaluation.classifier_network import Classifier
 from diffusion_distill.evaluation.features import FromFunction, Inception, Pixels
+from diffusion_distill.evaluation.measuring import EvaluationSettings, Part
 from diffusion_distill.methods.phases import Phase
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.state import create
@@ -49,7 +52,7 @@ def reference() -> Part:
 
 
 def samplers_of(teacher: Artefact) -> dict[str, Any]:
-    return {f"ddim, {n}": partial(sampler_of, teacher, n) for n in (1, 2)}
+    return {f"ddim, {n}": partial(sampler_of, teacher, steps=n) for n in (1, 2)}
 
 
 def run(teacher: Artefact, reference: Part, workdir: Path, settings: EvaluationSettings = SETTINGS) -> list[dict]:
@@ -143,7 +146,7 @@ def test_features_of_your_own(teacher: Artefact, tmp_path: Path) -> None:
     rows = evaluate_samplers(samplers_of(teacher), mean, reference, settings, {}, tmp_path, lambda line: None)
     assert json.loads((tmp_path / "results.json").read_text())["features"] == "corner" and rows[0]["frechet"] > 0
     with pytest.raises(FileNotFoundError):
-        evaluation.features_named(str(tmp_path / "nothing"), SHAPE)
+        features_named(str(tmp_path / "nothing"), SHAPE)
 
 
 def test_pixels_are_one_thing_everywhere(teacher: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +155,12 @@ def test_pixels_are_one_thing_everywhere(teacher: Artefact, tmp_path: Path, monk
     real = from_arrays(real_images())
     floats = real.gather(np.arange(len(real)))["x"]
     [row] = evaluate_samplers(
-        {"ddim": partial(sampler_of, teacher, 2)}, PIXELS, reference_of(real, PIXELS, settings), settings, {}, tmp_path
+        {"ddim": partial(sampler_of, teacher, steps=2)},
+        PIXELS,
+        reference_of(real, PIXELS, settings),
+        settings,
+        {},
+        tmp_path,
     )
     drawn = api.sample(teacher, 100, 2, batch_size=40)
     # A set of its own, from the definition.
@@ -240,7 +248,7 @@ def test_a_remembered_reference_is_of_the_features_weights(tmp_path: Path) -> No
         rng = np.random.default_rng(seed)
         params = jax.tree.map(lambda a, rng=rng: jnp.asarray(rng.normal(0, 0.4, a.shape), jnp.float32), shapes)
         TrainedClassifier(network, params, (8, 8, 1)).save(tmp_path / "classifier")
-        features = evaluation.features_named(str(tmp_path / "classifier"), (8, 8, 1))
+        features = features_named(str(tmp_path / "classifier"), (8, 8, 1))
         part = reference_of(source, features, SETTINGS, tmp_path)
         assert part.digest() == Part.of(features, real_images(20).repeat(4, 1).repeat(4, 2)).digest()
         digests.append(part.digest())
@@ -251,3 +259,27 @@ def test_a_remembered_reference_is_of_the_features_weights(tmp_path: Path) -> No
     assert evaluation.weights_of(inception[0]) != evaluation.weights_of(inception[1])
     reference_of(source, own[2], SETTINGS, tmp_path)
     assert len(list(tmp_path.glob("reference-*.npz"))) == 2, "nothing is remembered of features nobody knows"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("shape", [(6,), (5, 2), (4, 4, 1), (2, 2, 2, 3)])
+@pytest.mark.parametrize("bounded", [True, False])
+def test_data_of_any_shape_and_any_function_as_features(shape: tuple[int, ...], bounded: bool) -> None:
+    """Of two normal distributions of one number the distance is (m - m')² + (s - s')², moved and scaled by the data."""
+    rng, seen = np.random.default_rng(0), []
+    samples, others = (0.2 * rng.standard_normal((400, *shape)).clip(-3, 3) + shift for shift in (0.0, 0.1))
+
+    def mean(batch: np.ndarray) -> np.ndarray:
+        seen.append(batch)
+        numbers = batch.reshape(len(batch), -1).mean(axis=1, keepdims=True)
+        return numbers / 127.5 - 1 if bounded else numbers
+
+    far = 1.0 if bounded else 50.0  # nothing is clipped that has no bounds
+    found = dd.evaluate(far * samples, far * others, features=mean, data_range=(-1, 1) if bounded else None)
+    assert seen[0].dtype == (np.uint8 if bounded else np.float64)
+    means, stds = zip(*((np.mean(part), np.std(part)) for part in (mean(batch) for batch in list(seen))), strict=True)
+    assert found["frechet"] == pytest.approx((means[0] - means[1]) ** 2 + (stds[0] - stds[1]) ** 2, rel=2e-2)
+    assert set(dd.evaluate(samples, others, data_range=None)) == {"frechet", "precision", "recall"}
+    if bounded:
+        moved = dd.evaluate(3 + 2 * samples, 3 + 2 * others, features=mean, data_range=(1, 5))
+        assert moved == pytest.approx(found, rel=1e-3)

@@ -17,15 +17,14 @@ import pytest
 import torch_files
 import toys
 from absl import flags
-from absl.testing import flagsaver
 from ml_collections import ConfigDict
 from PIL import Image
 from toys import equal
 
-from diffusion_distill import api, data, main, weights
-from diffusion_distill.api import evaluation
+from diffusion_distill import api, data, weights
+from diffusion_distill.api.features import features_named
 from diffusion_distill.base import interrupts
-from diffusion_distill.cli import build
+from diffusion_distill.cli import build, modes
 from diffusion_distill.data import image_writer
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.networks import UNet
@@ -64,7 +63,7 @@ def test_configs_describe_a_run(name: str, tmp_path: Path) -> None:
         if part in config:
             assert plain(made(config).to_dict()) == plain(config[part].to_dict())  # type: ignore[union-attr]
     build.fitting(config)
-    assert build.solver(config)["clip"] == config.sample.clip
+    assert build.spec(config).clip == config.sample.clip
     if "method" in config:
         method, settings = build.method(config), build.settings(config)
         phases = method.phases(toys.Gaussian(0.0, 1.0), settings.batch_size)  # type: ignore[arg-type]
@@ -78,19 +77,19 @@ def test_configs_describe_a_run(name: str, tmp_path: Path) -> None:
 def test_train_distill_sample_evaluate(tmp_path: Path) -> None:
     # 8 devices are simulated, so batches and samples are multiples of 8
     small = {"run.batch_size": 16, "run.log_every": 1}
-    main.train(config_of("digits_teacher", **small, **{"method.length": "32"}), tmp_path / "teacher")
+    modes.train(config_of("digits_teacher", **small, **{"method.length": "32"}), tmp_path / "teacher")
     teacher = str(tmp_path / "teacher" / "teacher")
     distilled = config_of(
         "digits_tract", **small, **{"method.length": "64", "teacher": teacher, "method.schedule": (4, 2, 1)}
     )
-    main.distill(distilled, tmp_path / "tract")
+    modes.distill(distilled, tmp_path / "tract")
     student = str(tmp_path / "tract" / "student_1")
     used = config_of("digits_tract", **{"artefact": student, "sample.count": 16, "sample.batch_size": 16})
-    main.sample(used, tmp_path / "out")
+    modes.sample(used, tmp_path / "out")
     images = np.load(tmp_path / "out" / "samples.npz")["arr_0"]
     assert images.shape == (16, 8, 8, 1) and images.dtype == np.uint8 and images.std() > 0
     assert (tmp_path / "out" / "samples.png").stat().st_size > 0
-    main.evaluate(used, tmp_path / "out")
+    modes.evaluate(used, tmp_path / "out")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["count"] == 16 and results["reference images"] == 900 and results["rows"][0]["nfe"] == 1
     assert results["rows"][0]["frechet"] > 0 and results["artefacts"][student]["steps"] == 1
@@ -120,15 +119,15 @@ def test_fit_sample_compare_and_look(tmp_path: Path, teacher: Artefact) -> None:
     folder = str(teacher.save(tmp_path / "teacher"))
     small = {"artefact": folder, "fit.batch_size": 16, "fit.scale": 2, "sample.count": 24, "sample.batch_size": 24}
     config = config_of("digits_solvers", **small, **{"sample.steps": 3, "sample.solver": "deis order=2"})
-    main.fit(config, tmp_path / "fit")
+    modes.fit(config, tmp_path / "fit")
     fitted = str(tmp_path / "fit" / "solver.json")
     config.sample.fitted = fitted
-    main.sample(config, tmp_path / "fit")
+    modes.sample(config, tmp_path / "fit")
     images = np.load(tmp_path / "fit" / "samples.npz")["arr_0"].astype(np.float32)
     drawn = api.sample(teacher, 24, fitted=fitted, batch_size=24)
     np.testing.assert_allclose(images, np.clip(127.5 * (drawn + 1), 0, 255), atol=0.6)  # rounded
     for mode in ("trajectories", "similarity", "lambdas"):
-        main.MODES[mode](config, tmp_path / "look")
+        modes.MODES[mode](config, tmp_path / "look")
         assert (tmp_path / "look" / f"{mode}.png").stat().st_size > 5_000
     labels = list(json.loads((tmp_path / "look" / "similarity.json").read_text())["tables"])
     assert labels == ["deis order=2, 3 NFE", "D-deis order=2, 3 NFE", "ddim, 30 NFE"]
@@ -137,7 +136,7 @@ def test_fit_sample_compare_and_look(tmp_path: Path, teacher: Artefact) -> None:
         "digits_solvers", **small, **{"solvers.solvers": ("ddim",), "solvers.nfe": (2,), "solvers.truth_steps": 5}
     )
     compared.reference = {"name": "npz", "path": str(tmp_path / "reference.npz")}
-    main.solvers(compared, tmp_path / "compared")
+    modes.solvers(compared, tmp_path / "compared")
     rows = json.loads((tmp_path / "compared" / "results.json").read_text())["rows"]
     assert [(row["solver"], row["fitted"]) for row in rows] == [("ddim", False), ("ddim", True)]
 
@@ -146,7 +145,7 @@ def test_fit_sample_compare_and_look(tmp_path: Path, teacher: Artefact) -> None:
 def test_modes_that_need_an_artefact_say_so(mode: str, tmp_path: Path) -> None:
     part = "teacher" if mode == "distill" else "artefact"
     with pytest.raises(ValueError, match=f"--config.{part}=FOLDER"):
-        main.MODES[mode](config_of("digits_tract"), tmp_path)
+        modes.MODES[mode](config_of("digits_tract"), tmp_path)
 
 
 @pytest.mark.slow
@@ -183,18 +182,18 @@ def _wait_for(metrics: Path, update: int, process: subprocess.Popen) -> None:
 
 def test_classifier_features_measure_samples(tmp_path: Path, toy_networks: None) -> None:
     config = config_of("digits_classifier", **{"classifier.length": "640", "classifier.ch": 8})
-    main.classifier(config, tmp_path / "classifier")
+    modes.classifier(config, tmp_path / "classifier")
     folder = str(tmp_path / "classifier" / "classifier")
     model = Model(toys.Perceptron(out_ch=1), (8, 8, 1), prediction="v")
     student = Artefact(model, toys.parameters(model), steps=2)
     student.save(tmp_path / "student_2")
     changes = {"artefact": str(tmp_path / "student_2"), "evaluation.features": folder, "evaluation.count": 40}
-    main.evaluate(config_of("digits_tract", **changes), tmp_path / "results")
+    modes.evaluate(config_of("digits_tract", **changes), tmp_path / "results")
     results = json.loads((tmp_path / "results" / "results.json").read_text())
     assert results["features"].startswith("classifier ") and "held-out accuracy" in results["features"]
     assert set(results["rows"][0]) >= {"frechet", "precision", "recall", "kid"}
     with pytest.raises(ValueError, match="describes no classifier"):
-        main.classifier(config_of("digits_tract"), tmp_path)
+        modes.classifier(config_of("digits_tract"), tmp_path)
 
 
 def test_inception_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,10 +203,9 @@ def test_inception_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str
         size = [shape[axes.index(axis)] for axis in range(len(shape))]
         arrays[layout.name(path)] = rng.random(size, np.float32)
     file = torch_files.write_zip(tmp_path / "weights.pth", torch_files.state_dict(arrays))
-    with flagsaver.flagsaver(model=str(file)):
-        main.import_weights(None, tmp_path / "inception")
+    modes.import_weights(None, tmp_path / "inception", str(file))
     assert "InceptionV3 (pytorch_fid, input rule pytorch_fid)" in capsys.readouterr().out
-    found = evaluation.features_named(f"{tmp_path / 'inception'}:tensorflow", (32, 32, 3))
+    found = features_named(f"{tmp_path / 'inception'}:tensorflow", (32, 32, 3))
     assert found.name.startswith("inception, tensorflow")
     kernel = np.asarray(found.params["Conv2d_1a_3x3"]["conv"]["weight"])  # type: ignore[union-attr]
     np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), arrays["Conv2d_1a_3x3.conv.weight"])
@@ -243,20 +241,17 @@ def test_import_and_export(tmp_path: Path) -> None:
                    resblock_resample=True)  # fmt: skip
     config = ConfigDict({"model": Model(network, (4, 4, 1)).to_dict()})
     file = ROOT / "tests" / "golden" / "btd" / "checkpoints" / "old_layout.msgpack"
-    with flagsaver.flagsaver(model=str(file)):
-        main.import_weights(config, tmp_path / "imported")
+    modes.import_weights(config, tmp_path / "imported", str(file))
     artefact = Artefact.load(tmp_path / "imported")
     assert artefact.steps == 0 and artefact.provenance["imported_from"]["file"] == file.name
-    with flagsaver.flagsaver(model=str(tmp_path / "imported")):
-        main.export_weights(None, tmp_path / "out")
-    with flagsaver.flagsaver(model=str(tmp_path / "out" / "imported.safetensors")):
-        main.import_weights(None, tmp_path / "again")
+    modes.export_weights(None, tmp_path / "out", str(tmp_path / "imported"))
+    modes.import_weights(None, tmp_path / "again", str(tmp_path / "out" / "imported.safetensors"))
     again = Artefact.load(tmp_path / "again")
     assert equal(again.params, artefact.params) and (again.model, again.steps) == (artefact.model, 0)
-    with flagsaver.flagsaver(model="cifar_orginal"), pytest.raises(FileNotFoundError, match="mean 'cifar_original'"):
-        main.import_weights(None, tmp_path / "nothing")
-    with flagsaver.flagsaver(model=str(file)), pytest.raises(ValueError, match=r"Which network does .* hold"):
-        main.import_weights(None, tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="mean 'cifar_original'"):
+        modes.import_weights(None, tmp_path / "nothing", "cifar_orginal")
+    with pytest.raises(ValueError, match=r"Which network does .* hold"):
+        modes.import_weights(None, tmp_path / "nothing", str(file))
 
 
 def test_fitted_solvers_are_measured_as_what_they_are(tmp_path: Path, teacher: Artefact) -> None:
@@ -273,7 +268,7 @@ def test_fitted_solvers_are_measured_as_what_they_are(tmp_path: Path, teacher: A
         return made
 
     for number, same in enumerate(({}, {"sample.steps": 3, "sample.solver": "deis order=2"})):
-        main.evaluate(config(**same), tmp_path / str(number))
+        modes.evaluate(config(**same), tmp_path / str(number))
         results = json.loads((tmp_path / str(number) / "results.json").read_text())
         [row] = results["rows"]
         assert {name: row[name] for name in ("sampler", "solver", "steps", "nfe", "fitted")} == {
@@ -290,13 +285,13 @@ def test_fitted_solvers_are_measured_as_what_they_are(tmp_path: Path, teacher: A
         {"evaluation.steps": (3, 5)},
     ):
         with pytest.raises(ValueError, match=r"'deis order=2' with 3 steps.*out"):
-            main.evaluate(config(**change), tmp_path / "refused")
+            modes.evaluate(config(**change), tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
     with pytest.raises(ValueError, match=r"'deis order=2' with 3 steps, but 5 steps were asked for"):
         api.sample(teacher, 8, 5, fitted=fitted)
     several = {"evaluation.solvers": ("ddim", "heun"), "evaluation.steps": (2, 3)}
     plain = config(**{"sample.fitted": "", "sample.solver": "ddim", **several})
-    main.evaluate(plain, tmp_path / "plain")
+    modes.evaluate(plain, tmp_path / "plain")
     rows = json.loads((tmp_path / "plain" / "results.json").read_text())["rows"]
     found = [tuple(row[name] for name in ("sampler", "solver", "steps", "nfe", "fitted")) for row in rows]
     assert found == [
@@ -354,17 +349,17 @@ def test_a_search_by_frechet_distance_from_the_command_line(
     changes = {"artefact": str(teacher.save(tmp_path / "teacher")), "sample.steps": 3, **fit}
     config = config_of("digits_solvers", **changes)
     config.reference = {"name": "npz", "path": str(tmp_path / "reference.npz")}
-    main.fit(config, tmp_path / "fit")
+    modes.fit(config, tmp_path / "fit")
     found = FittedSolver.load(tmp_path / "fit" / "solver.json")
     assert found.search is not None and found.search.metric == "frechet"
     drawn = json.loads((tmp_path / "fit" / "candidates.json").read_text())["searches"]["ddim"]
     np.testing.assert_allclose(drawn["values"], found.search.values, rtol=1e-6)
     assert drawn["values"][1] != drawn["values"][0] and "frechet" in capsys.readouterr().out
     config.sample.fitted = str(tmp_path / "fit")  # the folder, in which the candidates are no fitted solver
-    main.lambdas(config, tmp_path / "look")
+    modes.lambdas(config, tmp_path / "look")
     assert {path.name for path in (tmp_path / "look").iterdir()} == {
         f"{name}.{kind}" for name in ("lambdas", "candidates") for kind in ("json", "png")
     }
     config.reference = {"name": "npz", "path": str(tmp_path / "missing.npz")}
     config.fit.search_metric = "l2"  # for which no reference is opened
-    main.fit(config, tmp_path / "distance")
+    modes.fit(config, tmp_path / "distance")

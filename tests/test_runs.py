@@ -290,7 +290,7 @@ def test_conditional_students_with_two_heads(method: Any, toy_networks: None) ->
     images = np.clip(labels[:, None, None, None] / 2 - 0.5 + 0.1 * rng.normal(size=(30, 2, 2, 1)), -1, 1)
     teacher = Artefact(model, toys.parameters(model))
     students = api.distill(teacher, from_arrays(images, labels), method, SETTINGS)
-    drawn = [api.sample(students[min(students)], 8, labels=np.full(8, label)) for label in (0, 2)]
+    drawn = [api.sample(students[min(students)], 8, cond=np.full(8, label)) for label in (0, 2)]
     assert all(np.isfinite(images).all() for images in drawn)
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-3, "the label matters"
 

@@ -10,13 +10,15 @@ images = sample(teacher, 16, fitted=fit_solver(teacher, "ddim", 10))
 from diffusion_distill.api.evaluation import evaluate
 from diffusion_distill.api.exchange import export_weights, import_inception, import_weights, is_inception
 from diffusion_distill.api.fitting import FitSettings, fit_solver
-from diffusion_distill.api.sampling import TEACHER_STEPS, denoiser_of, grid_for, labels_for, sample, table_for
+from diffusion_distill.api.sampling import TEACHER_STEPS, denoiser_of, grid_for, sample, table_for
 from diffusion_distill.api.training import distill, train
+from diffusion_distill.solvers.spec import SamplerSpec
 from diffusion_distill.training.settings import Settings
 
 __all__ = [
     "TEACHER_STEPS",
     "FitSettings",
+    "SamplerSpec",
     "Settings",
     "denoiser_of",
     "distill",
@@ -27,7 +29,6 @@ __all__ = [
     "import_inception",
     "import_weights",
     "is_inception",
-    "labels_for",
     "sample",
     "table_for",
     "train",

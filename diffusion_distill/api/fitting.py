@@ -9,24 +9,35 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
 
-from diffusion_distill.api.evaluation import EvaluationSettings, Measured, Part, outputs_of, reference_of, scores
-from diffusion_distill.api.sampling import Sampler, denoiser_of, grid_for, labels_for, sample_keys
+from diffusion_distill.api.evaluation import reference_of
+from diffusion_distill.api.sampling import Sampler, denoiser_of, grid_for, sample_keys
 from diffusion_distill.base import interrupts
 from diffusion_distill.base.errors import choose, positive_int
 from diffusion_distill.base.seeds import check_seed, key_of
+from diffusion_distill.base.typing import Cond
 from diffusion_distill.data import Source, from_arrays
-from diffusion_distill.data.quantise import quantise
+from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
-from diffusion_distill.evaluation.features import Inception, Pixels
+from diffusion_distill.evaluation.features import Inception
+from diffusion_distill.evaluation.measuring import (
+    EvaluationSettings,
+    Measured,
+    Part,
+    as_features,
+    outputs_of,
+    scores,
+    seen,
+)
 from diffusion_distill.solvers import Table, dode, engine, spelled, tabulate
 from diffusion_distill.solvers.fitted import FittedSolver
+from diffusion_distill.solvers.spec import DEFAULT_SOLVER, SamplerSpec
 from diffusion_distill.training import sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checksum import fingerprint
@@ -35,6 +46,8 @@ from diffusion_distill.training.checksum import fingerprint
 FIRST = 2**30
 #: Solvers whose teacher is the same solver: the paper's, and UniPC, which a DDIM teacher would hold back; else DDIM.
 THEIR_OWN_TEACHERS = ("ipndm", "deis", "unipc")
+#: Steps a solver of a teacher is fitted for when nobody says otherwise.
+FIT_STEPS = 10
 #: What a search can choose by -> whether the highest value is best.
 METRICS = {
     "frechet": False,
@@ -102,29 +115,27 @@ class FitSettings:
 
 def fit_solver(
     artefact: Artefact,
-    solver: str = "ddim",
+    solver: str | None = None,
     steps: int | None = None,
     settings: FitSettings | None = None,
     *,
-    spacing: str = "",
-    end: float = 0.0,
-    clip: bool = True,
-    guidance: Mapping[str, Any] | None = None,
-    labels: np.ndarray | None = None,
+    spec: SamplerSpec | None = None,
+    cond: Cond | None = None,
     teacher: Artefact | None = None,
     reference: Source | np.ndarray | Part | None = None,
-    features: Measured | None = None,
+    features: Measured | Callable[[np.ndarray], Any] | None = None,
+    **fields: Any,
 ) -> FittedSolver:
     """Fits the lambdas of a solver to a teacher, with (scale + 1)·NFE network evaluations of one batch.
 
     Args:
-      solver, steps, spacing, end, clip, guidance: as in `runs.sample`, for which the solver is fitted.
-      labels: [batch_size] classes; drawn uniformly by default.
+      solver, steps: of `spec`, in place of its own; by default the student's own steps, 10 for a teacher.
+      spec, fields: how the model will be sampled, as in `sample`.
+      cond: conditions [batch_size, ...]; labels are drawn uniformly by default.
       teacher: the model the teacher's solver samples; the artefact itself by default. A student of few steps needs the
         model it was distilled from.
-      reference: what a search measures against, unless it chooses by 'l2': a source of images, images
-        [n, height, width, channels] in [-1, 1], or the Part that `evaluation.reference_of` or `published_reference`
-        made of them.
+      reference: what a search measures against, unless it chooses by 'l2': a source, samples [n, *shape], or the Part
+        that `evaluation.reference_of` or `published_reference` made of them.
       features: on which it measures; pixels by default.
 
     Raises:
@@ -133,64 +144,63 @@ def fit_solver(
 
     Warns of rows that keep lambda 0 for the bound `largest`, and of a best candidate at the edge of the candidates.
     """
-    settings = settings or FitSettings()
+    settings, begun = settings or FitSettings(), time.monotonic()
     if artefact.steps and teacher is None:
         raise ValueError(
             f"A student made for {artefact.steps} steps knows nothing between them, so it cannot be its own teacher: "
             "give the artefact it was distilled from (--config.teacher=FOLDER)."
         )
-    if artefact.steps and steps is None:
-        steps = artefact.steps
-    steps = positive_int("steps", 10 if steps is None else steps)
-    begun, source = time.monotonic(), teacher or artefact
-    model, grid = artefact.model, grid_for(artefact, steps, spacing, end)
-    student = tabulate(solver, grid, model.process)
-    name = settings.teacher_solver or (solver if spelled(solver)[0] in THEIR_OWN_TEACHERS else "ddim")
-    make = lambda grid: tabulate(name, grid, model.process)  # noqa: E731
-    count = teacher_steps(student.nfe, settings.scale, source.model)
-    if settings.pairing == "nested":
-        pair = dode.nested(student, model.process, count // student.nfe, make)
-    else:
-        pair = dode.published(student, make(grid_for(model, count, spacing, end)))
-    how = {"spacing": spacing, "end": end, "clip": clip, "guidance": dict(guidance or {})}
-    features = features or Pixels(model.shape)
+    steps = None if steps is None else positive_int("steps", steps)
+    spec = SamplerSpec.of(spec, solver=solver, steps=steps, **fields).complete(artefact.steps or FIT_STEPS)
+    if spec.fitted:
+        raise ValueError("A fitted solver has its lambdas: leave `fitted` out to fit new ones.")
+    source, model = teacher or artefact, artefact.model
+    grid = grid_for(artefact, spec.steps, spec.spacing, spec.end)
+    student = tabulate(spec.solver, grid, model.process)
+    pair, name = _teacher(student, settings, spec, model, source.model)
+    features = as_features(features, model.shape, model.data_range)
     real = _reference(reference, features, settings) if settings.scored else None
-    batch = settings.batch_size
-    mesh = sharding.data_mesh(sharding.devices_for(batch))
-    place, indices = sharding.split(mesh), FIRST + np.arange(batch)
+    mesh = sharding.data_mesh(sharding.devices_for(settings.batch_size))
+    place, indices = sharding.split(mesh), FIRST + np.arange(settings.batch_size)
     start = engine.noise(sample_keys(key_of(settings.seed), indices, place), 0, model.shape)
-    given = labels_for(model, batch, labels, settings.seed)
+    given = conditions.for_samples(model, settings.batch_size, cond, settings.seed)
     here = None if given is None else jax.device_put(given, place)
-    own = denoiser_of(artefact, clip, guidance, mesh)
-    its = denoiser_of(teacher, clip, guidance, mesh) if teacher else None
+    own = denoiser_of(artefact, spec, mesh)
+    its = denoiser_of(teacher, spec, mesh) if teacher else None
     if settings.candidates:
         measure = far = dode.distance_from(pair, own, start, here, its)
         if real is not None:
-            drawn = Sampler(model, student.plain(), own, mesh, settings.seed, clip)
-            measure = _measure(drawn, settings, labels, features, real)
+            drawn = Sampler(model, student.plain(), own, mesh, settings.seed, spec)
+            measure = _measure(drawn, settings, cond, features, real)
         found, search = _searched(student, settings, measure, far)
     else:
         found, search = dode.fit(own, student, pair, start, here, its, settings.largest), None
         _warn_of_bounds(found, settings.largest)
-    return FittedSolver(
-        solver,
-        model.process,
-        grid,
-        np.asarray(found.lambdas, np.float64),
-        np.asarray(found.plain, np.float64),
-        np.asarray(found.fitted, np.float64),
-        {
-            "model": fingerprint(artefact.params),
-            "teacher's model": fingerprint(source.params),
-            "teacher's solver": name,
-            "teacher's evaluations": pair.table.nfe,
-            "evaluations": student.nfe,
-            **_facts(settings, features),
-            **how,
-            "seconds": round(time.monotonic() - begun, 3),
-        },
-        search,
-    )
+    facts = {
+        "model": fingerprint(artefact.params),
+        "teacher's model": fingerprint(source.params),
+        "teacher's solver": name,
+        "teacher's evaluations": pair.table.nfe,
+        "evaluations": student.nfe,
+        **_facts(settings, features),
+        **{name: value for name, value in spec.to_dict().items() if name not in ("solver", "steps", "fitted")},
+        "seconds": round(time.monotonic() - begun, 3),
+    }
+    lambdas, plain, fitted = (np.asarray(part, np.float64) for part in (found.lambdas, found.plain, found.fitted))
+    return FittedSolver(spec.solver, model.process, grid, lambdas, plain, fitted, facts, search)
+
+
+def _teacher(
+    student: Table, settings: FitSettings, spec: SamplerSpec, model: Model, source: Model
+) -> tuple[dode.Teacher, str]:
+    """The teacher of a student, and its solver's name."""
+    own = spelled(spec.solver)[0] in THEIR_OWN_TEACHERS
+    name = settings.teacher_solver or (spec.solver if own else DEFAULT_SOLVER)
+    make = lambda grid: tabulate(name, grid, model.process)  # noqa: E731
+    count = teacher_steps(student.nfe, settings.scale, source)
+    if settings.pairing == "nested":
+        return dode.nested(student, model.process, count // student.nfe, make), name
+    return dode.published(student, make(grid_for(model, count, spec.spacing, spec.end))), name
 
 
 def teacher_steps(nfe: int, scale: int, model: Model) -> int:
@@ -237,20 +247,20 @@ def _evaluated(settings: FitSettings) -> EvaluationSettings:
 
 
 def _measure(
-    sampler: Sampler, settings: FitSettings, labels: np.ndarray | None, features: Measured, real: Part
+    sampler: Sampler, settings: FitSettings, cond: Cond | None, features: Measured, real: Part
 ) -> Callable[[Table], float]:
     """The metric of images that a table draws; nan if they are not finite."""
     how, count, batch = _evaluated(settings), settings.search_images, settings.batch_size
-    given = labels_for(sampler.model, count, None if labels is None else np.resize(labels, count), settings.seed)
+    given = conditions.for_samples(sampler.model, count, conditions.repeated(cond, count), settings.seed)
 
     def measure(table: Table) -> float:
         drawn, part = replace(sampler, table=table), Part.empty()
         for begin in range(0, count, batch):
-            here = None if given is None else np.resize(given[begin : begin + batch], batch)
+            here = jax.tree.map(lambda a, begin=begin: a[begin : begin + batch], given)
             images = drawn.draw(FIRST + begin, batch, here)[: count - begin]
             if not np.isfinite(images).all():
                 return math.nan
-            part.add(outputs_of(features, quantise(images, how.quantisation)), how.kept)
+            part.add(outputs_of(features, seen(images, sampler.model.data_range, how.quantisation)), how.kept)
             interrupts.check()
         return scores(part, real, how)[settings.search_metric]
 

@@ -13,13 +13,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from diffusion_distill.api.evaluation import Measured, Part, distances, features_named
+from diffusion_distill.api.features import features_named
 from diffusion_distill.api.sampling import sample
 from diffusion_distill.base.files import writable
-from diffusion_distill.data.sources import Source
+from diffusion_distill.base.lengths import parse_length
+from diffusion_distill.base.typing import Cond
+from diffusion_distill.data.sources import Source, first_batch
+from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
-from diffusion_distill.methods.phases import Phase, samples
-from diffusion_distill.report.pictures import image_grid
+from diffusion_distill.evaluation.measuring import Measured, Part, distances
+from diffusion_distill.methods.phases import Phase
+from diffusion_distill.report.pictures import drawable, image_grid
 from diffusion_distill.training import loop
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.logs import Log, read_json_lines
@@ -38,7 +42,7 @@ class Monitor:
     ):
         self._model, self._source, self._settings = model, source, settings
         self._phases, self._log, self._folder = phases, log, folder
-        if folder and samples(settings.evaluate_every):
+        if folder and parse_length(settings.evaluate_every):
             writable(folder / "samples")
 
     def __call__(self, update: int, phase: Phase, state: TrainState) -> None:
@@ -47,10 +51,10 @@ class Monitor:
         rows, figures = {}, {}
         for name, params in (("eval", state.averages["eval"].params), ("raw", state.params)):
             artefact = Artefact(self._model, params, phase.student_steps, grid=phase.grid)
-            images = sample(artefact, max(SHOWN, count), seed=self._settings.seed)
+            images = sample(artefact, max(SHOWN, count), cond=self._cond, seed=self._settings.seed)
             rows[name] = images[:SHOWN]
             if count:
-                part = Part.of(self._features, images[:count])
+                part = Part.of(self._features, images[:count], self._model.data_range)
                 scores = distances(part, self._reference, k=3, limit=count)
                 figures.update({f"{score}/{name}": value for score, value in scores.items()})
         if jax.process_index() == 0:
@@ -60,7 +64,7 @@ class Monitor:
         """Makes up for an evaluation that was due at a restored state but interrupted."""
         done, ends = int(state.step), loop.ends(self._phases)
         if not loop.evaluation_due(
-            done, self._phases, self._settings.batch_size, samples(self._settings.evaluate_every)
+            done, self._phases, self._settings.batch_size, parse_length(self._settings.evaluate_every)
         ):
             return
         path = self._folder / "metrics.jsonl" if self._folder else None
@@ -69,19 +73,28 @@ class Monitor:
             self(done, self._phases[int(np.searchsorted(ends, done))], state)
 
     @cached_property
+    def _cond(self) -> Cond | None:
+        """The conditions of the first samples of the data; None for labels, which are drawn."""
+        if self._model.cond is None:
+            return None
+        count = max(SHOWN, self._settings.evaluate_count)
+        return conditions.repeated(first_batch(self._source, count)["cond"], count)
+
+    @cached_property
     def _reference(self) -> Part:
         """Of the first images of the data, as many as are measured."""
         count = min(self._settings.evaluate_count, len(self._source))
-        return Part.of(self._features, self._source.gather(np.arange(count))["x"])
+        return Part.of(self._features, self._source.gather(np.arange(count))["x"], self._model.data_range)
 
     @cached_property
     def _features(self) -> Measured:
         """The features on which images are measured."""
-        return features_named(self._settings.evaluate_features, self._model.shape)
+        return features_named(self._settings.evaluate_features, self._model.shape, self._model.data_range)
 
     def _write(self, update: int, phase: Phase, rows: dict[str, np.ndarray], figures: dict[str, float]) -> None:
-        for name, images in rows.items():
+        shown = drawable(self._model.shape, self._model.data_range)
+        for name, images in rows.items() if shown else ():
             self._log.images(update, f"samples/{name}", images)
         self._log.scalars(update, {"phase": phase.name, "evaluated": True, **figures})
-        if self._folder and self._model.shape[-1] in (1, 3):
+        if self._folder and shown:
             image_grid(rows, self._folder / "samples" / f"{update:08d}.png", title=f"{phase.name}, update {update}")

@@ -1,10 +1,9 @@
-"""Drawing images from an artefact."""
+"""Drawing samples from an artefact."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,18 +14,20 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from diffusion_distill.base import interrupts
-from diffusion_distill.base.errors import choose, positive_int
+from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.seeds import check_seed, key_of
 from diffusion_distill.base.typing import Cond, Key
 from diffusion_distill.denoisers import conditions
-from diffusion_distill.denoisers.clipping import Clipped
+from diffusion_distill.denoisers.clipping import Clipped, Thresholded
 from diffusion_distill.denoisers.denoise import Denoise
-from diffusion_distill.denoisers.guidance import ClassifierFree
+from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers import Table, engine, tabulate
 from diffusion_distill.solvers.fitted import FittedSolver
+from diffusion_distill.solvers.spec import DEFAULT_SOLVER, SamplerSpec
 from diffusion_distill.training import sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checksum import fingerprint
@@ -48,9 +49,12 @@ def grid_for(model: Model | Artefact, steps: int, spacing: str = "", end: float 
     own = model.grid if isinstance(model, Artefact) and not spacing and not end else None
     if own is not None and model.steps % positive_int("steps", steps) == 0:  # type: ignore[union-attr]
         return grids.clean_end(own.at(slice(None, None, (len(own.sigma) - 1) // steps)))
-    process = model.model.process if isinstance(model, Artefact) else model.process
-    grid = grids.make_grid(process, steps, spacing, end=end)
+    grid = grids.make_grid(_process(model), steps, spacing, end=end)
     return grid if end else grids.clean_end(grid)
+
+
+def _process(model: Model | Artefact) -> Process:
+    return model.model.process if isinstance(model, Artefact) else model.process
 
 
 def table_for(
@@ -66,57 +70,43 @@ def table_for(
     """
     if len(solver) > 1:
         raise TypeError(f"A table is of one solver, with its options as option=value; got {solver}.")
-    name = solver[0] if solver else options.pop("solver", "ddim")
-    grid = grid_for(model, steps, spacing, end)
-    process = model.model.process if isinstance(model, Artefact) else model.process
-    return tabulate(name, grid, process, **options).plain()
+    name = solver[0] if solver else options.pop("solver", DEFAULT_SOLVER)
+    return tabulate(name, grid_for(model, steps, spacing, end), _process(model), **options).plain()
 
 
 def denoiser_of(
-    artefact: Artefact, clip: bool = True, guidance: Mapping[str, Any] | None = None, mesh: Mesh | None = None
+    artefact: Artefact, spec: SamplerSpec | None = None, mesh: Mesh | None = None, **fields: Any
 ) -> Denoise:
-    """An artefact's denoiser, a copy on every device.
+    """An artefact's denoiser as a spec samples it: guided, thresholded, clipped; a copy on every device.
 
     Args:
-      clip: clip x_hat, guided or not, to [-1, 1].
-      guidance: {"scale": s, "null_label": label of no class} of classifier-free guidance; scale 1 is none.
       mesh: the devices; all by default.
+      fields: of the spec, in place of its own.
 
     Raises:
-      ValueError: guidance of an unconditional model, a null label it does not have, an unknown key or no scale.
-      TypeError: guidance that is no mapping, or a scale that is no number.
+      ValueError, TypeError: guidance of an unconditional model, or with a null condition that it does not have.
     """
-    denoise, guidance = artefact.denoiser(clip=False), _checked_guidance(guidance)
-    if guidance.get("scale", 1.0) != 1:
-        denoise = ClassifierFree(denoise, guidance["scale"], guidance.get("null_label", artefact.model.num_classes))
-    return jax.device_put(Clipped(denoise) if clip else denoise, sharding.replicated(mesh or sharding.data_mesh()))
-
-
-def _checked_guidance(guidance: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Guidance as `denoiser_of` takes it."""
-    if guidance is not None and not isinstance(guidance, Mapping):
-        raise TypeError(f'guidance must be a mapping like {{"scale": 2.0, "null_label": 10}}, got {guidance!r}.')
-    for key in guidance or {}:
-        choose("key of guidance", key, {"scale": None, "null_label": None})
-    if guidance and "scale" not in guidance:
-        raise ValueError(f"guidance needs a scale, got {dict(guidance)}.")
-    scale = (guidance or {}).get("scale", 1.0)
-    if isinstance(scale, bool) or np.ndim(scale) or not np.issubdtype(np.asarray(scale).dtype, np.number):
-        raise TypeError(f"The scale of guidance must be a number, got {scale!r}.")
-    return dict(guidance or {})
+    spec, denoise = SamplerSpec.of(spec, **fields), artefact.denoiser(clip=False)
+    guidance = dict(spec.guidance or {"scale": 1.0})
+    if "classifier" in guidance:
+        denoise = ClassifierGuided(denoise, guidance["classifier"], guidance["scale"])
+    elif guidance["scale"] != 1:
+        denoise = ClassifierFree(denoise, guidance["scale"], guidance.get("null"))
+    denoise = Thresholded(denoise, spec.threshold) if spec.threshold else denoise
+    return jax.device_put(Clipped(denoise) if spec.clip else denoise, sharding.replicated(mesh or sharding.data_mesh()))
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A model bound to a solver: draws image number i of a seed, whatever is drawn with it.
+    """A model bound to a solver: draws sample number i of a seed, whatever is drawn with it.
 
     Attributes:
       model: without parameters.
       table: the solver on its grid.
       denoise: the model's denoiser, a copy on every device of the mesh.
       seed: of all noise.
-      clip: images to [-1, 1]: beside that of x_hat, for solvers whose last step is not x_hat itself.
-      solver, steps, fitted: what the table was made from; fitted with lambdas.
+      spec: what the table and the denoiser were made from. If it clips, results are clipped too, for solvers whose last
+        step is not x_hat itself.
     """
 
     model: Model
@@ -124,58 +114,45 @@ class Sampler:
     denoise: Denoise
     mesh: Mesh
     seed: int = 0
-    clip: bool = False
-    solver: str = ""
-    steps: int = 0
-    fitted: bool = False
+    spec: SamplerSpec = field(default_factory=SamplerSpec)
 
     @property
     def about(self) -> dict[str, Any]:
         """The facts about the sampler for results, JSON-ready."""
-        return {"solver": self.solver, "steps": self.steps, "nfe": self.table.nfe, "fitted": self.fitted}
+        spec = self.spec
+        about = {"solver": spec.solver, "steps": spec.steps, "nfe": self.table.nfe, "fitted": bool(spec.fitted)}
+        return {**about, "sampling": spec.to_dict()}
 
-    def draw(self, first: int, count: int, labels: Cond | None = None) -> np.ndarray:
-        """Images first .. first + count - 1, [count, height, width, channels] float32; labels [count] int32.
+    def draw(self, first: int, count: int, cond: Cond | None = None) -> np.ndarray:
+        """Samples first .. first + count - 1, [count, *shape] float32; cond: their conditions, [count, ...].
 
         Counts that the devices do not divide are rounded up, and the rest is thrown away.
         """
         batch, place = -(-count // self.mesh.size) * self.mesh.size, sharding.split(self.mesh)
         keys = sample_keys(key_of(self.seed), np.arange(first, first + batch), place)
-        here = None if labels is None else jax.device_put(conditions.repeated(labels, batch), place)
+        here = None if cond is None else jax.device_put(conditions.repeated(cond, batch), place)
         start = engine.noise(keys, 0, self.model.shape)
         rows = None if self.table.deterministic else keys
-        images = engine.integrate(self.denoise, self.table, start, here, row_noise=rows)
-        bounds = self.model.data_range if self.clip else None
-        return sharding.fetch(images if bounds is None else jnp.clip(images, *bounds))[:count]
+        drawn = engine.integrate(self.denoise, self.table, start, here, row_noise=rows)
+        bounds = self.model.data_range if self.spec.clip else None
+        return sharding.fetch(drawn if bounds is None else jnp.clip(drawn, *bounds))[:count]
 
 
-def sampler_of(
-    artefact: Artefact,
-    steps: int | None = None,
-    *,
-    solver: str | None = None,
-    spacing: str = "",
-    end: float = 0.0,
-    fitted: FittedSolver | str | Path | None = None,
-    guidance: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    clip: bool = True,
-) -> Sampler:
+def sampler_of(artefact: Artefact, spec: SamplerSpec | None = None, *, seed: int = 0, **fields: Any) -> Sampler:
     """An artefact with a solver; arguments and errors as in `sample`."""
     check_seed(seed)
-    if fitted:
-        found = _fitted(artefact, fitted)
-        found.check_asked(solver, steps, spacing, end)
-        table, solver, steps = found.table(), found.solver, found.steps
+    spec = SamplerSpec.of(spec, **fields)
+    if spec.fitted:
+        found = _fitted(artefact, spec.fitted)
+        found.check_asked(spec)
+        table, spec = found.table(), SamplerSpec.of(spec, solver=found.solver, steps=found.steps)
     else:
-        solver = solver or "ddim"
-        steps = positive_int("steps", (artefact.steps or TEACHER_STEPS) if steps is None else steps)
-        if artefact.steps and steps != artefact.steps:
-            warnings.warn(f"A student made for {artefact.steps} steps is sampled with {steps}.", stacklevel=3)
-        table = table_for(artefact, steps, solver, spacing=spacing, end=end)
+        spec = spec.complete(artefact.steps or TEACHER_STEPS)
+        if artefact.steps and spec.steps != artefact.steps:
+            warnings.warn(f"A student made for {artefact.steps} steps is sampled with {spec.steps}.", stacklevel=3)
+        table = table_for(artefact, spec.steps, spec.solver, spacing=spec.spacing, end=spec.end)
     mesh = sharding.data_mesh()
-    denoise = denoiser_of(artefact, clip, guidance, mesh)
-    return Sampler(artefact.model, table, denoise, mesh, seed, clip, solver, steps, bool(fitted))
+    return Sampler(artefact.model, table, denoiser_of(artefact, spec, mesh), mesh, seed, spec)
 
 
 def sample(
@@ -183,49 +160,48 @@ def sample(
     count: int,
     steps: int | None = None,
     *,
-    labels: Cond | None = None,
+    cond: Cond | None = None,
     batch_size: int = 256,
     name: str | None = None,
     seed: int = 0,
-    **how: Any,
+    spec: SamplerSpec | None = None,
+    **fields: Any,
 ) -> np.ndarray:
-    """Draws images.
+    """Draws samples.
 
     Args:
-      count: how many; image i has the same noise whatever count, batch_size or the devices.
+      count: how many; sample i has the same noise whatever count, batch_size or the devices.
       steps: of the solver; the student's own number by default, 64 for a teacher.
-      labels: [count] classes for conditional models; drawn uniformly by default.
+      cond: conditions [count, ...] for conditional models; labels are drawn uniformly by default.
       name: reports progress under this name.
-      how: of `sampler_of`:
-        solver: a name of `SOLVERS`, perhaps with options: 'deis order=2'; DDIM by default.
-        spacing, end: of the grid, see `grid_for`.
-        fitted: a D-ODE solver or its file, in place of steps, solver, spacing and end; others beside it are refused.
-        guidance: {"scale": s, "null_label": label}, see `denoiser_of`.
-        clip: x_hat and the images to [-1, 1], True by default.
+      spec: how the model is sampled; see there.
+      fields: of the spec, in place of its own: solver, spacing, end, fitted, clip, threshold, guidance.
 
     Returns:
-      [count, height, width, channels] float32 in [-1, 1] if clip.
+      [count, *shape] float32, in the range of the data if the spec clips.
 
     Raises:
       ValueError: counts not positive, a seed that is no whole number of 64 bits, unknown solver, another solver or
-        number of steps or grid than those fitted, labels missing, out of range or of the wrong shape.
+        number of steps or grid than those fitted, conditions missing or not as the model takes them.
+      TypeError: an unknown setting.
       Interrupted: the program was asked to stop.
     """
     count, batch_size = positive_int("count", count), positive_int("batch_size", batch_size)
-    drawn = sampler_of(artefact, steps, seed=seed, **how)
-    labels = labels_for(artefact.model, count, labels, seed)
+    steps = None if steps is None else positive_int("steps", steps)
+    drawn = sampler_of(artefact, spec, seed=seed, steps=steps, **fields)
+    cond = conditions.for_samples(artefact.model, count, cond, seed)
     batch = max(1, min(batch_size, count) // drawn.mesh.size) * drawn.mesh.size
     progress = Progress(name, -(-count // batch), batch) if name else None
-    images = []
+    found = []
     for begin in range(0, count, batch):
-        here = jax.tree.map(lambda a, begin=begin: a[begin : begin + batch], labels)
-        images.append(drawn.draw(begin, batch, here))
+        here = jax.tree.map(lambda a, begin=begin: a[begin : begin + batch], cond)
+        found.append(drawn.draw(begin, batch, here))
         interrupts.check()
         if progress:
-            progress.update(len(images))
+            progress.update(len(found))
     if progress:
         progress.close()
-    return np.concatenate(images)[:count]
+    return np.concatenate(found)[:count]
 
 
 def _fitted(artefact: Artefact, fitted: FittedSolver | str | Path) -> FittedSolver:
@@ -240,8 +216,3 @@ def _fitted(artefact: Artefact, fitted: FittedSolver | str | Path) -> FittedSolv
 def sample_keys(key: Key, indices: np.ndarray, place: NamedSharding) -> Key:
     """The samples' keys, spread over the devices of all processes."""
     return jax.lax.with_sharding_constraint(engine.sample_keys(key, indices), place)
-
-
-def labels_for(model: Model, count: int, labels: Cond | None, seed: int) -> Cond | None:
-    """`conditions.for_samples`."""
-    return conditions.for_samples(model, count, labels, seed)

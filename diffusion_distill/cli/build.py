@@ -9,8 +9,9 @@ A config has these parts, each read by one function below:
     run        batch_size, seed, cadences, optimizer                          -> Settings
     teacher    folder of the artefact to distil
     artefact   folder of the artefact to sample or evaluate
-    sample     count, steps, solver, spacing, end, fitted, guidance, null_label, seed, clip, batch_size; an empty solver
-               and 0 steps mean those of the fitted solver, or else DDIM and the model's own number
+    sample     the fields of `SamplerSpec`, an empty solver and 0 steps meaning those of the fitted solver, or else DDIM
+               and the model's own number; of guidance, `guidance` is the scale (1: none), `null` the label of no class
+               (-1: the model's own); and count, seed, batch_size, form of what is drawn
     fit        how lambdas are fitted for the solver of `sample`: scale, batch_size, teacher_solver, ... -> FitSettings
     solvers    what --mode=solvers compares: solvers, nfe, ...                    -> Comparison
     evaluation how samplers are measured: count (0: that of `sample`), repetitions, ...; features, statistics (a file in
@@ -32,23 +33,26 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from diffusion_distill.api import FitSettings, Settings
-from diffusion_distill.api import evaluation as evaluation_run
 from diffusion_distill.api.classifier import ClassifierSettings
-from diffusion_distill.api.evaluation import EvaluationSettings, Part
+from diffusion_distill.api.features import features_named
 from diffusion_distill.api.sampling import Sampler, sampler_of
 from diffusion_distill.base.errors import choose
 from diffusion_distill.base.files import user_path
 from diffusion_distill.base.registry import from_mapping, to_mapping
 from diffusion_distill.data import SOURCES, Source
 from diffusion_distill.denoisers.model import Model
+from diffusion_distill.evaluation.measuring import EvaluationSettings, Measured, Part, published_reference
 from diffusion_distill.methods import DISTILLERS, Denoising
 from diffusion_distill.solvers.fitted import FittedSolver
+from diffusion_distill.solvers.spec import DEFAULT_SOLVER, SamplerSpec
 from diffusion_distill.studies.comparison import Comparison, Setting
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.training.optimizers import OptimizerSettings
 
 METHODS = {"denoising": Denoising, **DISTILLERS}
+#: What config.sample says beside how a model is sampled.
+DRAWN = {"count": 64, "seed": 0, "batch_size": 256, "form": "npz"}
 
 
 def config_of(
@@ -80,8 +84,7 @@ def config_of(
             "method": {"name": name, **_overridable(to_mapping(method))},
             "run": {**to_mapping(settings), "optimizer": to_mapping(settings.optimizer)},
         }
-    sampling = {"count": 64, "steps": 0, "solver": "", "spacing": "", "end": 0.0, "fitted": "", "guidance": 1.0,
-                "null_label": -1, "seed": 0, "clip": True, "batch_size": 256, "form": "npz"}  # fmt: skip
+    sampling = {**to_mapping(SamplerSpec()), "guidance": 1.0, "null": -1, **DRAWN}
     for name in sample:
         choose("field of config.sample:", name, sampling)
     return ConfigDict(
@@ -179,25 +182,17 @@ def artefact(config: Any, part: str) -> Artefact:
     return Artefact.load(folder)
 
 
-def sampling(config: Any) -> dict[str, Any]:
-    """Keyword arguments of `runs.sample` from config.sample; steps 0 and null_label -1 mean the model's own."""
-    values = {**config.sample.to_dict(), "solver": config.sample.solver or None}
-    scale, null_label, _ = values.pop("guidance"), values.pop("null_label"), values.pop("form")
-    guidance = {"scale": scale, **({} if null_label < 0 else {"null_label": null_label})}
-    return {**values, "steps": values["steps"] or None, "guidance": guidance if scale != 1 else {}}
+def spec(config: Any) -> SamplerSpec:
+    """How config.sample says that a model is sampled."""
+    values = {name: value for name, value in config.sample.to_dict().items() if name not in DRAWN}
+    scale, null = values.pop("guidance"), values.pop("null")
+    guidance = {"scale": scale, **({} if null < 0 else {"null": null})} if scale != 1 else None
+    return SamplerSpec.from_dict({**values, "guidance": guidance})
 
 
-def solver(config: Any) -> dict[str, Any]:
-    """The part of `sampling` that says how a model is sampled, not how often."""
-    values = sampling(config)
-    named = {name: values[name] for name in ("solver", "steps", "spacing", "end", "clip", "guidance")}
-    return {**named, "solver": named["solver"] or "ddim"}
-
-
-def looked_at(config: Any) -> dict[str, Any]:
-    """Keyword arguments of `studies.analysis.subject`."""
-    values = sampling(config)
-    return {**solver(config), **{name: values[name] for name in ("fitted", "count", "seed")}}
+def drawn(config: Any) -> dict[str, Any]:
+    """Keyword arguments of `api.sample` that say how much is drawn: count, seed, batch_size."""
+    return {name: config.sample[name] for name in ("count", "seed", "batch_size")}
 
 
 def fitting(config: Any) -> FitSettings:
@@ -206,11 +201,11 @@ def fitting(config: Any) -> FitSettings:
 
 
 def searched(config: Any, settings: FitSettings) -> dict[str, Any]:
-    """Keyword arguments of `runs.fit_solver` of a search: what it measures on and against; none without one."""
+    """Keyword arguments of `api.fit_solver` of a search: what it measures on and against; none without one."""
     if not settings.scored:
         return {}
     statistics = config.evaluation.statistics
-    against = evaluation_run.published_reference(statistics) if statistics else source(config, "reference")
+    against = published_reference(statistics) if statistics else source(config, "reference")
     return {"features": features(config), "reference": against}
 
 
@@ -247,24 +242,25 @@ def _is_artefact(folder: str) -> bool:
     return bool(folder) and (user_path(folder) / "model.json").is_file()
 
 
-def features(config: Any) -> evaluation_run.Measured:
+def features(config: Any) -> Measured:
     """The features of config.evaluation."""
-    shape = next(iter(artefacts(config).values())).model.shape
-    return evaluation_run.features_named(config.evaluation.features, shape)
+    model = next(iter(artefacts(config).values())).model
+    return features_named(config.evaluation.features, model.shape, model.data_range)
 
 
 def reference(config: Any) -> Source | Part:
     """The reference of an evaluation: published statistics (config.evaluation.statistics), or config.reference."""
     statistics = config.evaluation.statistics
-    return evaluation_run.published_reference(statistics) if statistics else source(config, "reference")
+    return published_reference(statistics) if statistics else source(config, "reference")
 
 
 def conventions(config: Any) -> dict[str, Any]:
     """The facts written beside the numbers of an evaluation; facts about one sampler are in its row."""
-    how, fitted = _sampled(config), fitted_solver(config)
+    how, fitted = spec(config).to_dict(), fitted_solver(config)
+    how = {name: value for name, value in how.items() if name not in ("solver", "steps")} | {"seed": config.sample.seed}
     if fitted:
         grid = {name: fitted.provenance.get(name) for name in ("spacing", "end")}
-        how |= {**grid, "fitted": config.sample.fitted, "lambdas": fitted.lambdas.tolist()}
+        how |= {**grid, "lambdas": fitted.lambdas.tolist()}
     return {
         "reference": config.evaluation.statistics or config.reference.to_dict(),
         "artefacts": {
@@ -287,18 +283,19 @@ def samplers(config: Any) -> dict[str, Callable[[], Sampler]]:
     """
     folders, fitted = folders_in(config.artefact), fitted_solver(config)
     distinct = len({Path(folder).name for folder in folders}) == len(folders)
+    asked = spec(config)
     if fitted:
-        chosen = {(f"D-{fitted.solver}", fitted.steps): {"fitted": fitted}}
+        chosen = {(f"D-{fitted.solver}", fitted.steps): SamplerSpec.of(asked, fitted=fitted)}
     else:
-        names, counts = config.evaluation.solvers or (config.sample.solver or "ddim",), config.evaluation.steps
-        pairs = product(names, counts or (config.sample.steps,))
-        chosen = {(name, steps): {"solver": name, "steps": steps or None} for name, steps in pairs}
+        names = config.evaluation.solvers or (asked.solver or DEFAULT_SOLVER,)
+        pairs = product(names, config.evaluation.steps or (asked.steps,))
+        chosen = {(name, steps): SamplerSpec.of(asked, solver=name, steps=steps) for name, steps in pairs}
     found = {}
     for folder in folders:
         title = Path(folder).name if distinct else folder
         for (name, steps), how in chosen.items():
             label = " ".join(filter(None, (title, name, f"{steps} steps" if steps else "")))
-            found[label] = partial(_sampler, folder, {**_sampled(config), **how})
+            found[label] = partial(_sampler, folder, how, config.sample.seed)
     return found
 
 
@@ -311,8 +308,7 @@ def fitted_solver(config: Any) -> FittedSolver | None:
     if not config.sample.fitted:
         return None
     found = FittedSolver.load(config.sample.fitted)
-    asked = config.sample
-    found.check_asked(asked.solver, asked.steps, asked.spacing, asked.end)
+    found.check_asked(spec(config))
     asked = {name: tuple(config.evaluation[name]) for name in ("solvers", "steps") if config.evaluation[name]}
     if asked:
         raise ValueError(
@@ -322,17 +318,8 @@ def fitted_solver(config: Any) -> FittedSolver | None:
     return found
 
 
-def _sampled(config: Any) -> dict[str, Any]:
-    """The arguments that the samplers of all solvers and steps share."""
-    return {
-        name: value
-        for name, value in sampling(config).items()
-        if name in ("spacing", "end", "clip", "guidance", "seed")
-    }
-
-
-def _sampler(folder: str, how: Mapping[str, Any]) -> Sampler:
-    return sampler_of(Artefact.load(folder), **how)
+def _sampler(folder: str, how: SamplerSpec, seed: int) -> Sampler:
+    return sampler_of(Artefact.load(folder), how, seed=seed)
 
 
 def classifier(config: Any) -> ClassifierSettings:
@@ -346,9 +333,9 @@ def classifier(config: Any) -> ClassifierSettings:
 
 def comparison(config: Any) -> tuple[Setting, Comparison]:
     """The comparison of config.solvers for config.artefact, sampled with the settings of config.sample."""
-    values = sampling(config)
-    shared = {name: values[name] for name in ("count", "seed", "batch_size", "spacing", "end", "clip", "guidance")}
-    setting = Setting(artefact(config, "artefact"), **shared, teacher=optional_artefact(config, "teacher"))
+    teacher = optional_artefact(config, "teacher")
+    shared = SamplerSpec.of(spec(config), solver="", steps=0, fitted="")
+    setting = Setting(artefact(config, "artefact"), **drawn(config), spec=shared, teacher=teacher)
     return setting, from_mapping(Comparison, "solvers", config.solvers.to_dict())
 
 

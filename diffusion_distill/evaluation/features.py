@@ -63,7 +63,7 @@ class Pixels:
     """The pixels themselves: grey levels 0..255 mapped to [-1, 1].
 
     Attributes:
-        shape: of one sample, such as (height, width, channels).
+        shape: of one image, channels last; of other data with a range, whatever it is.
     """
 
     shape: tuple[int, ...]
@@ -85,16 +85,17 @@ class Pixels:
 
 @dataclass(frozen=True)
 class FromFunction:
-    """A function of yours, uint8 [n, h, w, c] -> [n, width], whose result is checked.
+    """A function of yours, [n, ...] -> [n, width], of uint8 or (without a range) of samples; its result is checked.
 
     Attributes:
+        width: 0 if it is not known beforehand.
         fingerprint: a text that changes when the function does (say, with its weights). Features of reference images
             are remembered by it; empty for features that are computed each time.
     """
 
     function: Callable[[Any], Any]
     name: str
-    width: int
+    width: int = 0
     fingerprint: str = ""
 
     def __call__(self, images: Any) -> Any:
@@ -104,10 +105,10 @@ class FromFunction:
             ValueError: the function returned an array of another shape.
         """
         found = self.function(images)
-        if np.shape(found) != (len(images), self.width):
+        if np.ndim(found) != 2 or np.shape(found) != (len(images), self.width or np.shape(found)[1]):
             raise ValueError(
                 f"The features {self.name!r} of {len(images)} images have shape {np.shape(found)}; need "
-                f"[{len(images)}, {self.width}]."
+                f"[{len(images)}, {self.width or 'width'}]."
             )
         return found
 

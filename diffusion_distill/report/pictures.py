@@ -6,7 +6,7 @@ cannot. Pixels are repeated, never interpolated, so that an 8x8 digit is seen as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,11 @@ def to_uint8(images: ArrayLike) -> NDArray[np.uint8]:
         ValueError: NaN in the images.
     """
     return quantise(np.asarray(images), "round_half_even")
+
+
+def drawable(shape: Sequence[int], data_range: tuple[float, float] | None = (-1.0, 1.0)) -> bool:
+    """Whether samples of a shape are pictures: (height, width, 1 or 3), with a range that says what is black."""
+    return len(shape) == 3 and shape[-1] in (1, 3) and data_range is not None
 
 
 def image_grid(

@@ -22,6 +22,7 @@ from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import PROCESSES, Process
 from diffusion_distill.solvers import Table, spelled, tabulate
 from diffusion_distill.solvers.dode import Search
+from diffusion_distill.solvers.spec import SamplerSpec
 
 FORMAT = 1
 
@@ -63,22 +64,22 @@ class FittedSolver:
         """Of the grid."""
         return len(self.grid.alpha) - 1
 
-    def check_asked(self, solver: str | None, steps: int | None, spacing: str = "", end: float = 0.0) -> None:
-        """Raises ValueError if a solver, a number of steps or a grid was asked for that is not this one's.
+    def check_asked(self, spec: SamplerSpec) -> None:
+        """Raises ValueError if a spec asks for a solver, a number of steps or a grid that is not this one's.
 
         The defaults of spacing and end ask for nothing: the fitted solver brings its own grid.
         """
-        other_solver = solver and spelled(solver) != spelled(self.solver)
-        if other_solver or (steps and steps != self.steps):
-            asked = " and ".join([f"solver {solver!r}"] * bool(solver) + [f"{steps} steps"] * bool(steps))
+        other_solver = spec.solver and spelled(spec.solver) != spelled(self.solver)
+        if other_solver or (spec.steps and spec.steps != self.steps):
+            asked = [f"solver {spec.solver!r}"] * bool(spec.solver) + [f"{spec.steps} steps"] * bool(spec.steps)
             raise ValueError(
-                f"The fitted solver is {self.solver!r} with {self.steps} steps, but {asked} were asked for beside it. "
-                "Leave solver and steps out (on the command line --config.sample.solver='' --config.sample.steps=0), "
-                "or fit another one with --mode=fit."
+                f"The fitted solver is {self.solver!r} with {self.steps} steps, but {' and '.join(asked)} were asked "
+                "for beside it. Leave solver and steps out (on the command line --config.sample.solver='' "
+                "--config.sample.steps=0), or fit another one with --mode=fit."
             )
-        for name, asked, default in (("spacing", spacing, ""), ("end", end, 0.0)):
-            own = self.provenance.get(name, default)
-            if asked not in (default, own):
+        for name, asked in (("spacing", spec.spacing), ("end", spec.end)):
+            own = self.provenance.get(name, type(asked)())
+            if asked and asked != own:
                 raise ValueError(
                     f"The solver was fitted on a grid with {name}={own!r}, but {name}={asked!r} was asked for beside "
                     f"it. Leave {name} out, or fit another solver with --mode=fit."

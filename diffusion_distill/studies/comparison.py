@@ -25,30 +25,29 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_distill.api.evaluation import (
-    EvaluationSettings,
-    Measured,
-    Part,
-    batches,
-    facts_of,
-    features_named,
-    measured,
-    outputs_of,
-    reference_of,
-    scores,
-    summary,
-)
+from diffusion_distill.api.evaluation import batches, facts_of, reference_of
+from diffusion_distill.api.features import features_named
 from diffusion_distill.api.fitting import FitSettings, fit_solver
 from diffusion_distill.api.sampling import Sampler, grid_for, sampler_of
 from diffusion_distill.base import interrupts
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.files import user_path
 from diffusion_distill.base.whole import write_json
-from diffusion_distill.data.quantise import quantise
 from diffusion_distill.data.sources import Source
+from diffusion_distill.evaluation.measuring import (
+    EvaluationSettings,
+    Measured,
+    Part,
+    in_words,
+    outputs_of,
+    scores,
+    seen,
+    summary,
+)
 from diffusion_distill.report.lines import Line, Panel, line_plot
 from diffusion_distill.solvers import spelled, steps_for, tabulate
 from diffusion_distill.solvers.fitted import FittedSolver
+from diffusion_distill.solvers.spec import SamplerSpec
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.training.logs import read_json_lines
@@ -63,7 +62,7 @@ class Comparison:
       solvers: names of `SOLVERS`, perhaps with options, as in 'dpm_solver++ order=3 method=singlestep'.
       nfe: numbers of evaluations; a solver leaves out those it cannot make.
       fit: also compare each solver's D-ODE variant, if it has one.
-      features: of the distances, see `evaluation.features_named`: 'pixels', or the folder of a classifier or Inception.
+      features: of the distances, see `api.features_named`: 'pixels', or the folder of a classifier or Inception.
       repetitions: sets of samples, each from other noise; rows have the mean of their numbers, with least value and
         standard deviation beside it if there are several.
       truth: the fine solver whose samples are the flow's, and its steps.
@@ -107,10 +106,11 @@ class Entry:
 
 @dataclass
 class Setting:
-    """The settings that all samplers of a comparison share; see `runs.sample`.
+    """The settings that all samplers of a comparison share.
 
     Attributes:
-      count: images of a repetition.
+      count: samples of a repetition.
+      spec: how the model is sampled, but for the solvers and steps that are compared.
       teacher: of a distilled student, the model it comes from, to which it is fitted and whose flow counts.
     """
 
@@ -118,27 +118,17 @@ class Setting:
     count: int
     seed: int = 0
     batch_size: int = 256
-    spacing: str = ""
-    end: float = 0.0
-    clip: bool = True
-    guidance: Mapping[str, Any] = field(default_factory=dict)
+    spec: SamplerSpec = field(default_factory=SamplerSpec)
     teacher: Artefact | None = None
 
-    def sampler(self, **solver: Any) -> Sampler:
+    def sampler(self, **fields: Any) -> Sampler:
         """One of the samplers."""
-        return sampler_of(self.artefact, seed=self.seed, clip=self.clip, guidance=self.guidance, **solver)
+        return sampler_of(self.artefact, self.spec, seed=self.seed, **fields)
 
     def facts(self) -> dict[str, Any]:
         """The settings that must be equal for numbers to be comparable."""
-        return {
-            "model": fingerprint(self.artefact.params),
-            "count": self.count,
-            "seed": self.seed,
-            "spacing": self.spacing,
-            "end": self.end,
-            "clip": self.clip,
-            "guidance": dict(self.guidance),
-        }
+        shared = {name: value for name, value in self.spec.to_dict().items() if name not in ("solver", "steps")}
+        return {"model": fingerprint(self.artefact.params), "count": self.count, "seed": self.seed, **shared}
 
 
 def compare_solvers(
@@ -152,17 +142,17 @@ def compare_solvers(
     """Measures every sampler of a comparison that WORKDIR has not; returns one line for each.
 
     Args:
-      reference: what sets of samples are compared with: a source, images [n, height, width, channels] in [-1, 1], or
-        published statistics; see `evaluation.reference_of`.
+      reference: what sets of samples are compared with: a source, samples [n, *shape], or published statistics; see
+        `evaluation.reference_of`.
       log: called with each line of the table once it is measured.
 
     Raises:
       ValueError: WORKDIR holds another comparison; or what sampling and fitting refuse.
       Interrupted: the program was asked to stop; what was done is in WORKDIR.
     """
-    workdir = user_path(workdir)
+    workdir, model = user_path(workdir), setting.artefact.model
     how = EvaluationSettings(setting.count, comparison.repetitions, setting.batch_size)
-    features = features_named(comparison.features, setting.artefact.model.shape)
+    features = features_named(comparison.features, model.shape, model.data_range)
     real = reference_of(reference, features, how, workdir)
     facts = {
         **setting.facts(),
@@ -195,7 +185,7 @@ def compare_solvers(
 def in_short(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of results as a line of a table; a fitted solver is called D-."""
     name = f"D-{row['solver']}" if row["fitted"] else row["solver"]
-    numbers = {"nfe": row["nfe"], "seconds": f"{row['seconds']:.4g}", **measured(row), "error": f"{row['error']:.4g}"}
+    numbers = {"nfe": row["nfe"], "seconds": f"{row['seconds']:.4g}", **in_words(row), "error": f"{row['error']:.4g}"}
     return {"solver": name, **numbers}
 
 
@@ -203,9 +193,9 @@ def entries(setting: Setting, comparison: Comparison) -> Iterator[Entry]:
     """All samplers: each solver at each number of evaluations it can make, base and D-ODE."""
     for name in comparison.solvers:
         for nfe in comparison.nfe:
-            steps = steps_for(name, nfe, clean=not setting.end)
-            model = setting.artefact.model
-            table = tabulate(name, grid_for(setting.artefact, steps, setting.spacing, setting.end), model.process)
+            process, spec = setting.artefact.model.process, setting.spec
+            steps = steps_for(name, nfe, clean=not spec.end, pure=not process.level(np.array(1.0)).alpha)
+            table = tabulate(name, grid_for(setting.artefact, steps, spec.spacing, spec.end), process)
             if table.nfe != nfe:
                 continue
             yield Entry(name, nfe, steps, fitted=False)
@@ -232,7 +222,7 @@ def quality_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> Path:
 def _truth(setting: Setting, comparison: Comparison, how: EvaluationSettings) -> np.ndarray:
     """Where the flow leads from the noise of the first samples."""
     model, fine = replace(setting, artefact=setting.teacher or setting.artefact), comparison.truth_steps
-    sampler = model.sampler(solver=comparison.truth, steps=fine, spacing=setting.spacing, end=setting.end)
+    sampler = model.sampler(solver=comparison.truth, steps=fine)
     images, wanted = [], min(how.count, how.kept)
     for _, batch in islice(batches(sampler, how, 0), -(-wanted // how.batch)):
         images.append(batch)
@@ -245,8 +235,7 @@ def _sampler(
 ) -> tuple[Sampler, dict[str, Any]]:
     """The entry's sampler, and what results say of its fit."""
     if not entry.fitted:
-        grid = {"spacing": setting.spacing, "end": setting.end}
-        return setting.sampler(solver=entry.solver, steps=entry.steps, **grid), {}
+        return setting.sampler(solver=entry.solver, steps=entry.steps), {}
     fitted = _fit(setting, entry, fit, workdir)
     return setting.sampler(fitted=fitted), {"fit seconds": fitted.provenance["seconds"]}
 
@@ -261,7 +250,7 @@ def _measure(
         part, begun = Part.empty(), time.monotonic()
         for first, images in batches(sampler, how, repetition):
             seconds += time.monotonic() - begun
-            part.add(outputs_of(features, quantise(images, how.quantisation)), how.kept)
+            part.add(outputs_of(features, seen(images, sampler.model.data_range, how.quantisation)), how.kept)
             if not repetition:
                 there = truth[first : first + len(images)]
                 squares += float(np.sum(np.square(images[: len(there)] - there), dtype=np.float64))
@@ -278,7 +267,6 @@ def _fit(setting: Setting, entry: Entry, fit: Callable[..., FittedSolver], workd
     path = workdir / "fits" / f"{entry.solver.replace(' ', '_')}_{entry.nfe}.json"
     if path.is_file():
         return FittedSolver.load(path)
-    shared = {"spacing": setting.spacing, "end": setting.end, "clip": setting.clip, "guidance": setting.guidance}
-    fitted = fit(setting.artefact, entry.solver, entry.steps, teacher=setting.teacher, **shared)
+    fitted = fit(setting.artefact, entry.solver, entry.steps, teacher=setting.teacher, spec=setting.spec)
     fitted.save(path)
     return fitted
