@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -57,7 +58,8 @@ PROCESSES: dict[str, Process] = {
 }
 every_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
-every_weighting = pytest.mark.parametrize("name", weighting.WEIGHTINGS)
+ONE_OUTPUT = [name for name, prediction in PREDICTIONS.items() if prediction.outputs == 1]
+ONE_HEAD = [name for name, prediction in PREDICTIONS.items() if prediction.second is None]
 SIGMA_DATA = 0.7
 #: Times, both ends among them. The score at zero noise is infinite, which is why it is left out there.
 TIMES = np.array([0.0, 1e-4, 0.02, 0.2, 0.5, 0.8, 0.98, 0.9999, 1.0])
@@ -132,11 +134,9 @@ def test_a_perfect_network_gives_x(prediction: str, process: Process) -> None:
 
 
 @every_process
-@every_prediction
+@pytest.mark.parametrize("prediction", ONE_OUTPUT)
 def test_any_output_comes_back_from_its_x_hat(prediction: str, process: Process) -> None:
-    """raw -> x_hat -> eps -> raw, for outputs that have nothing to do with z; with two heads, those that agree."""
-    if PREDICTIONS[prediction].outputs > 1:
-        pytest.skip("two outputs are more than one x_hat tells")
+    """raw -> x_hat -> eps -> raw, for outputs that have nothing to do with z."""
     t = TIMES[2:-2]
     level, (raw, z) = process.level(t), samples(len(t), seed=1)
     x_hat = predictions.to_x(prediction, raw, z, level, SIGMA_DATA)
@@ -168,57 +168,61 @@ class Recorded:
         return self.output
 
 
-def losses(prediction: str, name: str, raw: Any, level: Level, x: Any, eps: Any) -> Any:
-    """The method's loss of an output, summed over a sample."""
+def losses(prediction: str, raw: Any, level: Level, x: Any, eps: Any) -> dict[str, Any]:
+    """The loss of an output with every weighting, summed over a sample."""
     student: Any = Recorded(prediction, raw)
     z = noising.diffuse(x, eps, level)
-    return loss.losses(student, z, level, x, eps, weight=name, reduction="sum")
+    return {name: loss.losses(student, z, level, x, eps, weight=name, reduction="sum") for name in weighting.WEIGHTINGS}
 
 
-@every_process
-@every_prediction
-@every_weighting
-def test_the_loss_is_zero_for_the_perfect_network_alone(prediction: str, process: Process, name: str) -> None:
-    """Zero and finite at both ends too, and elsewhere the weighted squared error of x_hat."""
-    t = times_of(prediction)
+def outputs(prediction: str, process: Process, t: np.ndarray) -> tuple[Any, ...]:
+    """(level, x, eps, a perfect output, what a wrong one is off by)."""
     level, (x, eps) = process.level(t), samples(len(t))
     exact = predictions.raw_of(prediction, x, eps, level, SIGMA_DATA)
-    size = np.abs(exact).max(axis=(1, 2), keepdims=True)
-    wrong = exact + 0.1 * size * samples(len(t), seed=2)[0].repeat(exact.shape[-1] // 2, axis=-1)
-    for to in (lambda *values: values, on_device):
-        given = to(x, eps, level)
-        perfect_loss = losses(prediction, name, *to(exact), given[2], *given[:2])
-        other = np.asarray(losses(prediction, name, *to(wrong), given[2], *given[:2]))
-        assert np.isfinite(perfect_loss).all() and np.isfinite(other).all()
-        assert (np.asarray(perfect_loss) < (1e-20 if to is not on_device else 1e-8) * (other + 1e-30)).all()
-        assert (other[1:-1] > 0).all()
-    inside = slice(2, -2)
-    z, here = noising.diffuse(x, eps, level)[inside], level.at(inside)
-    error = predictions.to_x(prediction, wrong[inside], z, here, SIGMA_DATA) - x[inside]
-    expected = weighting.of(name, here, SIGMA_DATA) * (error**2).sum(axis=(1, 2))
-    found = losses(prediction, name, wrong, level, x, eps)[inside]
-    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    size = 0.1 * np.abs(exact).max(axis=(1, 2), keepdims=True)
+    return level, x, eps, exact, size * samples(len(t), seed=2)[0].repeat(exact.shape[-1] // 2, axis=-1)
 
 
 @every_process
 @every_prediction
-@every_weighting
-def test_the_gradient_has_the_weightings_factor(prediction: str, process: Process, name: str) -> None:
+def test_the_loss_is_zero_for_the_perfect_network_alone(prediction: str, process: Process) -> None:
+    """Zero and finite at both ends too, and elsewhere the weighted squared error of x_hat."""
+    level, x, eps, exact, off = outputs(prediction, process, times_of(prediction))
+    of = partial(losses, prediction)
+    for tolerance, found in (
+        (1e-20, [of(raw, level, x, eps) for raw in (exact, exact + off)]),
+        (1e-8, [jax.jit(of)(*on_device(raw, level, x, eps)) for raw in (exact, exact + off)]),
+    ):
+        for name in weighting.WEIGHTINGS:
+            zero, other = (np.asarray(values[name]) for values in found)
+            assert np.isfinite(zero).all() and np.isfinite(other).all(), name
+            assert (zero <= tolerance * other).all() and (other[1:-1] > 0).all(), name
+    inside = slice(2, -2)
+    z, here = noising.diffuse(x, eps, level)[inside], level.at(inside)
+    error = predictions.to_x(prediction, (exact + off)[inside], z, here, SIGMA_DATA) - x[inside]
+    for name, found in of(exact + off, level, x, eps).items():
+        expected = weighting.of(name, here, SIGMA_DATA) * (error**2).sum(axis=(1, 2))
+        np.testing.assert_allclose(found[inside], expected, rtol=1e-9, err_msg=name)
+
+
+@every_process
+@pytest.mark.parametrize("prediction", ONE_HEAD)
+def test_the_gradient_has_the_weightings_factor(prediction: str, process: Process) -> None:
     """d loss / d raw = 2·weighting·p²·(raw - raw_true), p by which a change of raw changes x_hat."""
-    if PREDICTIONS[prediction].second is not None:
-        pytest.skip("the heads have a share each; the next test")
-    t = TIMES[2:-2]
-    level, (x, eps) = process.level(t), samples(len(t))
-    off = 0.1 * samples(len(t), seed=3)[0].repeat(PREDICTIONS[prediction].outputs, axis=-1)
-    raw = predictions.raw_of(prediction, x, eps, level, SIGMA_DATA) + off
-    z = noising.diffuse(x, eps, level)
+    level, x, eps, exact, off = outputs(prediction, process, TIMES[2:-2])
+    raw, z = exact + off, noising.diffuse(x, eps, level)
     slope = predictions.to_x(prediction, raw + 1, z, level, SIGMA_DATA)
     slope = (slope - predictions.to_x(prediction, raw, z, level, SIGMA_DATA))[:, :1, :1]
-    used = np.arange(raw.shape[-1]) < 2  # a variance that is dropped has no gradient
-    expected = 2 * weighting.of(name, level, SIGMA_DATA).reshape(-1, 1, 1) * slope**2 * off * used
-    x32, eps32, raw32, level32 = on_device(x, eps, raw, level)
-    gradient = jax.grad(lambda raw: losses(prediction, name, raw, level32, x32, eps32).sum())(raw32)
-    np.testing.assert_allclose(gradient, expected, rtol=2e-3, atol=2e-3 * np.abs(expected).max(axis=(1, 2)).min())
+    off = off * (np.arange(raw.shape[-1]) < 2)  # a variance that is dropped has no gradient
+
+    def total(raw: Any, *given: Any) -> Any:
+        return {name: values.sum() for name, values in losses(prediction, raw, *given).items()}
+
+    gradients = jax.jit(jax.jacrev(total))(*on_device(raw, level, x, eps))
+    for name, gradient in gradients.items():
+        expected = 2 * weighting.of(name, level, SIGMA_DATA).reshape(-1, 1, 1) * slope**2 * off
+        size = np.abs(expected).max(axis=(1, 2), keepdims=True)
+        np.testing.assert_allclose(gradient / size, expected / size, rtol=0, atol=1e-3, err_msg=name)
 
 
 @every_process
@@ -237,20 +241,18 @@ def test_two_heads_are_reconciled(process: Process) -> None:
     np.testing.assert_allclose(error, expected - x, rtol=0, atol=1e-13)
 
 
-@every_prediction
+@pytest.mark.parametrize("prediction", ONE_HEAD)
 def test_the_x_head_of_one_head_is_x_hat(prediction: str) -> None:
     """Also for data of another standard deviation than the default."""
     level, (raw, z) = Cosine().level(TIMES[2:-2]), samples(len(TIMES) - 4, seed=5)
     raw = raw.repeat(PREDICTIONS[prediction].outputs, axis=-1)
     arguments = prediction, raw, z, level, SIGMA_DATA
-    if PREDICTIONS[prediction].second is None:
-        np.testing.assert_array_equal(predictions.x_head(*arguments), predictions.to_x(*arguments))
+    np.testing.assert_array_equal(predictions.x_head(*arguments), predictions.to_x(*arguments))
 
 
-def test_a_new_prediction_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PREDICTIONS, "mean", predictions.Prediction(lambda level, sigma_data: (0.5, 0.5)))
-    level, (x, eps) = RectifiedFlow().level(TIMES), samples(len(TIMES))
-    at_half = np.abs(level.alpha - level.sigma) < 1e-3  # where z says the same as the output
-    z, raw = noising.diffuse(x, eps, level), (x + eps) / 2
-    found = predictions.to_x("mean", raw, z, level)
-    np.testing.assert_allclose(found[~at_half], x[~at_half], rtol=0, atol=1e-10)
+@every_process
+def test_a_new_prediction_is_one_line(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PREDICTIONS, "difference", predictions.Prediction(lambda level, sigma_data: (2.0, -1.0)))
+    level, (x, eps) = process.level(TIMES), samples(len(TIMES))
+    found = predictions.to_x("difference", 2 * x - eps, noising.diffuse(x, eps, level), level)
+    np.testing.assert_allclose(found, x, rtol=0, atol=1e-13)
