@@ -298,7 +298,7 @@ def _check_source(model: Model, source: Source, settings: Settings) -> None:
             f"The data have no bounds (value_range=None), but the model clips estimates to {model.data_range}. Set "
             "Model(data_range=None), or data_range=(low, high) of the data."
         )
-    if settings.evaluate_count and samples(settings.evaluate_every) and not hasattr(source, "gather"):
+    if settings.evaluate_count and parse_length(settings.evaluate_every) and not hasattr(source, "gather"):
         raise ValueError(
             "Samples cannot be measured against a stream, which has no end. Set evaluate_count=0, and measure later."
         )
