@@ -66,7 +66,7 @@ class Pixels:
         shape: (height, width, channels) of one image.
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     name: str = "pixels"
 
     @property

@@ -34,7 +34,7 @@ from diffusion_distill.weights.matching import Shape, WeightsError
 # ---------------------------------------------------------------- tensors
 
 
-def tensor_shapes(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Shape]:
+def tensor_shapes(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Shape]:
     """{tensor's name: shape}, buffers included, of a network for such images; nothing is allocated.
 
     Args:
@@ -48,7 +48,7 @@ def tensor_shapes(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, 
 
 
 def to_params(
-    network: nn.Module, shape: tuple[int, int, int], tensors: Mapping[str, np.ndarray], what: str = "The tensors"
+    network: nn.Module, shape: tuple[int, ...], tensors: Mapping[str, np.ndarray], what: str = "The tensors"
 ) -> dict[str, Any]:
     """Parameters of a network from the tensors of EDM's program; every tensor is used once.
 
@@ -82,7 +82,7 @@ def to_params(
     return matching.unflatten(flat)
 
 
-def to_state_dict(network: nn.Module, shape: tuple[int, int, int], params: Any) -> dict[str, np.ndarray]:
+def to_state_dict(network: nn.Module, shape: tuple[int, ...], params: Any) -> dict[str, np.ndarray]:
     """The inverse of `to_params`: {name: tensor}, buffers included.
 
     Raises:
@@ -182,7 +182,7 @@ _MIDDLE = {"mid.block_1": "in0", "mid.attn_1": "in0", "mid.block_2": "in1"}
 
 
 @lru_cache(maxsize=8)  # a network is traced for it, which takes a second
-def _entries(network: nn.Module, shape: tuple[int, int, int]) -> tuple[_Entry, ...]:
+def _entries(network: nn.Module, shape: tuple[int, ...]) -> tuple[_Entry, ...]:
     """The correspondence for a network, every tensor once."""
     shapes, names = _parameter_shapes(network, shape), {}
     for path in shapes:
@@ -198,7 +198,7 @@ def _entries(network: nn.Module, shape: tuple[int, int, int]) -> tuple[_Entry, .
     return tuple(entries)
 
 
-def _parameter_shapes(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, Shape]:
+def _parameter_shapes(network: nn.Module, shape: tuple[int, ...]) -> dict[str, Shape]:
     x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
     time = jax.ShapeDtypeStruct((1,), jnp.float32)
     try:

@@ -150,7 +150,7 @@ def model_tree(model: Model) -> Tree:
     return tree
 
 
-def network_tree(network: nn.Module, shape: tuple[int, int, int]) -> Tree:
+def network_tree(network: nn.Module, shape: tuple[int, ...]) -> Tree:
     shapes = edm_layout.tensor_shapes(network, shape)
     return {name: (shape, "buffer" if is_buffer(name) else "param") for name, shape in shapes.items()}
 
