@@ -5,7 +5,7 @@
         --config.artefact=runs/digits_edm/teacher
 """
 
-from diffusion_distill import Denoising, EDMInput, Karras, Model, Settings, UNet
+from diffusion_distill import VE, Denoising, EDMInput, Model, Settings, UNet
 from diffusion_distill.cli.build import config_of
 
 
@@ -22,9 +22,7 @@ def get_config():
         resblock_resample=True,
     )
     return config_of(
-        model=Model(
-            network, (8, 8, 1), Karras(32, sigma_max=20.0), prediction="edm", time_input=EDMInput(sigma_data=0.75)
-        ),
+        model=Model(network, (8, 8, 1), VE(20.0), prediction="edm", time_input=EDMInput(sigma_data=0.75)),
         method=Denoising(
             length="75K",
             noise="lognormal",

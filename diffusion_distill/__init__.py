@@ -32,8 +32,8 @@ from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuide
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.denoisers.network import Functions, Network
 from diffusion_distill.methods import DISTILLERS, Denoising, Knowledge, Progressive, Tract
-from diffusion_distill.networks import ADM, NETWORKS, SongUNet, UNet
-from diffusion_distill.process.processes import PROCESSES, Cosine, Karras, LinearBeta, LinearBetaDiscrete
+from diffusion_distill.networks import ADM, NETWORKS, DiT, SongUNet, UNet
+from diffusion_distill.process.processes import PROCESSES, VE, Cosine, LinearBeta, LinearBetaDiscrete, RectifiedFlow
 from diffusion_distill.process.time_input import EDMInput, LogsnrInput
 from diffusion_distill.solvers import SOLVERS
 from diffusion_distill.solvers.fitted import FittedSolver
@@ -48,16 +48,17 @@ __all__ = [
     "NETWORKS",
     "PROCESSES",
     "SOLVERS",
+    "VE",
     "Artefact",
     "ClassifierFree",
     "ClassifierGuided",
     "Cosine",
     "Denoising",
+    "DiT",
     "EDMInput",
     "FitSettings",
     "FittedSolver",
     "Functions",
-    "Karras",
     "Knowledge",
     "LinearBeta",
     "LinearBetaDiscrete",
@@ -66,6 +67,7 @@ __all__ = [
     "Network",
     "OptimizerSettings",
     "Progressive",
+    "RectifiedFlow",
     "SamplerSpec",
     "Settings",
     "SongUNet",

@@ -1,4 +1,4 @@
-"""Draws docs/architecture.svg: the floors and the two journeys through them.
+"""Draws docs/architecture.svg: the rooms on their floors and the two journeys through them.
 
 python docs/draw_architecture.py
 """
@@ -6,29 +6,18 @@ python docs/draw_architecture.py
 from pathlib import Path
 
 FLOORS = [
-    ("7  main", ["main.py: train · distill · sample · evaluate", "fit · solvers · similarity … · import · export"]),
-    ("6  build", ["cli/build.py: config → objects"]),
-    ("5  runs", ["runs/: the same as plain functions"]),
-    (
-        "4  training",
-        ["loop · step · gradients · state · ema", "optimizers · sharding · logs", "checkpoint · workdir · artefact"],
-    ),
-    (
-        "3  methods",
-        ["distillation/: progressive · tract · knowledge", "closure · phases · denoising · dode", "weights/"],
-    ),
-    (
-        "2  tables, models",
-        [
-            "solvers/: ddim · deis · dpm_solver · …",
-            "solvers/engine.py: the engine of all tables",
-            "denoisers/model.py · denoisers/guidance.py",
-        ],
-    ),
-    ("1  concepts", ["diffusion/: schedules · grids · forward …", "networks/ · data/ · evaluation/ · report/"]),
-    ("0  language", ["process/levels.py: (alpha, sigma)", "typing · arrays · settings · errors"]),
+    ("8  cli, main", ["the command line: modes, and the one place", "that reads configs"]),
+    ("7  studies", ["comparing solvers, trajectories, similarity, lambdas"]),
+    ("6  api", ["train · distill · sample · fit · evaluate", "import · export"]),
+    ("5  training, weights", ["loop · step · ema · checkpoint · artefact", "published models and their layouts"]),
+    ("4  methods, evaluation", ["denoising · progressive · tract · knowledge", "targets · loss; features and metrics"]),
+    ("3  solvers", ["table · forms · engine · ddim · heun · …", "dode: directions and their fit"]),
+    ("2  denoisers, report", ["Denoise · Model · adapters · conditions", "clipping · guidance; pictures and tables"]),
+    ("1  concepts", ["process/: levels · grids · predictions · …", "networks/ · data/ · formats/"]),
+    ("0  base", ["arrays · errors · files · registry · seeds"]),
 ]
-WIDTH, ROW, TOP, LEFT = 1000, 62, 54, 190
+TOP_FLOOR = len(FLOORS) - 1
+WIDTH, ROW, TOP, LEFT = 1000, 62, 54, 215
 BATCH, NOISE = "#b5542c", "#2c6fb5"
 
 
@@ -39,7 +28,7 @@ def text(x: float, y: float, content: str, size: int = 14, colour: str = "#222",
 
 def journey(x: int, colour: str, stops: list[tuple[int, str]]) -> list[str]:
     """A path down through floors, with a note at each stop."""
-    ys = [TOP + ROW * (7 - floor) + ROW / 2 - 4 for floor, _ in stops]
+    ys = [TOP + ROW * (TOP_FLOOR - floor) + ROW / 2 - 4 for floor, _ in stops]
     lines = [f'<path d="M{x} {ys[0]} V{ys[-1]}" stroke="{colour}" stroke-width="3" fill="none"/>']
     for y, (_, note) in zip(ys, stops, strict=True):
         lines += [f'<circle cx="{x}" cy="{y}" r="5" fill="{colour}"/>', text(x + 12, y + 4, note, 12, colour)]
@@ -52,7 +41,7 @@ def main() -> None:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + 200} {height}" font-family="sans-serif">',
         f'<rect width="{WIDTH + 200}" height="{height}" fill="white"/>',
-        text(16, 26, "A module imports only from lower floors", 15),
+        text(16, 26, "A room imports only from lower floors", 15),
         text(640, 26, "a batch", 15, BATCH),
         text(930, 26, "a noise tensor", 15, NOISE),
     ]
@@ -64,12 +53,13 @@ def main() -> None:
         parts += [text(LEFT, y + 18 + 16 * j, box, 12, "#444") for j, box in enumerate(boxes)]
     parts += journey(
         620, BATCH,
-        [(5, "train, distill: phases, state, mesh"), (4, "loop → jitted step → Adam → averages"),
-         (3, "rows → z → target → weighted error"), (2, "teacher, self-teacher, student"), (1, "images; the network")],
+        [(6, "train, distill: phases, state, mesh"), (5, "loop → jitted step → Adam → averages"),
+         (4, "rows → z → target → weighted error"), (2, "teacher, self-teacher, student"), (1, "samples; the network")],
     )  # fmt: skip
     parts += journey(
         910, NOISE,
-        [(5, "sample: keys per image"), (2, "engine: table × denoiser, row by row"), (1, "x_hat at the end")],
+        [(6, "sample: keys per sample"), (3, "engine: table × denoiser, row by row"), (2, "x_hat from the output"),
+         (1, "the network")],
     )  # fmt: skip
     Path(__file__).with_name("architecture.svg").write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
 

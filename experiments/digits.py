@@ -123,9 +123,7 @@ def edm(scale: float) -> Recipe:
         rule = {"learning_rate": 3e-3, "anneal": True, "clip": "none"}
         return dd.Tract.edm((32, end), length=images(updates, scale), **rule)
 
-    model = dd.Model(
-        NETWORK, (8, 8, 1), dd.Karras(32, sigma_max=20.0), prediction="edm", time_input=dd.EDMInput(sigma_data=0.75)
-    )
+    model = dd.Model(NETWORK, (8, 8, 1), dd.VE(20.0), prediction="edm", time_input=dd.EDMInput(sigma_data=0.75))
     return Recipe(
         model=model,
         teacher=dd.Denoising(

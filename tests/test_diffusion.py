@@ -21,19 +21,21 @@ import toys
 
 from diffusion_distill.base.errors import choose
 from diffusion_distill.denoisers.model import Model
-from diffusion_distill.process import grids, likelihood, noising, predictions, weighting
+from diffusion_distill.process import edm_grids, grids, likelihood, noising, predictions, weighting
 from diffusion_distill.process.levels import Level, from_logsnr
 from diffusion_distill.process.processes import (
     PROCESSES,
+    VE,
     Cosine,
     IDDPMCosine,
-    LinearAlphaDiscrete,
     LinearBeta,
     LinearBetaDiscrete,
     Process,
-    VarianceExploding,
+    RectifiedFlow,
 )
-from diffusion_distill.process.time_input import LOGSNR_INPUTS, LogsnrInput
+from diffusion_distill.process.time_input import LOGSNR_INPUTS, TIME_INPUTS, FlowInput, LogsnrInput, TimeOfProcess
+from diffusion_distill.process.training_levels import NOISE_LEVELS
+from diffusion_distill.process.vp_discrete import LinearAlphaDiscrete
 
 pytestmark = pytest.mark.fast
 
@@ -43,7 +45,7 @@ BETAS = [LinearBeta(), LinearBeta(0.5, 30.0, 1e-3), LinearBetaDiscrete(), Linear
 IDDPM = [IDDPMCosine(), IDDPMCosine(0.02, 1e-3, 0.99)]
 LINEAR_ALPHAS = [LinearAlphaDiscrete(), LinearAlphaDiscrete(50, 2e-3, 0.1, 12.0)]
 #: Their time 0 is zero noise.
-TO_ZERO = [LinearBeta(t_min=0.0), LinearBetaDiscrete(logsnr_max=math.inf), VarianceExploding()]
+TO_ZERO = [LinearBeta(t_min=0.0), LinearBetaDiscrete(logsnr_max=math.inf), VE(1.0)]
 LEVELS = from_logsnr(np.array([-18.0, -6.0, -1.0, 0.0, 0.7, 5.0, 19.0]))
 
 
@@ -96,24 +98,18 @@ def decay(process: LinearBeta | LinearBetaDiscrete) -> Callable[[Decimal], Decim
 
 @pytest.mark.parametrize("process", [*BETAS, *TO_ZERO[:2]], ids=str)
 def test_linear_betas_to_all_digits(process: LinearBeta | LinearBetaDiscrete) -> None:
-    """Levels, and their distances over one to many steps of coarse and fine grids."""
+    """Levels of coarse and fine grids."""
     with localcontext(prec=40):
         exact = decay(process)
         for steps in (1, 32, 1000, 8192, 10**6):
             t = np.unique(np.linspace(1, steps, 17).astype(int))
-            s = np.unique(np.concatenate([t - 1, t - 2, t // 2, 0 * t])).clip(0)
-            levels = {}
-            for i in {*t.tolist(), *s.tolist()}:
+            for i in {*t.tolist(), *(t // 2).tolist(), 0}:
                 alpha = (-exact(Decimal(i) / steps)).exp()
-                levels[i] = Level(alpha, (1 - alpha**2).sqrt())
+                exactly = Level(alpha, (1 - alpha**2).sqrt())
                 found = process.level(np.float64(i) / steps)
                 for name in ("alpha", "sigma"):
-                    true = float(getattr(levels[i], name))
+                    true = float(getattr(exactly, name))
                     assert float(getattr(found, name)) == pytest.approx(true, rel=1e-14, abs=0), (i, steps, name)
-            for i, j in [(i, j) for i in t.tolist() for j in s.tolist() if j <= i]:
-                distance = float(levels[i].sigma * levels[j].alpha - levels[i].alpha * levels[j].sigma)
-                found = process.cross(np.float64(i), np.float64(j), steps)
-                assert float(found) == pytest.approx(distance, rel=1e-13, abs=0), (i, j, steps)
 
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the optional sibling folder ../shared/golden")
@@ -123,7 +119,7 @@ def test_linear_betas_are_those_of_published_programs() -> None:
     by_name: dict[str, LinearBeta | LinearBetaDiscrete] = {"linear": LinearBeta(t_min=0.0), "discrete": discrete}
     with np.load(GOLDEN / "ddpm" / "schedules.npz") as ddpm, np.load(GOLDEN / "solvers" / "schedules.npz") as solvers:
         product = np.concatenate([[1.0], ddpm["linear1000/alphas_cumprod"]])
-        chex.assert_trees_all_close(grids.uniform(discrete, 1000).alpha[::-1] ** 2, product, rtol=1e-12)
+        chex.assert_trees_all_close(grids.make_grid(discrete, 1000).alpha[::-1] ** 2, product, rtol=1e-12)
         keys = ("t", "log_alpha_f64", "sigma_f64", "lambda_f64")
         recorded: list[tuple[Any, list[np.ndarray]]] = [(discrete, [ddpm[f"linear1000/cont_{key}"] for key in keys])]
         for name, process in by_name.items():
@@ -145,7 +141,6 @@ def test_time_zero_of_linear_betas() -> None:
         chex.assert_trees_all_close(LinearBeta(t_min=t_min).level(np.float64(0)), uncut, rtol=1e-14)
     for process in TO_ZERO:
         assert process.level(np.float64(0)) == (1, 0)
-        assert process.cross(np.float64(0), np.float64(0)) == 0
 
 
 @pytest.mark.parametrize("process", [*COSINES, *BETAS, *IDDPM, *LINEAR_ALPHAS], ids=str)
@@ -171,18 +166,6 @@ def test_float32_levels_are_accurate_at_both_ends(process: Process) -> None:
     chex.assert_trees_all_close(level.sigma, exact.sigma, rtol=5e-7)
 
 
-@pytest.mark.parametrize("process", [*COSINES, *BETAS, *TO_ZERO, *IDDPM], ids=str)
-def test_cross_is_the_distance_of_two_levels(process: Process) -> None:
-    t, s = np.linspace(0.1, 1, 50), np.linspace(0, 0.9, 50)
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = process.level(t), process.level(s)
-    chex.assert_trees_all_close(process.cross(t, s), sigma_t * alpha_s - alpha_t * sigma_s, rtol=1e-9)
-    close = np.float32(np.linspace(1e-3, 1, 50)), np.float32(np.linspace(1e-3, 1, 50) - 1 / 8192)
-    exact = process.cross(close[0].astype(np.float64), close[1].astype(np.float64))
-    found = jax.jit(process.cross)(jnp.asarray(close[0]), jnp.asarray(close[1]))
-    from_times = isinstance(process, (Cosine, VarianceExploding))
-    chex.assert_trees_all_close(found, exact, rtol=5e-7 if from_times else 3e-6)  # which is alpha's
-
-
 @pytest.mark.parametrize("process", [COSINES[1], *BETAS, *TO_ZERO, *IDDPM], ids=str)
 def test_schedules_can_be_written_down(process: Process, tiny_model: Model) -> None:
     model = dataclasses.replace(tiny_model, process=process)
@@ -197,7 +180,7 @@ def test_ddim_goes_to_the_exact_flow(process: Process, gaussian: toys.Gaussian) 
     z = np.random.default_rng(0).standard_normal((1, 2, 2, 1))
     errors = []
     for steps in (200, 2000):
-        grid = grids.check(grids.uniform(process, steps))
+        grid = grids.check(grids.make_grid(process, steps))
         levels = [Level(*(np.full(1, a) for a in grid.at(k))) for k in range(steps + 1)]
         end = z
         for t, s in pairwise(levels):
@@ -249,7 +232,9 @@ def test_linear_alphas_meet_linear_betas_at_the_knots(process: LinearAlphaDiscre
         chex.assert_trees_all_close(logs, (1 - part) * ends[:-1] + part * ends[1:], rtol=1e-11, atol=1e-15)
 
 
-@pytest.mark.parametrize("process", [*BETAS[:2], *TO_ZERO[:1], grids.fitted_beta(0.002, 80.0), *LINEAR_ALPHAS], ids=str)
+@pytest.mark.parametrize(
+    "process", [*BETAS[:2], *TO_ZERO[:1], edm_grids.fitted_beta(0.002, 80.0), *LINEAR_ALPHAS], ids=str
+)
 def test_rates_are_derivatives_of_the_decay(process: Any) -> None:
     middles = (np.arange(50) + 0.5) / 50 + (0.2 / 1000 if process in LINEAR_ALPHAS[:1] else 0)  # between knots
     decay, h = lambda t: -np.log(process.level(t).alpha), 1e-5
@@ -261,20 +246,24 @@ def test_rates_are_derivatives_of_the_decay(process: Any) -> None:
         assert (np.abs(process.rate(knots[1:6]) / earlier - 1) > 0.05).all(), "of later times, not of earlier ones"
 
 
-@pytest.mark.parametrize("process", [*IDDPM, *LINEAR_ALPHAS], ids=str)
-def test_cross_on_the_host(process: Process) -> None:
-    t, s = np.linspace(0.1, 1, 50), np.linspace(0, 0.9, 50)
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = process.level(t), process.level(s)
-    chex.assert_trees_all_close(process.cross(t, s), sigma_t * alpha_s - alpha_t * sigma_s, rtol=1e-9)
-    chex.assert_trees_all_close(process.cross(7 * t, 7 * s, 7), process.cross(t, s), rtol=1e-11)
-    assert not process.cross(t, t).any()
+def test_variance_exploding_keeps_the_sample() -> None:
+    t = np.array([1.0, 0.25, 0.0])
+    level = VE(20.0).level(t)
+    chex.assert_trees_all_equal(level, Level(np.ones(3), 20 * t))
+    chex.assert_trees_all_equal(VE(20.0).time(level), t)
 
 
-def test_variance_exploding_keeps_the_image() -> None:
-    sigma = np.array([80.0, 1.0, 0.0])
-    level = VarianceExploding().level(sigma)
-    chex.assert_trees_all_equal(level.alpha, 1)
-    chex.assert_trees_all_equal(VarianceExploding().time(level), sigma)
+@pytest.mark.parametrize("shift", [0.5, 1.0, 1.15, 3.0])
+def test_rectified_flow_is_a_straight_line_with_shifted_times(shift: float) -> None:
+    """t' = shift·t / (1 + (shift - 1)·t) of Stable Diffusion 3; sigma/alpha is `shift` times that without a shift."""
+    t = np.linspace(0, 1, 101)
+    process, shifted = RectifiedFlow(shift), shift * t / (1 + (shift - 1) * t)
+    level = process.level(t)
+    chex.assert_trees_all_close(level, Level(1 - shifted, shifted), rtol=0, atol=1e-15)
+    assert (level.alpha[0], level.sigma[0]) == (1, 0) and (level.alpha[-1], level.sigma[-1]) == (0, 1)
+    chex.assert_trees_all_close(process.time(level), t, rtol=0, atol=1e-15)
+    inside = level.at(slice(1, -1))
+    chex.assert_trees_all_close(inside.sigma / inside.alpha, shift * (t / (1 - np.minimum(t, 0.995)))[1:-1], rtol=1e-12)
 
 
 def test_levels_from_logsnr() -> None:
@@ -296,16 +285,15 @@ def test_levels_from_logsnr() -> None:
 @pytest.mark.parametrize("k", [2, 3, 5, 7, 12, 16, 31, 1024])
 @pytest.mark.parametrize("steps", [1, 3, 4, 10, 49, 128])
 def test_grids_nest_bit_for_bit(k: int, steps: int) -> None:
-    for process in (Cosine(), LinearBeta(), LinearBetaDiscrete()):
-        coarse, fine = (grids.uniform(process, n) for n in (steps, k * steps))
+    for process in (Cosine(), LinearBeta(), LinearBetaDiscrete(), RectifiedFlow(3.0)):
+        coarse, fine = (grids.make_grid(process, n) for n in (steps, k * steps))
         chex.assert_shape(coarse.alpha, (steps + 1,))
         for some, all_ in zip(coarse, fine, strict=True):
             chex.assert_trees_all_equal(all_[::k], some)
-    chex.assert_trees_all_equal(grids.uniform_times(k * steps)[::k], grids.uniform_times(steps))
 
 
 def test_a_grid_runs_from_noise_to_clean() -> None:
-    grid = grids.uniform(Cosine(), 8)
+    grid = grids.make_grid(Cosine(), 8)
     chex.assert_trees_all_close(grid.logsnr[[0, -1]], np.array([-20, 20]), rtol=1e-12)
     assert (np.diff(grid.logsnr) > 0).all()
     clean = grids.clean_end(grid)
@@ -315,97 +303,14 @@ def test_a_grid_runs_from_noise_to_clean() -> None:
     grids.check(clean)
 
 
-# --- parameterisations
-
-TRUE = {"x": X, "eps": EPS, "v": predictions.v_from_x_and_eps(X, EPS, LEVELS)}
-RAW = {
-    **TRUE,
-    "both": np.concatenate([X, EPS], axis=-1),
-    "edm": predictions.edm_from_x_and_eps(X, EPS, LEVELS),
-    "score": -EPS,
-    "eps_var": np.concatenate([EPS, images(7)], axis=-1),
-}
+# --- what remains of predictions beside tests/test_one_formula.py
 
 
-@pytest.mark.parametrize("prediction", predictions.PREDICTIONS)
-def test_a_perfect_output_is_read_as_the_truth(prediction: str) -> None:
-    raw = RAW[prediction]
-    assert raw.shape[-1] == predictions.output_channels(prediction, X.shape[-1])
-    found = predictions.estimate(prediction, raw, Z, LEVELS)
-    for name, value in TRUE.items():
-        # z - alpha·x loses the digits of sigma·eps that alpha·x covers, hence 1e-16 / 7e-5
-        chex.assert_trees_all_close(getattr(found, name), value, rtol=0, atol=2e-11, custom_message=name)
-    chex.assert_trees_all_close(predictions.to_x(prediction, raw, Z, LEVELS), X, rtol=0, atol=1e-11)
-
-
-CYCLES: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "x -> eps -> x": (predictions.eps_from_x, predictions.x_from_eps),
-    "eps -> x -> eps": (predictions.x_from_eps, predictions.eps_from_x),
-    "v -> x -> v": (
-        predictions.x_from_v,
-        lambda z, x, lv: predictions.v_from_x_and_eps(x, predictions.eps_from_x(z, x, lv), lv),
-    ),
-    "v -> eps -> v": (
-        predictions.eps_from_v,
-        lambda z, eps, lv: predictions.v_from_x_and_eps(predictions.x_from_eps(z, eps, lv), eps, lv),
-    ),
-    "x head = eps head": (
-        lambda z, x, lv: predictions.eps_from_x(z, x, lv),
-        lambda z, eps, lv: predictions.x_from_both(z, predictions.x_from_eps(z, eps, lv), eps, lv),
-    ),
-}
-
-
-@pytest.mark.parametrize(("there", "back"), CYCLES.values(), ids=CYCLES)
-def test_conversions_are_inverses(there: Callable[..., Any], back: Callable[..., Any]) -> None:
-    any_value = images(3)  # not what made z: the conversions are inverse for any network output
-    level, z = LEVELS.at(slice(1, -1)), Z[1:-1]
-    chex.assert_trees_all_close(
-        back(z, there(z, any_value[1:-1], level), level), any_value[1:-1], rtol=1e-7, atol=1e-10
-    )
-
-
-def test_log_variances_follow_the_scale_of_x_and_eps() -> None:
-    logvar = np.linspace(-3, 1, len(LEVELS.alpha))
-    converted = predictions.x_logvar_from_eps_logvar(logvar, LEVELS)
-    chex.assert_trees_all_close(np.exp(converted), np.exp(logvar) * LEVELS.sigma**2 / LEVELS.alpha**2, rtol=1e-12)
-    chex.assert_trees_all_close(predictions.eps_logvar_from_x_logvar(converted, LEVELS), logvar, rtol=1e-7, atol=1e-12)
-
-
-def test_clipping_acts_on_x_and_reaches_eps_and_v() -> None:
-    level, z = Level(*(np.full(1, a) for a in (0.6, 0.8))), np.full((1, 1, 1, 1), 1.5)
-    for prediction in ("x", "eps", "v"):
-        big = predictions.estimate("x", np.full_like(z, 3.0), z, level)
-        clipped = predictions.estimate(prediction, getattr(big, prediction), z, level, clip=True)
-        chex.assert_trees_all_close(
-            np.ravel(clipped), np.array([1, (1.5 - 0.6) / 0.8, 0.6 * (0.9 / 0.8) - 0.8]), rtol=1e-12
-        )
-
-
-def test_two_heads_weigh_by_the_noise() -> None:
-    raw = np.concatenate([X + 1, EPS], axis=-1)  # only the x head errs
-    wrong = predictions.to_x("both", raw, Z, LEVELS) - X
-    chex.assert_trees_all_close(wrong, np.broadcast_to(LEVELS.expand(X).sigma ** 2, X.shape), rtol=1e-7, atol=1e-11)
-    chex.assert_trees_all_equal(predictions.x_head("both", raw, Z, LEVELS), X + 1)
-    chex.assert_trees_all_equal(
-        predictions.x_head("v", TRUE["v"], Z, LEVELS), predictions.to_x("v", TRUE["v"], Z, LEVELS)
-    )
-
-
-@pytest.mark.parametrize("prediction", predictions.PREDICTIONS)
-def test_x_error_is_x_hat_minus_x(prediction: str) -> None:
-    level, z, x, eps = LEVELS.at(slice(1, -1)), Z[1:-1], X[1:-1], EPS[1:-1]
-    raw = RAW[prediction][1:-1] + images(5, RAW[prediction].shape[-1])[1:-1]
-    expected = predictions.to_x(prediction, raw, z, level) - x
-    chex.assert_trees_all_close(predictions.x_error(prediction, raw, x, eps, level), expected, rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("prediction", ["eps", "v", "velocity"])
 def test_x_error_does_not_cancel_near_zero_noise(prediction: str) -> None:
     level = Cosine().level(np.array([0.0, 1e-4, 1e-3]))
     x, eps = images(1, count=3), images(2, count=3)
-    true = {"eps": eps, "v": predictions.v_from_x_and_eps(x, eps, level)}[prediction]
-    raw = true + 0.01 * images(6, count=3)
+    raw = predictions.raw_of(prediction, x, eps, level) + 0.01 * images(6, count=3)
     raw, x, eps = (a.astype(np.float32) for a in (raw, x, eps))
     exact = predictions.x_error(prediction, raw.astype(np.float64), x.astype(np.float64), eps.astype(np.float64), level)
     level32 = Level(level.alpha.astype(np.float32), level.sigma.astype(np.float32))
@@ -433,12 +338,43 @@ def test_time_inputs() -> None:
     assert set(expected) == set(LOGSNR_INPUTS)
     for kind, value in expected.items():
         chex.assert_trees_all_close(LogsnrInput(kind).fraction(level), value, rtol=1e-9, atol=1e-12)
-        chex.assert_trees_all_close(LogsnrInput(kind).time(level), 1000 * value, rtol=1e-9, atol=1e-9)
+        chex.assert_trees_all_close(LogsnrInput(kind).time(level, Cosine()), 1000 * value, rtol=1e-9, atol=1e-9)
     chex.assert_trees_all_close(LogsnrInput().fraction(level), t, rtol=1e-7, atol=6e-5)
     far = from_logsnr(np.array([-50.0, -20.0, 20.0, 50.0]))
     noisy, _, _, clean = LogsnrInput().fraction(far)
     chex.assert_trees_all_close(LogsnrInput().fraction(far), np.array([noisy, noisy, clean, clean]), rtol=1e-14)
     assert 0 < clean < 1e-4 and noisy == pytest.approx(1 - clean)
+
+
+def test_time_inputs_of_times() -> None:
+    """DDPM's networks are told the index of a beta, rectified flows how far on the line the sample is."""
+    ddpm = LinearBetaDiscrete()
+    index = np.array([0, 1, 499, 999])
+    chex.assert_trees_all_close(TimeOfProcess(1000, -1).time(ddpm.level((index + 1) / 1000), ddpm), index, atol=1e-9)
+    for process, t in ((RectifiedFlow(), 0.3), (RectifiedFlow(3.0), 0.9 / 1.6)):
+        at = process.level(np.array([0.3, 1.0]))
+        chex.assert_trees_all_close(FlowInput().time(at, process), np.array([1000 * t, 1000]), rtol=1e-12)
+        chex.assert_trees_all_close(TimeOfProcess(1.0).time(at, process), np.array([0.3, 1.0]), rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", TIME_INPUTS.values())
+def test_time_inputs_are_finite_at_pure_noise(kind: Any) -> None:
+    wide = RectifiedFlow().level(np.array([1.0, 0.5]))
+    for level in (wide, Level(*map(jnp.float32, wide))):
+        told = kind().time(level, RectifiedFlow())
+        assert np.isfinite(told).all() or isinstance(kind(), LogsnrInput)
+        scale = kind().scale(level)
+        assert scale is None or np.isfinite(scale).all()
+
+
+def test_logit_normal_levels() -> None:
+    """Half of the times are below a half, and the logit of a share Phi(s) is below s."""
+    u = np.array([0.5, 0.15865525393145707, 0.9772498680518208])
+    level = NOISE_LEVELS["logit_normal"](RectifiedFlow(), jnp.asarray(u, jnp.float32))
+    expected = 1 / (1 + np.exp(-np.array([0.0, -1.0, 2.0])))
+    chex.assert_trees_all_close(level.sigma, np.float32(expected), rtol=1e-5)
+    ends = NOISE_LEVELS["logit_normal"](RectifiedFlow(), jnp.array([0.0, 1 - 2**-24]))
+    assert np.isfinite(np.stack(ends)).all()
 
 
 # --- the forward process and its posterior
@@ -560,25 +496,28 @@ def test_probabilities_of_all_grey_levels_sum_to_one(mean: float, log_scale: flo
 
 
 def test_weightings_are_errors_of_other_quantities() -> None:
+    """The weighted error of x_hat is the plain error of what another network would have predicted."""
     level = LEVELS.at(slice(1, -1))
-    x_hat = X[1:-1] + images(8)[1:-1]
-    z = Z[1:-1]
-    wrong = predictions.estimate("x", x_hat, z, level)
-    squared = {name: np.mean((getattr(wrong, name) - TRUE[name][1:-1]) ** 2, axis=(1, 2, 3)) for name in TRUE}
-    squared["larger"] = np.maximum(squared["x"], squared["eps"])
-    f_hat = predictions.edm_from_x_and_eps(wrong.x, wrong.eps, level)
-    squared["F"] = np.mean((f_hat - RAW["edm"][1:-1]) ** 2, axis=(1, 2, 3))
-    same = {"constant": "x", "snr": "eps", "snr_plus_one": "v", "snr_trunc": "larger", "edm": "F"}
-    assert set(same) == set(weighting.WEIGHTINGS)
-    for name, quantity in same.items():
-        weighted = weighting.WEIGHTINGS[name](level) * squared["x"]
-        chex.assert_trees_all_close(weighted, squared[quantity], rtol=1e-8, custom_message=name)
+    x, eps, x_hat = X[1:-1], EPS[1:-1], (X + images(8))[1:-1]
+    eps_hat = predictions.eps_from_x(Z[1:-1], x_hat, level)
+
+    def squared(prediction: str) -> np.ndarray:
+        found, true = (predictions.raw_of(prediction, *pair, level) for pair in ((x_hat, eps_hat), (x, eps)))
+        return np.mean((found - true) ** 2, axis=(1, 2, 3))
+
+    same = {"constant": "x", "snr": "eps", "snr_plus_one": "v", "edm": "edm", "velocity": "velocity"}
+    errors = {name: squared(prediction) for name, prediction in same.items()}
+    errors["snr_trunc"] = np.maximum(errors["constant"], errors["snr"])
+    assert set(errors) == set(weighting.WEIGHTINGS)
+    for name, expected in errors.items():
+        weighted = weighting.of(name, level, predictions.SIGMA_DATA) * errors["constant"]
+        chex.assert_trees_all_close(weighted, expected, rtol=1e-8, custom_message=name)
 
 
 @pytest.mark.parametrize("prediction", predictions.PREDICTIONS)
 @pytest.mark.parametrize("name", weighting.WEIGHTINGS)
 def test_eps_networks_warn_of_truncated_snr_alone(prediction: str, name: str) -> None:
-    if prediction in ("eps", "score", "eps_var") and name == "snr_trunc":
+    if prediction in ("eps", "score", "scaled_score", "eps_var") and name == "snr_trunc":
         with pytest.warns(UserWarning, match=f"{name}.*diverges.*Use weighting 'snr'"):
             weighting.check(name, prediction)
         return
@@ -589,12 +528,15 @@ def test_eps_networks_warn_of_truncated_snr_alone(prediction: str, name: str) ->
 
 # --- bad input
 
-SORTED = grids.uniform(Cosine(), 4)
+SORTED = grids.make_grid(Cosine(), 4)
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an empty logsnr range": (lambda: Cosine(20, -20), r"logsnr_min must be below logsnr_max.*20"),
     "an infinite logsnr": (lambda: Cosine(-20, math.inf), r"must be finite.*inf"),
     "beta_min of 0": (lambda: LinearBeta(0.0), r"0 < beta_min <= beta_max.*beta_min=0\.0"),
     "falling betas": (lambda: LinearBeta(20.0, 0.1), r"beta_min <= beta_max.*beta_max=0\.1"),
+    "a shift of 0": (lambda: RectifiedFlow(0.0), r"must be positive and finite, got 0\.0"),
+    "an infinite shift": (lambda: RectifiedFlow(math.inf), r"must be positive and finite, got inf"),
+    "no range of noise": (lambda: VE(0.001), r"0 < sigma_min < sigma_max.*sigma_max=0\.001"),
     "an infinite beta": (lambda: LinearBeta(0.1, math.inf), r"both finite.*inf"),
     "a beta that is no number": (lambda: LinearBeta(math.nan), r"both finite.*nan"),
     "a cut at 1": (lambda: LinearBeta(t_min=1.0), r"t_min must be in \[0, 1\).*t_min=1\.0"),
@@ -609,10 +551,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "a negative t_min": (lambda: IDDPMCosine(t_min=-0.1), r"0 <= t_min.*t_min=-0\.1"),
     "a negative offset": (lambda: IDDPMCosine(s=-0.008), r"s >= 0, got .*s=-0\.008"),
     "linear alphas of falling betas": (lambda: LinearAlphaDiscrete(10, 0.1, 0.01), r"beta_start <= beta_end.*0\.01"),
-    "zero steps": (lambda: grids.uniform(Cosine(), 0), r"at least 1, got 0"),
-    "negative steps": (lambda: grids.uniform_times(-4), r"at least 1, got -4"),
-    "half a step": (lambda: grids.uniform_times(2.5), r"whole number.*got 2\.5"),  # type: ignore[arg-type]
-    "steps that are a bool": (lambda: grids.uniform_times(True), r"whole number.*got True"),
+    "zero steps": (lambda: grids.make_grid(Cosine(), 0), r"at least 1, got 0"),
+    "negative steps": (lambda: grids.make_grid(Cosine(), -4), r"at least 1, got -4"),
+    "half a step": (lambda: grids.make_grid(Cosine(), 2.5), r"whole number.*got 2\.5"),  # type: ignore[arg-type]
+    "steps that are a bool": (lambda: grids.make_grid(Cosine(), True), r"whole number.*got True"),
     "a rising grid": (lambda: grids.check(SORTED.at(slice(None, None, -1))), r"decrease in noise.*rows 0 and 1.*Sort"),
     "a repeated level": (lambda: grids.check(SORTED.at(np.array([0, 1, 1, 2]))), r"rows 1 and 2.*drop repeated"),
     "a NaN level": (lambda: grids.check(Level(SORTED.alpha * np.nan, SORTED.sigma)), r"must be finite"),

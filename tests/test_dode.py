@@ -29,9 +29,9 @@ from diffusion_distill.denoisers.model import Denoiser, Model
 from diffusion_distill.evaluation.features import Pixels
 from diffusion_distill.evaluation.measuring import EvaluationSettings
 from diffusion_distill.process import grids
+from diffusion_distill.process.grids import make_grid
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import Cosine, Karras, LinearBetaDiscrete
-from diffusion_distill.process.spacings import spaced
+from diffusion_distill.process.processes import VE, Cosine, LinearBetaDiscrete
 from diffusion_distill.process.time_input import IDDPMInput
 from diffusion_distill.solvers import SOLVERS, Table, ancestral, ddim, dode, engine, heun, registry, tabulate
 from diffusion_distill.solvers.engine import run_host
@@ -43,16 +43,16 @@ from diffusion_distill.training.sharding import data_mesh, devices_for, replicat
 
 SHAPE = (2, 2, 1)
 SCHEDULE = Cosine(-6, 9)
-VE = Karras(6, sigma_max=20.0)
+EXPLODING = VE(20.0)
 #: name -> (solver, process): every kind of table with directions.
 STUDENTS: dict[str, tuple[str, Any]] = {
     "ddim": ("ddim", SCHEDULE),
-    "ddim, VE": ("ddim", VE),
-    "heun, VE": ("heun", VE),
-    "heun, published": ("heun keep_slope=true", VE),
+    "ddim, VE": ("ddim", EXPLODING),
+    "heun, VE": ("heun", EXPLODING),
+    "heun, published": ("heun keep_slope=true", EXPLODING),
     "ipndm": ("ipndm", SCHEDULE),
     "deis": ("deis", SCHEDULE),
-    "deis, VE": ("deis", VE),
+    "deis, VE": ("deis", EXPLODING),
     "singlestep": ("dpm_solver order=3 method=singlestep", SCHEDULE),
     "multistep": ("dpm_solver++ order=3", SCHEDULE),
     "unipc": ("unipc", SCHEDULE),
@@ -65,7 +65,7 @@ every_student = pytest.mark.parametrize("name", STUDENTS)
 def student_of(name: str, steps: int = 5) -> tuple[Table, Any]:
     """The table on a grid to zero noise, and its process."""
     solver, process = STUDENTS[name]
-    return tabulate(solver, grids.clean_end(spaced(process, steps)), process), process
+    return tabulate(solver, grids.clean_end(make_grid(process, steps)), process), process
 
 
 class Curved(struct.PyTreeNode):
@@ -412,7 +412,7 @@ def test_a_row_beyond_the_bound_is_warned_of(teacher: Artefact) -> None:
 SAMPLED = [*SOLVERS, "unipc output=eps", "ablation schedule=ve", "ddim ending=x_hat", "two_stage trial=log"]
 
 
-@pytest.mark.parametrize("process", [SCHEDULE, VE], ids=["VP", "VE"])
+@pytest.mark.parametrize("process", [SCHEDULE, EXPLODING], ids=["VP", "VE"])
 @pytest.mark.parametrize("solver", SAMPLED)
 def test_clipped_samples_are_in_range(solver: str, process: Any, toy_networks: None) -> None:
     """Of every solver, and of lambdas that lead far beyond; without clipping, these do."""
@@ -602,7 +602,7 @@ def test_the_solver_of_the_documentation(teacher: Artefact, monkeypatch: pytest.
          ).replace('SOLVERS["', 'registry.SOLVERS["'), {})  # fmt: skip
     found = fit_solver(teacher, "extrapolated weight=0.3", 4, FitSettings(scale=3, batch_size=24))
     assert (found.lambdas[1:] != 0).all() and (found.fitted <= found.plain * (1 + 1e-5)).all()
-    grid = grids.clean_end(spaced(SCHEDULE, 4))
+    grid = grids.clean_end(make_grid(SCHEDULE, 4))
     none, ddims = tabulate("extrapolated weight=0", grid).plain(), ddim(grid).plain()
     chex.assert_trees_all_close(none, ddims, rtol=1e-12)
 

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import edm_tensors
 import numpy as np
 import pytest
 import snapshots
@@ -18,15 +19,14 @@ from weight_files import FULL_EDM, Flat, assert_same, needs_full, random_arrays,
 from diffusion_distill import weights
 from diffusion_distill.api import import_weights
 from diffusion_distill.formats import torch_pickle
-from diffusion_distill.process import grids
-from diffusion_distill.process.processes import Karras
+from diffusion_distill.process import edm_grids
+from diffusion_distill.process.processes import VE
 from diffusion_distill.process.time_input import VPInput
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.weights import (
     Fetched,
     WeightsError,
     edm,
-    edm_layout,
     matching,
 )
 
@@ -88,7 +88,7 @@ RANGES = {"VPPrecond": (0.0009765625, 152.16697692871094), "iDDPMPrecond": (0.00
 def shapes_in(wrapper: str, network: str) -> dict[str, tuple[int, ...]]:
     """The tensors of a network made with `KWARGS`."""
     model = edm.model_of(wrapper, {**KWARGS, "model_type": network})
-    return edm_layout.tensor_shapes(model.network, model.shape)
+    return edm_tensors.tensor_shapes(model.network, model.shape)
 
 
 class Snapshot:
@@ -100,7 +100,7 @@ class Snapshot:
         self.inner: Flat = {}  # of the network, where they differ
         self.attributes: Flat = {**CONSTANTS[wrapper]}  # of the wrapper
         self.attributes |= dict(zip(("sigma_min", "sigma_max"), RANGES.get(wrapper, ()), strict=False))
-        self.buffers = {"u": grids.iddpm_sigmas(dtype=np.float32)} if wrapper == "iDDPMPrecond" else {}
+        self.buffers = {"u": edm_grids.iddpm_sigmas(dtype=np.float32)} if wrapper == "iDDPMPrecond" else {}
         self.late: list[Callable[[Any], None]] = []  # what is changed in the pickled wrapper
         self.tensors = random_arrays(0, shapes_in(wrapper, network))
         filters = [name for name in self.tensors if name.endswith("resample_filter")]
@@ -124,7 +124,7 @@ class Snapshot:
     [
         ("EDMPrecond", "edm", 0.002, 80),
         ("VPPrecond", "eps", 0.002, 80),
-        ("VEPrecond", "score", 0.02, 80),
+        ("VEPrecond", "scaled_score", 0.02, 80),
         ("iDDPMPrecond", "eps_var", 0.006422337, 80),
     ],
 )
@@ -135,10 +135,10 @@ def test_the_file_decides_the_model(
     found = edm.read(content.write(tmp_path / "file.pkl"))
     model = found.model
     assert (model.prediction, model.shape, model.num_classes) == (prediction, (8, 8, 3), 2)
-    assert isinstance(model.process, Karras)
+    assert isinstance(model.process, VE)
     np.testing.assert_allclose([model.process.sigma_min, model.process.sigma_max], [low, high], rtol=1e-6)
     assert (model.network.dropout, found.facts["arguments"]["dropout"]) == (0.0, 0.1)  # type: ignore[attr-defined]
-    stored = edm_layout.to_state_dict(model.network, model.shape, found.params)
+    stored = edm_tensors.to_state_dict(model.network, model.shape, found.params)
     assert stored.keys() == content.tensors.keys()
     for name, array in content.tensors.items():
         np.testing.assert_array_equal(stored[name], array)
@@ -151,7 +151,7 @@ def test_constants_of_a_wrapper_are_used(tmp_path: Path) -> None:
     content = Snapshot(sigma_data=0.6, sigma_max=50.0, use_fp16=True)
     content.attributes |= {"sigma_data": 0.6, "sigma_max": 50.0, "use_fp16": True}
     model = edm.read(content.write(tmp_path / "file.pkl")).model
-    assert (model.sigma_data, model.process) == (0.6, Karras(sigma_max=50.0))
+    assert (model.sigma_data, model.process) == (0.6, VE(sigma_max=50.0))
     content = Snapshot("VPPrecond", beta_d=10.0, M=500, epsilon_t=0.01)
     low, high = (float(np.sqrt(np.expm1(5 * t**2 + 0.1 * t))) for t in (0.01, 1))
     content.attributes |= {"beta_d": 10.0, "M": 500, "epsilon_t": 0.01, "sigma_min": low, "sigma_max": high}
@@ -281,7 +281,7 @@ def test_filters_of_a_file_are_used_or_refused(tmp_path: Path) -> None:
         path = content.write(tmp_path / "file.pkl")
         if network == "SongUNet":
             found = edm.read(path)
-            stored = edm_layout.to_state_dict(found.model.network, found.model.shape, found.params)
+            stored = edm_tensors.to_state_dict(found.model.network, found.model.shape, found.params)
             np.testing.assert_array_equal(stored[FILTER], other)
         else:
             with pytest.raises(WeightsError, match=FILTER):
@@ -292,7 +292,7 @@ def test_filters_of_a_file_are_used_or_refused(tmp_path: Path) -> None:
 def test_a_given_model_must_be_the_one_in_the_file(tmp_path: Path) -> None:
     path = Snapshot().write(tmp_path / "file.pkl")
     model = edm.read(path).model
-    other_grid = dataclasses.replace(model.with_network(dropout=0.3), process=Karras(40))
+    other_grid = dataclasses.replace(model.with_network(dropout=0.3), process=VE(40.0))
     assert edm.read(path, other_grid).model is other_grid
     wider = edm.model_of("EDMPrecond", {**KWARGS, "model_type": "SongUNet", "model_channels": 8})
     with pytest.raises(WeightsError, match=r"network.ch is 4 instead of 8; network.emb_ch is 16 instead of 32.*path"):

@@ -105,13 +105,15 @@ def test_an_exported_model_is_read_as_written(tmp_path: Path) -> None:
 
 
 NETWORK = ABOUT["model"]["network"]
+DEEP = {"name": "dit", "width": 4, "depth": 60_000, "num_heads": 1, "out_ch": 1}
 WRONG_DESCRIPTIONS: list[tuple[dict[str, Any], str]] = [
     *(({name: None}, f"has {name} None") for name in ABOUT),
     *(({"steps": steps}, "steps") for steps in (-1, 2**40, True, 1.5, "8")),
     ({"model": {}}, "no model"),
     ({"model": ABOUT["model"] | {"shape": 4}}, "no model"),
     ({"model": ABOUT["model"] | {"prediction": ["x"]}}, "no model"),
-    ({"model": ABOUT["model"] | {"network": NETWORK | {"num_res_blocks": 60_000}}}, "60000 blocks"),
+    ({"model": ABOUT["model"] | {"network": NETWORK | {"num_res_blocks": 60_000}}}, "60001 blocks"),
+    ({"model": ABOUT["model"] | {"network": DEEP}}, "60000 blocks"),
     ({"model": ABOUT["model"] | {"network": NETWORK | {"ch": 2**40}}}, "plausible"),
 ]
 

@@ -24,10 +24,10 @@ from diffusion_distill.base.arrays import expand, namespace
 from diffusion_distill.denoisers.clipping import Clipped, Thresholded
 from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided, label_log_prob
 from diffusion_distill.denoisers.model import Denoiser, Model
+from diffusion_distill.process.grids import make_grid
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import eps_from_x
-from diffusion_distill.process.processes import Cosine, VarianceExploding
-from diffusion_distill.process.spacings import spaced
+from diffusion_distill.process.processes import VE, Cosine
 from diffusion_distill.solvers import dpm_solver_pp, engine
 from diffusion_distill.training.sharding import data_mesh, replicated, split
 
@@ -36,7 +36,7 @@ NULL = len(SHARES)
 LABELS = np.array([0, 1, 2, 2, 1, 0, 1, 2], np.int32)
 Z = np.random.default_rng(0).normal(size=(8, 2, 2, 1))
 #: One level per sample, from nearly clean to nearly noise.
-LEVELS = {"VP": Cosine(-8, 8).level(np.arange(8) / 7), "VE": VarianceExploding().level(np.geomspace(0.05, 20, 8))}
+LEVELS = {"VP": Cosine(-8, 8).level(np.arange(8) / 7), "VE": VE(1.0).level(np.geomspace(0.05, 20, 8))}
 every_level = pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
 
 
@@ -260,7 +260,7 @@ NOISY_TO_CLEAN = Cosine(-8, 8)
 
 def multistep(steps: int) -> Any:
     """A table of second order."""
-    return dpm_solver_pp(spaced(NOISY_TO_CLEAN, steps, "logsnr"), order=2)
+    return dpm_solver_pp(make_grid(NOISY_TO_CLEAN, steps, "logsnr"), order=2)
 
 
 GUIDED = {

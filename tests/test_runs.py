@@ -23,7 +23,7 @@ from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising, Progressive, Tract
 from diffusion_distill.methods.knowledge import Knowledge
 from diffusion_distill.process import grids
-from diffusion_distill.process.processes import Cosine, Karras
+from diffusion_distill.process.processes import VE, Cosine
 from diffusion_distill.process.time_input import EDMInput
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.logs import read_json_lines
@@ -306,16 +306,17 @@ def test_conditional_students_with_two_heads(method: Any, toy_networks: None) ->
 )
 def test_edm_teachers_are_distilled(method: Any, toy_networks: None, source: toys.GaussianSource) -> None:
     """By Heun's steps on the grid the method asks for, which the students keep; later phases step by DDIM."""
-    model = Model(toys.Perceptron(1), (2, 2, 1), Karras(18), prediction="edm", time_input=EDMInput())
+    model = Model(toys.Perceptron(1), (2, 2, 1), VE(), prediction="edm", time_input=EDMInput())
     teacher = api.train(model, source, Denoising(64, noise="lognormal", weighting="edm"), SETTINGS)
     students = api.distill(teacher, source, method, SETTINGS)
     for steps, student in students.items():
-        assert student.model.process == Karras(8)
+        levels = grids.make_grid(VE(), 8).at(slice(None, None, 8 // steps))
+        np.testing.assert_array_equal(np.stack(student.grid), np.stack(levels))
         images = api.sample(student, 8)
         assert np.isfinite(images).all() and images.std() > 0
-        assert api.table_for(student.model, steps).nfe == steps
-    np.testing.assert_allclose(grids.uniform(students[min(students)].model.process, 1).sigma, [80, 0])
-    assert api.table_for(teacher.on_grid(5).model, 5, "heun").nfe == 9
+        table = api.table_for(student, steps)
+        np.testing.assert_array_equal(table.level.sigma, levels.sigma[:-1])
+    assert api.table_for(teacher, 5, "heun").nfe == 9
     first = students[max(students)]
     with pytest.raises(ValueError, match=r"A student steps by DDIM, not by heun"):
         api.distill(first, source, Tract.edm((first.steps, 1), length="64"), SETTINGS)

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import toys
 
-from diffusion_distill.process import grids, spacings
+from diffusion_distill.process import edm_grids, grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import LinearAlphaDiscrete, LinearBeta, Process
+from diffusion_distill.process.processes import LinearBeta, Process
+from diffusion_distill.process.vp_discrete import LinearAlphaDiscrete
 from diffusion_distill.solvers import SOLVERS, Table, ddim, deis, dpm_solver, dpm_solver_pp, heun, ipndm, unipc
 from diffusion_distill.solvers.dpm_solver import order_plan
 from diffusion_distill.solvers.engine import run_host
@@ -28,11 +29,11 @@ from diffusion_distill.solvers.table import Directions
 
 pytestmark = pytest.mark.fast
 
-LINEAR, FITTED = LinearBeta(t_min=0.0), grids.fitted_beta(0.002, 80.0)
+LINEAR, FITTED = LinearBeta(t_min=0.0), edm_grids.fitted_beta(0.002, 80.0)
 #: From most noise to little: kind -> (steps -> levels), the ends those of the recorded references.
 GRIDS: dict[str, Callable[[int], Level]] = {
-    "VP": lambda steps: spacings.spaced(LINEAR, steps, "logsnr", end=1e-3),
-    "VE": lambda steps: grids.edm(steps + 1).at(slice(None, -1)),
+    "VP": lambda steps: grids.make_grid(LINEAR, steps, "logsnr", end=1e-3),
+    "VE": lambda steps: edm_grids.edm(steps + 1).at(slice(None, -1)),
 }
 with np.load(Path(__file__).parent / "golden" / "solvers" / "order_smooth.npz") as recorded:
     START, ENDS = recorded["x_T"], {"VP": recorded["ref/linear"], "VE": recorded["ref/edm"]}
@@ -385,7 +386,9 @@ def ratio(level: Level) -> np.ndarray:
 
 def uneven(kind: str) -> tuple[Level, np.ndarray]:
     """A grid whose steps in half log-SNR differ, and that."""
-    grid = spacings.spaced(LINEAR, 12, "rho", end=1e-3) if kind == "VP" else grids.edm(13, 0.1, 8.0).at(slice(0, 13))
+    grid = (
+        grids.make_grid(LINEAR, 12, "rho", end=1e-3) if kind == "VP" else edm_grids.edm(13, 0.1, 8.0).at(slice(0, 13))
+    )
     return grid, grid.logsnr / 2
 
 
@@ -548,14 +551,14 @@ def d_edm(grid: Level, lambdas: np.ndarray, keep: bool = False) -> np.ndarray:
     return z
 
 
-NODES_2, NODES_3 = (spacings.singlestep(LINEAR, [n] * 3, "logsnr") for n in (2, 3))
+NODES_2, NODES_3 = (grids.singlestep(LINEAR, [n] * 3, "logsnr") for n in (2, 3))
 VE = GRIDS["VE"](5)
 FROM_THE_PAPER: dict[str, tuple[Callable[..., Table], Paper, Level]] = {
     "D-DDIM": (ddim, d_ddim, GRIDS["VP"](3)),
     "D-DDIM to zero noise": (ddim, d_ddim, grids.clean_end(GRIDS["VP"](3))),
     "D-DDIM of eps at alpha = 1": (partial(ddim, output="eps"), d_ddim, GRIDS["VE"](3)),
     "D-DDIM of x_hat": (ddim, d_ddim_of_data, GRIDS["VE"](3)),
-    "D-DDIM of x_hat to zero noise": (ddim, d_ddim_of_data, grids.edm(4)),
+    "D-DDIM of x_hat to zero noise": (ddim, d_ddim_of_data, edm_grids.edm(4)),
     "Sep": (SOLVERS["ddim-sep"], partial(d_variant, sep), GRIDS["VP"](4)),
     "All": (SOLVERS["ddim-all"], partial(d_variant, all_outputs), GRIDS["VP"](4)),
     "D-DDIM-2": (SOLVERS["ddim-2"], partial(d_variant, two), GRIDS["VP"](4)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,9 +14,9 @@ import toys
 
 from diffusion_distill import api
 from diffusion_distill.denoisers.model import Model
-from diffusion_distill.process import grids
+from diffusion_distill.process import edm_grids, grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import Cosine, Karras, LinearBeta, Process
+from diffusion_distill.process.processes import VE, Cosine, LinearBeta, Process
 from diffusion_distill.solvers import SOLVERS, registry, spelled, steps_for, tabulate
 from diffusion_distill.solvers.options import known
 from diffusion_distill.studies.comparison import Comparison
@@ -26,8 +27,8 @@ pytestmark = pytest.mark.fast
 LINEAR, TWICE = LinearBeta(t_min=0.0), LinearBeta(beta_max=30.0, t_min=0.0)
 #: kind -> (grid to zero noise, the model's schedule)
 KINDS: dict[str, tuple[Level, Process]] = {
-    "VP": (grids.clean_end(grids.uniform(LINEAR, 6)), LINEAR),
-    "VE": (grids.edm(6), Karras(6)),
+    "VP": (grids.clean_end(grids.make_grid(LINEAR, 6)), LINEAR),
+    "VE": (edm_grids.edm(6), VE()),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -77,7 +78,7 @@ OPTIONS: dict[str, dict[str, tuple[Any, dict[str, Any]]]] = {
     "ipndm": {"order": (2, {}), "told": (lowered, {})},
     "deis": {
         "order": (2, {}),
-        "process": (lambda kind: TWICE if kind == "VP" else grids.fitted_beta(0.002, 80.0), {}),
+        "process": (lambda kind: TWICE if kind == "VP" else edm_grids.fitted_beta(0.002, 80.0), {}),
         "quadrature": ("left", {}),
         "told": (lowered, {}),
     },
@@ -263,12 +264,16 @@ def test_of_order_one_the_published_ending_is_x_hat(make: Callable[..., Any]) ->
 
 def test_a_table_has_as_many_steps_as_asked_for() -> None:
     """EDM's levels depend on their number: a model's table is on the grid of that many, a student's on its own."""
-    model = Model(toys.Perceptron(1), (2, 2, 1), Karras(18), prediction="x")
+    model = Model(toys.Perceptron(1), (2, 2, 1), VE(), prediction="x")
     for steps in (5, 9, 18):
-        np.testing.assert_array_equal(api.table_for(model, steps).level.sigma, grids.edm(steps).sigma[:-1])
-        chex.assert_trees_all_equal(api.grid_for(model, steps), grids.edm(steps))
+        np.testing.assert_array_equal(api.table_for(model, steps).level.sigma, edm_grids.edm(steps).sigma[:-1])
+        chex.assert_trees_all_equal(api.grid_for(model, steps), edm_grids.edm(steps))
     teacher, student = (Artefact(model, {}, steps=steps) for steps in (0, 9))
-    chex.assert_trees_all_equal(api.grid_for(teacher, 9), grids.edm(9))
-    chex.assert_trees_all_equal(api.grid_for(student, 9), grids.uniform(Karras(18), 9))
+    chex.assert_trees_all_equal(api.grid_for(teacher, 9), edm_grids.edm(9))
+    chex.assert_trees_all_equal(api.grid_for(student, 9), edm_grids.edm(9))
+    own = dataclasses.replace(student, grid=edm_grids.edm(18).at(slice(None, None, 2)))
+    chex.assert_trees_all_equal(api.grid_for(own, 9), own.grid)
+    chex.assert_trees_all_equal(api.grid_for(own, 3), own.grid.at(slice(None, None, 3)))
+    chex.assert_trees_all_equal(api.grid_for(own, 9, "rho", 0.1), grids.make_grid(VE(), 9, "rho", end=0.1))
     cosine = Model(toys.Perceptron(1), (2, 2, 1), Cosine())
-    chex.assert_trees_all_equal(api.grid_for(cosine, 5), grids.clean_end(grids.uniform(Cosine(), 5)))
+    chex.assert_trees_all_equal(api.grid_for(cosine, 5), grids.clean_end(grids.make_grid(Cosine(), 5)))

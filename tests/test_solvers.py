@@ -18,9 +18,9 @@ import toys
 from flax import struct
 
 from diffusion_distill.denoisers.model import Denoiser, Model
-from diffusion_distill.process import grids, noising
+from diffusion_distill.process import edm_grids, grids, noising
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import Cosine, LinearBeta, VarianceExploding
+from diffusion_distill.process.processes import VE, Cosine, LinearBeta
 from diffusion_distill.solvers import (
     SOLVERS,
     Table,
@@ -68,7 +68,7 @@ def stages_of(variant: str) -> int:
 def table_of(variant: str, steps: int, clean: bool = True, schedule: Cosine | None = None) -> Table:
     """The solver's table on a uniform grid, by default one that the solver's steps can follow."""
     name, options = VARIANTS[variant]
-    grid = grids.uniform(schedule or (Cosine() if stages_of(variant) == 1 else Cosine(-6, 9)), steps)
+    grid = grids.make_grid(schedule or (Cosine() if stages_of(variant) == 1 else Cosine(-6, 9)), steps)
     return SOLVERS[name](grids.clean_end(grid) if clean else grid, **options)
 
 
@@ -237,7 +237,7 @@ def test_ddim_is_exact_for_a_single_point(steps: int) -> None:
 @pytest.mark.fast
 def test_ddim_for_variance_exploding_levels_is_euler() -> None:
     sigma = np.array([3.0, 2.0, 0.5, 0.0])
-    table = ddim(VarianceExploding().level(sigma)).plain()
+    table = ddim(VE(1.0).level(sigma)).plain()
     # y + (sigma_s - sigma_t)·(y - x_hat)/sigma_t
     slope = np.diff(sigma) / sigma[:-1]
     chex.assert_trees_all_close(table.weights[:, 0, :], np.stack([1 + slope, -slope], axis=1), rtol=1e-15)
@@ -245,7 +245,7 @@ def test_ddim_for_variance_exploding_levels_is_euler() -> None:
 
 @pytest.mark.fast
 def test_tables_compose(exact: Denoiser) -> None:
-    grid = grids.clean_end(grids.uniform(Cosine(), 12))
+    grid = grids.clean_end(grids.make_grid(Cosine(), 12))
     start = jax.random.normal(jax.random.key(0), (4, *SHAPE))
     whole = engine.integrate(exact, ddim(grid), start)
     first, second = ddim(grid.at(slice(None, 6))), ddim(grid.at(slice(5, None)))
@@ -259,7 +259,7 @@ def test_tables_compose(exact: Denoiser) -> None:
 @pytest.mark.fast
 @pytest.mark.parametrize("gamma", [0.0, 0.4, 1.0])
 def test_ancestral_steps_are_draws_from_the_posterior(gamma: float, exact: Denoiser) -> None:
-    grid = grids.uniform(Cosine(-9, 9), 5)
+    grid = grids.make_grid(Cosine(-9, 9), 5)
     recorded = jax.random.normal(jax.random.key(1), (5, 3, *SHAPE))
     start = jax.random.normal(jax.random.key(0), (3, *SHAPE))
     seen = engine.integrate(exact, ancestral(grid, gamma), start, row_noise=recorded, states=True)
@@ -275,7 +275,7 @@ def test_ancestral_steps_are_draws_from_the_posterior(gamma: float, exact: Denoi
 def test_ancestral_has_the_moments_of_the_data(
     gamma: float, steps: int, gaussian: toys.Gaussian, exact: Denoiser
 ) -> None:
-    grid = grids.clean_end(grids.uniform(Cosine(-9, 9), steps))
+    grid = grids.clean_end(grids.make_grid(Cosine(-9, 9), steps))
     count = 40_000
     drawn = np.asarray(engine.sample(jax.random.key(8), exact, ancestral(grid, gamma), (count // 4, *SHAPE)))
     mean, variance = moments_of_ancestral(gaussian, grid, gamma)
@@ -306,9 +306,9 @@ def moments_of_ancestral(data: toys.Gaussian, grid: Level, gamma: float) -> tupl
 
 #: Grids on which the flow is smooth: kind -> (steps -> levels).
 SMOOTH: dict[str, Callable[[int], Level]] = {
-    "cosine": lambda steps: grids.uniform(Cosine(-6, 6), steps),
-    "linear beta": lambda steps: grids.uniform(LinearBeta(t_min=0.05), steps),
-    "VE": lambda steps: grids.edm(steps + 1, 0.05, 20.0).at(slice(None, -1)),
+    "cosine": lambda steps: grids.make_grid(Cosine(-6, 6), steps),
+    "linear beta": lambda steps: grids.make_grid(LinearBeta(t_min=0.05), steps),
+    "VE": lambda steps: edm_grids.edm(steps + 1, 0.05, 20.0).at(slice(None, -1)),
 }
 smooth = pytest.mark.parametrize("kind", SMOOTH)
 
@@ -430,13 +430,13 @@ def test_second_order_steps_are_exact_for_a_single_point(kind: str, alpha: float
 )
 def test_ablation_defaults_are_heun_on_edms_grid(make: Callable[..., Table], options: dict[str, Any]) -> None:
     """And Heun's method is the two-stage method whose trial lies at the end of the step."""
-    grid = grids.edm(18)
+    grid = edm_grids.edm(18)
     chex.assert_trees_all_close(ablation(grid, **options), make(grid, **options), rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.fast
 def test_eulers_ablation_is_ddim() -> None:
-    grid = grids.edm(18)
+    grid = edm_grids.edm(18)
     euler = ablation(grid, solver="euler").plain()
     chex.assert_trees_all_close(euler, ddim(grid).plain(), rtol=1e-12)
     assert (euler.nfe, ablation(grid).nfe) == (18, 35)
@@ -445,7 +445,7 @@ def test_eulers_ablation_is_ddim() -> None:
 @pytest.mark.fast
 def test_churn_raises_the_noise_where_it_should() -> None:
     churn: dict[str, Any] = {"s_churn": 3.0, "s_min": 0.1, "s_max": 30.0, "s_noise": 1.01}
-    grid = grids.edm(10)
+    grid = edm_grids.edm(10)
     table, sigma = heun(grid, **churn), grid.sigma[:-1]
     inside = (sigma >= 0.1) & (sigma <= 30)
     assert 0 < inside.sum() < 9
@@ -459,7 +459,7 @@ def test_churn_raises_the_noise_where_it_should() -> None:
         assert quiet.deterministic
         chex.assert_trees_all_equal(quiet, heun(grid))
     levels = np.geomspace(90, 0.001, 200)
-    known = heun(grids.rounded(grid, levels), s_churn=3.0, known=levels).level.sigma
+    known = heun(edm_grids.rounded(grid, levels), s_churn=3.0, known=levels).level.sigma
     assert np.abs(known[:, None] - levels).min(axis=1).max() == 0
 
 
@@ -468,7 +468,7 @@ def test_churn_raises_the_noise_where_it_should() -> None:
 def test_churned_samples_have_the_moments_of_the_data(make: Callable[..., Table]) -> None:
     """Every step is affine in noise for Gaussian data, so the variance is what unit impulses of noise leave."""
     data = toys.Gaussian(mean=0.0, std=0.3)
-    table = make(grids.edm(300), s_churn=20.0)
+    table = make(edm_grids.edm(300), s_churn=20.0)
     impulses = np.eye(1 + table.nfe).reshape(1 + table.nfe, 1 + table.nfe, 1, 1, 1)
     left = run_host(table, optimal(data), impulses[0], row_noise=impulses[1:])
     assert float((left**2).sum()) == pytest.approx(data.std**2, rel=0.01)
@@ -489,7 +489,7 @@ def test_the_host_and_the_engine_agree(variant: str, exact: Denoiser, gaussian: 
 @pytest.mark.fast
 @pytest.mark.parametrize("solver", [ddim, heun, ablation])
 def test_sampling_of_ve_levels_starts_at_their_noise(solver: Callable[..., Table], exact: Denoiser) -> None:
-    seen = engine.sample(jax.random.key(0), exact, solver(grids.edm(3)), (256, *SHAPE), states=True)
+    seen = engine.sample(jax.random.key(0), exact, solver(edm_grids.edm(3)), (256, *SHAPE), states=True)
     assert float(jnp.std(seen[0])) == pytest.approx(80, rel=0.1)
 
 
@@ -497,49 +497,49 @@ def test_sampling_of_ve_levels_starts_at_their_noise(solver: Callable[..., Table
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("name", grids.DISCRETIZATIONS)
+@pytest.mark.parametrize("name", edm_grids.DISCRETIZATIONS)
 def test_discretizations_run_from_the_most_noise_to_none(name: str) -> None:
-    grid = grids.discretized(name, 20, 0.01, 40.0)
+    grid = edm_grids.discretized(name, 20, 0.01, 40.0)
     chex.assert_shape(grid.sigma, (21,))
     assert grid.sigma[-1] == 0
     assert (grid.alpha == 1).all()
     grids.check(grid)
     slack = 0.25 if name == "iddpm" else 1e-9  # its levels are given
     chex.assert_trees_all_close(grid.sigma[[0, -2]], np.array([40.0, 0.01]), rtol=slack)
-    within = grids.discretized(name, 20, 0.01, 40.0, within=(0.5, 3.0))
+    within = edm_grids.discretized(name, 20, 0.01, 40.0, within=(0.5, 3.0))
     chex.assert_trees_all_close(within.sigma[[0, -2]], np.array([3.0, 0.5]), rtol=slack)
 
 
 @pytest.mark.fast
 def test_shapes_of_the_discretizations() -> None:
-    linear = grids.edm(9, 1.0, 9.0, rho=1.0)
+    linear = edm_grids.edm(9, 1.0, 9.0, rho=1.0)
     chex.assert_trees_all_close(linear.sigma, np.arange(9, -1, -1), rtol=1e-14)
-    geometric = grids.discretized("ve", 7).sigma[:-1]
+    geometric = edm_grids.discretized("ve", 7).sigma[:-1]
     chex.assert_trees_all_close(geometric, np.geomspace(100, 0.02, 7), rtol=1e-13)
     # exp of the integral of beta from 0 to t is 1 + sigma²: beta is linear, so second differences are constant
-    growth = np.log1p(grids.discretized("vp", 30, 0.01, 50.0, epsilon_s=0.02).sigma[:-1] ** 2)
+    growth = np.log1p(edm_grids.discretized("vp", 30, 0.01, 50.0, epsilon_s=0.02).sigma[:-1] ** 2)
     second = np.diff(growth, 2)
     chex.assert_trees_all_close(second, second[0], rtol=1e-8)
-    default = grids.VP_BETA.level(np.array([1.0, 1e-3]))
-    chex.assert_trees_all_close(grids.discretized("vp", 5).sigma[[0, -2]], default.sigma / default.alpha, rtol=1e-9)
+    default = edm_grids.VP_BETA.level(np.array([1.0, 1e-3]))
+    chex.assert_trees_all_close(edm_grids.discretized("vp", 5).sigma[[0, -2]], default.sigma / default.alpha, rtol=1e-9)
 
 
 @pytest.mark.fast
 def test_iddpm_levels() -> None:
     """Without the bound c_1 the recurrence telescopes to u_j² + 1 = abar(steps) / abar(j)."""
-    u = grids.iddpm_sigmas(500, c_2=0.008)
+    u = edm_grids.iddpm_sigmas(500, c_2=0.008)
     abar = np.sin(0.5 * np.pi * np.arange(501) / 500 / 1.008) ** 2
     chex.assert_trees_all_close(u[1:] ** 2 + 1, abar[-1] / abar[1:], rtol=1e-12)
     assert u[-1] == 0 and (np.diff(u) < 0).all() and u[0] == pytest.approx(np.sqrt((u[1] ** 2 + 1) / 1e-3 - 1))
-    chex.assert_type(grids.iddpm_sigmas(dtype=np.float32), np.float32)
+    chex.assert_type(edm_grids.iddpm_sigmas(dtype=np.float32), np.float32)
 
 
 @pytest.mark.fast
 def test_levels_are_rounded_to_the_nearest() -> None:
-    known, grid = np.array([50.0, 10.0, 1.0, 0.1, 0.0]), grids.exploding(np.array([80.0, 29.0, 4.0, 0.06, 0.04]))
-    chex.assert_trees_all_equal(grids.rounded(grid, known).sigma, np.array([50, 10, 1, 0.1, 0, 0]))
-    chex.assert_trees_all_equal(grids.rounded(grid, known[:-1]).sigma, np.array([50, 10, 1, 0.1, 0.1, 0]))
-    chosen = grids.nearest(jnp.asarray(grid.sigma), jnp.asarray(known))
+    known, grid = np.array([50.0, 10.0, 1.0, 0.1, 0.0]), edm_grids.exploding(np.array([80.0, 29.0, 4.0, 0.06, 0.04]))
+    chex.assert_trees_all_equal(edm_grids.rounded(grid, known).sigma, np.array([50, 10, 1, 0.1, 0, 0]))
+    chex.assert_trees_all_equal(edm_grids.rounded(grid, known[:-1]).sigma, np.array([50, 10, 1, 0.1, 0.1, 0]))
+    chosen = edm_grids.nearest(jnp.asarray(grid.sigma), jnp.asarray(known))
     chex.assert_trees_all_equal(chosen, np.array([0, 1, 2, 3, 4, 4]))
 
 
@@ -620,14 +620,14 @@ def test_linear_forms_are_linear() -> None:
         for output in ("eps", "x_hat"):
             there = s.alpha * x_hat + s.sigma * eps
             assert value(move(t, s, output, estimate(output, t))) == pytest.approx(there)
-    assert (own_output(GRID, None), own_output(grids.edm(3), None), own_output(GRID, "x_hat")) == (
+    assert (own_output(GRID, None), own_output(edm_grids.edm(3), None), own_output(GRID, "x_hat")) == (
         "eps",
         "x_hat",
         "x_hat",
     )
 
 
-GRID = grids.uniform(Cosine(), 4)
+GRID = grids.make_grid(Cosine(), 4)
 CLEAN = grids.clean_end(GRID)
 TWO = GRID.at(slice(0, 2))
 ITSELF = lambda z, level, labels=None: z  # noqa: E731
@@ -693,10 +693,10 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an unknown schedule": (lambda: ablation(GRID, "cosine"), r"schedule of the ablation 'cosine'.*linear, ve, vp"),
     "an unknown scaling": (lambda: ablation(GRID, scaling="ve"), r"scaling of the ablation 've'.*none, vp"),
     "an unknown solver": (lambda: ablation(GRID, solver="rk4"), r"solver of the ablation 'rk4'.*euler, heun"),
-    "an unknown discretization": (lambda: grids.discretized("ddpm", 5), r"discretization 'ddpm'.*'iddpm'"),
-    "one step from sigma_max to sigma_min": (lambda: grids.discretized("ve", 1), r"at least 2 steps, got 1"),
-    "no range": (lambda: grids.sigma_range("edm", within=(90.0, 99.0)), r"sigma_min < sigma_max.*got 90 and 80"),
-    "a range without room": (lambda: grids.fitted_beta(2.0, 1.0), r"sigma_min < sigma_max.*got 2, 1"),
+    "an unknown discretization": (lambda: edm_grids.discretized("ddpm", 5), r"discretization 'ddpm'.*'iddpm'"),
+    "one step from sigma_max to sigma_min": (lambda: edm_grids.discretized("ve", 1), r"at least 2 steps, got 1"),
+    "no range": (lambda: edm_grids.sigma_range("edm", within=(90.0, 99.0)), r"sigma_min < sigma_max.*got 90 and 80"),
+    "a range without room": (lambda: edm_grids.fitted_beta(2.0, 1.0), r"sigma_min < sigma_max.*got 2, 1"),
     "no noise on the host": (lambda: run_host(ancestral(GRID), ITSELF, np.zeros((1, 1))), r"one per row.*None"),
     "no samples": (
         lambda: engine.sample(jax.random.key(0), ITSELF, ddim(GRID), (0, 2, 2, 1)),

@@ -9,19 +9,27 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_distill.process import grids
+from diffusion_distill.process import edm_grids, grids
+from diffusion_distill.process.grids import (
+    SPACINGS,
+    ddim_indices,
+    default_rule,
+    make_grid,
+    refine,
+    singlestep,
+    spaced_times,
+)
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import (
+    VE,
     Cosine,
     IDDPMCosine,
-    Karras,
-    LinearAlphaDiscrete,
     LinearBeta,
     LinearBetaDiscrete,
     Process,
-    VarianceExploding,
+    RectifiedFlow,
 )
-from diffusion_distill.process.spacings import SPACINGS, ddim_indices, refine, singlestep, spaced, spaced_times
+from diffusion_distill.process.vp_discrete import LinearAlphaDiscrete
 
 pytestmark = pytest.mark.fast
 
@@ -32,9 +40,9 @@ PROCESSES: list[Process] = [
     LinearBetaDiscrete(),
     LinearAlphaDiscrete(),
     IDDPMCosine(),
-    Karras(),
-    Karras(5, 0.01, 10.0, 3.0),
+    VE(),
 ]
+FLOWS = [RectifiedFlow(), RectifiedFlow(3.0)]
 every_schedule = pytest.mark.parametrize("process", PROCESSES, ids=str)
 every_spacing = pytest.mark.parametrize("spacing", SPACINGS)
 
@@ -59,7 +67,7 @@ def test_steps_are_equal_and_ends_exact(process: Process, spacing: str, start: f
     assert (np.diff(times) < 0).all()
     along = in_equal_steps(process, times, spacing)
     np.testing.assert_allclose(along, np.linspace(along[0], along[-1], steps + 1), rtol=1e-9, atol=1e-9)
-    level = spaced(process, steps, spacing, start=start, end=end)
+    level = make_grid(process, steps, spacing, start=start, end=end)
     np.testing.assert_array_equal(np.stack(level), np.stack(process.level(times)))
     np.testing.assert_array_equal(np.stack(level.at([0, -1])), np.stack(process.level(np.array([start, end]))))
     grids.check(level)
@@ -75,41 +83,59 @@ def test_time_zero_is_an_end(process: Process, spacing: str) -> None:
 
 @pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
 def test_equal_steps_of_rho_are_edms(rho: float) -> None:
-    for process, start, end in ((VarianceExploding(), 80.0, 0.002), (Karras(9), 1.0, 1 / 9)):
-        found = spaced(process, 12, "rho", start=start, end=end, rho=rho)
-        np.testing.assert_allclose(found.sigma, grids.edm(13, rho=rho).sigma[:-1], rtol=1e-11)
+    """arXiv:2206.00364 Eq. 5; the rule 'karras' ends at zero noise after it."""
+    i, low, high = np.arange(13) / 12, 0.002 ** (1 / rho), 80 ** (1 / rho)
+    expected = (high + i * (low - high)) ** rho
+    for process, start, end in ((VE(1.0), 80.0, 0.002), (VE(), 1.0, 0.002 / 80)):
+        found = make_grid(process, 12, "rho", start=start, end=end, rho=rho)
+        np.testing.assert_allclose(found.sigma, expected, rtol=1e-11)
+    for found in (make_grid(VE(), 13, rho=rho), edm_grids.edm(13, rho=rho)):
+        np.testing.assert_allclose(found.sigma, [*expected, 0], rtol=1e-11)
+        np.testing.assert_array_equal(found.alpha, 1)
+    assert make_grid(VE(), 1).sigma.tolist() == [80, 0]
+
+
+def test_edms_rule_on_other_processes() -> None:
+    """Equal in rho down to what the process has at time 0, and then zero noise."""
+    vp = make_grid(Cosine(), 6, "karras")
+    rho = (vp.sigma / vp.alpha)[:-1] ** (1 / 7)
+    np.testing.assert_allclose(np.diff(rho), np.diff(rho)[0], rtol=1e-9)
+    assert vp.logsnr[-2] == pytest.approx(20) and (vp.alpha[-1], vp.sigma[-1]) == (1, 0)
+    np.testing.assert_array_equal(make_grid(VE(), 5, "karras", end=0.1).sigma, make_grid(VE(), 5, "rho", end=0.1).sigma)
+    assert [default_rule(process) for process in (VE(), Cosine(), RectifiedFlow())] == ["karras", "time", "time"]
 
 
 @pytest.mark.parametrize("k", [2, 3, 5, 10, 49])
 @pytest.mark.parametrize("steps", [1, 3, 10, 49])
 @pytest.mark.parametrize(("start", "end"), [(1.0, 0.0), (1.0, 1e-3), (0.7, 0.1)])
 def test_grids_equal_in_time_nest_bit_for_bit(k: int, steps: int, start: float, end: float) -> None:
-    for process in PROCESSES[1:5]:
-        coarse, fine = (spaced(process, n, start=start, end=end) for n in (steps, k * steps))
+    for process in [*PROCESSES[1:5], *FLOWS]:
+        coarse, fine = (make_grid(process, n, start=start, end=end) for n in (steps, k * steps))
         for some, all_ in zip(coarse, fine, strict=True):
             np.testing.assert_array_equal(all_[::k], some)
     if (start, end) == (1.0, 0.0):
-        np.testing.assert_array_equal(spaced_times(Cosine(), k * steps), grids.uniform_times(k * steps))
+        np.testing.assert_array_equal(spaced_times(Cosine(), k * steps), np.arange(k * steps, -1, -1) / (k * steps))
 
 
 @every_schedule
 @every_spacing
 def test_other_grids_nest_but_for_rounding(process: Process, spacing: str) -> None:
-    coarse, fine = (spaced(process, n, spacing, end=0.01) for n in (6, 30))
+    coarse, fine = (make_grid(process, n, spacing, end=0.01) for n in (6, 30))
     np.testing.assert_allclose(fine.at(slice(None, None, 5)).logsnr, coarse.logsnr, rtol=0, atol=1e-9)
 
 
 # --- refinement
 
 REFINED: dict[str, tuple[Process, Level]] = {
-    **{str(process): (process, spaced(process, 6, end=0.05)) for process in PROCESSES},
-    "clean end": (LinearBeta(), grids.clean_end(grids.uniform(LinearBeta(), 6))),
-    "clean end, zero noise at time 0": (LinearBeta(t_min=0.0), grids.uniform(LinearBeta(t_min=0.0), 6)),
-    "cosine, clean end": (Cosine(), grids.clean_end(grids.uniform(Cosine(), 6))),
-    "EDM's grid": (Karras(6), grids.edm(6)),
-    "EDM's grid, in sigma": (VarianceExploding(), grids.edm(6)),
-    "EDM's grid, noisy end": (Karras(7), grids.edm(7).at(slice(0, 7))),
-    "levels of another process": (Cosine(), spaced(LinearBeta(), 6, "logsnr", start=0.9, end=0.05)),
+    **{str(process): (process, make_grid(process, 6, end=0.05)) for process in [*PROCESSES, *FLOWS]},
+    "a whole flow": (FLOWS[1], make_grid(FLOWS[1], 6)),
+    "clean end": (LinearBeta(), grids.clean_end(grids.make_grid(LinearBeta(), 6))),
+    "clean end, zero noise at time 0": (LinearBeta(t_min=0.0), grids.make_grid(LinearBeta(t_min=0.0), 6)),
+    "cosine, clean end": (Cosine(), grids.clean_end(grids.make_grid(Cosine(), 6))),
+    "EDM's grid": (VE(), edm_grids.edm(6)),
+    "EDM's grid, in sigma": (VE(1.0), edm_grids.edm(6)),
+    "EDM's grid, noisy end": (VE(), edm_grids.edm(7).at(slice(0, 7))),
+    "levels of another process": (Cosine(), make_grid(LinearBeta(), 6, "logsnr", start=0.9, end=0.05)),
 }
 every_grid = pytest.mark.parametrize(("process", "grid"), REFINED.values(), ids=REFINED)
 
@@ -131,20 +157,20 @@ def test_refinement_keeps_the_levels_there_are(process: Process, grid: Level, pa
 
 @pytest.mark.parametrize("spacing", ["logsnr", "rho", "quadratic"])
 def test_refinement_in_another_spacing(spacing: str) -> None:
-    for process in (LinearBeta(), Karras(7)):
-        grid = spaced(process, 4, spacing, end=0.2)
-        fine, whole = refine(process, grid, 3, spacing), spaced(process, 12, spacing, end=0.2)
+    for process in (LinearBeta(), VE()):
+        grid = make_grid(process, 4, spacing, end=0.2)
+        fine, whole = refine(process, grid, 3, spacing), make_grid(process, 12, spacing, end=0.2)
         np.testing.assert_array_equal(fine.sigma[::3], grid.sigma)
         np.testing.assert_allclose(fine.logsnr, whole.logsnr, rtol=0, atol=1e-10)
 
 
 def test_a_step_to_zero_noise_is_divided_down_to_time_zero() -> None:
     process = LinearBeta()
-    fine = refine(process, grids.clean_end(grids.uniform(process, 3)), 4)
-    whole = grids.clean_end(grids.uniform(process, 12))
+    fine = refine(process, grids.clean_end(grids.make_grid(process, 3)), 4)
+    whole = grids.clean_end(grids.make_grid(process, 12))
     np.testing.assert_allclose(np.stack(fine), np.stack(whole), rtol=1e-12)
-    edm = refine(Karras(3), grids.edm(3), 4)
-    np.testing.assert_allclose(edm.sigma, Karras(3).level(grids.uniform_times(12)).sigma, rtol=1e-12)
+    edm = refine(VE(), edm_grids.edm(3), 4)
+    np.testing.assert_allclose(edm.sigma[8:], edm.sigma[8] * np.arange(4, -1, -1) / 4, rtol=1e-12)
 
 
 # --- singlestep
@@ -158,12 +184,14 @@ def test_nodes_of_singlestep(plan: list[int], process: Process) -> None:
     """Equal in time, steps and nodes are one uniform grid; equal in log-SNR, whatever the order of a step is."""
     ends = np.cumsum([0, *plan])
     found = singlestep(process, plan)
-    np.testing.assert_allclose(found.logsnr, spaced(process, sum(plan), end=1e-3).logsnr, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(found.logsnr, make_grid(process, sum(plan), end=1e-3).logsnr, rtol=1e-9, atol=1e-9)
     logsnr = singlestep(process, plan, "logsnr", end=0.01).logsnr
     first, last = process.level(np.array([1.0, 0.01])).logsnr
     np.testing.assert_allclose(logsnr[ends], np.linspace(first, last, len(plan) + 1), rtol=1e-9, atol=1e-9)
     quadratic = singlestep(process, plan, "quadratic", end=0.01)
-    np.testing.assert_array_equal(quadratic.sigma[ends], spaced(process, sum(plan), "quadratic", end=0.01).sigma[ends])
+    np.testing.assert_array_equal(
+        quadratic.sigma[ends], make_grid(process, sum(plan), "quadratic", end=0.01).sigma[ends]
+    )
     roots = np.sqrt(process.time(quadratic))
     for k, count in enumerate(plan):
         for along in (logsnr, roots):
@@ -205,17 +233,20 @@ def test_indices_of_other_numbers_of_betas() -> None:
 
 # --- bad input
 
-SIX = grids.uniform(Cosine(), 6)
+SIX = grids.make_grid(Cosine(), 6)
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
-    "an unknown spacing": (lambda: spaced(Cosine(), 4, "logSNR"), r"spacing 'logSNR'.*logsnr"),
+    "an unknown rule of a grid": (lambda: make_grid(Cosine(), 4, "logSNR"), r"rule of a grid 'logSNR'.*logsnr"),
+    "log-SNR from pure noise": (
+        lambda: make_grid(RectifiedFlow(), 4, "logsnr", end=0.1), r"need some signal at their start.*below 1"),
+    "numbers that are no grid": (lambda: grids.from_numbers({"alpha": [1, 1]}), r"'sigma': .*but:"),
     "an unknown spacing of a refinement": (lambda: refine(Cosine(), SIX, 2, "log"), r"spacing 'log'"),
-    "no steps": (lambda: spaced(Cosine(), 0), r"number of steps must be .*at least 1, got 0"),
-    "an end at the start": (lambda: spaced(Cosine(), 4, start=0.5, end=0.5), r"down from .* got 0.5 and 0.5"),
-    "an end above the start": (lambda: spaced(Cosine(), 4, start=0.1, end=0.5), r"got 0.1 and 0.5"),
-    "a negative end": (lambda: spaced(Cosine(), 4, end=-0.1), r"got 1.0 and -0.1"),
-    "a start that is no number": (lambda: spaced(Cosine(), 4, start=float("nan")), r"got nan and 0.0"),
-    "log-SNR to zero noise": (lambda: spaced(LinearBeta(t_min=0.0), 4, "logsnr"), r"need noise at their end"),
-    "rho to zero noise": (lambda: spaced(Karras(4), 4, "rho"), r"need noise at their end.*later end"),
+    "no steps": (lambda: make_grid(Cosine(), 0), r"number of steps must be .*at least 1, got 0"),
+    "an end at the start": (lambda: make_grid(Cosine(), 4, start=0.5, end=0.5), r"down from .* got 0.5 and 0.5"),
+    "an end above the start": (lambda: make_grid(Cosine(), 4, start=0.1, end=0.5), r"got 0.1 and 0.5"),
+    "a negative end": (lambda: make_grid(Cosine(), 4, end=-0.1), r"got 1.0 and -0.1"),
+    "a start that is no number": (lambda: make_grid(Cosine(), 4, start=float("nan")), r"got nan and 0.0"),
+    "log-SNR to zero noise": (lambda: make_grid(LinearBeta(t_min=0.0), 4, "logsnr"), r"need noise at their end"),
+    "rho to zero noise": (lambda: make_grid(VE(), 4, "rho"), r"need noise at their end.*later end"),
     "parts for other steps": (lambda: refine(Cosine(), SIX, [1, 2]), r"grid of 6 steps.* got 2 num"),
     "no parts": (lambda: refine(Cosine(), SIX, 0), r"at least 1, got 0"),
     "a rising grid": (

@@ -22,7 +22,7 @@ from diffusion_distill.base.arrays import enable_x64
 from diffusion_distill.denoisers.model import Denoiser
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import Cosine, VarianceExploding
+from diffusion_distill.process.processes import VE, Cosine
 from diffusion_distill.solvers import SOLVERS, Table, engine
 from diffusion_distill.solvers.engine import run_host
 from diffusion_distill.solvers.general.runge_kutta import TABLEAUX, runge_kutta
@@ -43,8 +43,8 @@ EXACT = Denoiser(params=(), model=GAUSSIAN)  # type: ignore[arg-type]
 CURVED = Denoiser(params=(), model=toys.Curved())
 #: From most noise to little, [9]: the steps that tables and single steps are compared on.
 GRIDS = {
-    "VP": grids.uniform(Cosine(-7, 7), 8),
-    "VE": VarianceExploding().level(np.geomspace(20.0, 0.05, 9)),
+    "VP": grids.make_grid(Cosine(-7, 7), 8),
+    "VE": VE(1.0).level(np.geomspace(20.0, 0.05, 9)),
 }
 every_kind = pytest.mark.parametrize("kind", GRIDS)
 SHAPE = (2, 2, 1)

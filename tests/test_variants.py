@@ -16,18 +16,18 @@ from absl.testing import parameterized
 from diffusion_distill.base.arrays import namespace
 from diffusion_distill.denoisers.guidance import ClassifierFree
 from diffusion_distill.methods import progressive, targets
-from diffusion_distill.process import noising, predictions, weighting
+from diffusion_distill.process import grids, noising, predictions, weighting
 from diffusion_distill.process.levels import Level, from_logsnr
 from diffusion_distill.process.processes import (
+    VE,
     Cosine,
     IDDPMCosine,
-    Karras,
-    LinearAlphaDiscrete,
     LinearBeta,
     LinearBetaDiscrete,
     Process,
-    VarianceExploding,
+    RectifiedFlow,
 )
+from diffusion_distill.process.vp_discrete import LinearAlphaDiscrete
 from diffusion_distill.training import ema
 
 pytestmark = pytest.mark.fast
@@ -36,7 +36,7 @@ PROCESSES = {
     type(process).__name__: process
     for process in (
         *(Cosine(), LinearBeta(), LinearBetaDiscrete(), LinearAlphaDiscrete(), IDDPMCosine()),
-        *(VarianceExploding(), Karras(16)),
+        *(VE(1.0), RectifiedFlow(3.0)),
     )
 }
 every_schedule = parameterized.named_parameters(*PROCESSES.items())
@@ -87,20 +87,13 @@ class Noising(chex.TestCase):
         chex.assert_trees_all_close(moved, np.float32(noising.diffuse(X, EPS, later)), rtol=1e-5, atol=1e-5)
 
     @chex.all_variants
-    @parameterized.named_parameters(*((name, name) for name in ("x", "eps", "v", "both", "edm", "score")))
+    @parameterized.named_parameters(*((name, name) for name in predictions.PREDICTIONS))
     def test_what_a_network_says_of_the_image(self, prediction: str) -> None:
-        raw = {
-            "x": X,
-            "eps": EPS,
-            "v": predictions.v_from_x_and_eps(X, EPS, SINGLE),
-            "both": np.concatenate([X, EPS], axis=-1),
-            "edm": predictions.edm_from_x_and_eps(X, EPS, SINGLE),
-            "score": -EPS,
-        }[prediction]
+        raw = predictions.raw_of(prediction, X, EPS, SINGLE)
         found = self.variant(lambda raw, z, level: predictions.to_x(prediction, raw, z, level))(raw, Z, SINGLE)
         chex.assert_equal_shape([found, X])
         # x of eps divides rounding by alpha
-        slack = SINGLE.expand(X).alpha if prediction in ("eps", "score") else 1.0
+        slack = SINGLE.expand(X).alpha if predictions.predicts_noise(prediction) else 1.0
         chex.assert_trees_all_close(np.asarray(found) * slack, X * slack, rtol=0, atol=2e-6)
 
     @chex.all_variants
@@ -119,7 +112,7 @@ def halved(z: chex.Array, level: Level, labels: chex.Array | None = None) -> che
 class Targets(chex.TestCase):
     @chex.all_variants
     def test_a_target_takes_one_step_where_two_steps_lead(self) -> None:
-        rows = progressive.rows(Cosine(), 8).at(np.arange(1, 6))  # the first row ends at zero noise
+        rows = progressive.rows(grids.make_grid(Cosine(), 16)).at(np.arange(1, 6))  # the first row ends at zero noise
         end = Cosine().level(np.arange(1, 6) / 8)
         z = np.float32(Z)
         target = self.variant(lambda rows, z: targets.target(rows, z, halved, halved))(
@@ -145,10 +138,10 @@ class Averages(chex.TestCase):
     @parameterized.named_parameters(("none", 0.0), ("short", 0.5), ("long", 0.9999))
     def test_the_average_of_two_values(self, momentum: float) -> None:
         values = np.random.default_rng(1).standard_normal((2, 7)).astype(np.float32)
-        update = self.variant(lambda average, value: ema.update(average, value, ema.rule("corrected", momentum)))
+        update, rule = self.variant(ema.update), ema.rule("corrected", momentum)
         average = ema.init({"w": jnp.full(7, 1e6)})
-        for value in values:
-            average = update(average, {"w": value})
+        for k, value in enumerate(values, start=1):
+            average = update(average, {"w": value}, np.float32(rule(k)))
         expected = (momentum * values[0] + values[1]) / (1 + momentum)
         chex.assert_trees_all_close(average.params, {"w": expected}, rtol=2e-6)
         chex.assert_trees_all_equal(average.count, np.int32(2))

@@ -12,7 +12,6 @@ on images moved by whole pixels, with the step, loop, checkpoints and averages o
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -29,13 +28,16 @@ from jax.sharding import Mesh
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.files import read_json, user_path
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.registry import describe, from_mapping, rebuild
 from diffusion_distill.base.seeds import check_seed, key_of
 from diffusion_distill.base.typing import Batch, Image, Key, Params
+from diffusion_distill.base.whole import write_json
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.sources import Source, range_of, to_unit_range
+from diffusion_distill.denoisers.adapters import adapt
 from diffusion_distill.evaluation.classifier_network import CLASSIFIERS, Classified, Classifier
-from diffusion_distill.methods.phases import Phase, momentum_for, samples, updates_for
+from diffusion_distill.methods.phases import Phase, momentum_for, updates_for
 from diffusion_distill.training import checkpoint, loop, sharding
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.checksum import fingerprint
@@ -58,7 +60,7 @@ class ClassifierSettings:
     """The settings of a classifier's training. The learning rate rises for `warmup` updates, then falls to 0.
 
     Attributes:
-      length: training images, see `methods.phases.samples`.
+      length: training images, see `base.lengths`.
       batch_size: global, over all devices.
       learning_rate, warmup, weight_decay: of Adam, the decay decoupled.
       residual: sets the momentum of the average that is kept, see `phases.momentum_for`.
@@ -106,7 +108,7 @@ class ClassifierSettings:
 
     def phase(self) -> Phase:
         """The one phase of the training."""
-        [updates] = updates_for(samples(self.length), self.batch_size)
+        [updates] = updates_for(parse_length(self.length), self.batch_size)
         momentum = momentum_for(self.residual, updates)
         return Phase("classifier", updates, self.learning_rate, warmup=self.warmup, anneal=True, momentum=momentum)
 
@@ -173,7 +175,7 @@ class TrainedClassifier:
             "versions": {"diffusion_distill": __version__, "jax": jax.__version__},
             "about": dict(self.about),
         }
-        (folder / "classifier.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "classifier.json", facts)
         return folder
 
     @classmethod
@@ -238,9 +240,9 @@ def train_classifier(
     mesh = sharding.data_mesh()
     sharding.check_batch(settings.batch_size, mesh)
     shape = source.shape
-    _check_source("The training data", source, shape, source.num_classes)
-    _check_source("The held-out data", heldout, shape, source.num_classes)
-    network, phase = settings.network(source.num_classes), settings.phase()
+    _check_source("The training data", source, shape, _classes(source))
+    _check_source("The held-out data", heldout, shape, _classes(source))
+    network, phase = settings.network(_classes(source)), settings.phase()
     description = {
         "classifier": describe(network, CLASSIFIERS),
         "settings": dataclasses.asdict(settings),
@@ -311,6 +313,11 @@ class _Training:
     network: Classifier
     settings: ClassifierSettings
 
+    @property
+    def adapter(self) -> Any:
+        """As the step asks it whether the network drops anything."""
+        return adapt(self.network)
+
     def denoiser(self, params: Params, dropout: Key | None = None) -> Any:
         """The network with parameters; it denoises nothing, but this is the name the step calls it by."""
         return partial(self.network.apply, {"params": params})
@@ -333,21 +340,26 @@ def _init(network: Classifier, shape: tuple[int, ...], key: Key) -> Params:
     return jax.jit(network.init)(key, jnp.zeros((1, *shape), jnp.float32))["params"]
 
 
+def _classes(source: Source) -> int:
+    """Classes of a source's labels; 0 without."""
+    return getattr(source, "num_classes", 0)
+
+
 def _facts(source: Source) -> dict[str, Any]:
-    return {"images": len(source), "shape": list(source.shape), "classes": source.num_classes}
+    return {"images": len(source), "shape": list(source.shape), "classes": _classes(source)}
 
 
 def _check_source(what: str, source: Source, shape: tuple[int, ...], num_classes: int) -> None:
     """Raises ValueError for a source that a classifier of these images and classes cannot be trained or measured on."""
-    if not source.num_classes:
+    if not _classes(source):
         raise ValueError(f"{what} have no labels; a classifier needs a class for each image.")
     if tuple(source.shape) != tuple(shape):
         raise ValueError(
             f"{what} have images of shape {tuple(source.shape)}, the classifier is for {tuple(shape)}. "
             "Resize them, or train another classifier."
         )
-    if source.num_classes != num_classes:
-        raise ValueError(f"{what} have {source.num_classes} classes, the classifier is for {num_classes}.")
+    if _classes(source) != num_classes:
+        raise ValueError(f"{what} have {_classes(source)} classes, the classifier is for {num_classes}.")
 
 
 def _checked_images(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

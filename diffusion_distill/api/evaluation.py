@@ -30,6 +30,7 @@ from diffusion_distill.api.features import weights_of
 from diffusion_distill.api.sampling import Sampler
 from diffusion_distill.base import interrupts
 from diffusion_distill.base.files import user_path
+from diffusion_distill.base.whole import write_json
 from diffusion_distill.data.fingerprint import fingerprint
 from diffusion_distill.data.sources import Source, from_arrays
 from diffusion_distill.denoisers import conditions
@@ -112,8 +113,7 @@ def evaluate_samplers(
             row = {"sampler": label, **sampler.about, **summary(found), "repetitions": found}
             rows.append(row)
             log("  ".join(f"{name} {value}" for name, value in in_short(row).items()))
-            results = json.dumps({**facts, "rows": rows}, indent=2)
-            (workdir / "results.json").write_text(results + "\n", encoding="utf-8")
+            write_json(workdir / "results.json", {**facts, "rows": rows})
     return rows
 
 

@@ -13,6 +13,7 @@ from diffusion_distill.base.errors import near_matches
 from diffusion_distill.base.files import user_path, writable
 from diffusion_distill.base.typing import Params
 from diffusion_distill.denoisers.model import Model
+from diffusion_distill.process import grids
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.progress import Progress
 from diffusion_distill.weights import inception
@@ -39,7 +40,7 @@ def import_weights(name: str | Path, folder: str | Path, model: Model | None = N
     path, folder = user_path(name), writable(folder)
     if path.suffix == SAFETENSORS and path.is_file():
         found = weights.exchange.read(path, model)
-        artefact = Artefact(found.model, _to_device(found.params), found.steps, found.facts)
+        artefact = Artefact(found.model, _to_device(found.params), found.steps, found.facts, found.grid)
     else:
         artefact = _foreign(str(name), folder, model)
     artefact.save(folder)
@@ -74,7 +75,8 @@ def export_weights(artefact: Artefact, path: str | Path) -> Path:
     path = user_path(path)
     if path.suffix != SAFETENSORS:
         raise ValueError(f"Exports are {SAFETENSORS} files, got {path}.")
-    about = {"model": artefact.model.to_dict(), "steps": artefact.steps, "provenance": dict(artefact.provenance)}
+    about = {"model": artefact.model.to_dict(), "steps": artefact.steps, "grid": grids.to_numbers(artefact.grid)}
+    about["provenance"] = dict(artefact.provenance)
     return weights.exchange.save(path, artefact.params, about)
 
 

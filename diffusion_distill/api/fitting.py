@@ -154,8 +154,8 @@ def fit_solver(
     spec = SamplerSpec.of(spec, solver=solver, steps=steps, **fields).complete(artefact.steps or FIT_STEPS)
     if spec.fitted:
         raise ValueError("A fitted solver has its lambdas: leave `fitted` out to fit new ones.")
-    artefact, source = artefact.on_grid(spec.steps), teacher or artefact.on_grid(spec.steps)
-    model, grid = artefact.model, grid_for(artefact, spec.steps, spec.spacing, spec.end)
+    source, model = teacher or artefact, artefact.model
+    grid = grid_for(artefact, spec.steps, spec.spacing, spec.end)
     student = tabulate(spec.solver, grid, model.process)
     pair, name = _teacher(student, settings, spec, model, source.model)
     features = as_features(features, model.shape, model.data_range)
@@ -186,8 +186,8 @@ def fit_solver(
         **{name: value for name, value in spec.to_dict().items() if name not in ("solver", "steps", "fitted")},
         "seconds": round(time.monotonic() - begun, 3),
     }
-    numbers = (np.asarray(part, np.float64) for part in (found.lambdas, found.plain, found.fitted))
-    return FittedSolver(spec.solver, model.process, grid, *numbers, facts, search)
+    lambdas, plain, fitted = (np.asarray(part, np.float64) for part in (found.lambdas, found.plain, found.fitted))
+    return FittedSolver(spec.solver, model.process, grid, lambdas, plain, fitted, facts, search)
 
 
 def _teacher(

@@ -16,13 +16,14 @@ import numpy as np
 from diffusion_distill.api.features import features_named
 from diffusion_distill.api.sampling import sample
 from diffusion_distill.base.files import writable
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.typing import Cond
 from diffusion_distill.data.sources import Source
 from diffusion_distill.data.stream import Stream, first_batch
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.evaluation.measuring import Measured, Part, distances
-from diffusion_distill.methods.phases import Phase, samples
+from diffusion_distill.methods.phases import Phase
 from diffusion_distill.report.pictures import drawable, image_grid
 from diffusion_distill.training import loop
 from diffusion_distill.training.artefact import Artefact
@@ -48,7 +49,7 @@ class Monitor:
     ):
         self._model, self._source, self._settings = model, source, settings
         self._phases, self._log, self._folder = phases, log, folder
-        if folder and samples(settings.evaluate_every):
+        if folder and parse_length(settings.evaluate_every):
             writable(folder / "samples")
 
     def __call__(self, update: int, phase: Phase, state: TrainState) -> None:
@@ -56,7 +57,7 @@ class Monitor:
         count = self._settings.evaluate_count
         rows, figures = {}, {}
         for name, params in (("eval", state.averages["eval"].params), ("raw", state.params)):
-            artefact = Artefact(self._model, params, phase.student_steps)
+            artefact = Artefact(self._model, params, phase.student_steps, grid=phase.grid)
             images = sample(artefact, max(SHOWN, count), cond=self._cond, seed=self._settings.seed)
             rows[name] = images[:SHOWN]
             if count:
@@ -70,7 +71,7 @@ class Monitor:
         """Makes up for an evaluation that was due at a restored state but interrupted."""
         done, ends = int(state.step), loop.ends(self._phases)
         if not loop.evaluation_due(
-            done, self._phases, self._settings.batch_size, samples(self._settings.evaluate_every)
+            done, self._phases, self._settings.batch_size, parse_length(self._settings.evaluate_every)
         ):
             return
         path = self._folder / "metrics.jsonl" if self._folder else None

@@ -24,7 +24,7 @@ from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuide
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.spacings import spaced
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers import Table, engine, tabulate
 from diffusion_distill.solvers.fitted import FittedSolver
 from diffusion_distill.solvers.spec import DEFAULT_SOLVER, SamplerSpec
@@ -38,21 +38,23 @@ TEACHER_STEPS = 64
 
 
 def grid_for(model: Model | Artefact, steps: int, spacing: str = "", end: float = 0.0) -> Level:
-    """The grid [steps + 1] of a model's process from time 1, in equal steps of a spacing.
+    """The grid [steps + 1] on which a model is sampled, from time 1.
 
     Args:
-      model: a model, whose levels are those of a grid of `steps` steps if its process depends on their number (EDM's
-        does); or an artefact, of which a distilled student keeps the levels that it was made for.
-      spacing: one of `process.spacings.SPACINGS`; empty for 'time'.
+      model: a model; or an artefact, of which a student keeps the levels that it was made for, or every k-th of them,
+        if the number of steps divides its own and neither spacing nor end ask for others.
+      spacing: one of `process.grids.RULES`; empty for the process's own.
       end: the process's time at which it ends; 0 means exactly zero noise.
     """
-    grid = spaced(_on_grid(model, steps).process, steps, spacing or "time", end=end)
+    own = model.grid if isinstance(model, Artefact) and not spacing and not end else None
+    if own is not None and model.steps % positive_int("steps", steps) == 0:  # type: ignore[union-attr]
+        return grids.clean_end(own.at(slice(None, None, (len(own.sigma) - 1) // steps)))
+    grid = grids.make_grid(_process(model), steps, spacing, end=end)
     return grid if end else grids.clean_end(grid)
 
 
-def _on_grid(model: Model | Artefact, steps: int) -> Model:
-    found = model.on_grid(positive_int("steps", steps))
-    return found.model if isinstance(found, Artefact) else found
+def _process(model: Model | Artefact) -> Process:
+    return model.model.process if isinstance(model, Artefact) else model.process
 
 
 def table_for(
@@ -69,7 +71,7 @@ def table_for(
     if len(solver) > 1:
         raise TypeError(f"A table is of one solver, with its options as option=value; got {solver}.")
     name = solver[0] if solver else options.pop("solver", DEFAULT_SOLVER)
-    return tabulate(name, grid_for(model, steps, spacing, end), _on_grid(model, steps).process, **options).plain()
+    return tabulate(name, grid_for(model, steps, spacing, end), _process(model), **options).plain()
 
 
 def denoiser_of(
@@ -146,7 +148,6 @@ def sampler_of(artefact: Artefact, spec: SamplerSpec | None = None, *, seed: int
         table, spec = found.table(), SamplerSpec.of(spec, solver=found.solver, steps=found.steps)
     else:
         spec = spec.complete(artefact.steps or TEACHER_STEPS)
-        artefact = artefact.on_grid(spec.steps)
         if artefact.steps and spec.steps != artefact.steps:
             warnings.warn(f"A student made for {artefact.steps} steps is sampled with {spec.steps}.", stacklevel=3)
         table = table_for(artefact, spec.steps, spec.solver, spacing=spec.spacing, end=spec.end)

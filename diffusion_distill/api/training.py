@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_distill.api.monitor import Monitor
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.registry import from_mapping
 from diffusion_distill.base.seeds import key_of
 from diffusion_distill.base.typing import Params
@@ -22,8 +23,9 @@ from diffusion_distill.data.stream import Stream, first_batch
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising
-from diffusion_distill.methods.phases import Phase, describe, samples
-from diffusion_distill.process.predictions import EPS
+from diffusion_distill.methods.phases import Phase, describe
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.predictions import predicts_noise
 from diffusion_distill.training import dropout, loop, sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checkpoint import Checkpoints
@@ -83,9 +85,8 @@ def distill(
         network in more than one phase, or one that does not fit the teacher.
     """
     settings = settings or Settings()
-    phases = method.phases(teacher.model, settings.batch_size)
-    teacher = teacher.on_grid(phases[0].teacher_steps)
-    model = student.on_grid(phases[0].teacher_steps) if student else teacher.model
+    phases = method.phases(teacher.model, settings.batch_size, teacher.grid)
+    model = student or teacher.model
     _check_teacher(teacher, model, method, phases)
     _warn_of_eps(model, phases)
     rate = getattr(method, "dropout", None)
@@ -118,10 +119,11 @@ def _fit(
     mesh = sharding.data_mesh()
     sharding.check_batch(settings.batch_size, mesh, settings.parts)
     _check_source(model, source, settings)
-    phases = method.phases(model, settings.batch_size)
+    own = None if teacher is None else teacher.grid
+    phases = method.phases(model, settings.batch_size, own)
     provenance = _provenance(teacher, method, settings)
     description = _description(model, teacher, source, provenance) if workdir is not None else {}
-    same = _same_run(model, method, settings)
+    same = _same_run(model, method, settings, own)
     optimizer = make_optimizer(settings.optimizer)
     step = make_step(
         method.losses,
@@ -154,7 +156,7 @@ def _fit(
         def phase_done(phase: Phase, state: TrainState) -> None:
             made = {**provenance, "phase": phase.name, "updates": int(state.step), "skipped": int(state.skipped)}
             average = jax.tree.map(jnp.copy, state.averages["eval"].params)
-            artefacts[phase.student_steps] = Artefact(model, average, phase.student_steps, made)
+            artefacts[phase.student_steps] = Artefact(model, average, phase.student_steps, made, phase.grid)
             if home:
                 artefacts[phase.student_steps].save(home / name_of(phase))
 
@@ -171,7 +173,7 @@ def _fit(
             plan=loop.Plan(
                 log_every=settings.log_every,
                 checkpoint_every=settings.checkpoint_every,
-                evaluate_every=samples(settings.evaluate_every),
+                evaluate_every=parse_length(settings.evaluate_every),
                 evaluate=monitor,
                 phase_done=phase_done,
                 nonfinite_limit=settings.nonfinite_limit,
@@ -211,12 +213,12 @@ def _description(
     }
 
 
-def _same_run(model: Model, method: Any, settings: Settings) -> SameRun:
+def _same_run(model: Model, method: Any, settings: Settings, own: Level | None) -> SameRun:
     """The fields that may change when a run is resumed."""
 
     def phases(description: Mapping[str, Any]) -> list[Phase]:
         stored = from_mapping(type(method), "method_settings of the run there", description["method_settings"])
-        return stored.phases(model, settings.batch_size)
+        return stored.phases(model, settings.batch_size, own)
 
     parts = {"process": model.process, "time_input": model.time_input}
     if "name" in model.to_dict()["network"]:  # of the library's own
@@ -251,12 +253,6 @@ def _batches(source: Source | Stream, settings: Settings) -> Batches:
 
 
 def _check_teacher(teacher: Artefact, student: Model, method: Any, phases: Sequence[Phase]) -> None:
-    start = phases[0].teacher_steps
-    if teacher.steps and teacher.steps != start:
-        raise ValueError(
-            f"The teacher is itself a student of {teacher.steps} steps, but the method starts from {start}. "
-            f"Start from {teacher.steps} steps."
-        )
     if teacher.steps and getattr(method, "teacher_solver", "ddim") != "ddim":
         raise ValueError(f"A student steps by DDIM, not by {method.teacher_solver}. Set teacher_solver='ddim'.")
     if dropout.same_but_for_dropout(student, teacher.model):
@@ -274,7 +270,7 @@ def _check_teacher(teacher: Artefact, student: Model, method: Any, phases: Seque
 
 def _warn_of_eps(student: Model, phases: Sequence[Phase]) -> None:
     """Warns of students that predict eps in fewer steps than their teacher."""
-    if student.prediction not in EPS or all(phase.student_steps >= phase.teacher_steps for phase in phases):
+    if not predicts_noise(student.prediction) or all(phase.student_steps >= phase.teacher_steps for phase in phases):
         return
     noisiest = student.process.level(1.0)
     warnings.warn(
@@ -303,7 +299,7 @@ def _check_source(model: Model, source: Source | Stream, settings: Settings) -> 
             f"The data have no bounds (value_range=None), but the model clips estimates to {model.data_range}. Set "
             "Model(data_range=None), or data_range=(low, high) of the data."
         )
-    if settings.evaluate_count and samples(settings.evaluate_every) and isinstance(source, Stream):
+    if settings.evaluate_count and parse_length(settings.evaluate_every) and isinstance(source, Stream):
         raise ValueError(
             "Samples cannot be measured against a stream, which has no end. Set evaluate_count=0, and measure later."
         )

@@ -3,7 +3,7 @@
 png, zip     00000/img00000000.png …, a folder per thousand, and dataset.json with the labels, as EDM's tools read
 npz          images uint8 [n, height, width, channels] as arr_0, labels as arr_1, as OpenAI's evaluator reads
 
-Everything is written beside its place, with UNFINISHED behind its name, and put there when it is whole.
+Everything is there whole or not at all, see `base.whole`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,38 +20,42 @@ import numpy as np
 
 from diffusion_distill.base.errors import choose
 from diffusion_distill.base.files import writable
+from diffusion_distill.base.whole import recover, remove, replaced, unfinished, whole
 from diffusion_distill.data.quantise import quantise
 
-UNFINISHED, REPLACED = ".unfinished", ".replaced"
 
-
-def save_images(images: np.ndarray, folder: str | Path, form: str = "npz", labels: np.ndarray | None = None) -> Path:
+def save_images(
+    images: np.ndarray, folder: str | Path, form: str = "npz", labels: np.ndarray | None = None, bounded: bool = True
+) -> Path:
     """Writes images; returns the file or folder, FOLDER/samples.npz, samples.zip or samples.
 
     What an earlier call has written there, in whatever form, is replaced as a whole, when all images are on disk.
 
     Args:
-      images: [n, height, width, 1 or 3], in [-1, 1] (rounded half up) or uint8; npz takes any number of channels.
+      images: [n, height, width, 1 or 3], in [-1, 1] (rounded half up) or uint8; npz takes samples of any shape.
       form: 'npz', 'png' or 'zip'.
       labels: [n] whole numbers.
+      bounded: whether the samples have a range; those without are written as they are, float32, by npz only.
 
     Raises:
       ValueError: labels of another number, or what `check_place` refuses.
     """
-    place = check_place(folder, form, images.shape[-1])
+    place = check_place(folder, form, images.shape[-1] if bounded and images.ndim == 4 else 0)
     if labels is not None and np.shape(labels) != (len(images),):
         raise ValueError(f"{len(images)} images need as many labels, got {np.shape(labels)}.")
-    unfinished = place.with_name(f"{place.name}{UNFINISHED}")
-    FORMS[form].write(np.asarray(quantise(images)), unfinished, labels)
-    _replace(place, unfinished)
+    with whole(place) as half:
+        FORMS[form].write(np.asarray(quantise(images) if bounded else images), half, labels)
     for other in FORMS.values():
-        if (earlier := place.with_name(other.name)) != place and earlier.exists():
-            shutil.rmtree(earlier) if earlier.is_dir() else earlier.unlink()
+        if place.name != other.name:
+            remove(place.with_name(other.name))
     return place
 
 
 def check_place(folder: str | Path, form: str, channels: int) -> Path:
     """Looks, before images are drawn, whether `save_images` can write them; returns the file or folder.
+
+    Args:
+      channels: of the images; 0 for samples that are none.
 
     Raises:
       ValueError: an unknown form, channels that PNG does not have, a folder that cannot be written, or one that holds
@@ -60,12 +63,11 @@ def check_place(folder: str | Path, form: str, channels: int) -> Path:
     """
     name = choose("form of images", form, FORMS).name
     if form != "npz" and channels not in (1, 3):
-        raise ValueError(f"PNGs have 1 or 3 channels; these images have {channels}: take form='npz'.")
+        said = f"these images have {channels}" if channels else "these samples are no images"
+        raise ValueError(f"PNGs have 1 or 3 channels; {said}: take form='npz'.")
     place = writable(folder) / name
-    replaced = place.with_name(f"{name}{REPLACED}")
-    if replaced.exists() and not place.exists():
-        replaced.rename(place)  # a program was stopped between the two steps of `_replace`
-    own = [(path, form) for path in (place, replaced, place.with_name(f"{name}{UNFINISHED}"))]
+    recover(place)
+    own = [(path, form) for path in (place, replaced(place), unfinished(place))]
     for path, kind in [*own, *((place.with_name(other.name), kind) for kind, other in FORMS.items() if kind != form)]:
         others = _others(path, folders=kind == "png")
         if others:
@@ -88,18 +90,6 @@ def _others(path: Path, folders: bool) -> list[str]:
     return sorted(name for name in found if not re.fullmatch(r"\d{5,}(/img\d{8,}\.png)?|dataset\.json", name))
 
 
-def _replace(place: Path, unfinished: Path) -> None:
-    """Puts what is complete in its place; a program that dies meanwhile leaves the old or the new whole."""
-    if unfinished.is_dir() and place.exists():  # no rename replaces a folder that is not empty
-        replaced = place.with_name(f"{place.name}{REPLACED}")
-        shutil.rmtree(replaced, ignore_errors=True)
-        place.rename(replaced)
-        unfinished.rename(place)
-        shutil.rmtree(replaced)
-    else:
-        unfinished.replace(place)
-
-
 def _npz(images: np.ndarray, path: Path, labels: np.ndarray | None) -> None:
     arrays = (images,) if labels is None else (images, labels)
     with path.open("wb") as file:
@@ -107,7 +97,7 @@ def _npz(images: np.ndarray, path: Path, labels: np.ndarray | None) -> None:
 
 
 def _png(images: np.ndarray, root: Path, labels: np.ndarray | None) -> None:
-    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir()
     for number, image in enumerate(images):
         path = root / _name(number)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -61,7 +61,9 @@ def from_dict(described: Mapping[str, Any], network: Any = None) -> dict[str, An
     if isinstance(described, Mapping):
         for name in described:
             choose("field of a model:", name, dict.fromkeys((*needed, *OPTIONAL)))
-    check_keys("model", {k: v for k, v in described.items() if k not in OPTIONAL}, needed)
+        check_keys("model", {k: v for k, v in described.items() if k not in OPTIONAL}, needed)
+    else:
+        check_keys("model", described, needed)
     fields = {
         "network": _built(described["network"]) if network is None else network,
         "process": rebuild("process", described["process"], PROCESSES),

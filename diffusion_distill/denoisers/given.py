@@ -12,6 +12,7 @@ from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.typing import Cond, Image, Key, Params
 from diffusion_distill.denoisers.network import Network
 from diffusion_distill.process.levels import Level
+from diffusion_distill.process.processes import Process
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Given(Network):
 class WholeLevel:
     """The time input of such a network: the level itself."""
 
-    def time(self, level: Level) -> Level:
+    def time(self, level: Level, process: Process) -> Level:
         """The level."""
         return level
 

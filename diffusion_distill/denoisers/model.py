@@ -22,7 +22,7 @@ from diffusion_distill.denoisers.adapters import Linen, adapt
 from diffusion_distill.denoisers.network import Network
 from diffusion_distill.process import predictions
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import Cosine, LinearBetaDiscrete, Process, on_grid
+from diffusion_distill.process.processes import Cosine, LinearBetaDiscrete, Process
 from diffusion_distill.process.time_input import IDDPMInput, LogsnrInput, TimeInput
 
 #: Parts of a model that know so many `steps` and nothing between them.
@@ -128,10 +128,6 @@ class Model:
             raise ValueError(f"The settings of a {self.adapter.kind} cannot be changed. Build another network.")
         return dataclasses.replace(self, network=self.network.clone(**changes))
 
-    def on_grid(self, steps: int) -> Model:
-        """Returns a copy whose process is for `steps` steps, if its levels depend on their number (EDM's do)."""
-        return dataclasses.replace(self, process=on_grid(self.process, steps))
-
     def init(self, key: Key) -> Params:
         """Parameters to begin training with: fresh float32 ones, or those that came with the network."""
         z, time = jnp.zeros((1, *self.shape), jnp.float32), jnp.zeros((1,), jnp.float32)
@@ -143,7 +139,7 @@ class Model:
         Raises:
           ValueError: the output has another shape than the prediction needs.
         """
-        time, scale = self.time_input.time(level), self.time_input.scale(level)
+        time, scale = self.time_input.time(level, self.process), self.time_input.scale(level)
         z = z if scale is None else expand(scale, z) * z
         raw = self.adapter.apply(params, z, time, cond if self.conditional else None, dropout=dropout)
         needed = (*z.shape[:-1], predictions.output_channels(self.prediction, self.shape[-1]))
@@ -211,5 +207,5 @@ class Denoiser(struct.PyTreeNode):
         raw = self.raw(z, level, cond)
         return (
             predictions.to_x(self.prediction, raw, z, level, self.sigma_data),
-            predictions.x_head(self.prediction, raw, z, level),
+            predictions.x_head(self.prediction, raw, z, level, self.sigma_data),
         )

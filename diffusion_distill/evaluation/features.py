@@ -63,7 +63,7 @@ class Pixels:
     """The pixels themselves: grey levels 0..255 mapped to [-1, 1].
 
     Attributes:
-        shape: (height, width, channels) of one image.
+        shape: of one image, channels last; of other data with a range, whatever it is.
     """
 
     shape: tuple[int, ...]

@@ -2,10 +2,11 @@
 
 from diffusion_distill.methods.denoising import Denoising
 from diffusion_distill.methods.knowledge import Knowledge
+from diffusion_distill.methods.method import Distiller, Method
 from diffusion_distill.methods.progressive import Progressive
 from diffusion_distill.methods.tract import Tract
 
 #: Methods that turn a teacher into a student.
 DISTILLERS = {"btd": Progressive, "knowledge": Knowledge, "tract": Tract}
 
-__all__ = ["DISTILLERS", "Denoising", "Knowledge", "Progressive", "Tract"]
+__all__ = ["DISTILLERS", "Denoising", "Distiller", "Knowledge", "Method", "Progressive", "Tract"]

@@ -12,18 +12,21 @@ phases (to 2 steps and to 1) are twice as long in the paper (Appendix; not in th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.base.arrays import Array, expand
+from diffusion_distill.base.arrays import expand
 from diffusion_distill.base.errors import choose
-from diffusion_distill.base.typing import Batch, Cond, Image, Key
+from diffusion_distill.base.lengths import parse_length
+from diffusion_distill.base.typing import Cond, Image
+from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.denoisers.model import Model
-from diffusion_distill.methods import loss, targets
-from diffusion_distill.methods.phases import Phase, check_averaging, check_rate, samples, updates_for
+from diffusion_distill.methods import targets
+from diffusion_distill.methods.method import Distiller
+from diffusion_distill.methods.phases import Phase, check_averaging, updates_for
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers import SOLVERS
@@ -36,28 +39,25 @@ ZERO_NOISE_RULES = {
 
 
 @dataclass(frozen=True)
-class Progressive:
+class Progressive(Distiller):
     """Settings of BTD; defaults are the released CIFAR-10 ones, with the paper's longer last phases.
 
     Attributes:
       start_steps, end_steps: from the teacher's steps to the last student's; their ratio is a power of 2.
-      phase_length: training samples of one halving, see `phases.samples` (6250K is 50,000 updates of 128).
+      phase_length: training samples of one halving, see `base.lengths` (6250K is 50,000 updates of 128).
       last_two_longer: how many times longer the phases to 2 and to 1 steps are.
       momentum: of the averaged student; 0 keeps the student itself.
       averaging: the rule of that average, see `training.ema`.
       zero_noise: one of `ZERO_NOISE_RULES`.
       teacher_solver: what the teacher steps by in the first phase; later ones are students and step by DDIM.
-      dropout: rate in the student's network while it is trained. None is no dropout, whatever the teacher was
-        trained with; a student model that is given explicitly keeps its network's own rate.
-      label_dropout: rate at which cond become the null label that guidance needs; None for the rate of the
-        network's own field `label_dropout`, 0 if it has none. See `training.dropout`.
+      others: see `Distiller`.
     """
 
     start_steps: int = 1024
     end_steps: int = 1
     phase_length: str | int = "6250K"
     last_two_longer: float = 2.0
-    weighting: str = "snr_trunc"
+    _: KW_ONLY
     reduction: str = "mean"
     learning_rate: float = 5e-5
     anneal: bool = True
@@ -65,79 +65,61 @@ class Progressive:
     averaging: str = "corrected"
     zero_noise: str = "reconciled"
     teacher_solver: str = "ddim"
-    dropout: float | None = None
-    label_dropout: float | None = None
 
     def __post_init__(self) -> None:
-        loss.check(self.weighting, self.reduction)
+        super().__post_init__()
         choose("rule at zero noise", self.zero_noise, ZERO_NOISE_RULES)
         choose("solver", self.teacher_solver, SOLVERS)
         check_averaging(self.averaging)
-        check_rate("dropout", self.dropout)
-        check_rate("label_dropout", self.label_dropout)
-        samples(self.phase_length)
+        parse_length(self.phase_length)
         halvings(self.start_steps, self.end_steps)
         if self.last_two_longer <= 0:
             raise ValueError(
                 f"last_two_longer must be positive (1: phases of equal length), got {self.last_two_longer}."
             )
 
-    def phases(self, model: Model, batch_size: int) -> list[Phase]:
+    def phases(self, model: Model, batch_size: int, grid: Level | None = None) -> list[Phase]:
         """One phase per halving, most steps first."""
         students = halvings(self.start_steps, self.end_steps)
+        grid = self.teacher_grid(model, self.start_steps, grid)
+        levels = [grid.at(slice(None, None, 2**k)) for k in range(len(students) + 1)]
         solvers = [self.teacher_solver, *["ddim"] * (len(students) - 1)]
-        tables = targets.pad([rows(model.process, n, solver) for n, solver in zip(students, solvers, strict=True)])
-        [updates] = updates_for(samples(self.phase_length), batch_size)
+        tables = targets.pad(
+            [rows(fine, solver, model.process) for fine, solver in zip(levels[:-1], solvers, strict=True)]
+        )
+        [updates] = updates_for(parse_length(self.phase_length), batch_size)
         return [
-            Phase(
-                name=f"btd {2 * n}→{n}",
+            self.phase(
+                f"btd {2 * n}→{n}",
+                levels[k],
+                levels[k + 1],
                 updates=max(1, round(updates * (self.last_two_longer if n <= 2 else 1))),
-                learning_rate=self.learning_rate,
-                teacher_steps=2 * n,
-                student_steps=n,
-                anneal=self.anneal,
                 momentum=self.momentum,
                 averaging=self.averaging,
-                inputs=table,
+                inputs=tables[k],
             )
-            for n, table in zip(students, tables, strict=True)
+            for k, n in enumerate(students)
         ]
 
-    #: Momenta of averages kept during training besides the eval average.
-    averages: ClassVar[Mapping[str, float]] = {}
-
-    def losses(self, denoisers: Mapping[str, Any], table: targets.Rows, batch: Batch, key: Key) -> Array:
-        """Per-image losses [batch] of denoisers['student'] against denoisers['teacher']."""
-        index, eps = targets.draw(table, batch, key)
-        return self.losses_at(denoisers, table.at(index), batch["x"], eps, batch.get("cond"))
-
-    def losses_at(
-        self, denoisers: Mapping[str, Any], rows: targets.Rows, x: Image, eps: Image, cond: Cond | None
-    ) -> Array:
-        """Per-image losses [batch] for given rows, images and noise, instead of drawn ones."""
-        teacher, second = denoisers["teacher"], self.second(denoisers["teacher"], rows)
-        return targets.losses_at(
-            rows, x, eps, denoisers["student"], teacher, second, cond,
-            weight=self.weighting, reduction=self.reduction,
-        )  # fmt: skip
-
-    def second(self, teacher: Any, rows: targets.Rows) -> Any:
-        """The estimator of the second step: the teacher, or its raw x head in rows that end at zero noise."""
+    def estimators(self, denoisers: Mapping[str, Any], rows: targets.Rows) -> tuple[Denoise, Denoise]:
+        """The teacher twice; in rows that end at zero noise perhaps its raw x head."""
+        teacher = denoisers["teacher"]
         if self.zero_noise == "reconciled":
-            return teacher
+            return teacher, teacher
 
-        def x_head_at_zero_noise(z: Image, level: Level, cond: Cond | None) -> Image:
+        def x_head_at_zero_noise(z: Image, level: Level, cond: Cond | None = None) -> Image:
             x_hat, x_head = teacher.x_head(z, level, cond)
             return jnp.where(expand(rows.second == 1, z), x_head, x_hat)
 
-        return x_head_at_zero_noise
+        return teacher, x_head_at_zero_noise
 
 
-def rows(process: Process, student_steps: int, solver: str = "ddim") -> targets.Rows:
-    """The triples of a student of N steps: t = 2i/2N, m = (2i-1)/2N, s = (2i-2)/2N for i = 1 .. N."""
-    t = np.arange(2, 2 * student_steps + 1, 2)
-    n = 2 * student_steps
-    return targets.make_rows(process, n, t, t - 1, t - 2, clean_end=True, solver=solver, second_solver=solver)
+def rows(grid: Level, solver: str = "ddim", process: Process | None = None) -> targets.Rows:
+    """The steps t -> m -> s of a student of half the steps of the teacher's grid [2N + 1], the cleanest first."""
+    t = np.arange(len(grid.sigma) - 3, -1, -2)
+    return targets.make_rows(
+        grid, t, t + 1, t + 2, clean_end=True, solver=solver, second_solver=solver, process=process
+    )
 
 
 def halvings(start_steps: int, end_steps: int) -> list[int]:

@@ -5,14 +5,15 @@ t_0 > t_1 > ... > t_n with estimates x_hat_0 .. x_hat_{n-1} therefore lands wher
 
     target = sum_j w_j·x_hat_j,    w_j = (q_{j+1} - q_j) / (q_n - q_0),    sum w_j = 1
 
-lands. For two steps t -> m -> s, with cross(t, s) = sigma_t·alpha_s - alpha_t·sigma_s,
+lands. For two steps t -> m -> s,
 
-    w_1 = cross(t, m)·sigma_s / (cross(t, s)·sigma_m)         w_2 = cross(m, s)·sigma_t / (cross(t, s)·sigma_m)
+    w_1 = (q_m - q_t) / (q_s - q_t)         w_2 = (q_s - q_m) / (q_s - q_t)
 
 This is BTD's target (both estimates from the teacher; arXiv:2202.00512 Algorithm 2 solves the same
 equation by inverting the step) and TRACT's (second estimate from the self-teacher; arXiv:2303.04248
 Eq. 8). A step to zero noise is w = (0, 1), an empty second step (m = s) is w = (1, 0): both set, not computed
-from 0/0. The published invert-and-divide form loses up to 2e-3 in float32; this one errs by 1e-7.
+from 0/0. The weights come from differences in float64 on the host, good to 1e-12. The published invert-and-divide form
+loses up to 2e-3 in float32; this one errs by 1e-7.
 
 A step in several stages, such as Heun's, is such a step too: any single-step solver ends at
 
@@ -33,14 +34,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill.base.arrays import Array, expand, namespace, stratified
-from diffusion_distill.base.errors import choose
 from diffusion_distill.base.typing import Batch, Cond, Image, Key
 from diffusion_distill.denoisers.denoise import Denoise, RawDenoise
 from diffusion_distill.methods import loss
 from diffusion_distill.process import noising, predictions
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
-from diffusion_distill.solvers import SOLVERS, Table, engine
+from diffusion_distill.solvers import Table, engine, tabulate
 from diffusion_distill.solvers.engine import combine
 
 
@@ -84,69 +84,68 @@ class Rows(NamedTuple):
         return Rows(*jax.tree.map(lambda a: a[index], tuple(self[:-1])), count=self.count)
 
 
-def chain_weights(process: Process, times: np.ndarray, steps: int = 1) -> np.ndarray:
-    """Weights [n, ...] of the estimates along a chain of times [n + 1, ...] (float64, host).
+def chain_weights(levels: Level) -> np.ndarray:
+    """Weights [n, ...] of the estimates along a chain of levels [n + 1, ...] (float64, host).
 
-    Times must not increase; equal times at the end are steps of weight zero.
-
-    Args:
-      steps: the times are given in units of 1/steps. Differences of whole numbers are exact, those of
-        rounded quotients i/steps are not, and err most on the finest grids.
+    The noise must not increase; equal levels at the end are steps of weight zero. The first level may be pure noise.
     """
-    times = np.asarray(times, np.float64)
-    sigma = process.level(times / steps).sigma
-    at_end = times == times[-1]
+    alpha, sigma = (np.asarray(a, np.float64) for a in levels)
     with np.errstate(divide="ignore", invalid="ignore"):
-        from_start = np.where(at_end[:-1], 0.0, sigma[0] / sigma[:-1])
-        to_end = np.where(at_end[1:], 1.0, sigma[-1] / sigma[1:])
-    each, whole = process.cross(times[:-1], times[1:], steps), process.cross(times[0], times[-1], steps)
-    return each / whole * from_start * to_end
+        q = alpha / sigma
+        weights = np.diff(q, axis=0) / (q[-1] - q[0])
+    reaches_zero_noise = (sigma[1:] == 0) & (sigma[:-1] > 0)
+    return np.where(sigma[-1] == 0, reaches_zero_noise, weights)
 
 
 def make_rows(
-    process: Process,
-    steps: int,
+    grid: Level,
     t: np.ndarray,
     m: np.ndarray,
     s: np.ndarray,
-    clean_end: bool,
+    *,
+    clean_end: bool = False,
     solver: str = "ddim",
     second_solver: str = "ddim",
+    process: Process | None = None,
 ) -> Rows:
-    """The table of triples of times t/steps > m/steps >= s/steps, whole numbers [rows] each.
+    """The table of the steps t -> m -> s between levels of a grid.
 
     Args:
-      clean_end: treat s = 0 as exactly zero noise (BTD's rule), whatever sigma the process keeps there.
+      grid: [steps + 1], the noisiest level first.
+      t, m, s: whole numbers [rows], places in the grid, t < m <= s.
+      clean_end: treat the last level as exactly zero noise (BTD's rule), whatever sigma the grid has there.
       solver, second_solver: what takes the step t -> m, and m -> s.
+      process: of the grid, for solvers that evaluate at levels in between.
 
     Raises:
       ValueError: unknown solver, or one that draws noise or needs more than two levels.
     """
-    first, second = chain_weights(process, np.stack([t, m, s]), steps)
+    level_t, level_m, level_s = (grid.at(np.asarray(k)) for k in (t, m, s))
+    first, second = chain_weights(Level(*(np.stack(part) for part in zip(level_t, level_m, level_s, strict=True))))
     if clean_end:
-        ends = (s == 0) & (m > s)
+        ends = (s == len(grid.sigma) - 1) & (m < s)
         first, second = np.where(ends, 0.0, first), np.where(ends, 1.0, second)
-    level_t, level_m = process.level(t / steps), process.level(m / steps)
-    stages = make_stages(solver, level_t, level_m)
-    second_stages = make_stages(second_solver, level_m, process.level(s / steps))
+    stages = make_stages(solver, level_t, level_m, process)
+    second_stages = make_stages(second_solver, level_m, level_s, process)
     # Where m is zero noise the second estimate has weight 0, but is evaluated: at a level where the network is finite.
     level_m = Level(*(np.where(level_m.sigma == 0, at_t, at_m) for at_t, at_m in zip(level_t, level_m, strict=True)))
     r, d = noising.step_coefficients(level_t, level_m)
     return Rows(level_t, level_m, r, d, first, second, stages, second_stages, np.int32(len(t)))
 
 
-def make_stages(solver: str, start: Level, end: Level) -> Stages | None:
+def make_stages(solver: str, start: Level, end: Level, process: Process | None = None) -> Stages | None:
     """The tables of a solver's steps between levels [rows] each; None for DDIM, whose estimate is the network's.
 
     Steps with fewer stages than others (to zero noise, or from a level to itself) are filled up with stages of
     weight zero.
     """
-    make = choose("solver", solver, SOLVERS)
-    if make is SOLVERS["ddim"]:
+    if solver == "ddim":
         return None
     pairs = np.stack([np.stack(start), np.stack(end)], axis=-1)  # [alpha and sigma, rows, from and to]
     still = pairs[0, :, 0] * pairs[1, :, 1] == pairs[0, :, 1] * pairs[1, :, 0]
-    tables = [None if rests else make(Level(*pairs[:, k])).plain() for k, rests in enumerate(still)]
+    tables = [
+        None if rests else tabulate(solver, Level(*pairs[:, k]), process).plain() for k, rests in enumerate(still)
+    ]
     moving = [table for table in tables if table is not None]
     if not all(table.deterministic for table in moving):
         raise ValueError(f"The solver {solver!r} draws noise; a teacher's step must be deterministic.")

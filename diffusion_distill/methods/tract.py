@@ -8,9 +8,9 @@ the jump t -> s at once. At the last point of a group (m = s) the target is the 
     target = w_1·clip(x_teacher(z_t)) + w_2·clip(x_self_teacher(z_m))        (methods/targets.py)
     loss   = max(SNR, 1)·sum over pixels of (x_student(z_t) - target)²
 
-For VE teachers (Algorithm 2) the grid is EDM's, the teacher steps by Heun's method, only the self-teacher is clipped,
-and the loss is EDM's mean over pixels: `Tract.edm`. The published program has one phase; here there may be more, in
-which the teacher, by then a student itself, steps by DDIM.
+For VE teachers (Algorithm 2) the grid is EDM's, the default of `VE`, the teacher steps by Heun's method, only the
+self-teacher is clipped, and the loss is EDM's mean over pixels: `Tract.edm`. The published program has one phase; here
+there may be more, in which the teacher, by then a student itself, steps by DDIM.
 
 A schedule such as 1024, 32, 1 needs two phases whatever the reduction, where BTD needs ten. The student
 evaluated and handed on is a slow average whose momentum leaves a weight of `residual` to the parameters of
@@ -27,13 +27,15 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.errors import choose
-from diffusion_distill.base.typing import Batch, Cond, Image, Key
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.denoisers.clipping import Clipped
+from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.denoisers.model import Model
-from diffusion_distill.methods import loss, targets
-from diffusion_distill.methods.phases import Phase, check_rate, momentum_for, samples, updates_for, updates_per_phase
+from diffusion_distill.methods import targets
+from diffusion_distill.methods.method import Distiller
+from diffusion_distill.methods.phases import Phase, check_rate, momentum_for, updates_for, updates_per_phase
+from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers import SOLVERS
 
@@ -48,12 +50,12 @@ CLIPS = {"both": "VP teachers", "self_teacher": "EDM teachers", "none": "as in t
 
 
 @dataclass(frozen=True)
-class Tract:
+class Tract(Distiller):
     """Settings of TRACT; defaults are the published ones for VP teachers, `Tract.edm` has those for EDM's.
 
     Attributes:
       schedule: step counts, first the teacher's; each must divide the one before it.
-      length: training samples of all phases together, see `phases.samples`.
+      length: training samples of all phases together, see `base.lengths`.
       shares: relative lengths of the phases; empty for equal ones (published).
       self_momentum: momentum of the self-teacher.
       residual: sets the momentum of the eval average from the length of a phase, see `phases.momentum_for`.
@@ -61,13 +63,9 @@ class Tract:
         (Table 4, Figure 5); 0 keeps the student itself. None is the residual's.
       clip: which estimates in the target are clipped to [-1, 1], one of `CLIPS`.
       teacher_solver: what the teacher steps by in the first phase, a deterministic solver of one step.
-      warmup: updates over which the learning rate rises; with cold_start from 0, as in EDM's programs.
       phase_start: one of `PHASE_STARTS`.
       reset_average: with phase_start 'continue', restart the eval average's bias correction in each phase.
-      dropout: rate in the student's network while it is trained. None is no dropout, whatever the teacher was
-        trained with; a student model that is given explicitly keeps its network's own rate.
-      label_dropout: rate at which cond become the null label that guidance needs; None for the rate of the
-        network's own field `label_dropout`, 0 if it has none. See `training.dropout`.
+      others: see `Distiller`.
     """
 
     schedule: Sequence[int] = (1024, 32, 1)
@@ -76,27 +74,17 @@ class Tract:
     self_momentum: float = 0.5
     residual: float = 1e-3
     momentum: float | None = None
-    weighting: str = "snr_trunc"
-    reduction: str = "sum"
-    learning_rate: float = 2e-4
-    warmup: int = 0
-    cold_start: bool = False
-    anneal: bool = False
     clip: str = "both"
     teacher_solver: str = "ddim"
     phase_start: str = "teacher"
     reset_average: bool = False
-    dropout: float | None = None
-    label_dropout: float | None = None
 
     def __post_init__(self) -> None:
-        loss.check(self.weighting, self.reduction)
+        super().__post_init__()
         choose("phase_start", self.phase_start, PHASE_STARTS)
         choose("clip", self.clip, CLIPS)
         choose("solver", self.teacher_solver, SOLVERS)
-        check_rate("dropout", self.dropout)
-        check_rate("label_dropout", self.label_dropout)
-        samples(self.length)
+        parse_length(self.length)
         check_schedule(self.schedule)
         check_shares(self.shares, self.schedule)
         if not 0 <= self.self_momentum < 1:
@@ -120,23 +108,21 @@ class Tract:
         """Momenta of averages kept during training besides the eval average."""
         return {"self_teacher": self.self_momentum}
 
-    def phases(self, model: Model, batch_size: int) -> list[Phase]:
-        """One phase per reduction of the schedule."""
-        reductions = list(pairwise(self.schedule))
+    def phases(self, model: Model, batch_size: int, grid: Level | None = None) -> list[Phase]:
+        """One phase per reduction of the schedule, each on every k-th level of the phase before."""
+        reductions, grid = list(pairwise(self.schedule)), self.teacher_grid(model, self.schedule[0], grid)
+        levels = [grid.at(slice(None, None, self.schedule[0] // steps)) for steps in self.schedule]
         solvers = [self.teacher_solver, *["ddim"] * (len(reductions) - 1)]
-        tables = targets.pad([rows(model.process, *r, solver) for r, solver in zip(reductions, solvers, strict=True)])
+        ends = zip(levels[:-1], self.schedule[1:], solvers, strict=True)
+        tables = targets.pad([rows(fine, end, solver, model.process) for fine, end, solver in ends])
         shares = self.shares or (1,) * len(reductions)
-        updates = updates_for(samples(self.length), batch_size, shares)
+        updates = updates_for(parse_length(self.length), batch_size, shares)
         return [
-            Phase(
-                name=f"tract {start}→{end}",
+            self.phase(
+                f"tract {start}→{end}",
+                levels[k],
+                levels[k + 1],
                 updates=updates[k],
-                learning_rate=self.learning_rate,
-                teacher_steps=start,
-                student_steps=end,
-                warmup=self.warmup,
-                cold_start=self.cold_start,
-                anneal=self.anneal,
                 momentum=self._momentum(batch_size, sum(shares) / shares[k]),
                 inputs=tables[k],
                 restart=self.phase_start == "teacher",
@@ -149,42 +135,22 @@ class Tract:
         """The eval average's momentum in a phase that is 1/count of the run."""
         if self.momentum is not None:
             return self.momentum
-        return momentum_for(self.residual, updates_per_phase(samples(self.length), batch_size, count))
+        return momentum_for(self.residual, updates_per_phase(parse_length(self.length), batch_size, count))
 
-    def losses(self, denoisers: Mapping[str, Any], table: targets.Rows, batch: Batch, key: Key) -> Array:
-        """Per-image losses [batch] of denoisers['student'] against 'teacher' and 'self_teacher'."""
-        index, eps = targets.draw(table, batch, key)
-        return self.losses_at(denoisers, table.at(index), batch["x"], eps, batch.get("cond"))
-
-    def losses_at(
-        self, denoisers: Mapping[str, Any], rows: targets.Rows, x: Image, eps: Image, cond: Cond | None
-    ) -> Array:
-        """Per-image losses [batch] for given rows, images and noise, instead of drawn ones."""
-        first, second = self.estimators(denoisers)
-        return targets.losses_at(
-            rows,
-            x,
-            eps,
-            denoisers["student"],
-            first,
-            second,
-            cond,
-            weight=self.weighting,
-            reduction=self.reduction,
-        )
-
-    def estimators(self, denoisers: Mapping[str, Any]) -> tuple[Any, Any]:
-        """The two estimators of the target, clipped if asked for."""
+    def estimators(self, denoisers: Mapping[str, Any], rows: targets.Rows) -> tuple[Denoise, Denoise]:
+        """The teacher and the self-teacher, clipped if asked for."""
         first, second = denoisers["teacher"], denoisers["self_teacher"]
         return Clipped(first) if self.clip == "both" else first, Clipped(second) if self.clip != "none" else second
 
 
-def rows(process: Process, start: int, end: int, solver: str = "ddim") -> targets.Rows:
-    """The triples of a phase: t = i/start for i = 1 .. start, m one teacher step below, s the end of t's group."""
-    group = start // end
-    t = np.arange(1, start + 1)
-    s = (t - 1) // group * group
-    return targets.make_rows(process, start, t, t - 1, s, clean_end=False, solver=solver)
+def rows(grid: Level, end: int, solver: str = "ddim", process: Process | None = None) -> targets.Rows:
+    """The steps t -> m -> s of a student of `end` steps, one for each step t -> m of the teacher's grid [steps + 1].
+
+    s is the end of t's group of steps. The cleanest step is the first row.
+    """
+    steps = len(grid.sigma) - 1
+    group, t = steps // end, np.arange(steps - 1, -1, -1)
+    return targets.make_rows(grid, t, t + 1, (t // group + 1) * group, solver=solver, process=process)
 
 
 def check_shares(shares: Sequence[float], schedule: Sequence[int]) -> None:

@@ -11,10 +11,10 @@ All networks are called as network(x, time, labels, train, augment), with
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-Array = jax.Array
+from jax import Array
 
 #: What networks compute in.
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
@@ -22,14 +22,22 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float
 
 def check_images(x: Array, time: Array, levels: int) -> None:
     """Raises ValueError where images or times do not fit a network of so many levels."""
+    _check_images(x, time, 2 ** (levels - 1), f"cannot be halved {levels - 1} times", "fewer levels (ch_mult)")
+
+
+def check_patches(x: Array, time: Array, patch: int) -> None:
+    """Raises ValueError where images or times do not fit a network that takes patches of so many pixels."""
+    _check_images(x, time, patch, "cannot be cut into patches", "another patch")
+
+
+def _check_images(x: Array, time: Array, factor: int, problem: str, advice: str) -> None:
     if x.ndim != 4:
         raise ValueError(f"x has shape {x.shape}; it must be [batch, height, width, channels].")
     batch, height, width, _ = x.shape
-    factor = 2 ** (levels - 1)
     if height % factor or width % factor:
         raise ValueError(
-            f"Images of {height}x{width} cannot be halved {levels - 1} times: height and width "
-            f"must be multiples of {factor}. Use fewer levels (ch_mult) or other images."
+            f"Images of {height}x{width} {problem}: height and width must be multiples of {factor}. "
+            f"Use {advice} or other images."
         )
     if time.shape != (batch,):
         raise ValueError(f"time has shape {time.shape}; it must be [batch] = ({batch},), one number per image.")
@@ -61,6 +69,13 @@ def check_augment(augment: Array | None, batch: int, augment_dim: int) -> None:
         raise ValueError(
             f"augment has shape {augment.shape}; it must be [batch, augment_dim] = ({batch}, {augment_dim})."
         )
+
+
+def check_rates(network: nn.Module) -> None:
+    """Raises ValueError for a network whose `dropout` or `label_dropout` is outside [0, 1)."""
+    for name in ("dropout", "label_dropout"):
+        if not 0 <= getattr(network, name) < 1:
+            raise ValueError(f"{name} is {getattr(network, name)}; it must be in [0, 1).")
 
 
 def label_vectors(labels: Array | None, batch: int, num_classes: int) -> Array:

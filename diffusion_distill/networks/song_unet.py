@@ -27,11 +27,18 @@ from collections.abc import Sequence
 from math import sqrt
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from diffusion_distill.base import errors
-from diffusion_distill.networks.inputs import DTYPES, check_augment, check_images, check_labels, label_vectors
+from diffusion_distill.networks.inputs import (
+    DTYPES,
+    check_augment,
+    check_images,
+    check_labels,
+    check_rates,
+    label_vectors,
+)
 from diffusion_distill.networks.layers import (
     Attention,
     Conv,
@@ -46,8 +53,6 @@ from diffusion_distill.networks.layers import (
     norm_groups,
     sinusoidal_features,
 )
-
-Array = jax.Array
 
 #: The choices of EDM's program.
 EMBEDDINGS = {name: name for name in ("positional", "fourier")}
@@ -254,8 +259,6 @@ def _check_settings(net: SongUNet) -> None:
             f"resample_filter is {taps}; it must be an even number of taps (an odd one does not double an image) "
             "whose sum is not zero, e.g. (1, 1) or (1, 3, 3, 1)."
         )
-    for name in ("dropout", "label_dropout"):
-        if not 0 <= getattr(net, name) < 1:
-            raise ValueError(f"{name} is {getattr(net, name)}; it must be in [0, 1).")
+    check_rates(net)
     if net.augment_dim < 0:
         raise ValueError(f"augment_dim is {net.augment_dim}; it must be 0 or more.")

@@ -21,11 +21,18 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jax import Array
 
 from diffusion_distill.base import errors
-from diffusion_distill.networks.inputs import DTYPES, check_augment, check_images, check_labels, label_vectors
+from diffusion_distill.networks.inputs import (
+    DTYPES,
+    check_augment,
+    check_images,
+    check_labels,
+    check_rates,
+    label_vectors,
+)
 from diffusion_distill.networks.layers import (
     INIT_RULES,
     Attention,
@@ -40,8 +47,6 @@ from diffusion_distill.networks.layers import (
     sinusoidal_features,
     upsample,
 )
-
-Array = jax.Array
 
 #: The settings of EDM's DhariwalUNet: UNet(..., **ADM).
 ADM: dict[str, Any] = {
@@ -271,8 +276,6 @@ def _check_settings(net: UNet) -> None:
     if (net.num_heads is None) == (net.head_dim is None):
         raise ValueError(f"num_heads={net.num_heads} and head_dim={net.head_dim}; give exactly one of the two.")
     net._heads(widths[-1])  # the middle always has attention; other levels are known once an image is
-    for name in ("dropout", "label_dropout"):
-        if not 0 <= getattr(net, name) < 1:
-            raise ValueError(f"{name} is {getattr(net, name)}; it must be in [0, 1).")
+    check_rates(net)
     if net.augment_dim < 0:
         raise ValueError(f"augment_dim is {net.augment_dim}; it must be 0 or more.")

@@ -1,174 +1,105 @@
-"""Grids: decreasing times or levels on the host, from noise to clean, in float64.
+"""Grids: decreasing levels on the host, from noise to clean, in float64.
 
-Uniform grids nest by construction: every k-th time of a grid of k·n steps is bit for bit the grid of n steps,
-because both are the correctly rounded quotient of the same fraction.
+A grid of n steps is a `Level` [n + 1], whoever made it. `make_grid` makes one by a rule from a process, between the
+times of a start and an end. In n equal steps of
 
-The four discretizations that EDM compares (arXiv:2206.00364, Table 1) are levels alpha = 1 whose sigmas run from
-sigma_max to sigma_min, with f = i/(n - 1) for i = 0 .. n - 1, and then are exactly 0:
+    time        the process's time
+    quadratic   its root
+    logsnr      the log-SNR
+    rho         (sigma/alpha)^(1/rho)
 
-    edm     (sigma_max^(1/rho) + f·(sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
-    vp      s(1 + f·(epsilon_s - 1)), s(t) = sigma/alpha of the linear-beta process through (epsilon_s, sigma_min)
-            and (1, sigma_max)
-    ve      sigma_max·(sigma_min / sigma_max)^f
-    iddpm   the entry round(f·(count - 1)) of iDDPM's `count` levels within [sigma_min, sigma_max]
+or by EDM's rule (arXiv:2206.00364 Eq. 5), the default of variance-exploding processes:
+
+    karras      n - 1 steps equal in rho, down to the least noise of the process, and one to exactly zero noise
+
+Levels of your own are a grid too, if `check` accepts them. Grids in time nest by construction: every k-th time of a
+grid of k·n steps is bit for bit the grid of n steps, because both are the correctly rounded quotient of one fraction.
+
+`refine` divides the steps of a grid: the grid of a teacher that passes through its student's levels, or the nodes
+inside the steps of a singlestep solver. Published samplers of discrete models visit whole indices of the betas instead
+(`ddim_indices`). The grids that EDM compares are in edm_grids.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from diffusion_distill.base.arrays import Array, namespace
 from diffusion_distill.base.errors import choose, positive_int
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import Karras, LinearBeta, Process, VarianceExploding
+from diffusion_distill.process.processes import Process
+from diffusion_distill.process.ve import VE
 
-#: Linear beta of the VP process, and the sigmas (least, greatest) of the others, where nobody says otherwise.
-VP_BETA = LinearBeta(beta_min=0.1, beta_max=20.0, t_min=0.0)
-RANGES = {"ve": (0.02, 100.0), "iddpm": (0.002, 81.0), "edm": (0.002, 80.0)}
-
-
-def uniform_times(steps: int) -> np.ndarray:
-    """Times 1 = t_0 > ... > t_steps = 0 in equal steps, [steps + 1] float64.
-
-    Raises:
-      ValueError: steps is not a whole number of at least 1.
-    """
-    steps = positive_int("The number of steps", steps)
-    return np.arange(steps, -1, -1) / steps
+#: (process, start, end, fractions of the way, rho) -> times
+Spacing = Callable[[Process, float, float, np.ndarray, float], np.ndarray]
+#: (process, steps, start=, end=, rho=) -> grid
+Rule = Callable[..., Level]
 
 
-def uniform(process: Process, steps: int) -> Level:
-    """The levels of a process at uniform times, [steps + 1], decreasing in noise."""
-    return process.level(uniform_times(steps))
-
-
-def edm(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Level:
-    """EDM's own grid, arXiv:2206.00364 Eq. 5: [steps + 1] levels alpha = 1, the last exactly 0; steps >= 2."""
-    return uniform(Karras(steps, sigma_min, sigma_max, rho), steps)
-
-
-def discretized(
-    name: str,
-    steps: int,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-    *,
-    within: tuple[float, float] = (0.0, math.inf),
-    rho: float = 7.0,
-    epsilon_s: float = 1e-3,
+def make_grid(
+    process: Process, steps: int, rule: str = "", *, start: float = 1.0, end: float = 0.0, rho: float = 7.0
 ) -> Level:
-    """One of `DISCRETIZATIONS` by name: [steps + 1] levels alpha = 1, the last exactly 0.
+    """A grid [steps + 1] of a process.
 
     Args:
-      steps: at least 2.
-      sigma_min, sigma_max, within: as in `sigma_range`.
-      rho: of 'edm'.
-      epsilon_s: of 'vp', the time of sigma_min.
+      steps: at least 1.
+      rule: one of `RULES`; empty for the process's own, see `default_rule`.
+      start, end: times of the process.
+      rho: of the rules 'rho' and 'karras'.
 
     Raises:
-      ValueError: unknown name, fewer than 2 steps, or an empty range.
+      ValueError: an unknown rule, no steps, an end that does not come before the start, or one where the rule's measure
+        is infinite.
     """
-    make = choose("discretization", name, DISCRETIZATIONS)
-    if positive_int("The number of steps", steps) < 2:
-        raise ValueError(f"A grid from sigma_max to sigma_min needs at least 2 steps, got {steps}.")
-    low, high = sigma_range(name, sigma_min, sigma_max, within=within, epsilon_s=epsilon_s)
-    return exploding(make(steps, low, high, rho, epsilon_s))
+    make = choose("rule of a grid", rule or default_rule(process), RULES)
+    return make(process, steps, start=start, end=end, rho=rho)
 
 
-def exploding(sigmas: Array) -> Level:
-    """The grid [steps + 1] of given sigmas [steps], decreasing, and then exactly 0; alpha = 1."""
-    return VarianceExploding().level(np.append(np.asarray(sigmas, np.float64), 0.0))
+def default_rule(process: Process) -> str:
+    """'karras' for a variance-exploding process, 'time' for every other."""
+    return "karras" if isinstance(process, VE) else "time"
 
 
-def sigma_range(
-    name: str,
-    sigma_min: float | None = None,
-    sigma_max: float | None = None,
-    *,
-    within: tuple[float, float] = (0.0, math.inf),
-    epsilon_s: float = 1e-3,
-) -> tuple[float, float]:
-    """(sigma_min, sigma_max) of a discretization, with its defaults for None, clamped to the network's own range."""
-    choose("discretization", name, DISCRETIZATIONS)
-    default = RANGES.get(name) or tuple(_ratio(VP_BETA.level(t)) for t in (epsilon_s, 1.0))
-    low = max(default[0] if sigma_min is None else sigma_min, within[0])
-    high = min(default[1] if sigma_max is None else sigma_max, within[1])
-    if not 0 < low < high < math.inf:
-        raise ValueError(f"Need 0 < sigma_min < sigma_max, both finite; got {low:.6g} and {high:.6g}.")
-    return float(low), float(high)
+def karras(process: Process, steps: int, *, start: float = 1.0, end: float = 0.0, rho: float = 7.0) -> Level:
+    """EDM's grid: steps equal in rho down to the least noise, and the last step to exactly zero noise.
+
+    The least noise is the `sigma_min` of a `VE`, else what another process has at time 0. One step goes from the start
+    to zero noise. With an end above 0 it is the rule 'rho'.
+    """
+    if end > 0:
+        return process.level(spaced_times(process, steps, "rho", start=start, end=end, rho=rho))
+    least = process.sigma_min / process.sigma_max if isinstance(process, VE) else 0.0
+    many = positive_int("The number of steps", steps) > 1
+    times = spaced_times(process, steps - 1, "rho", start=start, end=least, rho=rho) if many else np.array([start])
+    alpha, sigma = process.level(times)
+    return Level(np.append(alpha, 1.0), np.append(sigma, 0.0))
 
 
-@dataclass(frozen=True)
-class FittedBeta(LinearBeta):
-    """A linear beta made by `fitted_beta`: beta_min may be just below 0, where sigma is real from epsilon_s on."""
-
-    t_min: float = 0.0
-
-    def __post_init__(self) -> None:
-        pass  # LinearBeta's check of the betas does not apply
-
-    def _time(self, decay: Array) -> Array:
-        xp = namespace(decay)
-        return xp.where(decay == 0, 0.0, super()._time(xp.where(decay == 0, 1.0, decay)))  # 0/0 where beta_min < 0
-
-    def beta(self, t: Array) -> Array:
-        """beta at time t."""
-        return self.beta_min + (self.beta_max - self.beta_min) * t
-
-
-def fitted_beta(sigma_min: float, sigma_max: float, epsilon_s: float = 1e-3) -> FittedBeta:
-    """The linear-beta process whose sigma/alpha is sigma_min at time epsilon_s and sigma_max at time 1.
+def spaced_times(
+    process: Process, steps: int, spacing: str = "time", *, start: float = 1.0, end: float = 0.0, rho: float = 7.0
+) -> np.ndarray:
+    """The times [steps + 1] of a grid in equal steps of one of `SPACINGS`; both ends are exact.
 
     Raises:
-      ValueError: not 0 < sigma_min < sigma_max, or epsilon_s outside (0, 1).
+      ValueError: as `make_grid`.
     """
-    if not (0 < sigma_min < sigma_max and 0 < epsilon_s < 1):
-        raise ValueError(
-            f"Need 0 < sigma_min < sigma_max and 0 < epsilon_s < 1, got {sigma_min:.6g}, {sigma_max:.6g}, {epsilon_s}."
-        )
-    low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
-    slope = 2 * (low / epsilon_s - high) / (epsilon_s - 1)
-    beta_min = high - slope / 2
-    return FittedBeta(beta_min, beta_min + slope)
+    between, steps = choose("spacing", spacing, SPACINGS), positive_int("The number of steps", steps)
+    if not 0 < rho < math.inf:
+        raise ValueError(f"The exponent rho of a grid must be positive and finite, got {rho!r}.")
+    if not 0 <= end < start:
+        raise ValueError(f"A grid runs down from a time `start` to a time `end` of at least 0, got {start} and {end}.")
+    fractions = np.arange(steps, -1, -1) / steps if spacing == "time" else np.arange(steps + 1) / steps
+    times = between(process, start, end, fractions, rho)
+    times[0], times[-1] = start, end
+    return times
 
 
-def iddpm_sigmas(steps: int = 1000, c_1: float = 0.001, c_2: float = 0.008, dtype: type = np.float64) -> np.ndarray:
-    """iDDPM's noise levels as EDM tabulates them, [steps + 1], decreasing, the last 0 (arXiv:2206.00364, Table 1).
-
-    With abar(j) = sin²((pi/2)·j / (steps·(c_2 + 1))) and u_steps = 0, backwards,
-
-        u_{j-1} = sqrt((u_j² + 1) / max(abar(j-1) / abar(j), c_1) - 1)
-
-    Args:
-      dtype: float32 gives the published networks' levels up to rounding, which grows to 5e-4 of the exact ones.
-    """
-    steps = positive_int("The number of levels", steps)
-    angle = np.arange(steps + 1).astype(dtype) * dtype(0.5 * np.pi) / dtype(steps) / dtype(c_2 + 1)
-    abar = np.sin(angle) ** 2
-    u = np.zeros(steps + 1, dtype)
-    for j in range(steps, 0, -1):
-        u[j - 1] = np.sqrt((u[j] ** 2 + 1) / max(abar[j - 1] / abar[j], dtype(c_1)) - 1)
-    return u
-
-
-def nearest(sigma: Array, known: Array) -> Array:
-    """The index of the level of `known` [count] nearest to each sigma [...]; the first of two equally near."""
-    distance = abs(sigma[..., None] - known.reshape((1,) * np.ndim(sigma) + (-1,)))
-    return namespace(distance).argmin(distance, axis=-1)
-
-
-def rounded(grid: Level, known: Array) -> Level:
-    """A grid of levels alpha = 1 whose sigmas are replaced by the nearest of `known`; exactly 0 stays.
-
-    Networks trained on discrete levels (iDDPM) are sampled on such grids.
-    """
-    sigma = np.asarray(grid.sigma, np.float64)
-    known = np.asarray(known, np.float64)
-    return Level(grid.alpha, np.where(sigma == 0, 0.0, known[nearest(sigma, known)]))
+def _spaced(spacing: str, process: Process, steps: int, **ends: Any) -> Level:
+    return process.level(spaced_times(process, steps, spacing, **ends))
 
 
 def clean_end(grid: Level) -> Level:
@@ -182,7 +113,10 @@ def clean_end(grid: Level) -> Level:
 
 
 def check(grid: Level) -> Level:
-    """Returns the grid if its levels are finite and its noise decreases; raises ValueError otherwise."""
+    """Returns the grid in float64 if its levels are finite and its noise decreases; raises ValueError otherwise.
+
+    The first level may be pure noise, alpha = 0, the last zero noise, sigma = 0.
+    """
     alpha, sigma = np.asarray(grid.alpha, np.float64), np.asarray(grid.sigma, np.float64)
     if alpha.ndim != 1 or alpha.shape != sigma.shape or alpha.size < 2:
         raise ValueError(f"A grid is two arrays [steps + 1] with at least 2 levels, got {alpha.shape}, {sigma.shape}.")
@@ -201,33 +135,132 @@ def check(grid: Level) -> Level:
     return Level(alpha, sigma)
 
 
-def _ratio(level: Level) -> float:
-    return float(level.sigma / level.alpha)
+def to_numbers(grid: Level | None) -> dict[str, list[float]] | None:
+    """A grid for JSON, exactly; None stays None."""
+    return None if grid is None else {name: np.asarray(a, float).tolist() for name, a in grid._asdict().items()}
 
 
-def _edm(steps: int, low: float, high: float, rho: float, epsilon_s: float) -> np.ndarray:
-    return edm(steps, low, high, rho).sigma[:-1]
+def from_numbers(content: Any) -> Level | None:
+    """The inverse of `to_numbers`.
+
+    Raises:
+      ValueError: it is no grid.
+    """
+    if content is None:
+        return None
+    try:
+        return check(Level(**{name: np.asarray(a, np.float64) for name, a in dict(content).items()}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"A grid is written as {{'alpha': [...], 'sigma': [...]}}, but: {error}") from error
 
 
-def _vp(steps: int, low: float, high: float, rho: float, epsilon_s: float) -> np.ndarray:
-    level = fitted_beta(low, high, epsilon_s).level(1 + np.arange(steps) / (steps - 1) * (epsilon_s - 1))
-    return level.sigma / level.alpha
+def refine(process: Process, grid: Level, parts: int | Sequence[int], spacing: str = "time") -> Level:
+    """Divides each step of a grid [steps + 1] into equal parts; the grid's own levels stay unchanged.
+
+    A step to exactly zero noise is divided as if it went to the process's time 0.
+
+    Args:
+      parts: one number for all steps, or one per step [steps].
+
+    Raises:
+      ValueError: parts that are not positive or not one per step, an unknown spacing, a grid that does not decrease.
+    """
+    grid = check(grid)
+    steps = len(grid.sigma) - 1
+    counts = (np.broadcast_to(parts, steps) if np.ndim(parts) == 0 else np.asarray(parts)).tolist()
+    if len(counts) != steps:
+        raise ValueError(f"A grid of {steps} steps is divided by one number for each, got {len(counts)} numbers.")
+    noisy = grid.at(grid.sigma > 0)
+    times = np.append(process.time(noisy), np.zeros(len(grid.sigma) - len(noisy.sigma)))
+    levels = []
+    for k, count in enumerate(counts):
+        inner = spaced_times(process, count, spacing, start=float(times[k]), end=float(times[k + 1]))[1:-1]
+        levels += [grid.at(slice(k, k + 1)), process.level(inner)]
+    levels.append(grid.at(slice(-1, None)))
+    return Level(*(np.concatenate(part) for part in zip(*levels, strict=True)))
 
 
-def _ve(steps: int, low: float, high: float, rho: float, epsilon_s: float) -> np.ndarray:
-    return high * (low / high) ** (np.arange(steps) / (steps - 1))
+def singlestep(
+    process: Process, plan: Sequence[int], spacing: str = "time", *, start: float = 1.0, end: float = 1e-3
+) -> Level:
+    """The grid [sum(plan) + 1] of a singlestep solver as published: its steps and the nodes inside them.
+
+    Steps are equal in logsnr; of other spacings the nodes are (arXiv:2206.00927, appendix).
+
+    Args:
+      plan: evaluations of each step, as `solvers.dpm_solver.order_plan` gives them.
+    """
+    if spacing == "logsnr":
+        outer = make_grid(process, len(plan), spacing, start=start, end=end)
+    else:
+        outer = make_grid(process, sum(plan), spacing, start=start, end=end).at(np.cumsum([0, *plan]))
+    return refine(process, outer, plan, spacing)
 
 
-def _iddpm(steps: int, low: float, high: float, rho: float, epsilon_s: float) -> np.ndarray:
-    u = iddpm_sigmas()
-    u = u[(u >= low) & (u <= high)]
-    return u[np.round(np.arange(steps) / (steps - 1) * (len(u) - 1)).astype(np.int64)]
+def ddim_indices(rule: str, steps: int, count: int = 1000) -> np.ndarray:
+    """The indices [steps] of `count` betas that published DDIM programs visit, decreasing.
+
+    'uniform': multiples of count // steps. 'uniform_torch': count·k / steps in float32, cut off, which for some numbers
+    of steps gives one less than exact arithmetic. 'quad': squares of equal steps up to 0.8·count, cut off.
+
+    Raises:
+      ValueError: an unknown rule, or not between 1 and `count` steps.
+    """
+    make = choose("rule of DDIM's indices", rule, DDIM_INDICES)
+    if positive_int("The number of steps", steps) > count:
+        raise ValueError(f"A model of {count} betas has at most {count} steps, got {steps}.")
+    return make(steps, count)[::-1]
 
 
-#: name -> (steps, sigma_min, sigma_max, rho, epsilon_s) -> sigmas [steps]
-DISCRETIZATIONS: dict[str, Callable[[int, float, float, float, float], np.ndarray]] = {
-    "edm": _edm,
-    "vp": _vp,
-    "ve": _ve,
-    "iddpm": _iddpm,
-}
+def _in_time(process: Process, start: float, end: float, fractions: np.ndarray, rho: float) -> np.ndarray:
+    # Fractions of the way up, so that grids that nest do so bit for bit.
+    return end + (start - end) * fractions
+
+
+def _quadratic(process: Process, start: float, end: float, fractions: np.ndarray, rho: float) -> np.ndarray:
+    return (start**0.5 + fractions * (end**0.5 - start**0.5)) ** 2
+
+
+def _in_logsnr(process: Process, start: float, end: float, fractions: np.ndarray, rho: float) -> np.ndarray:
+    first, last = _log_ratios(process, start, end)
+    return _times_of(process, np.exp(first + fractions * (last - first)))
+
+
+def _in_rho(process: Process, start: float, end: float, fractions: np.ndarray, rho: float) -> np.ndarray:
+    first, last = np.exp(_log_ratios(process, start, end) / rho)
+    return _times_of(process, (first + fractions * (last - first)) ** rho)
+
+
+def _log_ratios(process: Process, start: float, end: float) -> np.ndarray:
+    level = process.level(np.array([start, end]))
+    if not level.sigma[1] > 0:
+        raise ValueError("Steps equal in log-SNR or in rho need noise at their end: choose a later end.")
+    if not level.alpha[0] > 0:
+        raise ValueError("Steps equal in log-SNR or in rho need some signal at their start: choose a start below 1.")
+    return -0.5 * level.logsnr
+
+
+def _times_of(process: Process, ratio: np.ndarray) -> np.ndarray:
+    return process.time(Level(np.ones_like(ratio), ratio))
+
+
+SPACINGS: dict[str, Spacing] = {"time": _in_time, "quadratic": _quadratic, "logsnr": _in_logsnr, "rho": _in_rho}
+RULES: dict[str, Rule] = {**{name: partial(_spaced, name) for name in SPACINGS}, "karras": karras}
+
+
+def _uniform(steps: int, count: int) -> np.ndarray:
+    return np.arange(steps) * (count // steps)
+
+
+def _uniform_torch(steps: int, count: int) -> np.ndarray:
+    """The float32 line from 0 to count, built from both of its ends."""
+    each, k = np.float32(count) / np.float32(steps), np.arange(steps + 1, dtype=np.float32)
+    line = np.where(k < (steps + 1) // 2, each * k, np.float32(count) - each * (np.float32(steps) - k))
+    return line[:-1].astype(np.int64)
+
+
+def _quad(steps: int, count: int) -> np.ndarray:
+    return (np.linspace(0, (0.8 * count) ** 0.5, steps) ** 2).astype(np.int64)
+
+
+DDIM_INDICES = {"uniform": _uniform, "uniform_torch": _uniform_torch, "quad": _quad}

@@ -1,167 +1,183 @@
-"""Parameterizations: the network predicts x, eps, v, both x and eps, or EDM's mixture of them.
+"""What a network predicts: two coefficients of a level.
 
-With z = alpha·x + sigma·eps (VP, alpha² + sigma² = 1), arXiv:2202.00512 section 4:
+A noisy sample is z = alpha·x + sigma·eps. A network's output stands for a mixture of the clean sample and the noise,
 
-    v = alpha·eps - sigma·x           x = alpha·z - sigma·v         eps = sigma·z + alpha·v
-    x = (z - sigma·eps) / alpha       eps = (z - alpha·x) / sigma
-    both: two heads on the channel axis, x first; x = sigma²·x_head + alpha²·(z - sigma·eps_head)/alpha
+    raw = a·x + b·eps
 
-and for any alpha, with n² = sigma² + (sd·alpha)² and sd the standard deviation of the data (arXiv:2206.00364, Table 1):
+with an a and a b for every level. Solved for x, whatever alpha and sigma are,
 
-    edm      x = (sd²·alpha / n²)·z + (sigma·sd / n)·F             F = (sigma·x - sd²·alpha·eps) / (sd·n)
-    score    F = sigma·score = -eps                                (networks of the VE process)
-    eps_var  eps, then a variance that deterministic samplers drop, on the channel axis
+    x_hat     = p·raw + q·z                      p = sigma/det,  q = -b/det,  det = sigma·a - alpha·b
+    x_hat - x = p·(raw - (a·x + b·eps))
 
-Levels are [batch] or scalar, images [batch, height, width, channels].
+The second line is how a loss gets its error. Forming x_hat first and subtracting x would cancel: near zero noise the
+error of x_hat is sigma times that of a v or eps network, far below the rounding of x itself.
+
+    prediction     a              b              who predicts it
+    x              1              0              BTD (arXiv:2202.00512)
+    eps            0              1              DDPM (arXiv:2006.11239)
+    v              -sigma         alpha          BTD, section 4
+    velocity       -1             1              rectified flows: dz/dt of z = (1 - t)·x + t·eps (arXiv:2209.03003)
+    edm            sigma/(sd·n)   -sd·alpha/n    EDM's F (arXiv:2206.00364, Table 1), n = hypot(sigma, sd·alpha)
+    score          0              -1/sigma       the gradient of log p(z)
+    scaled_score   0              -1             sigma·score, the networks of EDM's VE wrapper
+    eps_var        0              1              eps and a variance, which is not used (iDDPM, arXiv:2102.09672)
+    both           1 and 0        0 and 1        x and eps; x_hat is their mean with weights sigma² : alpha²
+
+sd is `sigma_data`, the standard deviation of the data. A new prediction is one line in `PREDICTIONS`:
+
+    PREDICTIONS["minus_x"] = Prediction(lambda level, sigma_data: (-1.0, 0.0))
+
+Several outputs of one network stand side by side on the last axis. Levels are [batch] or scalars, samples [batch, ...].
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from diffusion_distill.base.arrays import Array, namespace
+from diffusion_distill.base.arrays import Array, expand, namespace
 from diffusion_distill.base.errors import choose
 from diffusion_distill.base.typing import Image
 from diffusion_distill.process.levels import Level
 
-#: The predictions and how many image-sized outputs each needs.
-PREDICTIONS = {"x": 1, "eps": 1, "v": 1, "both": 2, "edm": 1, "score": 1, "eps_var": 2}
 #: Standard deviation of the data where nobody says otherwise.
 SIGMA_DATA = 0.5
 
-
-class Estimate(NamedTuple):
-    """One network output read as all three quantities."""
-
-    x: Image
-    eps: Image
-    v: Image
+#: (level, sigma_data) -> (a, b), arrays of the level's shape or numbers
+Coefficients = Callable[[Level, float], tuple[Array, Array]]
 
 
-def x_from_eps(z: Image, eps: Image, level: Level) -> Image:
-    """(z - sigma·eps) / alpha."""
-    alpha, sigma = level.expand(z)
-    return (z - sigma * eps) / alpha
+@dataclass(frozen=True)
+class Prediction:
+    """What the outputs of a network mean.
+
+    Attributes:
+      coefficients: (level, sigma_data) -> (a, b) of the first output.
+      outputs: the number of outputs; those without coefficients are not used.
+      second: the coefficients of the second output, if x_hat is the mean of two estimates, weighted sigma² : alpha².
+    """
+
+    coefficients: Coefficients
+    outputs: int = 1
+    second: Coefficients | None = None
 
 
-def eps_from_x(z: Image, x: Image, level: Level) -> Image:
-    """(z - alpha·x) / sigma."""
-    alpha, sigma = level.expand(z)
-    return (z - alpha * x) / sigma
+def _edm(level: Level, sigma_data: float) -> tuple[Array, Array]:
+    n = namespace(*level).hypot(level.sigma, sigma_data * level.alpha)
+    return level.sigma / (sigma_data * n), -sigma_data * level.alpha / n
 
 
-def x_from_v(z: Image, v: Image, level: Level) -> Image:
-    """alpha·z - sigma·v."""
-    alpha, sigma = level.expand(z)
-    return alpha * z - sigma * v
+PREDICTIONS: dict[str, Prediction] = {
+    "x": Prediction(lambda level, sigma_data: (1.0, 0.0)),
+    "eps": Prediction(lambda level, sigma_data: (0.0, 1.0)),
+    "v": Prediction(lambda level, sigma_data: (-level.sigma, level.alpha)),
+    "velocity": Prediction(lambda level, sigma_data: (-1.0, 1.0)),
+    "edm": Prediction(_edm),
+    "score": Prediction(lambda level, sigma_data: (0.0, -1 / level.sigma)),
+    "scaled_score": Prediction(lambda level, sigma_data: (0.0, -1.0)),
+    "eps_var": Prediction(lambda level, sigma_data: (0.0, 1.0), outputs=2),
+    "both": Prediction(lambda level, sigma_data: (1.0, 0.0), outputs=2, second=lambda level, sigma_data: (0.0, 1.0)),
+}
 
 
-def eps_from_v(z: Image, v: Image, level: Level) -> Image:
-    """sigma·z + alpha·v."""
-    alpha, sigma = level.expand(z)
-    return sigma * z + alpha * v
+class Head(NamedTuple):
+    """One output at given levels: it stands for a·x + b·eps and contributes p·raw + q·z to x_hat."""
+
+    a: Array
+    b: Array
+    p: Array
+    q: Array
 
 
-def v_from_x_and_eps(x: Image, eps: Image, level: Level) -> Image:
-    """alpha·eps - sigma·x."""
-    alpha, sigma = level.expand(x)
-    return alpha * eps - sigma * x
+def heads(prediction: str, level: Level, sigma_data: float = SIGMA_DATA) -> list[Head]:
+    """The outputs that are used, each with its share of x_hat.
+
+    Raises:
+      ValueError: an unknown prediction; near matches are named.
+    """
+    known, level = choose("prediction", prediction, PREDICTIONS), level.off_ends()
+    first = _solved(known.coefficients, level, sigma_data)
+    if known.second is None:
+        return [first]
+    power = level.alpha**2 + level.sigma**2
+    shares = level.sigma**2 / power, level.alpha**2 / power
+    both = first, _solved(known.second, level, sigma_data)
+    return [Head(a, b, share * p, share * q) for (a, b, p, q), share in zip(both, shares, strict=True)]
 
 
-def x_from_both(z: Image, x_head: Image, eps_head: Image, level: Level) -> Image:
-    """The reconciled estimate of two heads; the division by alpha cancels."""
-    alpha, sigma = level.expand(z)
-    return sigma**2 * x_head + alpha * (z - sigma * eps_head)
-
-
-def x_from_edm(z: Image, raw: Image, level: Level, sigma_data: float = SIGMA_DATA) -> Image:
-    """c_skip·z + c_out·F."""
-    alpha, sigma = level.expand(z)
-    n = namespace(*level).hypot(sigma, sigma_data * alpha)
-    return (sigma_data / n) * (sigma_data * alpha / n * z + sigma * raw)
-
-
-def edm_from_x_and_eps(x: Image, eps: Image, level: Level, sigma_data: float = SIGMA_DATA) -> Image:
-    """F of the clean image and the noise that make up z, without the cancellation of (x - c_skip·z) / c_out."""
-    alpha, sigma = level.expand(x)
-    n = namespace(*level).hypot(sigma, sigma_data * alpha)
-    return (sigma / sigma_data * x - sigma_data * alpha * eps) / n
-
-
-def x_logvar_from_eps_logvar(logvar: Array, level: Level) -> Array:
-    """Log-variance of x given that of eps: x is eps scaled by sigma / alpha."""
-    return logvar - level.logsnr
-
-
-def eps_logvar_from_x_logvar(logvar: Array, level: Level) -> Array:
-    """The inverse of `x_logvar_from_eps_logvar`."""
-    return logvar + level.logsnr
+def _solved(coefficients: Coefficients, level: Level, sigma_data: float) -> Head:
+    a, b = coefficients(level, sigma_data)
+    det = level.sigma * a - level.alpha * b
+    return Head(a, b, level.sigma / det, -b / det)
 
 
 def output_channels(prediction: str, channels: int) -> int:
-    """The number of channels that the network must return for images of `channels` channels."""
-    return choose("prediction", prediction, PREDICTIONS) * channels
+    """The number of channels that a network must return for samples of `channels` channels."""
+    return choose("prediction", prediction, PREDICTIONS).outputs * channels
 
 
-def heads(raw: Array) -> tuple[Image, Image]:
-    """The x and eps halves of a 'both' output, split on the channel axis."""
-    half = raw.shape[-1] // 2
-    return raw[..., :half], raw[..., half:]
+def predicts_noise(prediction: str) -> bool:
+    """Whether the output is the noise and nothing of x (a = 0), so that x_hat multiplies its errors by sigma/alpha."""
+    return all(head.a == 0 for head in heads(prediction, Level(0.6, 0.8)))
 
 
-def x_head(prediction: str, raw: Array, z: Image, level: Level) -> Image:
-    """The network's estimate of x; for 'both', the x head alone (TRACT's BTD baseline at zero noise)."""
-    return heads(raw)[0] if prediction == "both" else to_x(prediction, raw, z, level)
+def split(prediction: str, raw: Array) -> list[Image]:
+    """The outputs of a network, taken apart on the last axis."""
+    width = raw.shape[-1] // choose("prediction", prediction, PREDICTIONS).outputs
+    return [raw[..., k : k + width] for k in range(0, raw.shape[-1], width)]
 
 
 def to_x(prediction: str, raw: Array, z: Image, level: Level, sigma_data: float = SIGMA_DATA) -> Image:
-    """The estimate x_hat of the clean image that a network output stands for."""
-    choose("prediction", prediction, PREDICTIONS)
-    if prediction == "x":
-        return raw
-    if prediction == "v":
-        return x_from_v(z, raw, level)
-    if prediction == "both":
-        return x_from_both(z, *heads(raw), level)
-    if prediction == "edm":
-        return x_from_edm(z, raw, level, sigma_data)
-    return x_from_eps(z, EPS[prediction](raw), level)
+    """The estimate x_hat of the clean sample, of the shape of z, that a network's output stands for."""
+    return _read(heads(prediction, level, sigma_data), split(prediction, raw), z)
 
 
-#: eps of networks that predict it in one form or another.
-EPS = {"eps": lambda raw: raw, "score": lambda raw: -raw, "eps_var": lambda raw: heads(raw)[0]}
+def x_head(prediction: str, raw: Array, z: Image, level: Level, sigma_data: float = SIGMA_DATA) -> Image:
+    """The estimate of the first output alone; for 'both' it is the network's own x (TRACT's rule at zero noise)."""
+    first = choose("prediction", prediction, PREDICTIONS).coefficients
+    return _read([_solved(first, level.off_ends(), sigma_data)], split(prediction, raw), z)
 
 
-def estimate(prediction: str, raw: Array, z: Image, level: Level, clip: bool = False) -> Estimate:
-    """Reads a network output as (x, eps, v).
+def _read(used: list[Head], outputs: list[Image], z: Image) -> Image:
+    x_hat = expand(sum(head.q for head in used), z) * z
+    for head, output in zip(used, outputs, strict=False):
+        x_hat = x_hat + expand(head.p, z) * output
+    return x_hat
 
-    The predicted quantity is kept as it is and the others derive from it; with clip, x is clipped to
-    [-1, 1] and eps and v are derived from the clipped x.
+
+def raw_of(prediction: str, x: Image, eps: Image, level: Level, sigma_data: float = SIGMA_DATA) -> Array:
+    """What a perfect network returns for the clean sample x and the noise eps; unused outputs are 0."""
+    xp = namespace(x, eps, *level)
+    true = [_mixture(head, x, eps) for head in heads(prediction, level, sigma_data)]
+    unused = choose("prediction", prediction, PREDICTIONS).outputs - len(true)
+    return xp.concatenate([*true, *[xp.zeros_like(x)] * unused], axis=-1)
+
+
+def _mixture(head: Head, x: Image, eps: Image) -> Image:
+    return expand(head.a, x) * x + expand(head.b, x) * eps
+
+
+def x_error(
+    prediction: str,
+    raw: Array,
+    x: Image,
+    eps: Image,
+    level: Level,
+    sigma_data: float = SIGMA_DATA,
+    scale: Array = 1.0,
+) -> Image:
+    """scale·(x_hat - x) for the clean sample x and noise eps that make up z, computed in the predicted quantity.
+
+    Args:
+      scale: [batch] or a number. It is multiplied into p, so that a large scale and a small p do not meet in the error.
     """
-    x = to_x(prediction, raw, z, level)
-    if clip:
-        x = namespace(x).clip(x, -1, 1)
-    eps = EPS[prediction](raw) if prediction in EPS and not clip else eps_from_x(z, x, level)
-    v = raw if prediction == "v" and not clip else v_from_x_and_eps(x, eps, level)
-    return Estimate(x, eps, v)
+    used = heads(prediction, level, sigma_data)
+    outputs = zip(used, split(prediction, raw), strict=False)
+    return sum(expand(scale * head.p, x) * (output - _mixture(head, x, eps)) for head, output in outputs)
 
 
-def x_error(prediction: str, raw: Array, x: Image, eps: Image, level: Level, sigma_data: float = SIGMA_DATA) -> Image:
-    """x_hat - x for the clean image x and noise eps that make up z, computed in the predicted quantity.
-
-    Forming x_hat first and subtracting would cancel: near zero noise x_hat - x is sigma times the error
-    of a v or eps network, far below the rounding of x itself.
-    """
-    choose("prediction", prediction, PREDICTIONS)
-    alpha, sigma = level.expand(x)
-    if prediction == "x":
-        return raw - x
-    if prediction == "v":
-        return sigma * (v_from_x_and_eps(x, eps, level) - raw)
-    if prediction == "edm":
-        n = namespace(*level).hypot(sigma, sigma_data * alpha)
-        return (sigma * sigma_data / n) * (raw - edm_from_x_and_eps(x, eps, level, sigma_data))
-    if prediction != "both":
-        return (sigma / alpha) * (eps - EPS[prediction](raw))
-    raw_x, raw_eps = heads(raw)
-    return sigma**2 * (raw_x - x) + alpha * sigma * (eps - raw_eps)
+def eps_from_x(z: Image, x: Image, level: Level) -> Image:
+    """The noise (z - alpha·x) / sigma that is in z if x is the clean sample."""
+    alpha, sigma = level.expand(z)
+    return (z - alpha * x) / sigma

@@ -4,14 +4,17 @@ uniform      u is the process's time                                          BT
 lognormal    sigma = exp(-1.2 + 1.2·Phi^-1(u))                                 EDM (arXiv:2206.00364, Table 1)
 vp           sigma(t) of the VP process, t = 1 + u·(1e-5 - 1)                 EDM's VP loss
 loguniform   sigma = 0.02·(100 / 0.02)^u                                       EDM's VE loss
+logit_normal the process's time is sigmoid(Phi^-1(u))                          SD3 (arXiv:2403.03206 section 3.1)
 
-Phi^-1 turns uniform numbers into normal ones. All but the first have alpha = 1.
+Phi^-1 turns uniform numbers into normal ones. 'uniform' and 'logit_normal' give levels of the process, the others
+levels with alpha = 1.
 """
 
 from __future__ import annotations
 
 import math
 
+import jax
 import jax.scipy.stats
 
 from diffusion_distill.base.arrays import Array, namespace
@@ -26,6 +29,11 @@ VE_SIGMA_MIN, VE_SIGMA_MAX = 0.02, 100.0
 def uniform(process: Process, u: Array) -> Level:
     """The process's level at time u."""
     return process.level(u)
+
+
+def logit_normal(process: Process, u: Array, mean: float = 0.0, std: float = 1.0) -> Level:
+    """The logit of the process's time is normal: more of the middle than of the ends."""
+    return process.level(jax.nn.sigmoid(mean + std * jax.scipy.stats.norm.ppf(u)))
 
 
 def lognormal(process: Process, u: Array) -> Level:
@@ -59,4 +67,10 @@ def _sigma(sigma: Array) -> Level:
     return Level(namespace(sigma).ones_like(sigma), sigma)
 
 
-NOISE_LEVELS = {"uniform": uniform, "lognormal": lognormal, "vp": vp, "loguniform": loguniform}
+NOISE_LEVELS = {
+    "uniform": uniform,
+    "lognormal": lognormal,
+    "vp": vp,
+    "loguniform": loguniform,
+    "logit_normal": logit_normal,
+}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_distill.process import grids
+from diffusion_distill.process import edm_grids
 
 
 class Churn(NamedTuple):
@@ -39,7 +39,7 @@ class Churn(NamedTuple):
         if self.known is None:
             return sigma * (1 + gamma)
         known = np.asarray(self.known, np.float64)
-        return float(known[grids.nearest(np.asarray(sigma * (1 + gamma)), known)])
+        return float(known[edm_grids.nearest(np.asarray(sigma * (1 + gamma)), known)])
 
     def added(self, sigma: float, raised: float) -> float:
         """The factor of the noise that takes sigma to where it is raised, at alpha = 1."""

@@ -35,9 +35,9 @@ from diffusion_distill.base.arrays import Array, namespace
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.typing import Cond, Image
 from diffusion_distill.denoisers.denoise import Denoise, as_denoise
+from diffusion_distill.process.grids import refine
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
-from diffusion_distill.process.spacings import refine
 from diffusion_distill.solvers.engine import Registers, advance, begin, combine, integrate, run_host, walk
 from diffusion_distill.solvers.table import Table
 

@@ -7,7 +7,6 @@ executed when it is read.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import numpy as np
 
 from diffusion_distill.base.files import read_json, user_path
 from diffusion_distill.base.registry import describe, rebuild
+from diffusion_distill.base.whole import write_json
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import PROCESSES, Process
 from diffusion_distill.solvers import Table, spelled, tabulate
@@ -100,8 +100,7 @@ class FittedSolver:
             "search": None if self.search is None else _written(self.search),
         }
         path = user_path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(path, content)
         return path
 
     @classmethod

@@ -32,6 +32,7 @@ from diffusion_distill.api.sampling import Sampler, grid_for, sampler_of
 from diffusion_distill.base import interrupts
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.files import user_path
+from diffusion_distill.base.whole import write_json
 from diffusion_distill.data.sources import Source
 from diffusion_distill.evaluation.measuring import (
     EvaluationSettings,
@@ -176,8 +177,7 @@ def compare_solvers(
                     file.write(json.dumps(done[key]) + "\n")
                 log("  ".join(f"{name} {value}" for name, value in in_short(done[key]).items()))
             rows.append(done[key])
-        results = json.dumps({**facts, "rows": rows}, indent=2)
-        (workdir / "results.json").write_text(results + "\n", encoding="utf-8")
+        write_json(workdir / "results.json", {**facts, "rows": rows})
         quality_plot(rows, workdir / "quality.png")
     return rows
 
@@ -195,7 +195,6 @@ def entries(setting: Setting, comparison: Comparison) -> Iterator[Entry]:
         for nfe in comparison.nfe:
             process, spec = setting.artefact.model.process, setting.spec
             steps = steps_for(name, nfe, clean=not spec.end, pure=not process.level(np.array(1.0)).alpha)
-            process = setting.artefact.on_grid(steps).model.process
             table = tabulate(name, grid_for(setting.artefact, steps, spec.spacing, spec.end), process)
             if table.nfe != nfe:
                 continue

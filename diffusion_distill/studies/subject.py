@@ -22,6 +22,7 @@ from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.files import user_path
 from diffusion_distill.base.seeds import key_of
 from diffusion_distill.base.typing import Cond, Image
+from diffusion_distill.base.whole import whole
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
@@ -150,5 +151,6 @@ def write(folder: str | Path, name: str, numbers: Mapping[str, Any], draw: Any) 
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(numbers, indent=2, ensure_ascii=False, allow_nan=False)
     text = re.sub(r"\[[^\[\]\"]*\]", lambda found: " ".join(found[0].split()), text)  # a list of numbers, one line
-    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    with whole(folder / f"{name}.json") as half:
+        half.write_text(text + "\n", encoding="utf-8")
     draw(folder / f"{name}.png")

@@ -1,7 +1,7 @@
 """An artefact: a teacher or a student on disk, all that distilling, sampling and evaluating need.
 
 FOLDER/params/            parameters (Orbax)
-FOLDER/model.json         what builds it: network, process, prediction, shape; its step count; a checksum
+FOLDER/model.json         what builds it: network, process, prediction, shape; a student's steps and levels; a checksum
 FOLDER/provenance.json    where it comes from: method, settings, updates, teacher, versions
 
 An artefact that replaces another is written beside it first and then takes its place. Until model.json has changed too,
@@ -14,30 +14,30 @@ class and plain settings are written down; it must be given to load the artefact
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-from diffusion_distill.base.files import plain, read_json, user_path
+from diffusion_distill.base.files import read_json, user_path
 from diffusion_distill.base.typing import Image, Params
+from diffusion_distill.base.whole import put, remove, replaced, unfinished, write_json
 from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.denoise import Denoise, as_denoise
 from diffusion_distill.denoisers.given import Given, WholeLevel
 from diffusion_distill.denoisers.model import Denoiser, Model
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Cosine, Process
 from diffusion_distill.training import checkpoint
 from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.version import __version__
 
-PARAMS, UNFINISHED, REPLACED = "params", "params.unfinished", "params.replaced"
+PARAMS = "params"
 #: How often a folder that is being written is read, with a pause in seconds.
 READS, PAUSE = 20, 0.1
 
@@ -49,6 +49,8 @@ class Artefact:
     Attributes:
       params: a tree of arrays, as the model's network takes it.
       steps: the sampling steps a student was made for; 0 for a teacher, which takes any number.
+      grid: the levels [steps + 1] that a student was trained on, by default those of its process; None for a teacher.
+        A sampler goes from the last but one to zero noise itself.
       provenance: JSON-ready facts about its making.
     """
 
@@ -56,6 +58,17 @@ class Artefact:
     params: Params
     steps: int = 0
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    grid: Level | None = None
+
+    def __post_init__(self) -> None:
+        grid = self.grid
+        if self.steps and grid is None:
+            grid = grids.make_grid(self.model.process, self.steps)
+        if grid is not None and len(grid.sigma) != self.steps + 1:
+            raise ValueError(
+                f"The grid of a student of {self.steps} steps has {self.steps + 1} levels, got {len(grid.sigma)}."
+            )
+        object.__setattr__(self, "grid", None if grid is None else grids.check(grid))
 
     @classmethod
     def of(
@@ -79,25 +92,19 @@ class Artefact:
         denoise = self.model.denoiser(self.params)
         return Clipped(denoise) if clip else denoise
 
-    def on_grid(self, steps: int) -> Artefact:
-        """A teacher with the levels of a grid of `steps` steps; a student keeps those it was made for."""
-        return self if self.steps else replace(self, model=self.model.on_grid(steps))
-
     def save(self, folder: str | Path) -> Path:
         """Writes the artefact's folder, replacing an artefact that is there; it is there whole or not at all."""
         folder, described = user_path(folder), self.model.to_dict()
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_params(folder / UNFINISHED, self.params)
-        facts = {"steps": self.steps, "fingerprint": fingerprint(self.params)}
+        params = folder / PARAMS
+        checkpoint.save_params(unfinished(params), self.params)
+        facts = {"steps": self.steps, "grid": grids.to_numbers(self.grid), "fingerprint": fingerprint(self.params)}
         versions = {"diffusion_distill": __version__, "jax": jax.__version__}
         if jax.process_index() == 0:
-            shutil.rmtree(folder / REPLACED, ignore_errors=True)
-            if (folder / PARAMS).exists():
-                (folder / PARAMS).rename(folder / REPLACED)
-            (folder / UNFINISHED).rename(folder / PARAMS)
-            _write(folder / "provenance.json", {**self.provenance, "versions": versions})
-            _write(folder / "model.json", {"model": described, **facts})
-            shutil.rmtree(folder / REPLACED, ignore_errors=True)
+            put(params)
+            write_json(folder / "provenance.json", {**self.provenance, "versions": versions})
+            write_json(folder / "model.json", {"model": described, **facts})
+            remove(replaced(params))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"artefact {folder}")
         return folder
@@ -125,7 +132,7 @@ class Artefact:
             try:
                 return cls._read(folder, network)
             except (OSError, ValueError, TypeError):
-                if _state(folder) == before and not (folder / UNFINISHED).exists():
+                if _state(folder) == before and not unfinished(folder / PARAMS).exists():
                     raise  # nobody else is writing it
                 time.sleep(PAUSE)
         return cls._read(folder, network)
@@ -134,14 +141,14 @@ class Artefact:
     def _read(cls, folder: Path, network: Any) -> Artefact:
         description = read_json(folder / "model.json", checkpoint.ADVICE)
         provenance = read_json(folder / "provenance.json", checkpoint.ADVICE)
-        model, steps = _described(folder / "model.json", description, network)
+        model, steps, grid = _described(folder / "model.json", description, network)
         try:
             params = _params(folder / PARAMS, model, description)
         except (OSError, ValueError):
-            if not (folder / REPLACED).exists():
+            if not replaced(folder / PARAMS).exists():
                 raise
-            params = _params(folder / REPLACED, model, description)
-        return cls(model, params, steps, provenance)
+            params = _params(replaced(folder / PARAMS), model, description)
+        return cls(model, params, steps, provenance, grid)
 
 
 def _params(folder: Path, model: Model, description: Mapping[str, Any]) -> Params:
@@ -154,7 +161,7 @@ def _params(folder: Path, model: Model, description: Mapping[str, Any]) -> Param
 
 def _state(folder: Path) -> list[tuple[int, int] | None]:
     """What changes while an artefact is written."""
-    found = (folder / name for name in (PARAMS, REPLACED, "provenance.json", "model.json"))
+    found = (folder / name for name in (PARAMS, replaced(Path(PARAMS)), "provenance.json", "model.json"))
     return [_identity(path) for path in found]
 
 
@@ -165,18 +172,13 @@ def _identity(path: Path) -> tuple[int, int] | None:
         return None
 
 
-def _described(path: Path, description: Mapping[str, Any], network: Any) -> tuple[Model, int]:
-    """The model and the step count of a model.json; its errors name the file."""
+def _described(path: Path, description: Mapping[str, Any], network: Any) -> tuple[Model, int, Level | None]:
+    """The model, step count and grid of a model.json; its errors name the file."""
     steps = description.get("steps")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise ValueError(f"{path}: 'steps' must be a whole number of at least 0, got {steps!r}. {checkpoint.ADVICE}")
     try:
-        return Model.from_dict(description.get("model"), network), steps  # type: ignore[arg-type]
+        model = Model.from_dict(description.get("model"), network)  # type: ignore[arg-type]
+        return model, steps, grids.from_numbers(description.get("grid"))
     except (ValueError, TypeError) as error:
         raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{path}: {error}") from error
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=2, default=plain) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from diffusion_distill.base.whole import whole
 from diffusion_distill.report.pictures import tile
 
 
@@ -41,9 +42,8 @@ class JsonLines:
         """A file that is there keeps its records up to update number `keep`, from which a run goes on."""
         if path and path.exists():
             kept = [record for record in read_json_lines(path) if record.get("update", 0) <= keep]
-            half = path.with_name(f"{path.name}.unfinished")
-            half.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-            half.replace(path)
+            with whole(path) as half:
+                half.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self._file = open(path, "a", buffering=1, encoding="utf-8") if path else None  # noqa: SIM115
 
     def scalars(self, update: int, figures: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from diffusion_distill.base.files import plain, read_json, writable
+from diffusion_distill.base.whole import write_json
 
 #: (folder, description there, description asked for) -> (differences that are accepted, those that are not), in words
 Compare = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], tuple[list[str], list[str]]]
@@ -93,9 +94,7 @@ def _claim(path: Path, wanted: dict[str, Any], compare: Compare) -> None:
         if found == wanted:
             return
     if jax.process_index() == 0:
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(wanted, indent=2) + "\n")
-        unfinished.replace(path)  # whole or not at all
+        write_json(path, wanted)
 
 
 class Change(NamedTuple):

@@ -27,8 +27,9 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from diffusion_distill.base.errors import WeightsError
 from diffusion_distill.base.files import user_path
-from diffusion_distill.weights.matching import WeightsError
+from diffusion_distill.base.whole import write_json
 
 #: (bytes that are here, bytes in all or None if the server does not say)
 Report = Callable[[int, int | None], None]
@@ -97,7 +98,7 @@ def _fetch(
     if target.exists():
         found = _checked(target, url, known, f"Delete {target} to download it again.")
         if not pin:
-            _write_json(beside, {"url": url, "size": found.size, "sha256": found.sha256})
+            write_json(beside, {"url": url, "size": found.size, "sha256": found.sha256})
         return found
     part = target.with_name(f"{target.name}.part")
     _download(url, part, known, report or (lambda done, total: None), opener or _OPENER)
@@ -106,7 +107,7 @@ def _fetch(
     except WeightsError:
         _forget(part)
         raise
-    _write_json(beside, {"url": url, "size": found.size, "sha256": found.sha256})
+    write_json(beside, {"url": url, "size": found.size, "sha256": found.sha256})
     os.replace(part, target)
     _record(part).unlink(missing_ok=True)
     return found._replace(path=target)
@@ -178,7 +179,7 @@ def _attempt(url: str, part: Path, wanted: dict[str, Any], report: Report, opene
             raise WeightsError(f"{url} has {here['total']} bytes, but {size} are expected. Was the file changed?")
         done = done if resumed else 0
         with open(part, "ab" if resumed else "wb") as file:
-            _write_json(_record(part), here)  # after the old content is gone
+            write_json(_record(part), here)  # after the old content is gone
             pace = _Pace()
             while chunk := response.read1(CHUNK):
                 pace.check(len(chunk))
@@ -306,9 +307,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WeightsError(f"{path} is damaged: it holds no JSON object. Delete it.")
     return content
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)

@@ -7,10 +7,10 @@ the time input:
     wrapper        prediction   input        levels of the wrapper
     EDMPrecond     edm          EDMInput     sigma_min to sigma_max (0 to infinity)
     VPPrecond      eps          VPInput      s(epsilon_t) to s(1)
-    VEPrecond      score        VEInput      sigma_min to sigma_max (0.02 to 100)
+    VEPrecond      scaled_score VEInput      sigma_min to sigma_max (0.02 to 100)
     iDDPMPrecond   eps_var      IDDPMInput   the tabulated ones, buffer u
 
-The model's process is EDM's grid from 80 to 0.002, within these levels. Every argument, constant and array of a file
+The model's process goes from 80 to 0.002, within these levels. Every argument, constant and array of a file
 is used, compared with what the model does, or refused by name. Only `use_fp16` (we compute in float32) and the rates
 of dropout (0 here, since a teacher does not train) are recorded without effect.
 """
@@ -31,8 +31,8 @@ from diffusion_distill.denoisers.model import Model
 from diffusion_distill.formats import torch_pickle
 from diffusion_distill.formats.torch_pickle import Module
 from diffusion_distill.process import training_levels
-from diffusion_distill.process.processes import Karras
 from diffusion_distill.process.time_input import EDMInput, IDDPMInput, TimeInput, VEInput, VPInput
+from diffusion_distill.process.ve import VE
 from diffusion_distill.weights import edm_arguments, edm_layout
 from diffusion_distill.weights.matching import Checkpoint, WeightsError
 
@@ -75,7 +75,7 @@ def _vp_input(constants: Constants) -> VPInput:
 
 def _vp_levels(constants: Constants) -> tuple[float, float]:
     ends = training_levels.vp(
-        Karras(), np.array([1.0, 0.0]), constants["beta_d"], constants["beta_min"], constants["epsilon_t"]
+        VE(), np.array([1.0, 0.0]), constants["beta_d"], constants["beta_min"], constants["epsilon_t"]
     )
     return float(ends.sigma[0]), float(ends.sigma[1])
 
@@ -103,7 +103,9 @@ WRAPPERS = {
         _vp_levels,
         tolerance=VP_TOLERANCE,
     ),
-    "VEPrecond": Wrapper("score", {"sigma_min": 0.02, "sigma_max": 100.0}, lambda constants: VEInput(), _given_levels),
+    "VEPrecond": Wrapper(
+        "scaled_score", {"sigma_min": 0.02, "sigma_max": 100.0}, lambda constants: VEInput(), _given_levels
+    ),
     "iDDPMPrecond": Wrapper("eps_var", {"C_1": 0.001, "C_2": 0.008, "M": 1000}, _iddpm_input, _iddpm_levels),
 }
 
@@ -151,11 +153,11 @@ def model_of(class_name: str, kwargs: Mapping[str, Any]) -> Model:
     network = edm_arguments.network_of(network_class, network_kwargs)
     network = network.clone(**dict.fromkeys(TRAINING, 0.0))
     low, high = wrapper.levels(_constants(wrapper, kwargs))
-    usual = Karras()
+    usual = VE()
     return Model(
         network,
         edm_arguments.image_shape_of(network_class, network_kwargs),
-        Karras(sigma_min=max(usual.sigma_min, low), sigma_max=min(usual.sigma_max, high)),
+        VE(sigma_min=max(usual.sigma_min, low), sigma_max=min(usual.sigma_max, high)),
         wrapper.prediction,
         wrapper.time_input(_constants(wrapper, kwargs)),
     )

@@ -7,7 +7,6 @@ value is JSON with everything needed to build the model, and the origin of the w
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,10 @@ import numpy as np
 
 from diffusion_distill.base.files import plain, stand_in_of, user_path
 from diffusion_distill.base.typing import Params
+from diffusion_distill.base.whole import whole
 from diffusion_distill.denoisers.model import Model
+from diffusion_distill.process import grids
+from diffusion_distill.weights import old_words
 from diffusion_distill.weights.matching import Checkpoint, WeightsError, flatten, match, shapes_of, unflatten
 
 KEY = "diffusion_distill"
@@ -39,15 +41,11 @@ def save(path: str | Path, params: Params, description: Mapping[str, Any]) -> Pa
     path = user_path(path)
     metadata = {KEY: json.dumps(description, allow_nan=False, default=plain)}
     arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in flatten(params).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.unfinished")
     try:
-        save_file(arrays, unfinished, metadata)
-        os.replace(unfinished, path)
+        with whole(path) as half:
+            save_file(arrays, half, metadata)
     except SafetensorError as error:
         raise WeightsError(f"{path} cannot be written: {error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
     return path
 
 
@@ -87,24 +85,19 @@ def read(path: str | Path, model: Model | None = None) -> Checkpoint:
       OSError: it cannot be opened.
     """
     tree, about = load(path)
-    stored = flatten(tree)
-    described = _model(path, in_todays_words(_entry(path, about, "model", dict)), len(stored))
+    stored, about = flatten(tree), old_words.translated(about)
+    described = _model(path, _entry(path, about, "model", dict), len(stored))
     if model is not None and model != described:
         raise WeightsError(f"{path} holds another model than the one asked for: {described}.")
     steps, provenance = _entry(path, about, "steps", int), _entry(path, about, "provenance", dict)
     if not 0 <= steps <= LARGEST:
         raise WeightsError(f"{path}: steps must be in [0, {LARGEST}], 0 for a teacher, got {steps}.")
+    try:
+        grid = grids.from_numbers(about.get("grid"))
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
     params = match(stored, shapes_of(described), str(path))
-    return Checkpoint(described, unflatten(params), steps, facts=provenance)
-
-
-#: Fields of a described model that had other names in earlier versions.
-RENAMED = {"schedule": "process", "image_shape": "shape"}
-
-
-def in_todays_words(described: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of a model, as an earlier version may have written it, in the words of this version."""
-    return {RENAMED.get(name, name): value for name, value in described.items()}
+    return Checkpoint(described, unflatten(params), steps, facts=provenance, grid=grid)
 
 
 def _entry(path: str | Path, about: Mapping[str, Any], name: str, kind: type) -> Any:
@@ -126,11 +119,10 @@ def _model(path: str | Path, described: Mapping[str, Any], arrays: int) -> Model
         found = Model.from_dict(described)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WeightsError(f"{path}: its description is of no model that can be built: {error}") from error
-    levels, blocks = getattr(found.network, "ch_mult", ()), getattr(found.network, "num_res_blocks", 0)
-    if len(levels) * (1 + blocks) > arrays:  # every block has arrays of its own; building them takes time
-        raise WeightsError(
-            f"{path}: {len(levels)} levels of {blocks} blocks are described, but it has {arrays} arrays."
-        )
+    network = found.network  # every block has arrays of its own; building many of them takes time
+    blocks = len(getattr(network, "ch_mult", ())) * (1 + getattr(network, "num_res_blocks", 0))
+    if (blocks := blocks + getattr(network, "depth", 0)) > arrays:
+        raise WeightsError(f"{path}: a network of at least {blocks} blocks is described, but it has {arrays} arrays.")
     return found
 
 

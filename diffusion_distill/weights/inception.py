@@ -19,8 +19,6 @@ Parameters that were read are kept in a folder:
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -35,6 +33,7 @@ import numpy as np
 from diffusion_distill.base.errors import choose
 from diffusion_distill.base.files import read_json, stand_in_of, user_path
 from diffusion_distill.base.typing import Params
+from diffusion_distill.base.whole import write_json
 from diffusion_distill.evaluation.inception_network import BLOCKS, SIZE, Branch, Conv, InceptionV3
 from diffusion_distill.formats import graph_def, torch_save
 from diffusion_distill.weights import download, exchange
@@ -168,9 +167,7 @@ def save_inception(weights: InceptionWeights, folder: str | Path) -> Path:
     folder = user_path(folder)
     about = {"kind": KIND, "layout": weights.layout, "rule": weights.rule, "source": dict(weights.facts)}
     exchange.save(folder / PARAMETERS, weights.params, about)
-    unfinished = folder / f"{FACTS}.{os.getpid()}.unfinished"
-    unfinished.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / FACTS)
+    write_json(folder / FACTS, about)
     return folder
 
 

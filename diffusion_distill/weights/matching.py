@@ -21,6 +21,7 @@ import numpy as np
 from diffusion_distill.base.errors import WeightsError, near_matches
 from diffusion_distill.base.typing import Params
 from diffusion_distill.denoisers.model import Model
+from diffusion_distill.process.levels import Level
 
 Shape = tuple[int, ...]
 #: (path, stored shape, wanted shape) -> may the stored array be reshaped, in row-major order, to the wanted shape?
@@ -42,6 +43,7 @@ class Checkpoint(NamedTuple):
       steps: the sampling steps a student was made for; 0 for a teacher.
       step: updates made; 0 if the file does not say.
       facts: what else the file says about itself, JSON-ready.
+      grid: a student's levels, if the file says them.
     """
 
     model: Model
@@ -49,6 +51,7 @@ class Checkpoint(NamedTuple):
     steps: int = 0
     step: int = 0
     facts: Mapping[str, Any] = MappingProxyType({})
+    grid: Level | None = None
 
 
 def match(

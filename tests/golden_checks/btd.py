@@ -18,6 +18,7 @@ from diffusion_distill.methods import Denoising, Progressive, progressive, targe
 from diffusion_distill.networks.layers import sinusoidal_features
 from diffusion_distill.process import grids, likelihood, noising, predictions
 from diffusion_distill.process.levels import Level, from_logsnr
+from diffusion_distill.process.processes import Cosine
 from diffusion_distill.solvers import ancestral, ddim, engine
 from golden_checks.common import (
     DEFAULT_FLOAT32,
@@ -62,12 +63,12 @@ def check_dpm(fixture: Fixture, mode: Mode) -> None:
 
     logvar = x_logvar[:, 0, 0, 0]
     results = {
-        "predict_x_from_eps": predictions.x_from_eps(z, eps, level),
+        "predict_x_from_eps": predictions.to_x("eps", eps, z, level),
         "predict_eps_from_x": predictions.eps_from_x(z, x, level),
-        "predict_x_from_v": predictions.x_from_v(z, v, level),
-        "predict_v_from_x_and_eps": predictions.v_from_x_and_eps(x, eps, level),
-        "predict_xlogvar_from_epslogvar": predictions.x_logvar_from_eps_logvar(logvar, level),
-        "predict_epslogvar_from_xlogvar": predictions.eps_logvar_from_x_logvar(logvar, level),
+        "predict_x_from_v": predictions.to_x("v", v, z, level),
+        "predict_v_from_x_and_eps": predictions.raw_of("v", x, eps, level),
+        "predict_xlogvar_from_epslogvar": logvar - level.logsnr,
+        "predict_epslogvar_from_xlogvar": logvar + level.logsnr,
         "log1mexp": log1mexp(given("log1mexp_x")),
     }
     marginal = noising.marginal(x, level)
@@ -79,14 +80,23 @@ def check_dpm(fixture: Fixture, mode: Mode) -> None:
         choice = {"x_logvar": x_logvar} if variance == "array" else {"gamma": gamma_of(variance)}
         results[f"reverse/{variance}/{part}"] = getattr(noising.posterior(z, x, level_t, level_s, **choice), part)
     for kind, clip, what in (match.groups() for match in fixture.matches("f64/run/(.*)/(.*)/model_(.*)")):
-        estimate = predictions.estimate(kind, raw[kind], z, level, clip == "clip")
-        results[f"run/{kind}/{clip}/model_{what}"] = getattr(estimate, what)
+        results[f"run/{kind}/{clip}/model_{what}"] = read(what, kind, raw[kind], z, level, clip == "clip")
     for kind, variance in (match.groups() for match in fixture.matches("f64/vb_bits/(.*)/(.*)")):
         x_hat = predictions.to_x(kind, raw[kind], z, level)
         bits = likelihood.posterior_kl_bits(z, x, x_hat, level_t, level_s, gamma_of(variance))
         results[f"vb_bits/{kind}/{variance}"] = bits
     for key, got in results.items():
         compare(fixture, mode, key, got)
+
+
+def read(what: str, kind: str, raw: Any, z: Any, level: Level, clip: bool) -> Any:
+    """x, eps or v of a network's output, which itself is kept as it is unless x_hat is clipped."""
+    if what == kind and not clip:
+        return raw
+    x_hat = predictions.to_x(kind, raw, z, level)
+    x_hat = namespace(z).clip(x_hat, -1, 1) if clip else x_hat
+    eps = raw if kind == "eps" and not clip else predictions.eps_from_x(z, x_hat, level)
+    return {"x": x_hat, "eps": eps, "v": predictions.raw_of("v", x_hat, eps, level)}[what]
 
 
 def check_losses(fixture: Fixture, mode: Mode) -> None:
@@ -98,7 +108,7 @@ def check_losses(fixture: Fixture, mode: Mode) -> None:
         compare(fixture, mode, f"{tag}/u", u)
         compare(fixture, mode, f"{tag}/logsnr", level.logsnr)
         compare(fixture, mode, f"{tag}/z", noising.diffuse(x, eps, level))
-        compare(fixture, mode, f"{tag}/v_target", predictions.v_from_x_and_eps(x, eps, level))
+        compare(fixture, mode, f"{tag}/v_target", predictions.raw_of("v", x, eps, level))
         for match in fixture.matches("in/model_output/(.*)"):
             student = recorded(fixture, mode, match[0], match[1])
             for name, weighting in (WEIGHTINGS | ERRORS).items():
@@ -112,7 +122,7 @@ def check_distill(fixture: Fixture, mode: Mode) -> None:
     process = process_of(fixture.meta["schedule"])
     x, eps = mode.array(fixture.input("in/x")), mode.array(fixture.input("in/eps"))
     for tag in tags(fixture, "f64/(N[0-9]+)/.*"):
-        rows = mode.tree(progressive.rows(process, int(tag[1:])).at(fixture.input(f"in/i/{tag}")))
+        rows = mode.tree(progressive.rows(grids.make_grid(process, 2 * int(tag[1:]))).at(fixture.input(f"in/i/{tag}")))
         z = noising.diffuse(x, eps, rows.t)
         compare(fixture, mode, f"{tag}/u", discrete_times(fixture, tag))
         compare(fixture, mode, f"{tag}/logsnr_t", rows.t.logsnr)
@@ -121,9 +131,9 @@ def check_distill(fixture: Fixture, mode: Mode) -> None:
         for match in fixture.matches("in/student_output/(.*)"):
             kind = match[1]
             teacher, student = analytic(fixture, mode, kind), recorded(fixture, mode, match[0], kind)
-            x_target = targets.target(rows, z, teacher, Progressive().second(teacher, rows))
+            x_target = targets.target(rows, z, *Progressive().estimators({"teacher": teacher}, rows))
             eps_target = predictions.eps_from_x(z, x_target, rows.t)
-            v_target = predictions.v_from_x_and_eps(x_target, eps_target, rows.t)
+            v_target = predictions.raw_of("v", x_target, eps_target, rows.t)
             z_mid = noising.ddim_step(z, teacher(z, rows.t), rows.t, rows.m)
             compare(fixture, mode, f"{tag}/{kind}/z_mid", z_mid)
             compare(fixture, mode, f"{tag}/{kind}/x_target", x_target)
@@ -142,13 +152,13 @@ def check_samplers(fixture: Fixture, mode: Mode) -> None:
     start = mode.array(fixture.input("in/init"))
     for match in fixture.matches("f64/ddim/N([0-9]+)/(.*)/(noclip|clip)/(final|traj)"):
         steps, kind, clip, what = match.groups()
-        grid = grids.clean_end(grids.uniform(process, int(steps)))
+        grid = grids.clean_end(grids.make_grid(process, int(steps)))
         denoise = analytic(fixture, mode, kind, clip == "clip")
         states = ddim_states(denoise, grid, start, mode)
         compare(fixture, mode, match[0].removeprefix("f64/"), states[-1] if what == "final" else states)
     for match in fixture.matches("f64/noisy/N([0-9]+)/(.*)/(.*)/(noclip|clip)/final"):
         steps, kind, variance, clip = match.groups()
-        table = ancestral(grids.uniform(process, int(steps)), gamma_of(variance))
+        table = ancestral(grids.make_grid(process, int(steps)), gamma_of(variance))
         denoise = analytic(fixture, mode, kind, clip == "clip")
         # Row i of the recorded noise belongs to step i, which counts down. The package adds the noise of a
         # step at the start of the next row of its table, so that of step 0 has no row; row 0 adds none.
@@ -169,7 +179,7 @@ def check_unet(fixture: Fixture, mode: Mode) -> None:
     rule = absolute(2e-3 if steep else 5e-4)
     labels = fixture.input("in/y") if "in/y" in fixture else None
     out, _ = outputs(net, stored_params(fixture, net, "params/", x), x, logsnr, labels)
-    temb = sinusoidal_features(net.time_input.time(level), net.network.ch)
+    temb = sinusoidal_features(net.time_input.time(level, Cosine()), net.network.ch)
     fixture.compare("f64/out", out, mode, rule)
     fixture.compare("f32/temb", temb, mode, rule._replace(text=" absolute (none in the README: the output's)"))
 
@@ -201,7 +211,7 @@ def tags(fixture: Fixture, pattern: str) -> list[str]:
 def discrete_times(fixture: Fixture, tag: str) -> np.ndarray:
     """The times of the indices in/i/N<n>, which count from the clean end: index 0 is the last step."""
     steps = int(tag[1:])
-    return grids.uniform_times(steps)[:-1][::-1][fixture.input(f"in/i/{tag}")]
+    return (np.arange(1, steps + 1) / steps)[fixture.input(f"in/i/{tag}")]
 
 
 def gamma_of(variance: str) -> float:

@@ -14,7 +14,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -275,9 +276,9 @@ class Formula:
 
     function: Callable[..., Any]
     prediction: str
-    network: Any = None  # there is none, and so no dropout
     process: Any = None
     sigma_data: float = SIGMA_DATA
+    adapter: ClassVar[Any] = SimpleNamespace(drops=False)  # there is no network, and so no dropout
 
     def raw(self, params: Any, z: Any, level: Any, labels: Any, dropout: Any) -> Any:
         """The network's output."""

@@ -20,10 +20,11 @@ import jax
 import numpy as np
 
 from diffusion_distill.denoisers.clipping import Thresholded
-from diffusion_distill.process import grids
+from diffusion_distill.process import edm_grids, grids
+from diffusion_distill.process.grids import ddim_indices, make_grid, singlestep
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import LinearAlphaDiscrete, LinearBetaDiscrete
-from diffusion_distill.process.spacings import ddim_indices, singlestep, spaced
+from diffusion_distill.process.processes import LinearBetaDiscrete
+from diffusion_distill.process.vp_discrete import LinearAlphaDiscrete
 from diffusion_distill.solvers import SOLVERS, Table, ddim, deis, dode, dpm_solver, dpm_solver_pp, engine, heun, ipndm
 from diffusion_distill.solvers.dpm_solver import order_plan
 from diffusion_distill.solvers.engine import run_host
@@ -231,8 +232,8 @@ def check_edm(fixture: Fixture, mode: Mode) -> None:
     starts = mode.array(fixture.input("fit_latents")), mode.array(fixture.input("fresh_latents"))
     for found in fixture.matches("(d_ddim/n([0-9]+)_C([0-9]+)|d_edm/nfe([0-9]+)_C([0-9]+))/lambda"):
         steps, scale = (int(found[2]), int(found[3])) if found[2] else (int(found[4]) // 2 + 1, int(found[5]))
-        student = ddim(grids.edm(steps)) if found[2] else heun(grids.edm(steps), keep_slope=True)
-        teacher = ddim(grids.edm(scale * student.nfe))
+        student = ddim(edm_grids.edm(steps)) if found[2] else heun(edm_grids.edm(steps), keep_slope=True)
+        teacher = ddim(edm_grids.edm(scale * student.nfe))
         case = Case(found[1], student, dode.published(student, teacher))
         if mode is FLOAT64:
             sigma = student.level.sigma
@@ -305,7 +306,7 @@ def check_matched(
     fixture: Fixture, mode: Mode, prefix: str, nfe: int, scale: int, denoise: Any, starts: tuple[Any, Any]
 ) -> None:
     """D-DDIM with nested grids of times from 1 to 1e-3: the package's own pairing."""
-    student = ddim(spaced(BETAS, nfe, end=1e-3))
+    student = ddim(make_grid(BETAS, nfe, end=1e-3))
     case = Case(prefix, student, dode.nested(student, BETAS, scale, ddim))
     check_fit(fixture, mode, case, denoise, starts, edm=False)
     for name, table in (("plain_ddim_fresh_final", student), ("teacher_fresh_final", case.teacher.table)):

@@ -17,7 +17,7 @@ import numpy as np
 from flax import struct
 
 from diffusion_distill.base.arrays import namespace
-from diffusion_distill.process import grids
+from diffusion_distill.process import edm_grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers import Table, ablation, engine, heun, two_stage
 from diffusion_distill.solvers.engine import run_host
@@ -74,25 +74,25 @@ def check_tables(fixture: Fixture, case: Case) -> None:
 def check_grids(fixture: Fixture, mode: Mode) -> None:
     compare = partial(fixture.compare, mode=mode)
     for match in fixture.matches("sigma.abl_(.*)_n([0-9]+)"):
-        sigma = grids.discretized(match[1], int(match[2])).sigma[:-1]
+        sigma = edm_grids.discretized(match[1], int(match[2])).sigma[:-1]
         compare(match[0], sigma, rule=IDDPM if match[1] == "iddpm" else GRID)
     for match in fixture.matches("t.edm_(.*)_n([0-9]+)"):
-        sigma, schedule = grids.edm(int(match[2])).sigma, time_schedule(match[1])
+        sigma, schedule = edm_grids.edm(int(match[2])).sigma, time_schedule(match[1])
         rule = rounded_rule(sigma) if match[1] == "vp" else GRID
         compare(match[0], [schedule.time(s) for s in sigma], rule=rule)
-    compare("iddpm_u_float64", grids.iddpm_sigmas(), rule=GRID)
-    compare("iddpm_u_ablation", grids.iddpm_sigmas(), rule=IDDPM)
-    compare("iddpm_u_float32_buffer", grids.iddpm_sigmas(dtype=np.float32), rule=IDDPM_FLOAT32)
+    compare("iddpm_u_float64", edm_grids.iddpm_sigmas(), rule=GRID)
+    compare("iddpm_u_ablation", edm_grids.iddpm_sigmas(), rule=IDDPM)
+    compare("iddpm_u_float32_buffer", edm_grids.iddpm_sigmas(dtype=np.float32), rule=IDDPM_FLOAT32)
     if "round.sigma" in fixture:
         known, unclear = fixture.input("iddpm_u_float32_buffer"), fixture.input("round.ambiguous")
-        index = grids.nearest(fixture.input("round.sigma"), known.astype(np.float64))
+        index = edm_grids.nearest(fixture.input("round.sigma"), known.astype(np.float64))
         for key, got in (("round.index", index), ("round.value", known[index])):
             compare(key, np.where(unclear, fixture.arrays[key], got), rule=exact())
     if "vp.t" in fixture:
         sigma = fixture.input("vp.sigma_float64")
-        level = grids.VP_BETA.level(fixture.input("vp.t"))
+        level = edm_grids.VP_BETA.level(fixture.input("vp.t"))
         compare("vp.sigma_float64", level.sigma / level.alpha, rule=rounded_rule(sigma))
-        times = grids.VP_BETA.time(Level(np.ones_like(sigma), sigma))
+        times = edm_grids.VP_BETA.time(Level(np.ones_like(sigma), sigma))
         compare("vp.sigma_inv_float64", times, rule=rounded_rule(sigma))
 
 
@@ -143,12 +143,12 @@ def case_of(fixture: Fixture, name: str, meta: dict[str, Any], known: np.ndarray
     steps, low, high, rho = (given.pop(key, None) for key in ("num_steps", "sigma_min", "sigma_max", "rho"))
     churn: dict[str, Any] = {ours: float(given.pop(theirs)) for theirs, ours in CHURN.items() if theirs in given}
     within = float(meta["net_sigma_min"]), float(meta["net_sigma_max"])
-    sigma_range = grids.sigma_range(discretization, low, high, within=within, epsilon_s=epsilon_s)
+    sigma_range = edm_grids.sigma_range(discretization, low, high, within=within, epsilon_s=epsilon_s)
     options = {"epsilon_s": epsilon_s} if rho is None else {"epsilon_s": epsilon_s, "rho": rho}
-    grid = grids.discretized(discretization, steps, *sigma_range, **options)
+    grid = edm_grids.discretized(discretization, steps, *sigma_range, **options)
     if meta["round_sigma"] != "identity":
         churn["known"] = known
-        grid = grids.rounded(grid, known)
+        grid = edm_grids.rounded(grid, known)
     names: dict[str, Any] = {"schedule": schedule, "scaling": "none"}
     if schedule == "vp":
         names |= {"epsilon_s": epsilon_s, "sigma_range": sigma_range}
@@ -159,7 +159,7 @@ def case_of(fixture: Fixture, name: str, meta: dict[str, Any], known: np.ndarray
         schedule,
         time_schedule(schedule, sigma_range, epsilon_s),
         own_grid=grid,
-        grid=grids.exploding(fixture.arrays[f"{name}.sigma_steps"]) if discretization == "iddpm" else grid,
+        grid=edm_grids.exploding(fixture.arrays[f"{name}.sigma_steps"]) if discretization == "iddpm" else grid,
         make=partial(edm_sampler if meta["sampler"] == "edm_sampler" else partial(ablation, **names), **given),
         churn=churn,
         stages=1 if given.get("solver") == "euler" else 2,

@@ -103,7 +103,7 @@ class Network(struct.PyTreeNode):
         output = 0.5 * z + 0.1 * expand(namespace(z).sin(told(self.process, level) / 100), z)
         if bias is not None:
             output = output + bias[labels][:, None, None, :]
-        return level.expand(z).sigma * output if prediction == "score" else output  # the package's is sigma·score
+        return output
 
 
 class Classifier(struct.PyTreeNode):

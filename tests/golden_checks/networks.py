@@ -13,6 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from diffusion_distill.networks import UNet
 from diffusion_distill.process.levels import from_logsnr
+from diffusion_distill.process.processes import Cosine
 from diffusion_distill.process.time_input import LogsnrInput
 from golden_checks.common import FLOAT32, Fixture, exact
 
@@ -52,7 +53,7 @@ def outputs(net: Net, params: Any, x: Any, logsnr: Any, labels: Any) -> tuple[An
     level = FLOAT32.tree(from_logsnr(np.asarray(logsnr, np.float64)))
     labels = None if labels is None else jnp.asarray(labels, jnp.int32).reshape(-1)
     run = jax.jit(partial(net.network.apply, train=False, capture_intermediates=_is_embedding))
-    out, seen = run({"params": params}, FLOAT32.array(x), net.time_input.time(level), labels)
+    out, seen = run({"params": params}, FLOAT32.array(x), net.time_input.time(level, Cosine()), labels)
     return out, seen["intermediates"]["dense1"]["__call__"][0]  # type: ignore[index]
 
 

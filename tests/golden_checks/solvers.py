@@ -24,17 +24,17 @@ import numpy as np
 
 from diffusion_distill.base.arrays import enable_x64
 from diffusion_distill.denoisers.clipping import Clipped, Thresholded
-from diffusion_distill.process import grids
+from diffusion_distill.process import edm_grids
+from diffusion_distill.process.grids import ddim_indices, make_grid, refine, singlestep, spaced_times
 from diffusion_distill.process.levels import Level, from_logsnr
 from diffusion_distill.process.predictions import eps_from_x
 from diffusion_distill.process.processes import (
     IDDPMCosine,
-    LinearAlphaDiscrete,
     LinearBeta,
     LinearBetaDiscrete,
     Process,
 )
-from diffusion_distill.process.spacings import ddim_indices, refine, singlestep, spaced, spaced_times
+from diffusion_distill.process.vp_discrete import LinearAlphaDiscrete
 from diffusion_distill.solvers import Table, ddim, deis, engine, heun, ipndm, two_stage, unipc
 from diffusion_distill.solvers.dpm_solver import order_plan, tabulate
 from diffusion_distill.solvers.engine import run_host
@@ -133,7 +133,7 @@ def check_grids(fixture: Fixture, rule: Rule) -> None:
     for match in fixture.matches(r"deis_linear/(\w+)/(\d+)"):
         compare(match[0], spaced_times(LINEAR, int(match[2]), DEIS_GRIDS[match[1]], **ENDS["linear"]))
     for match in fixture.matches(r"edm/rho7/(\d+)"):
-        compare(match[0], grids.discretized("edm", int(match[1]), *SIGMA_RANGE).sigma)
+        compare(match[0], edm_grids.discretized("edm", int(match[1]), *SIGMA_RANGE).sigma)
 
 
 def check_adams(fixture: Fixture, mode: Mode) -> None:
@@ -197,7 +197,7 @@ def check_references(fixture: Fixture, network: Mixture, start: np.ndarray) -> N
         first, end = ends_of(fixture, family)
         at = fixture.input(f"ref/{family}/{places}") if match[2] else np.array([end])
         if family == "edm":
-            levels = grids.exploding([first, *at]).at(slice(None, -1))
+            levels = edm_grids.exploding([first, *at]).at(slice(None, -1))
         else:
             levels = PROCESSES[family].level(np.array([first, *at]))
         seen = run_host(unipc(between(levels, REFERENCE_STEPS)).plain(), network, start, states=True)
@@ -346,7 +346,7 @@ def adams_run(name: str, steps: int, quadrature: str = "left") -> Run:
         schedule, grid, argument = ALPHA, ALPHA.level(times), index_of
         told = DISCRETE.level(times[:-1] - lower * FIRST_KNOT)
     else:
-        schedule, grid, argument = LINEAR, spaced(LINEAR, steps, DEIS_GRIDS[spacing], end=T_0), LINEAR.time
+        schedule, grid, argument = LINEAR, make_grid(LINEAR, steps, DEIS_GRIDS[spacing], end=T_0), LINEAR.time
         told = None
     if solver == "ipndm":
         table = ipndm(grid, told=told)
@@ -366,14 +366,14 @@ def dpm_run(family: str, start: float, end: float, name: str, nfe: int) -> Run:
     output, form = "eps" if solver == "dpmsolver" else "x_hat", (kind or ["dpmsolver"])[0]
     options: dict[str, Any] = {"output": output, "kind": form}
     if method == "multistep":
-        grid, kept = spaced(schedule, nfe, spacing, **among), range(nfe + 1)
+        grid, kept = make_grid(schedule, nfe, spacing, **among), range(nfe + 1)
         options["lower_order_final"] = False if variant == "nolof" else None
     else:
         plan = order_plan(nfe, order) if method == "singlestep" else [order] * (nfe // order)
         if method == "singlestep":
             grid = singlestep(schedule, plan, spacing, **among)
         else:
-            grid = refine(schedule, spaced(schedule, len(plan), spacing, **among), plan, spacing)
+            grid = refine(schedule, make_grid(schedule, len(plan), spacing, **among), plan, spacing)
         options |= {"method": "singlestep", "plan": plan}
         kept = [int(k) for k in np.cumsum(plan)]
     return Run(
@@ -390,7 +390,7 @@ def dpm_run(family: str, start: float, end: float, name: str, nfe: int) -> Run:
 def edm_run(name: str, count: int) -> Run:
     """SOLVER/GRID of the toolbox, or edm_SOLVER_zero, which goes on to zero noise; `count` levels above it."""
     solver, *spacing = name.removeprefix("vesolvers/").split("/")
-    grid = grids.discretized(EDM_GRIDS[spacing[0] if spacing else "polynomial"], count, *SIGMA_RANGE)
+    grid = edm_grids.discretized(EDM_GRIDS[spacing[0] if spacing else "polynomial"], count, *SIGMA_RANGE)
     if not solver.endswith("_zero"):
         grid = grid.at(slice(None, -1))
     table = edm_table(solver.removeprefix("edm_").removesuffix("_zero"), grid)
@@ -414,7 +414,7 @@ def edm_table(solver: str, grid: Level) -> Table:
     if match := re.fullmatch(r"unipc(\d)_(bh\d)(_thr\d)?", solver):
         return unipc(grid, int(match[1]), variant=match[2], correct_final=len(grid.sigma) - 1 < int(match[1]))
     if match := re.fullmatch(r"deis_(tab|rhoab)(\d)", solver):
-        schedule = grids.fitted_beta(*SIGMA_RANGE) if match[1] == "tab" else None
+        schedule = edm_grids.fitted_beta(*SIGMA_RANGE) if match[1] == "tab" else None
         return deis(grid, int(match[2]), process=schedule, quadrature="ends" if schedule else "exact")
     return EDM_SOLVERS[solver](grid)
 

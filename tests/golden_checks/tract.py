@@ -17,12 +17,13 @@ import numpy as np
 import optax
 
 from diffusion_distill.base.arrays import expand, namespace
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.model import Denoiser
 from diffusion_distill.methods import Progressive, Tract, phases, progressive, targets, tract
-from diffusion_distill.process import grids, noising, predictions, weighting
+from diffusion_distill.process import grids, noising, weighting
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import VarianceExploding
+from diffusion_distill.process.processes import VE
 from diffusion_distill.solvers import ddim, engine
 from diffusion_distill.training import ema
 from diffusion_distill.training.optimizers import OptimizerSettings, make_optimizer
@@ -52,7 +53,7 @@ LOSS = (relative(1e-8), relative(2e-5))
 LOSS_PER_SAMPLE = (relative(1e-8), relative(5e-4))
 SAMPLER = (absolute(1e-9), of_each(3e-6))
 EMA = (absolute(1e-10), absolute(2e-6))
-WEIGHT = (relative(1e-13), relative(2e-6))
+WEIGHT = (relative(1e-11), relative(2e-6))
 TABLE = (of_each(1e-14), DEFAULT_FLOAT32)
 #: No row of its own: levels, raw outputs, parameters (as states in float64; the general rule in float32).
 OTHER = (of_each(1e-9), DEFAULT_FLOAT32)
@@ -71,7 +72,7 @@ def check_tract_step(fixture: Fixture, mode: Mode) -> None:
     index, semi_index = fixture.input("index"), fixture.input("semi_index")
     start, end = meta["time_schedule"][meta["phase"] :][:2]
     process = process_of(meta)
-    table = tract.rows(process, start, end).at((index - semi_index) // meta["semi"] - 1)
+    table = tract.rows(grids.make_grid(process, start), end).at((index - semi_index) // meta["semi"] - 1)
     level_s = process.level((index - meta["step"]) / meta["timesteps"])
     roles = {"teacher": ("teacher", "coef_teacher"), "self_teacher": ("self", "coef_self")}
     check_step(fixture, mode, Tract(reduction="sum"), table, level_s, roles, ("teacher_out", "self_out"))
@@ -83,7 +84,7 @@ def check_btd_step(fixture: Fixture, mode: Mode) -> None:
     meta = fixture.meta
     index = fixture.input("index")
     process = process_of(meta)
-    table = progressive.rows(process, meta["cur_step"]).at(index // meta["step"] - 1)
+    table = progressive.rows(grids.make_grid(process, 2 * meta["cur_step"])).at(index // meta["step"] - 1)
     level_s = process.level((index - meta["step"]) / meta["timesteps"])
     method = Progressive(reduction="sum", zero_noise="x_head")
     roles = {"teacher": ("teacher", "coef_teacher")}
@@ -126,7 +127,7 @@ def check_step(
     compare("pred_x", student(z0, rows.t, labels), STATE)
 
     losses = losses_at(method, denoisers, rows, x, noise, labels)
-    compare("weight", weighting.WEIGHTINGS[method.weighting](rows.t), LOSS)
+    compare("weight", weighting.of(method.weighting, rows.t, 0.5), LOSS)
     compare("loss_per_sample", losses, LOSS_PER_SAMPLE)
     compare("loss", losses.mean(), LOSS)
 
@@ -147,10 +148,7 @@ def check_clip_counts(fixture: Fixture, mode: Mode, method: Tract, rows: Any, ro
     labels, z = labels_of(fixture), noising.diffuse(fixture.input("x"), fixture.input("noise"), rows.t)
     for (form, key), level in zip(roles.values(), (rows.t, rows.m), strict=True):
         denoiser = network(fixture, mode, form, key)
-        x_hat, clipped = (
-            predictions.estimate(denoiser.prediction, denoiser.raw(z, level, labels), z, level, clip).x
-            for clip in (False, True)
-        )
+        x_hat, clipped = (estimate(z, level, labels) for estimate in (denoiser, Clipped(denoiser)))
         count = (x_hat != clipped).sum(axis=tuple(range(1, z.ndim)))
         fixture.compare(f"clip_count_{form}", count, mode, exact())
         z = noising.ddim_step(z, clipped, rows.t, rows.m)
@@ -161,7 +159,7 @@ def check_sampler(fixture: Fixture, mode: Mode) -> None:
     denoiser = network(fixture, mode, "self", "coef_eval")
     start, labels = mode.array(fixture.input("noise")), labels_of(fixture)
     for steps in sorted({int(match[1]) for match in fixture.matches("f64_n([0-9]+)_.*")}):
-        grid = grids.uniform(process, steps)
+        grid = grids.make_grid(process, steps)
         table = ddim(grid)
         if mode is FLOAT32:
             states = engine.integrate(Clipped(denoiser), table, start, labels, states=True)
@@ -187,16 +185,16 @@ def check_ema_and_heuristics(fixture: Fixture, mode: Mode) -> None:
         init, values = mode.array(fixture.input("init")), mode.array(fixture.input("seq"))
         for j, momentum in enumerate(fixture.input("momenta")):
             rule = ema.rule("corrected", float(momentum))
-            compare(f"ema_{j}", averages(init, values, rule), EMA)
-            counts = jnp.arange(1, len(values) + 1)
-            compare(f"decay_{j}", ema.weight(rule, counts), EMA)
+            weights = mode.array([rule(k) for k in range(1, len(values) + 1)])
+            compare(f"ema_{j}", averages(init, values, weights), EMA)
+            compare(f"decay_{j}", weights, EMA)
             for match in fixture.matches(f"f64_ema_{j}_reset([0-9]+)"):
                 reset_after = int(match[1])
-                compare(f"ema_{j}_reset{reset_after}", averages(init, values, rule, reset_after), EMA)
+                compare(f"ema_{j}_reset{reset_after}", averages(init, values, weights, reset_after), EMA)
     if mode is FLOAT32:
         return  # the rest never leaves the host
     if "int_str_in" in fixture:
-        lengths = [phases.samples(str(text)) for text in fixture.input("int_str_in")]
+        lengths = [parse_length(str(text)) for text in fixture.input("int_str_in")]
         fixture.compare("int_str_out", lengths, mode, exact())
     if "heuristic_table" in fixture:
         fixture.compare("heuristic_table", heuristic_table(fixture), mode, TABLE[0])
@@ -216,18 +214,18 @@ def check_closure_weights(fixture: Fixture, mode: Mode) -> None:
         t, m, s = (fixture.input(f"{name}_{which}").astype(np.int64) for which in "tms")
         start, end = grid["schedule"][:2]
         if mode is FLOAT64:
-            weights = targets.chain_weights(vp, np.stack([t, m, s]), grid["timesteps"])
+            weights = targets.chain_weights(vp.level(np.stack([t, m, s]) / grid["timesteps"]))
             fixture.compare(f"{name}_w", weights[0], mode, WEIGHT[0])
-        rows = mode.tree(tract.rows(vp, start, end).at(t // (grid["timesteps"] // start) - 1))
+        rows = mode.tree(tract.rows(grids.make_grid(vp, start), end).at(t // (grid["timesteps"] // start) - 1))
         fixture.compare(f"{name}_w", rows.first, mode, rule(WEIGHT))
     for match in fixture.matches("(.*)_chain_index"):
         name, index = match[1], fixture.input(match[0])
         if name == "ve":
-            process, times, steps = VarianceExploding(), fixture.input("ve_sigma_grid")[index], 1
+            process, times, steps = VE(1.0), fixture.input("ve_sigma_grid")[index], 1
         else:
             process, times, steps = vp, index, fixture.meta[f"chain_{name}_timesteps"]
-        weights = mode.array(targets.chain_weights(process, times, steps))
-        levels = mode.tree(process.level(times / steps))
+        levels = process.level(times / steps)
+        weights, levels = mode.array(targets.chain_weights(levels)), mode.tree(levels)
         x_hats = mode.array(fixture.input(f"{name}_chain_xhat"))
         z = mode.array(fixture.input(f"{name}_chain_z0"))
         target = targets.weighted_mean(weights, x_hats)
@@ -273,17 +271,17 @@ def estimators(method: Any, denoisers: dict[str, Any], rows: Any = None) -> tupl
 
     BTD's rule at zero noise changes the target only.
     """
-    if isinstance(method, Tract):
-        return method.estimators(denoisers)
-    teacher = denoisers["teacher"]
-    return teacher, teacher if rows is None else method.second(teacher, rows)
+    if rows is None and isinstance(method, Progressive):
+        return denoisers["teacher"], denoisers["teacher"]
+    return method.estimators(denoisers, rows)
 
 
-def averages(init: Any, values: Any, rule: ema.Rule, reset_after: int | None = None) -> Any:
+def averages(init: Any, values: Any, weights: Any, reset_after: int | None = None) -> Any:
     """The average after each value; its count restarts after `reset_after` of them."""
     average, seen = ema.init(init), []
     for k, value in enumerate(values):
-        average = ema.update(ema.reset(average) if k == reset_after else average, value, rule)
+        average = ema.reset(average) if k == reset_after else average
+        average = ema.update(average, value, weights[average.count])
         seen.append(average.params)
     return jnp.stack(seen)
 

@@ -19,10 +19,10 @@ from diffusion_distill.base.arrays import expand, namespace
 from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.model import Denoiser
 from diffusion_distill.methods import Denoising, Tract, targets, tract
-from diffusion_distill.process import grids, noising, predictions, training_levels, weighting
+from diffusion_distill.process import edm_grids, noising, predictions, training_levels, weighting
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import SIGMA_DATA
-from diffusion_distill.process.processes import Cosine, Karras
+from diffusion_distill.process.processes import VE, Cosine
 from diffusion_distill.process.time_input import EDMInput
 from diffusion_distill.solvers import ddim, engine
 from diffusion_distill.training.optimizers import OptimizerSettings, make_optimizer
@@ -59,16 +59,16 @@ def check_step(fixture: Fixture, mode: Mode) -> None:
     """One training step: two stages of the teacher, the self-teacher, target, loss, gradient, update."""
     meta, compare = fixture.meta, partial(compare_f64, fixture, mode)
     start, end = meta["time_schedule"][:2]
-    process, method = process_of(meta), Tract.edm((start, end))
+    grid, method = grid_of(meta), Tract.edm((start, end))
     index, semi_index = fixture.input("index"), fixture.input("semi_index")
     t = index - semi_index
-    table = tract.rows(process, start, end, method.teacher_solver).at(t - 1)
+    table = tract.rows(grid, end, method.teacher_solver).at(t - 1)
     rows, labels = mode.tree(table), labels_of(fixture)
-    level_s = mode.tree(process.level((index - meta["step"]) / start))
+    level_s = mode.tree(grid.at(start - (index - meta["step"])))
     teacher, self_teacher, student = (network(fixture, mode, form) for form in ("teacher", "self", "student"))
     x, noise = mode.array(fixture.input("x")), mode.array(fixture.input("noise"))
     if mode is FLOAT64:
-        fixture.compare("sigma_grid", process.level(np.arange(start + 1) / start).sigma, mode, STATE[0])
+        fixture.compare("sigma_grid", grid.sigma[::-1], mode, STATE[0])
     for j, level in enumerate((rows.t, rows.m, level_s)):
         compare(f"sigma{j}", level.sigma, STATE)
     check_preconditioning(compare, rows.t, student.sigma_data)
@@ -80,7 +80,7 @@ def check_step(fixture: Fixture, mode: Mode) -> None:
     single = expand(mode.array(table.stages.mix[:, 1] == 0), z0)
     xp = namespace(z0)
     z1 = expand(rows.r, z0) * z0 + expand(rows.d, z0) * targets.estimate(rows.stages, z0, rows.t, teacher, labels)
-    first, second = method.estimators({"teacher": teacher, "self_teacher": self_teacher})
+    first, second = method.estimators({"teacher": teacher, "self_teacher": self_teacher}, rows)
     target = targets.target(rows, z0, first, second, labels)
     compare("xt0", z0, STATE)
     compare("teacher_out0", x_hats[0], OTHER)
@@ -92,7 +92,7 @@ def check_step(fixture: Fixture, mode: Mode) -> None:
     compare("student_out", student.raw(z0, rows.t, labels), OTHER)
     for name, x_hat in (("target", target), ("pred", student(z0, rows.t, labels))):
         eps_hat = predictions.eps_from_x(z0, x_hat, rows.t)
-        raw = predictions.edm_from_x_and_eps(x_hat, eps_hat, rows.t, student.sigma_data)
+        raw = predictions.raw_of("edm", x_hat, eps_hat, rows.t, student.sigma_data)
         compare(f"{name}_precond", raw, PRECONDITIONED)
     if mode is FLOAT64:
         x_hat = self_teacher(z1, rows.m, labels)
@@ -103,13 +103,12 @@ def check_step(fixture: Fixture, mode: Mode) -> None:
 
 def check_preconditioning(compare: Any, level: Level, sigma_data: float) -> None:
     """EDM's four coefficients, and its weight, which is 1 for the error of F."""
-    time_input, one = EDMInput(sigma_data), namespace(*level).ones_like(level.sigma)
-    c_out = predictions.x_from_edm(0 * one, one, level, sigma_data)
+    time_input, [head] = EDMInput(sigma_data), predictions.heads("edm", level, sigma_data)
     compare("c_in", time_input.scale(level), STATE)
-    compare("c_noise", time_input.time(level), STATE)
-    compare("c_skip", predictions.x_from_edm(one, 0 * one, level, sigma_data), STATE)
-    compare("c_out", c_out, STATE)
-    compare("weight", weighting.of("edm", level, sigma_data) * c_out**2, LOSS)
+    compare("c_noise", time_input.time(level, VE()), STATE)
+    compare("c_skip", head.q, STATE)
+    compare("c_out", head.p, STATE)
+    compare("weight", weighting.of("edm", level, sigma_data) * head.p**2, LOSS)
 
 
 def check_update(fixture: Fixture, mode: Mode, method: Tract, denoisers: dict[str, Any], rows: Any) -> None:
@@ -134,14 +133,13 @@ def check_update(fixture: Fixture, mode: Mode, method: Tract, denoisers: dict[st
 
 def check_sampler(fixture: Fixture, mode: Mode) -> None:
     """Steps along every T/N-th level of the fine grid; the last is to zero noise and returns x_hat."""
-    process = process_of(fixture.meta)
+    fine = grid_of(fixture.meta)
     if mode is FLOAT64:
-        times = np.arange(process.steps + 1) / process.steps
-        fixture.compare("sigma_grid", process.level(times).sigma, mode, STATE[0])
+        fixture.compare("sigma_grid", fine.sigma[::-1], mode, STATE[0])
     denoiser, labels = network(fixture, mode, "self", "coef_eval"), labels_of(fixture)
     compare = partial(compare_f64, fixture, mode)
     for steps in sorted({int(match[1]) for match in fixture.matches("f64_n([0-9]+)_.*")}):
-        grid = grids.uniform(process, steps)
+        grid = fine.at(slice(None, None, fixture.meta["timesteps"] // steps))
         start = mode.array(fixture.input("noise"))
         levels = [Level(*(np.full(len(start), a) for a in grid.at(k))) for k in range(steps + 1)]
         if mode is FLOAT32:
@@ -167,11 +165,11 @@ def check_trajectory(fixture: Fixture, mode: Mode) -> None:
         (start, end), length=batch * len(fixture.input("samples")), self_momentum=meta["sema"],
         learning_rate=meta["adam_lr"], warmup=meta["lr_warmup_samples"] // batch,
     )  # fmt: skip
-    process = process_of(meta)
+    grid = grid_of(meta)
     if mode is FLOAT64:
-        fixture.compare("sigma_grid", process.level(np.arange(start + 1) / start).sigma, mode, STATE[0])
-    table = mode.tree(tract.rows(process, start, end, method.teacher_solver))
-    [phase] = method.phases(Formula(FORMS["student"], "x", process=process), batch)  # type: ignore[arg-type]
+        fixture.compare("sigma_grid", grid.sigma[::-1], mode, STATE[0])
+    table = mode.tree(tract.rows(grid, end, method.teacher_solver))
+    [phase] = method.phases(Formula(FORMS["student"], "x"), batch, grid)  # type: ignore[arg-type]
     teacher = Formula(FORMS["teacher"], "x"), mode.array(fixture.input("coef_teacher"))
     index = fixture.input("index") - fixture.input("semi_index") - 1
     student = Formula(FORMS["student"], "x", sigma_data=meta.get("sigma_data", SIGMA_DATA))
@@ -232,10 +230,10 @@ def recorded_output(output: Any, sigma_data: float) -> Denoiser:
     return Denoiser(params=output, model=model)
 
 
-def process_of(meta: dict[str, Any]) -> Karras:
+def grid_of(meta: dict[str, Any]) -> Level:
     """EDM's grid of a file's meta."""
-    ranges = {key: float(meta[key]) for key in ("sigma_min", "sigma_max", "rho") if key in meta}
-    return Karras(meta["timesteps"], **ranges)
+    ends = {key: float(meta[key]) for key in ("sigma_min", "sigma_max", "rho") if key in meta}
+    return edm_grids.edm(meta["timesteps"], **ends)
 
 
 def network(fixture: Fixture, mode: Mode, form: str, key: str = "") -> Denoiser:

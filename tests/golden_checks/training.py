@@ -22,6 +22,7 @@ from diffusion_distill.base.typing import Batch
 from diffusion_distill.data import from_arrays
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising, Progressive, Tract, phases, progressive, tract
+from diffusion_distill.process import grids
 from diffusion_distill.training import ema, sharding
 from diffusion_distill.training.optimizers import OptimizerSettings, make_clip, make_optimizer
 from diffusion_distill.training.state import TrainState, create, next_phase
@@ -55,7 +56,7 @@ def check_train_step(fixture: Fixture, mode: Mode) -> None:
     optimizer = OptimizerSettings(
         rule=meta["optimizer"], grad_clip=meta["grad_clip"], clip_scope="shard", weight_decay=meta["weight_decay"]
     )
-    averaging = {"eval": ema.rule("plain", meta["ema_decay"])}
+    rule = ema.rule("plain", meta["ema_decay"])
     for name, settings in meta["modes"].items():
         process = process_of({**meta.get("schedule", {}), **settings.get("schedule", {})})
         model = Model(net.network, net.shape, process, settings["mean_type"], net.time_input)
@@ -63,9 +64,8 @@ def check_train_step(fixture: Fixture, mode: Mode) -> None:
         transformation = make_optimizer(optimizer)
         step = make_step(losses, model, teacher, transformation, mesh, shard_clip=make_clip(optimizer))
         state = jax.device_put(create(params, transformation, (), params if teacher else ()), sharding.replicated(mesh))
-        inputs = jax.tree.map(np.float32, StepInputs((), meta["learning_rate"], averaging))._replace(rows=rows)
-        inputs = inputs._replace(averaging=averaging)
         for k in range(meta["steps"]):
+            inputs = StepInputs(rows, np.float32(meta["learning_rate"]), {"eval": np.float32(rule(k + 1))})
             state, metrics = step(state, recorded_batch(fixture, k, mesh), inputs, jax.random.key(0))
             compare_step(fixture, mode, name, k, state, metrics)
 
@@ -100,7 +100,7 @@ def published_losses(model: Model, settings: Mapping[str, Any]) -> tuple[Model |
     def of_student(denoisers: Any, rows: Any, batch: Any, key: Any) -> Any:
         return method.losses_at(denoisers, rows.at(batch["i"]), batch["x"], batch["eps"], batch.get("cond"))
 
-    return model, FLOAT32.tree(progressive.rows(model.process, steps)), of_student
+    return model, FLOAT32.tree(progressive.rows(grids.make_grid(model.process, 2 * steps))), of_student
 
 
 def recorded_batch(fixture: Fixture, k: int, mesh: Any) -> Batch:
@@ -152,7 +152,7 @@ def check_trajectory(fixture: Fixture, mode: Mode) -> None:
     count = len(steps) - 1
     rule: dict[str, Any] = {"restart": False, "reset_average": method.reset_average}
     plan = [phases.Phase(f"{k}", 1, meta["adam_lr"], **rule) for k in range(count)]
-    tables = [mode.tree(tract.rows(process, *steps[k : k + 2])) for k in range(count)]
+    tables = [mode.tree(tract.rows(grids.make_grid(process, steps[k]), steps[k + 1])) for k in range(count)]
     at: list[int] = []
     for progress in fixture.input("progress"):  # the stored phase advances by one at most
         now = phases.phase_at(float(progress), count)
@@ -198,17 +198,19 @@ def run_trajectory(
             "eps": mode.array(fixture.input("noise")[k]),
             "row": row[k],
         }
-        inputs = mode.tree(inputs_of(plan[phase].rate(k), fixture.meta["ema"], method)._replace(rows=tables[phase]))
+        inputs = inputs_of(plan[phase].rate(k), fixture.meta["ema"], method, state)._replace(rows=tables[phase])
+        inputs = mode.tree(inputs)
         gradient = gradient_of(method, student, teacher[0], state, tables[phase].at(row[k]), batch)
         state, metrics = step(state, batch, inputs, jax.random.key(0))
         history.append({**summary(state), "grad": gradient, "loss": metrics["loss"], "phase_buffer": phase})
     return history
 
 
-def inputs_of(rate: float, momentum: float, method: Tract) -> StepInputs:
+def inputs_of(rate: float, momentum: float, method: Tract, state: TrainState) -> StepInputs:
     """What the loop tells the step, but for the table."""
-    rules = {name: ema.rule("corrected", mu) for name, mu in {"eval": momentum, **method.averages}.items()}
-    return StepInputs((), rate, rules)
+    counts = {name: int(average.count) + 1 for name, average in state.averages.items()}
+    momenta = {"eval": momentum, **method.averages}
+    return StepInputs((), rate, {name: ema.rule("corrected", mu)(counts[name]) for name, mu in momenta.items()})
 
 
 def gradient_of(

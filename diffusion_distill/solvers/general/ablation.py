@@ -11,7 +11,7 @@ scaling c(t):     none     1
                   vp       1 / sqrt(1 + s²)
 solver:           euler, or heun: second order, with `alpha` and churn as in two_stage.py
 
-The discretization is the grid: `grids.discretized`. The defaults are Heun's method on EDM's grid. Where there is no
+The discretization is the grid: `edm_grids.discretized`. The defaults are Heun's method on EDM's grid. Where there is no
 churn no noise enters; the published program lets rounding of t add some of 1e-8.
 """
 
@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_distill.base.errors import choose
-from diffusion_distill.process import grids
+from diffusion_distill.process import edm_grids, grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers.churn import Churn
@@ -119,7 +119,7 @@ def _ve(sigma_min: float, sigma_max: float, epsilon_s: float) -> TimeSchedule:
 
 
 def _vp(sigma_min: float, sigma_max: float, epsilon_s: float) -> TimeSchedule:
-    fit = grids.fitted_beta(sigma_min, sigma_max, epsilon_s)
+    fit = edm_grids.fitted_beta(sigma_min, sigma_max, epsilon_s)
 
     def sigma(t: float) -> float:
         level = fit.level(t)

@@ -1,0 +1,34 @@
+"""docs/architecture.md answers where things are: the files and the names in them are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+ROWS = [
+    [re.findall(r"`([^`]+)`", cell) for cell in line.strip("|").split("|")[1:]]
+    for line in PAGE.split("## Where is")[1].splitlines()
+    if line.startswith("| ") and "`" in line
+]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("files", "names"), ROWS, ids=[row[0][-1] + "-" + row[1][0] for row in ROWS])
+def test_an_answer_is_where_the_page_says(files: list[str], names: list[str]) -> None:
+    text = "\n".join((ROOT / "diffusion_distill" / name).read_text(encoding="utf-8") for name in files)
+    assert len(files) <= 2
+    assert all(re.search(rf"\b{re.escape(name)}\b", text) for name in names), (files, names)
+
+
+@pytest.mark.fast
+def test_every_room_and_file_that_the_page_names_is_there() -> None:
+    package = ROOT / "diffusion_distill"
+    rooms = {path.name for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    named = set(re.findall(r"`(\w+)/`", PAGE))
+    assert len(ROWS) >= 10 and rooms <= named
+    for name in re.findall(r"`([\w/]+\.py)`", PAGE):
+        assert (package / name).is_file(), name
