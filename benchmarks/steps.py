@@ -13,14 +13,15 @@ import os
 from typing import Any
 
 import jax
+import numpy as np
 from _common import NETS, matmul_rate, median_ms
 
 from diffusion_distill import Denoising, Model, OptimizerSettings, Tract, UNet
-from diffusion_distill.training import loop
+from diffusion_distill.training import ema, loop
 from diffusion_distill.training.optimizers import make_optimizer
 from diffusion_distill.training.sharding import data_mesh, put_batch, replicated, use_cpu_devices
 from diffusion_distill.training.state import create
-from diffusion_distill.training.step import make_step
+from diffusion_distill.training.step import StepInputs, make_step
 
 
 def measure(name: str, matmul: float) -> None:
@@ -35,7 +36,8 @@ def measure(name: str, matmul: float) -> None:
         phase = method.phases(model, batch_size)[0]
         state = create(params, optimizer, method.averages, () if teacher is None else params)
         state = jax.device_put(state, replicated(mesh))
-        inputs = jax.device_put(loop.step_inputs(phase, dict(method.averages)), replicated(mesh))
+        weights = ema.Averaging([phase], 0, method.averages).at(0)
+        inputs = jax.device_put(StepInputs(loop.rows_of(phase), np.float32(0), weights), replicated(mesh))
         step = make_step(method.losses, model, teacher, optimizer, mesh)
         lowered = step.lower(state, batch, inputs, jax.random.key(0))
         flops = (lowered.cost_analysis() or {})["flops"]

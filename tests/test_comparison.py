@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conventions import write_reference
 
 from diffusion_distill import api
 from diffusion_distill.api.fitting import FitSettings
 from diffusion_distill.data.quantise import quantise
-from diffusion_distill.evaluation import frechet_distance, moments, precision_recall, write_reference
+from diffusion_distill.evaluation import frechet_distance, moments, precision_recall
 from diffusion_distill.evaluation.features import Pixels
 from diffusion_distill.evaluation.measuring import EvaluationSettings, published_reference
 from diffusion_distill.studies import comparison as comparison_run

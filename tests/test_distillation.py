@@ -21,6 +21,7 @@ import toys
 
 from diffusion_distill import api
 from diffusion_distill.base.arrays import enable_x64, namespace, stratified
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.model import Denoiser, Model
 from diffusion_distill.methods import (
@@ -606,7 +607,7 @@ def test_learning_rates() -> None:
     ],
 )
 def test_lengths(length: str | int, count: int) -> None:
-    assert phases.samples(length) == count
+    assert parse_length(length) == count
 
 
 @pytest.mark.fast
@@ -666,9 +667,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "negative training steps": (lambda: Denoising(steps=-1), r"steps must be 0.*got -1"),
     "an unreadable length": (lambda: Denoising(length="96 M samples"), r"Cannot read '96 M samples'.*'96M'"),
     "a negative length": (lambda: Tract(length="-5K"), r"Cannot read '-5K'"),
-    "an empty length": (lambda: phases.samples(""), r"Cannot read ''"),
-    "a unit alone": (lambda: phases.samples("M"), r"Cannot read 'M'"),
-    "an infinite length": (lambda: phases.samples("1e999"), r"Cannot read '1e999'"),
+    "an empty length": (lambda: parse_length(""), r"Cannot read ''"),
+    "a unit alone": (lambda: parse_length("M"), r"Cannot read 'M'"),
+    "an infinite length": (lambda: parse_length("1e999"), r"Cannot read '1e999'"),
     "a residual of 1": (lambda: phases.momentum_for(1.0, 10), r"residual must be in \(0, 1\).*1\.0"),
     "no updates": (lambda: phases.momentum_for(0.5, 0), r"updates positive.*0"),
 }  # fmt: skip

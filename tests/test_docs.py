@@ -46,7 +46,7 @@ from diffusion_distill.weights import Fetched
 ROOT = Path(__file__).resolve().parent.parent
 flags.FLAGS.mark_as_parsed()
 PAGES = {
-    path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -54,6 +54,10 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CHANGES = {
     "README.md": [('"96K"', "256")],
     "docs/getting_started.md": [('"96K"', "256")],
+    "docs/models/nnx.md": [("range(1000)", "range(2)"), ('"32K"', "64")],
+    "docs/models/equinox.md": [('"96K"', "64"), ('"12K"', "64")],
+    "docs/models/text.md": [('"64K"', "64")],
+    "docs/models/latents.md": [('"128K"', "64"), ('"64K"', "64")],
     "docs/runs.md": [
         ('"96K"', "256"),
         ("use_cpu_devices(2)", ""),  # it must come before JAX starts, which it has

@@ -20,11 +20,11 @@ from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising, Knowledge, Progressive, Tract
 from diffusion_distill.networks import UNet
-from diffusion_distill.training import dropout, loop, sharding
+from diffusion_distill.training import dropout, ema, loop, sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.optimizers import OptimizerSettings, make_optimizer
 from diffusion_distill.training.state import create
-from diffusion_distill.training.step import make_step
+from diffusion_distill.training.step import StepInputs, make_step
 
 DATA = toys.Gaussian(mean=0.1, std=0.4)
 SETTINGS = api.Settings(batch_size=8)
@@ -138,14 +138,15 @@ def steps(model: Model, method: Any, labels: np.ndarray, count: int, rate: float
     mesh = sharding.data_mesh(jax.devices()[:devices])
     optimizer = make_optimizer(OptimizerSettings())
     [phase, *_] = method.phases(model, BATCH)
-    inputs = loop.step_inputs(phase, dict(method.averages))._replace(learning_rate=np.float32(1e-2))
+    averaging, rows = ema.Averaging([phase], 0, method.averages), loop.rows_of(phase)
     teacher = (model, toys.parameters(model, 1)) if not isinstance(method, Denoising) else (None, ())
     step = make_step(method.losses, model, teacher[0], optimizer, mesh, label_dropout=rate)  # type: ignore[arg-type]
     state = create(toys.parameters(model), optimizer, method.averages, teacher[1])
     state, losses = jax.device_put(state, sharding.replicated(mesh)), []
     images = np.random.default_rng(0).uniform(-1, 1, (len(labels), 2, 2, 1)).astype(np.float32)
-    for _ in range(count):
+    for k in range(count):
         batch = sharding.put_batch({"x": images, "cond": labels}, mesh)
+        inputs = StepInputs(rows, np.float32(1e-2), averaging.at(k))
         state, metrics = step(state, batch, inputs, jax.random.key(5))
         losses.append(float(metrics["loss"]))
     return state, losses

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import edm_tensors
 import numpy as np
 import pytest
 
@@ -69,7 +70,7 @@ def network(name: str) -> tuple[Any, tuple[int, int, int]]:
 def tensors(name: str) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     made = {
-        n: rng.normal(size=shape).astype(np.float32) for n, shape in edm_layout.tensor_shapes(*network(name)).items()
+        n: rng.normal(size=shape).astype(np.float32) for n, shape in edm_tensors.tensor_shapes(*network(name)).items()
     }
     box = np.full((1, 1, 2, 2), 0.25, np.float32)
     return {n: box if name == "adm" and n.endswith("resample_filter") else a for n, a in made.items()}
@@ -80,7 +81,7 @@ def test_a_published_model_has_as_many_parameters_as_the_fact_sheet_says(name: s
     wrapper, kwargs, count = COUNTS[name]
     class_name, inner = edm_arguments.network_arguments(wrapper, kwargs)
     net, shape = edm_arguments.network_of(class_name, inner), edm_arguments.image_shape_of(class_name, inner)
-    shapes = edm_layout.tensor_shapes(net, shape)
+    shapes = edm_tensors.tensor_shapes(net, shape)
     trained = [shape for n, shape in shapes.items() if not n.endswith(("resample_filter", "freqs"))]
     assert sum(int(np.prod(shape)) for shape in trained) == count
     if GOLDEN.is_dir():
@@ -96,7 +97,7 @@ def test_a_published_model_has_as_many_parameters_as_the_fact_sheet_says(name: s
 def test_there_and_back(name: str) -> None:
     given = tensors(name)
     params = edm_layout.to_params(*network(name), given)
-    back = edm_layout.to_state_dict(*network(name), params)
+    back = edm_tensors.to_state_dict(*network(name), params)
     assert set(back) == set(given)
     assert all(np.array_equal(back[n], given[n]) for n in given)
     stored = sum(a.size for a in given.values()) - (name == "adm") * 4 * sum("filter" in n for n in given)
@@ -165,7 +166,7 @@ def test_arguments_of_no_network_are_refused_by_name(class_name: str, kwargs: di
 
 def test_what_shapes_tell_only_late_is_refused_too() -> None:
     with pytest.raises(WeightsError, match="cannot be halved"):
-        edm_layout.tensor_shapes(network("ddpmpp")[0], (9, 9, 2))
+        edm_tensors.tensor_shapes(network("ddpmpp")[0], (9, 9, 2))
     deep = edm_arguments.network_of("SongUNet", SONG | {"num_blocks": 64})
     with pytest.raises(WeightsError, match="network with 128 blocks"):
         edm_layout.to_params(deep, (8, 8, 2), {})

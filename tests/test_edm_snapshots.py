@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import edm_tensors
 import numpy as np
 import pytest
 import snapshots
@@ -26,7 +27,6 @@ from diffusion_distill.weights import (
     Fetched,
     WeightsError,
     edm,
-    edm_layout,
     matching,
 )
 
@@ -88,7 +88,7 @@ RANGES = {"VPPrecond": (0.0009765625, 152.16697692871094), "iDDPMPrecond": (0.00
 def shapes_in(wrapper: str, network: str) -> dict[str, tuple[int, ...]]:
     """The tensors of a network made with `KWARGS`."""
     model = edm.model_of(wrapper, {**KWARGS, "model_type": network})
-    return edm_layout.tensor_shapes(model.network, model.shape)
+    return edm_tensors.tensor_shapes(model.network, model.shape)
 
 
 class Snapshot:
@@ -138,7 +138,7 @@ def test_the_file_decides_the_model(
     assert isinstance(model.process, VE)
     np.testing.assert_allclose([model.process.sigma_min, model.process.sigma_max], [low, high], rtol=1e-6)
     assert (model.network.dropout, found.facts["arguments"]["dropout"]) == (0.0, 0.1)  # type: ignore[attr-defined]
-    stored = edm_layout.to_state_dict(model.network, model.shape, found.params)
+    stored = edm_tensors.to_state_dict(model.network, model.shape, found.params)
     assert stored.keys() == content.tensors.keys()
     for name, array in content.tensors.items():
         np.testing.assert_array_equal(stored[name], array)
@@ -281,7 +281,7 @@ def test_filters_of_a_file_are_used_or_refused(tmp_path: Path) -> None:
         path = content.write(tmp_path / "file.pkl")
         if network == "SongUNet":
             found = edm.read(path)
-            stored = edm_layout.to_state_dict(found.model.network, found.model.shape, found.params)
+            stored = edm_tensors.to_state_dict(found.model.network, found.model.shape, found.params)
             np.testing.assert_array_equal(stored[FILTER], other)
         else:
             with pytest.raises(WeightsError, match=FILTER):

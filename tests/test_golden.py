@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import edm_tensors
 import golden_check
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from golden_checks import eval_inception
 from golden_checks.inception_weights import random_tensor
 
 from diffusion_distill import weights
-from diffusion_distill.weights import edm, edm_layout
+from diffusion_distill.weights import edm
 
 SMALL = Path(__file__).parent / "golden"
 FULL = Path(__file__).parents[2] / "shared" / "golden"
@@ -299,7 +300,7 @@ EDM_ARGUMENTS = {
 def edm_variants(layout: str) -> dict[str, Any]:
     """A parameter tree by hand-counted numbers beside its hyper-parameters, in layouts that a file of them may have."""
     model = edm.model_of("EDMPrecond", EDM_ARGUMENTS)
-    shapes = edm_layout.tensor_shapes(model.network, model.shape)
+    shapes = edm_tensors.tensor_shapes(model.network, model.shape)
     kinds = {name: "buffer" if name.endswith("resample_filter") else "param" for name in shapes}
     trained = [int(np.prod(shape)) for name, shape in shapes.items() if kinds[name] == "param"]
     counts = {"num_params": sum(trained), "num_tensors": len(shapes), "num_buffer_values": 4 * 4}

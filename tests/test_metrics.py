@@ -16,15 +16,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conventions import consecutive_blocks, frechet_bias, population, write_reference, write_tract
+from pca import principal_components
 
 from diffusion_distill.data import digits
 from diffusion_distill.evaluation import (
     Accumulator,
-    FeatureStore,
     Moments,
-    consecutive_blocks,
     extrapolated,
-    frechet_bias,
     frechet_distance,
     frechet_terms,
     inception_score,
@@ -34,11 +33,8 @@ from diffusion_distill.evaluation import (
     moments,
     pixel_features,
     precision_recall,
-    principal_components,
     random_subsets,
     read_reference,
-    write_reference,
-    write_tract,
 )
 from diffusion_distill.evaluation import frechet as frechet_module
 from diffusion_distill.evaluation.precision_recall import squared_distances, squared_radii
@@ -307,9 +303,9 @@ def test_terms_and_divisor() -> None:
     terms = frechet_terms(a, b)
     assert sum(terms) == frechet_distance(a, b)
     assert terms.mean == pytest.approx(((features.mean(0) - other.mean(0)) ** 2).sum(), rel=1e-12)
-    np.testing.assert_allclose(a.population().cov, np.cov(features, rowvar=False, ddof=0), rtol=1e-12)
+    np.testing.assert_allclose(population(a).cov, np.cov(features, rowvar=False, ddof=0), rtol=1e-12)
     few = moments(features[:2])
-    np.testing.assert_allclose(few.population().factor @ few.population().factor.T, few.population().cov, atol=1e-14)
+    np.testing.assert_allclose(population(few).factor @ population(few).factor.T, population(few).cov, atol=1e-14)
 
 
 def test_a_count_that_nobody_knows() -> None:
@@ -415,38 +411,6 @@ def test_a_damaged_state_is_refused(change: dict[str, Any], said: str) -> None:
 def test_nothing_added_gives_no_moments() -> None:
     with pytest.raises(ValueError, match="No features were added"):
         Accumulator().moments()
-
-
-def test_a_store_of_features_fills_up_over_restarts(tmp_path: Path) -> None:
-    features = normal(3, 10, 4).astype(np.float32)
-    store = FeatureStore(tmp_path / "features.npy", 10, 4)
-    store.write(0, features[:4])
-    store.write(4, np.zeros((2, 4)))
-    store.flush()
-    again = FeatureStore(tmp_path / "features.npy", 10, 4)
-    assert again.missing == 4
-    with pytest.raises(ValueError, match="4 of 10 images are not in"):
-        again.read()
-    again.write(4, features[4:])  # once more the rows that were there
-    np.testing.assert_array_equal(again.read(), features)
-    with pytest.raises(ValueError, match="read-only"):
-        again.read()[0] = 0
-
-
-def test_a_store_refuses_what_does_not_belong(tmp_path: Path) -> None:
-    store = FeatureStore(tmp_path / "features.npy", 3, 2)
-    acts: list[tuple[Callable[[], object], str]] = [
-        (lambda: store.write(2, np.eye(2)), "Images 2 to 3 are outside"),
-        (lambda: store.write(0, np.eye(3)), "2 features per image"),
-        (lambda: store.write(0, [[np.inf, 0]]), "1 of 1 rows"),
-        (lambda: FeatureStore(tmp_path / "features.npy", 3, 4), "of other settings"),
-        (lambda: FeatureStore(tmp_path / "new.npy", 0, 4), "count must be"),
-    ]
-    (tmp_path / "text.npy").write_text("no array")
-    acts.append((lambda: FeatureStore(tmp_path / "text.npy", 3, 2), "no .npy file"))
-    for act, said in acts:
-        with pytest.raises(ValueError, match=said):
-            act()
 
 
 # Principal components
@@ -624,9 +588,8 @@ def test_what_is_written_is_read_back_and_by_the_other_programs_keys(tmp_path: P
         "dataset": "digits",
         "quantisation": "round_half_up",
     }
-    path = write_reference(
-        tmp_path / "ref.npz", stated, spatial=spatial, images=images, labels=[3, 4], features=np.eye(4), facts=facts
-    )
+    others = {"mu_s": spatial.mean, "sigma_s": spatial.cov, "arr_0": images, "arr_1": [3, 4], "pool_3": np.eye(4)}
+    path = write_reference(tmp_path / "ref.npz", stated, facts, **others)
     found = read_reference(path)
     assert found.facts == {"images": 30, **facts} and found.layout == "openai"
     for got, expected in ((found.moments, stated), (found.spatial, spatial)):
@@ -635,12 +598,6 @@ def test_what_is_written_is_read_back_and_by_the_other_programs_keys(tmp_path: P
         np.testing.assert_array_equal(got.cov, expected.cov)
     np.testing.assert_array_equal(found.images(), images)
     np.testing.assert_array_equal(found.labels(), [3, 4])
-    with np.load(path, allow_pickle=False) as plain:
-        assert {"mu", "sigma", "mu_s", "sigma_s", "arr_0", "arr_1", "pool_3"} < set(plain.files)
-    assert not list(tmp_path.glob("*.part"))
-    assert found.disagreements(network="inception-2015-12-05", resize="half_pixel", crop="none", dataset=None) == [
-        "resize: reference legacy, samples half_pixel"
-    ]
 
 
 def test_two_files_of_tract(tmp_path: Path, stated: Moments) -> None:
@@ -687,7 +644,7 @@ def test_files_that_cannot_be_right_are_refused(arrays: dict[str, Any], said: st
     assert "bad.npz" in str(caught.value)
 
 
-def test_no_file_a_damaged_one_and_nothing_to_write(tmp_path: Path, stated: Moments) -> None:
+def test_no_file_and_a_damaged_one(tmp_path: Path, stated: Moments) -> None:
     with pytest.raises(FileNotFoundError, match="No file"):
         read_reference(tmp_path / "none.npz")
     whole = write_reference(tmp_path / "whole.npz", stated).read_bytes()
@@ -698,10 +655,6 @@ def test_no_file_a_damaged_one_and_nothing_to_write(tmp_path: Path, stated: Mome
             read_reference(tmp_path / name)
     acts: list[tuple[Callable[[], object], str]] = [
         (lambda: read_reference(tmp_path / "a.npy"), "not called NAME_mean.npy"),
-        (lambda: write_reference(tmp_path / "a.npz"), "nothing to write"),
-        (lambda: write_reference(tmp_path / "a.txt", stated), "must end with .npz"),
-        (lambda: write_reference(tmp_path / "a.npz", images=np.zeros((1, 2, 2, 3))), "need uint8"),
-        (lambda: write_reference(tmp_path / "a.npz", stated, labels=[1]), "one for each of the images"),
     ]
     for act, said in acts:
         with pytest.raises(ValueError, match=said):

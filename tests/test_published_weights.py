@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import edm_tensors
 import golden_check
 import numpy as np
 import pytest
@@ -18,7 +19,6 @@ from diffusion_distill.weights import (
     WeightsError,
     digest,
     edm,
-    edm_layout,
     matching,
     shapes_of,
 )
@@ -87,7 +87,7 @@ def test_published_models_of_edm_have_the_published_trees() -> None:
         entry = PUBLISHED[name.removesuffix(".pkl")]
         assert entry.url == facts["url"]
         assert edm.model_of(facts["precond_class"], facts["init_kwargs"]) == entry.model
-        shapes = edm_layout.tensor_shapes(entry.model.network, entry.model.shape)
+        shapes = edm_tensors.tensor_shapes(entry.model.network, entry.model.shape)
         manifest = {n.removeprefix("model."): tuple(s) for n, (s, _) in manifests[facts["manifest"]]["tensors"].items()}
         manifest.pop("u", None)
         assert shapes == manifest

@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from toys import equal
 from diffusion_distill import api
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising, Progressive, Tract
-from diffusion_distill.methods.phases import Phase
+from diffusion_distill.methods.phases import AVERAGING, Phase
 from diffusion_distill.networks import UNet
 from diffusion_distill.process.processes import Cosine
-from diffusion_distill.training import checkpoint, checksum, ema, sharding
+from diffusion_distill.training import checkpoint, checksum, ema, loop, sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.logs import JsonLines
@@ -45,11 +46,10 @@ DATA = toys.Gaussian(mean=0.1, std=0.4)
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.99, 0.9999, 0.999993])
 def test_an_average_is_its_closed_form(momentum: float) -> None:
     values = np.random.default_rng(0).normal(3.0, 1.0, (60, 5)).astype(np.float32)
-    rule = ema.rule("corrected", momentum)
-    update = jax.jit(ema.update)
+    rule, update = ema.rule("corrected", momentum), jax.jit(ema.update)
     average = ema.init({"w": jnp.full(5, 1e6)})  # where it starts from must never count
     for k, value in enumerate(values, start=1):
-        average = update(average, {"w": value}, rule)
+        average = update(average, {"w": value}, np.float32(rule(k)))
         ages = np.arange(k - 1, -1, -1)
         weights = momentum**ages
         expected = (weights[:, None] * values[:k].astype(np.float64)).sum(0) / weights.sum()
@@ -61,20 +61,44 @@ def test_an_average_is_its_closed_form(momentum: float) -> None:
 @pytest.mark.parametrize("momentum", [0.0, 0.9999])
 def test_the_first_value_and_momentum_0_are_copied_bit_for_bit(momentum: float) -> None:
     values = np.random.default_rng(0).normal(0, 1, (3, 1000)).astype(np.float32)
-    average = ema.update(ema.init(jnp.asarray(values[0])), jnp.asarray(values[1]), ema.rule("corrected", momentum))
+    first, second = (np.float32(ema.rule("corrected", momentum)(k)) for k in (1, 2))
+    average = ema.update(ema.init(jnp.asarray(values[0])), jnp.asarray(values[1]), first)
     chex.assert_trees_all_equal(average.params, values[1])
-    again = ema.update(average, jnp.asarray(values[2]), ema.rule("corrected", momentum))
+    again = ema.update(average, jnp.asarray(values[2]), second)
     assert bool((again.params == values[2]).all()) == (momentum == 0)
 
 
 @pytest.mark.fast
-def test_decays_are_accurate_in_float32() -> None:
-    counts = np.unique(np.int64(np.logspace(0, 6, 60)))
-    for momentum in (0.5, 0.99, 0.9999, 0.999993, 0.9999999):
-        rule = ema.rule("corrected", momentum)
-        exact = np.expm1(rule.log_mu) / np.expm1(counts * rule.log_mu)
-        found = jax.jit(ema.weight)(rule, jnp.asarray(counts, jnp.int32))
-        chex.assert_trees_all_close(found, exact, rtol=1e-6)
+def test_weights_of_every_rule_are_exact_and_the_first_value_is_copied() -> None:
+    assert set(ema.RULES) == set(AVERAGING)
+    for kind in AVERAGING:
+        assert ema.rule(kind, 0.999)(1) == 1 and ema.rule(kind, 0.0)(7) == 1
+    for momentum in (Fraction(1, 2), Fraction(9999, 10_000), Fraction(9_999_999, 10_000_000)):
+        for k in (1, 2, 17, 1000):
+            exact = float((1 - momentum) / (1 - momentum**k))
+            assert ema.rule("corrected", float(momentum))(k) == pytest.approx(exact, rel=1e-8)  # of float(momentum)
+
+
+@pytest.mark.fast
+def test_averages_count_from_the_last_phase_that_began_them_anew() -> None:
+    going_on = {"restart": False, "momentum": 0.5}
+    phases = [
+        Phase("first", 3, 1e-3, momentum=0.5),
+        Phase("goes on", 4, 1e-3, **going_on),
+        Phase("eval anew", 5, 1e-3, reset_average=True, **going_on),
+        Phase("all anew", 2, 1e-3, momentum=0.5),
+        Phase("goes on", 2, 1e-3, **going_on),
+    ]
+    rule, own = ema.rule("corrected", 0.5), ema.rule("corrected", 0.9)
+    for number, done, counts in ((0, 0, (1, 1)), (1, 5, (6, 6)), (2, 7, (1, 8)), (3, 12, (1, 1)), (4, 14, (3, 3))):
+        found = ema.Averaging(phases, number, {"own": 0.9}).at(done)
+        assert found == {"eval": np.float32(rule(counts[0])), "own": np.float32(own(counts[1]))}
+
+
+@pytest.mark.fast
+def test_an_average_whose_first_update_was_skipped_copies_the_next_value() -> None:
+    average = ema.update(ema.init(jnp.full(2, 1e6)), jnp.ones(2), np.float32(0.5))
+    chex.assert_trees_all_equal(average.params, jnp.ones(2))
 
 
 @pytest.mark.fast
@@ -85,7 +109,7 @@ def test_published_rules_of_averages() -> None:
     expected = values[0]
     for k, value in enumerate(values):
         plain, window = (
-            ema.update(average, jnp.float32(value), ema.rule(kind, 0.75))
+            ema.update(average, jnp.float32(value), np.float32(ema.rule(kind, 0.75)(k + 1)))
             for average, kind in ((plain, "plain"), (window, "window"))
         )
         expected = 0.75 * expected + 0.25 * value
@@ -99,7 +123,7 @@ def test_a_ramped_average_remembers_a_twentieth_of_the_past() -> None:
     values, momentum = np.random.default_rng(0).normal(0, 1, (200, 3)), 0.5 ** (1 / 4)
     average, expected = ema.init(jnp.full(3, 1e6)), values[0]
     for made, value in enumerate(values):
-        average = ema.update(average, jnp.float32(value), ema.rule("ramped", momentum))
+        average = ema.update(average, jnp.float32(value), np.float32(ema.rule("ramped", momentum)(made + 1)))
         beta = 0.5 ** (1 / min(4, 0.05 * made)) if made else 0.0
         expected = beta * expected + (1 - beta) * value
         chex.assert_trees_all_close(average.params, expected, rtol=1e-7, atol=2e-6)
@@ -107,10 +131,10 @@ def test_a_ramped_average_remembers_a_twentieth_of_the_past() -> None:
 
 @pytest.mark.fast
 def test_reset_forgets_at_the_next_value() -> None:
-    average = ema.update(ema.init(jnp.zeros(2)), jnp.ones(2), ema.rule("corrected", 0.9))
+    average = ema.update(ema.init(jnp.zeros(2)), jnp.ones(2), np.float32(0.5))
     emptied = ema.reset(average)
     chex.assert_trees_all_equal(emptied.params, average.params)
-    chex.assert_trees_all_equal(ema.update(emptied, jnp.full(2, 5.0), ema.rule("corrected", 0.9)).params, 5.0)
+    chex.assert_trees_all_equal(ema.update(emptied, jnp.full(2, 5.0), np.float32(0.5)).params, 5.0)
 
 
 # --- the optimizer
@@ -163,10 +187,7 @@ class Run:
         teacher = model if distils else None
         self.step = make_step(method.losses, model, teacher, self.optimizer, self.mesh, parts=parts, shard_clip=clip)
         phase = method.phases(model, BATCH)[0]
-        momenta = {"eval": phase.momentum, **method.averages}
-        averaging = {name: ema.rule("corrected", mu) for name, mu in momenta.items()}
-        single = lambda a: np.asarray(a, np.int32 if np.asarray(a).dtype.kind == "i" else np.float32)  # noqa: E731
-        self.inputs = StepInputs(jax.tree.map(single, phase.inputs), np.float32(1e-2), averaging)
+        self.rows, self.averaging = loop.rows_of(phase), ema.Averaging([phase], 0, method.averages)
         teacher = toys.parameters(model, 1) if distils else ()
         state = create(toys.parameters(model), self.optimizer, method.averages, teacher)
         self.state = jax.device_put(state, sharding.replicated(self.mesh))
@@ -174,7 +195,8 @@ class Run:
     def __call__(self, images: np.ndarray, **extra: np.ndarray) -> dict[str, float]:
         """One update; returns the metrics."""
         batch = sharding.put_batch({"x": images, **extra}, self.mesh)
-        self.state, metrics = self.step(self.state, batch, self.inputs, jax.random.key(3))
+        inputs = StepInputs(self.rows, np.float32(1e-2), self.averaging.at(int(self.state.step)))
+        self.state, metrics = self.step(self.state, batch, inputs, jax.random.key(3))
         return {name: float(value) for name, value in jax.block_until_ready(metrics).items()}
 
 

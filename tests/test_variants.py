@@ -138,10 +138,10 @@ class Averages(chex.TestCase):
     @parameterized.named_parameters(("none", 0.0), ("short", 0.5), ("long", 0.9999))
     def test_the_average_of_two_values(self, momentum: float) -> None:
         values = np.random.default_rng(1).standard_normal((2, 7)).astype(np.float32)
-        update = self.variant(lambda average, value: ema.update(average, value, ema.rule("corrected", momentum)))
+        update, rule = self.variant(ema.update), ema.rule("corrected", momentum)
         average = ema.init({"w": jnp.full(7, 1e6)})
-        for value in values:
-            average = update(average, {"w": value})
+        for k, value in enumerate(values, start=1):
+            average = update(average, {"w": value}, np.float32(rule(k)))
         expected = (momentum * values[0] + values[1]) / (1 + momentum)
         chex.assert_trees_all_close(average.params, {"w": expected}, rtol=2e-6)
         chex.assert_trees_all_equal(average.count, np.int32(2))

@@ -28,6 +28,7 @@ from jax.sharding import Mesh
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.files import read_json, user_path
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.registry import describe, from_mapping, rebuild
 from diffusion_distill.base.seeds import check_seed, key_of
 from diffusion_distill.base.typing import Batch, Image, Key, Params
@@ -36,7 +37,7 @@ from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.sources import Source, range_of, to_unit_range
 from diffusion_distill.denoisers.adapters import adapt
 from diffusion_distill.evaluation.classifier_network import CLASSIFIERS, Classified, Classifier
-from diffusion_distill.methods.phases import Phase, momentum_for, samples, updates_for
+from diffusion_distill.methods.phases import Phase, momentum_for, updates_for
 from diffusion_distill.training import checkpoint, loop, sharding
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.checksum import fingerprint
@@ -59,7 +60,7 @@ class ClassifierSettings:
     """The settings of a classifier's training. The learning rate rises for `warmup` updates, then falls to 0.
 
     Attributes:
-      length: training images, see `methods.phases.samples`.
+      length: training images, see `base.lengths`.
       batch_size: global, over all devices.
       learning_rate, warmup, weight_decay: of Adam, the decay decoupled.
       residual: sets the momentum of the average that is kept, see `phases.momentum_for`.
@@ -107,7 +108,7 @@ class ClassifierSettings:
 
     def phase(self) -> Phase:
         """The one phase of the training."""
-        [updates] = updates_for(samples(self.length), self.batch_size)
+        [updates] = updates_for(parse_length(self.length), self.batch_size)
         momentum = momentum_for(self.residual, updates)
         return Phase("classifier", updates, self.learning_rate, warmup=self.warmup, anneal=True, momentum=momentum)
 

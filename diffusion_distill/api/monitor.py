@@ -16,10 +16,13 @@ import numpy as np
 from diffusion_distill.api.features import features_named
 from diffusion_distill.api.sampling import sample
 from diffusion_distill.base.files import writable
-from diffusion_distill.data.sources import Source
+from diffusion_distill.base.lengths import parse_length
+from diffusion_distill.base.typing import Cond
+from diffusion_distill.data.sources import Source, first_batch
+from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.evaluation.measuring import Measured, Part, distances
-from diffusion_distill.methods.phases import Phase, samples
+from diffusion_distill.methods.phases import Phase
 from diffusion_distill.report.pictures import drawable, image_grid
 from diffusion_distill.training import loop
 from diffusion_distill.training.artefact import Artefact
@@ -39,7 +42,7 @@ class Monitor:
     ):
         self._model, self._source, self._settings = model, source, settings
         self._phases, self._log, self._folder = phases, log, folder
-        if folder and samples(settings.evaluate_every):
+        if folder and parse_length(settings.evaluate_every):
             writable(folder / "samples")
 
     def __call__(self, update: int, phase: Phase, state: TrainState) -> None:
@@ -48,7 +51,7 @@ class Monitor:
         rows, figures = {}, {}
         for name, params in (("eval", state.averages["eval"].params), ("raw", state.params)):
             artefact = Artefact(self._model, params, phase.student_steps, grid=phase.grid)
-            images = sample(artefact, max(SHOWN, count), seed=self._settings.seed)
+            images = sample(artefact, max(SHOWN, count), cond=self._cond, seed=self._settings.seed)
             rows[name] = images[:SHOWN]
             if count:
                 part = Part.of(self._features, images[:count], self._model.data_range)
@@ -61,13 +64,21 @@ class Monitor:
         """Makes up for an evaluation that was due at a restored state but interrupted."""
         done, ends = int(state.step), loop.ends(self._phases)
         if not loop.evaluation_due(
-            done, self._phases, self._settings.batch_size, samples(self._settings.evaluate_every)
+            done, self._phases, self._settings.batch_size, parse_length(self._settings.evaluate_every)
         ):
             return
         path = self._folder / "metrics.jsonl" if self._folder else None
         records = read_json_lines(path) if path and path.exists() else []
         if not any(record["update"] == done and record.get("evaluated") for record in records):
             self(done, self._phases[int(np.searchsorted(ends, done))], state)
+
+    @cached_property
+    def _cond(self) -> Cond | None:
+        """The conditions of the first samples of the data; None for labels, which are drawn."""
+        if self._model.cond is None:
+            return None
+        count = max(SHOWN, self._settings.evaluate_count)
+        return conditions.repeated(first_batch(self._source, count)["cond"], count)
 
     @cached_property
     def _reference(self) -> Part:
@@ -81,8 +92,9 @@ class Monitor:
         return features_named(self._settings.evaluate_features, self._model.shape, self._model.data_range)
 
     def _write(self, update: int, phase: Phase, rows: dict[str, np.ndarray], figures: dict[str, float]) -> None:
-        for name, images in rows.items():
+        shown = drawable(self._model.shape, self._model.data_range)
+        for name, images in rows.items() if shown else ():
             self._log.images(update, f"samples/{name}", images)
         self._log.scalars(update, {"phase": phase.name, "evaluated": True, **figures})
-        if self._folder and drawable(self._model.shape, self._model.data_range):
+        if self._folder and shown:
             image_grid(rows, self._folder / "samples" / f"{update:08d}.png", title=f"{phase.name}, update {update}")

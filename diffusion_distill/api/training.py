@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_distill.api.monitor import Monitor
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.registry import from_mapping
 from diffusion_distill.base.seeds import key_of
 from diffusion_distill.base.typing import Params
@@ -21,7 +22,7 @@ from diffusion_distill.data.sources import Source, first_batch
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising
-from diffusion_distill.methods.phases import Phase, describe, samples
+from diffusion_distill.methods.phases import Phase, describe
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import predicts_noise
 from diffusion_distill.training import dropout, loop, sharding
@@ -116,7 +117,7 @@ def _fit(
     """
     mesh = sharding.data_mesh()
     sharding.check_batch(settings.batch_size, mesh, settings.parts)
-    _check_source(model, source)
+    _check_source(model, source, settings)
     own = None if teacher is None else teacher.grid
     phases = method.phases(model, settings.batch_size, own)
     provenance = _provenance(teacher, method, settings)
@@ -171,7 +172,7 @@ def _fit(
             plan=loop.Plan(
                 log_every=settings.log_every,
                 checkpoint_every=settings.checkpoint_every,
-                evaluate_every=samples(settings.evaluate_every),
+                evaluate_every=parse_length(settings.evaluate_every),
                 evaluate=monitor,
                 phase_done=phase_done,
                 nonfinite_limit=settings.nonfinite_limit,
@@ -282,7 +283,7 @@ def _warn_of_eps(student: Model, phases: Sequence[Phase]) -> None:
     )
 
 
-def _check_source(model: Model, source: Source) -> None:
+def _check_source(model: Model, source: Source, settings: Settings) -> None:
     """Looks at the source and at its first samples before anything is compiled."""
     if tuple(source.shape) != model.shape:
         raise ValueError(
@@ -296,6 +297,10 @@ def _check_source(model: Model, source: Source) -> None:
         raise ValueError(
             f"The data have no bounds (value_range=None), but the model clips estimates to {model.data_range}. Set "
             "Model(data_range=None), or data_range=(low, high) of the data."
+        )
+    if settings.evaluate_count and parse_length(settings.evaluate_every) and not hasattr(source, "gather"):
+        raise ValueError(
+            "Samples cannot be measured against a stream, which has no end. Set evaluate_count=0, and measure later."
         )
     if model.cond is not None:
         batch = first_batch(source)

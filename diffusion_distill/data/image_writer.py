@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy as np
 
 from diffusion_distill.base.errors import choose
 from diffusion_distill.base.files import writable
-from diffusion_distill.base.whole import recover, replaced, unfinished, whole
+from diffusion_distill.base.whole import recover, remove, replaced, unfinished, whole
 from diffusion_distill.data.quantise import quantise
 
 
@@ -47,8 +46,8 @@ def save_images(
     with whole(place) as half:
         FORMS[form].write(np.asarray(quantise(images) if bounded else images), half, labels)
     for other in FORMS.values():
-        if (earlier := place.with_name(other.name)) != place and earlier.exists():
-            shutil.rmtree(earlier) if earlier.is_dir() else earlier.unlink()
+        if place.name != other.name:
+            remove(place.with_name(other.name))
     return place
 
 

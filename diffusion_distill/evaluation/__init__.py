@@ -4,34 +4,28 @@ from diffusion_distill.evaluation.frechet import (
     FrechetTerms,
     Moments,
     extrapolated,
-    frechet_bias,
     frechet_distance,
     frechet_terms,
     merge,
     moments,
 )
 from diffusion_distill.evaluation.inception_score import InceptionScore, inception_score
-from diffusion_distill.evaluation.kid import Kid, consecutive_blocks, kid, random_subsets
-from diffusion_distill.evaluation.pca import Pca, principal_components
+from diffusion_distill.evaluation.kid import Kid, kid, random_subsets
 from diffusion_distill.evaluation.pixels import pixel_features
 from diffusion_distill.evaluation.precision_recall import PrecisionRecall, memberships, precision_recall
-from diffusion_distill.evaluation.references import Reference, read_reference, write_reference, write_tract
-from diffusion_distill.evaluation.statistics import Accumulator, Blocks, FeatureStore
+from diffusion_distill.evaluation.references import Reference, read_reference
+from diffusion_distill.evaluation.statistics import Accumulator, Blocks
 
 __all__ = [
     "Accumulator",
     "Blocks",
-    "FeatureStore",
     "FrechetTerms",
     "InceptionScore",
     "Kid",
     "Moments",
-    "Pca",
     "PrecisionRecall",
     "Reference",
-    "consecutive_blocks",
     "extrapolated",
-    "frechet_bias",
     "frechet_distance",
     "frechet_terms",
     "inception_score",
@@ -41,9 +35,6 @@ __all__ = [
     "moments",
     "pixel_features",
     "precision_recall",
-    "principal_components",
     "random_subsets",
     "read_reference",
-    "write_reference",
-    "write_tract",
 ]

@@ -2,9 +2,9 @@
 
     FD = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1^(1/2) S2 S1^(1/2))^(1/2)
 
-m, S: mean and covariance (divisor n - 1, as in pytorch-fid, EDM and OpenAI's evaluator; StyleGAN3 divides by n, see
-`Moments.population`). On Inception features it is the FID of Heusel et al., arXiv:1706.08500, Eq. 6, on spatial
-Inception features the sFID of Nash et al., arXiv:2103.03841; on pixels it compares runs on small images.
+m, S: mean and covariance (divisor n - 1, as in pytorch-fid, EDM and OpenAI's evaluator; StyleGAN3 divides by n). On
+Inception features it is the FID of Heusel et al., arXiv:1706.08500, Eq. 6, on spatial Inception features the sFID of
+Nash et al., arXiv:2103.03841; on pixels it compares runs on small images.
 
 With factors S = F F^T the last trace is the sum of singular values of F1^T F2. That form squares nothing: a singular
 covariance (fewer images than features, dead features) keeps all its digits, where the square root of a product of
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -79,16 +79,6 @@ class Moments:
         regular = _cholesky(self.cov) if self.width > WIDE and not few else None
         return _eigen_factor(self.cov) if regular is None else regular
 
-    def population(self) -> Moments:
-        """These moments with divisor n, as in StyleGAN3's metrics; use them for distances, not in `merge`.
-
-        Raises:
-            ValueError: the count is not known.
-        """
-        share = 1 - 1 / self._known_count()
-        centred = None if self.centred is None else self.centred * np.sqrt(share)
-        return replace(self, cov=self.cov * share, centred=centred)
-
     def _known_count(self) -> int:
         if self.count is None:
             raise ValueError("The number of images of these moments is not known. Pass it when reading the file.")
@@ -138,7 +128,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """Fréchet distance of the Gaussians with these moments, in squared units of the features.
 
     Symmetric; of a set to itself it is 0 up to rounding (about 1e-13, possibly negative). It is biased upwards
-    by a term of order width^2 / n (`frechet_bias`), so compare only distances of equal counts.
+    by a term of order width^2 / n, so compare only distances of equal counts.
 
     Raises:
         ValueError: different widths, or fewer than 2 images on a side.
@@ -160,20 +150,6 @@ def frechet_terms(a: Moments, b: Moments) -> FrechetTerms:
         warnings.warn(f"{singular[0]}: a covariance is singular, the distance mostly bias.", stacklevel=3)
     cross = _nuclear_norm(a.factor.T @ b.factor)
     return FrechetTerms(float(np.square(a.mean - b.mean).sum()), float(np.trace(a.cov) + np.trace(b.cov) - 2 * cross))
-
-
-def frechet_bias(variances: ArrayLike, n: float, m: float = np.inf) -> float:
-    """The mean Fréchet distance between two sets drawn from the same distribution, to first order in 1/n.
-
-        (1/n + 1/m) (sum l_i + (sum_{i != j} l_i l_j / (l_i + l_j) + sum l_i) / 2)
-
-    For a Gaussian with eigenvalues l_i (`variances`, all positive) of its covariance, sets of n and of m images; an
-    exactly known reference has m infinite. About (1/n + 1/m) width^2 / 4 for unit variances.
-    """
-    variances = np.asarray(variances, np.float64)
-    pairs = variances[:, None] * variances / (variances[:, None] + variances)
-    across = pairs.sum() - pairs.trace()
-    return float((1 / n + 1 / m) * (variances.sum() + (across + variances.sum()) / 2))
 
 
 def extrapolated(distance: float, halves: Sequence[float], count: int, to: float = 50_000) -> float:

@@ -10,9 +10,8 @@
 | u-statistic | pairs i != j in all three, (x_i, y_i) left out    | 0                   | of equal size  |
 
 Unlike the Fréchet distance the unbiased estimate has no bias that depends on the number of images. It is averaged
-over subsets, by two conventions: `random_subsets` (torch-fidelity; clean-fid and NVIDIA alike but with a random state
-of their own) and `consecutive_blocks` (TF-GAN, score_sde), which needs images in random order. KID is often printed
-times 1000.
+over subsets of rows: `random_subsets` draws them as torch-fidelity does (clean-fid and NVIDIA draw alike, but with a
+random state of their own). KID is often printed times 1000.
 
 Everything is float64; the kernel matrix is never held as a whole.
 """
@@ -60,7 +59,7 @@ def kid(
     Args:
         reference: features [n, width].
         samples: features [m, width].
-        subsets: pairs of row indices, as `random_subsets` and `consecutive_blocks` give; None compares all rows.
+        subsets: pairs of row indices, as `random_subsets` gives; None compares all rows.
         estimator: one of `ESTIMATORS`.
 
     Raises:
@@ -92,29 +91,6 @@ def random_subsets(n: int, m: int, count: int = 100, size: int = 1000, seed: int
     state = np.random.RandomState(seed)
     # A list, since the order of the draws is the convention.
     return [(state.choice(n, size, replace=False), state.choice(m, size, replace=False)) for _ in range(count)]
-
-
-def consecutive_blocks(n: int, m: int, largest: int = 1024) -> list[Subset]:
-    """Blocks of consecutive rows of n and of m as TF-GAN cuts them.
-
-    There are ceil(max(n, m) / largest) blocks of nearly equal size, the larger ones last.
-
-    Raises:
-        ValueError: arguments below 1, or fewer images than blocks.
-    """
-    blocks = -(-max(positive_int("n", n), positive_int("m", m)) // positive_int("largest", largest))
-    if min(n, m) < blocks:
-        raise ValueError(
-            f"A set has {min(n, m)} images for {blocks} blocks. Use sets of similar size or larger blocks."
-        )
-    return list(zip(_cut(n, blocks), _cut(m, blocks), strict=True))
-
-
-def _cut(count: int, blocks: int) -> list[NDArray[np.integer]]:
-    """The rows 0..count - 1 in consecutive blocks, the larger ones last."""
-    size, larger = divmod(count, blocks)
-    sizes = [size] * (blocks - larger) + [size + 1] * larger
-    return np.split(np.arange(count), np.cumsum(sizes)[:-1])
 
 
 def _mmd2(x: NDArray[np.floating], y: NDArray[np.floating], estimator: str) -> float:

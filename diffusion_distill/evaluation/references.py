@@ -9,8 +9,8 @@
 | tract    | two files: NAME_mean.npy [w], NAME_std.npy [w, w], the covariance | TRACT                                 |
 
 Nothing in these files says which network, resize rule or images they are of: files of EDM and of pytorch-fid look alike
-and must not be mixed. Files written here say it in one more array, `meta` (JSON), which the other programs do not read;
-beside a published file NAME a file NAME.facts.json may say it.
+and must not be mixed. A file may say it in one more array, `meta` (JSON), which the other programs do not read; or a
+file NAME.facts.json beside a published file NAME may say it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from diffusion_distill.base.files import UNREADABLE, stand_in_of, user_path
-from diffusion_distill.base.whole import whole, write_json
 from diffusion_distill.evaluation.frechet import Moments
 from diffusion_distill.evaluation.pixels import as_features
 from diffusion_distill.evaluation.statistics import Accumulator
@@ -90,15 +89,6 @@ class Reference:
         """
         return as_features(f"{self.path}: pool_3", self._array("pool_3", "features"))
 
-    def disagreements(self, **own: Any) -> list[str]:
-        """Describes where other images were measured differently than this reference; unstated facts are skipped.
-
-        Args:
-            own: facts of the samples' features, for instance network="inception-2015-12-05", resize="legacy".
-        """
-        shared = [name for name in own if own[name] is not None and self.facts.get(name) is not None]
-        return [f"{n}: reference {self.facts[n]}, samples {own[n]}" for n in shared if self.facts[n] != own[n]]
-
     def _array(self, key: str, what: str) -> np.ndarray:
         arrays = {} if self.layout == "tract" else _load(self.path, (key,))
         if key not in arrays:
@@ -139,66 +129,6 @@ def read_reference(path: str | Path, count: int | None = None) -> Reference:
     except ValueError as error:
         raise ValueError(f"{path} (layout {layout}): {error}") from error
     return Reference(path, sha256, layout, found, spatial, facts)
-
-
-def write_reference(
-    path: str | Path,
-    moments: Moments | None = None,
-    *,
-    spatial: Moments | None = None,
-    features: ArrayLike | None = None,
-    images: ArrayLike | None = None,
-    labels: ArrayLike | None = None,
-    facts: Mapping[str, Any] | None = None,
-) -> Path:
-    """Writes an .npz that the programs in the table above read; an interrupted write leaves no file.
-
-    Args:
-        path: ends with .npz; its folder must exist.
-        moments: as mu and sigma (EDM, pytorch-fid).
-        spatial: as mu_s and sigma_s (OpenAI).
-        features: as pool_3 (score_sde).
-        images, labels: as arr_0, uint8 [n, height, width, channels], and arr_1 (OpenAI).
-        facts: what the statistics are of, JSON-ready, see `FACTS`; `images` is filled in from the moments.
-
-    Raises:
-        ValueError: nothing to write, another suffix, images that are not uint8, labels that do not fit.
-    """
-    path = user_path(path)
-    if path.suffix != ".npz":
-        raise ValueError(f"{path} must end with .npz.")
-    arrays: dict[str, np.ndarray] = {}
-    for suffix, stated in (("", moments), ("_s", spatial)):
-        if stated is not None:
-            arrays |= {f"mu{suffix}": stated.mean, f"sigma{suffix}": stated.cov}
-    if features is not None:
-        arrays["pool_3"] = as_features("Features", features)
-    if images is not None:
-        arrays["arr_0"] = np.asarray(images)
-        if arrays["arr_0"].dtype != np.uint8 or arrays["arr_0"].ndim != 4:
-            raise ValueError(
-                f"Images are {arrays['arr_0'].dtype} {arrays['arr_0'].shape}; need uint8 [n, height, width, channels]."
-            )
-    if labels is not None:
-        arrays["arr_1"] = np.asarray(labels)
-        if images is None or arrays["arr_1"].shape != arrays["arr_0"].shape[:1]:
-            raise ValueError(f"Labels have shape {arrays['arr_1'].shape}; need one for each of the images.")
-    if not arrays:
-        raise ValueError("There is nothing to write. Pass moments, features or images.")
-    known = {"images": moments.count} if moments is not None and moments.count else {}
-    _write_whole(path, **arrays, meta=np.asarray(json.dumps({**known, **(facts or {})})))
-    return path
-
-
-def write_tract(stem: str | Path, moments: Moments, facts: Mapping[str, Any] | None = None) -> tuple[Path, Path]:
-    """Writes STEM_mean.npy and STEM_std.npy, the latter the covariance as TRACT reads it, and what they are of."""
-    mean, cov = (user_path(f"{stem}_{part}.npy") for part in ("mean", "std"))
-    for path, array in ((mean, moments.mean), (cov, moments.cov)):
-        with whole(path) as half, open(half, "wb") as file:
-            np.save(file, array, allow_pickle=False)
-    known = {"images": moments.count} if moments.count else {}
-    write_json(_beside(mean), {**known, **(facts or {})})
-    return mean, cov
 
 
 def sha256_of(*paths: str | Path) -> str:
@@ -306,9 +236,3 @@ def _checked_facts(path: Path, text: str) -> dict[str, Any]:
 
 def _beside(path: Path) -> Path:
     return path.with_name(path.name + ".facts.json")
-
-
-def _write_whole(path: Path, **arrays: np.ndarray) -> None:
-    """Writes an .npz, whole or not at all."""
-    with whole(path) as half, open(half, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]  # NumPy 2.1 would store allow_pickle as an array

@@ -1,4 +1,4 @@
-"""Statistics of features that arrive in batches: moments in constant memory, and raw features on disk.
+"""Moments of features that arrive in batches, in constant memory.
 
 `Accumulator` holds the sums of f - c and (f - c)(f - c)^T, with c the mean of the first batch. Near the mean nothing
 cancels, so an offset common to all features costs no digits, and a batch costs one product of matrices. Its state is
@@ -6,22 +6,16 @@ saved and loaded without any change, so a run that is stopped and resumed gives 
 
 `Blocks` gives the same bits whatever the sizes of the batches too: two programs that measure the same images in other
 batches agree to the last digit.
-
-Kernel distance, precision and recall need the features themselves. `FeatureStore` keeps them in one file, addressed by
-the number of the image; what was written before an interruption may be written again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_distill.base.errors import positive_int
-from diffusion_distill.base.files import user_path
 from diffusion_distill.evaluation.frechet import Moments, merge, moments
 from diffusion_distill.evaluation.pixels import as_features, check_same_width, checked_features
 
@@ -184,65 +178,3 @@ class Blocks:
         if "rest" in arrays:
             found._rest, found._found = arrays["rest"], None
         return found
-
-
-class FeatureStore:
-    """Raw features of a known number of images in one .npy file, float32 [count, width], mapped into memory.
-
-    Opens the file, or makes it if there is none; rows that have not been written hold NaN.
-
-    Raises:
-        ValueError: the file holds an array of another shape or type, or is no .npy file; sizes below 1.
-    """
-
-    def __init__(self, path: str | Path, count: int, width: int) -> None:
-        self.path = user_path(path)
-        shape = (positive_int("count", count), positive_int("width", width))
-        if not self.path.exists():
-            self._rows = np.lib.format.open_memmap(self.path, mode="w+", dtype=np.float32, shape=shape)
-            self._rows[:] = np.nan
-            return
-        try:
-            self._rows = np.lib.format.open_memmap(self.path, mode="r+")
-        except ValueError as error:
-            raise ValueError(f"{self.path} is no .npy file of numbers ({error}). Delete it or name another.") from error
-        if self._rows.shape != shape or self._rows.dtype != np.float32:
-            raise ValueError(
-                f"{self.path} holds {self._rows.dtype} {self._rows.shape}; this run needs float32 {shape}. "
-                "It is of other settings: delete it, or give this run a folder of its own."
-            )
-
-    def write(self, start: int, features: ArrayLike) -> None:
-        """Writes the features [n, width] of the images start, start + 1, ...
-
-        Raises:
-            ValueError: another width, rows that are not finite, or images beyond the last.
-        """
-        features = as_features("Features", features)
-        check_same_width(self._rows.shape[1], features.shape[1])
-        if start < 0 or start + len(features) > len(self._rows):
-            raise ValueError(
-                f"Images {start} to {start + len(features) - 1} are outside of the store's 0 to {len(self._rows) - 1}."
-            )
-        self._rows[start : start + len(features)] = features
-
-    def flush(self) -> None:
-        """Returns when everything is on disk."""
-        self._rows.flush()
-
-    @property
-    def missing(self) -> int:
-        """The number of images whose features have not been written."""
-        return int(np.isnan(self._rows[:, 0]).sum())
-
-    def read(self) -> NDArray[np.float32]:
-        """All features [count, width], mapped and read-only.
-
-        Raises:
-            ValueError: some are missing.
-        """
-        if self.missing:
-            raise ValueError(f"{self.missing} of {len(self._rows)} images are not in {self.path} yet. Finish the run.")
-        rows = self._rows.view()
-        rows.flags.writeable = False
-        return rows

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 
 from diffusion_distill.base.arrays import Array, stratified
 from diffusion_distill.base.errors import choose
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.typing import Batch, Cond, Image, Key
 from diffusion_distill.denoisers.denoise import RawDenoise
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import loss
-from diffusion_distill.methods.phases import Phase, check_averaging, check_rate, momentum_for, samples, updates_for
+from diffusion_distill.methods.phases import Phase, check_averaging, check_rate, momentum_for, updates_for
 from diffusion_distill.process import noising, weighting
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.training_levels import NOISE_LEVELS
@@ -30,7 +31,7 @@ class Denoising:
     """Settings of teacher training; defaults are those of BTD's CIFAR-10 teacher (released configuration).
 
     Attributes:
-      length: training samples, see `phases.samples`.
+      length: training samples, see `base.lengths`.
       noise: how levels are drawn, one of `training_levels.NOISE_LEVELS`.
       steps: 0 trains in continuous time, N on the N times of a discrete grid.
       momentum: of the averaged parameters.
@@ -59,14 +60,14 @@ class Denoising:
         choose("distribution of noise levels", self.noise, NOISE_LEVELS)
         check_averaging(self.averaging)
         check_rate("label_dropout", self.label_dropout)
-        samples(self.length)
+        parse_length(self.length)
         if self.steps < 0:
             raise ValueError(f"steps must be 0 (continuous time) or a number of time steps, got {self.steps}.")
 
     def phases(self, model: Model, batch_size: int, grid: Level | None = None) -> list[Phase]:
         """The single phase of teacher training."""
         weighting.check(self.weighting, model.prediction)
-        [updates] = updates_for(samples(self.length), batch_size)
+        [updates] = updates_for(parse_length(self.length), batch_size)
         momentum = momentum_for(self.residual, updates) if self.residual else self.momentum
         return [
             Phase(

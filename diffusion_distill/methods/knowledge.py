@@ -20,13 +20,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from diffusion_distill.base.errors import positive_int
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.typing import Cond, Image
 from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import targets, tract
 from diffusion_distill.methods.method import Distiller
-from diffusion_distill.methods.phases import Phase, momentum_for, samples, updates_for, updates_per_phase
+from diffusion_distill.methods.phases import Phase, momentum_for, updates_for, updates_per_phase
 from diffusion_distill.process.levels import Level
 
 
@@ -36,7 +37,7 @@ class Knowledge(Distiller):
 
     Attributes:
       steps: of the teacher and of the student.
-      length: training samples, see `phases.samples`.
+      length: training samples, see `base.lengths`.
       residual: sets the momentum of the eval average, see `phases.momentum_for`.
       clip: whether the target is clipped to the range of the data.
       others: see `Distiller`.
@@ -49,12 +50,12 @@ class Knowledge(Distiller):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        samples(self.length)
+        parse_length(self.length)
         positive_int("The number of steps", self.steps)
 
     def phases(self, model: Model, batch_size: int, grid: Level | None = None) -> list[Phase]:
         """The single phase."""
-        total, grid = samples(self.length), self.teacher_grid(model, self.steps, grid)
+        total, grid = parse_length(self.length), self.teacher_grid(model, self.steps, grid)
         [updates] = updates_for(total, batch_size)
         momentum = momentum_for(self.residual, updates_per_phase(total, batch_size, 1))
         [table] = targets.pad([tract.rows(grid, self.steps)])

@@ -2,26 +2,22 @@
 
 A run is a sequence of phases; each trains a student of `student_steps` against a teacher of
 `teacher_steps` for a number of updates. What the next phase inherits is written in the phase itself.
-Lengths are given in training samples, with K, M, G = 2^10, 2^20, 2^30 as in TRACT's code.
+Lengths are given in training samples, see `base.lengths`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from numbers import Real
 from typing import Any
 
-import numpy as np
-
 from diffusion_distill.base.errors import choose
 from diffusion_distill.process.levels import Level
 
 #: How the eval average may be taken, see `training.ema`.
 AVERAGING = ("corrected", "plain", "window", "ramped")
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,28 +70,6 @@ class Phase:
         risen = update if self.cold_start else update + 1
         rising = min(1.0, risen / self.warmup) if self.warmup else 1.0
         return self.learning_rate * rising * (1 - update / self.updates if self.anneal else 1.0)
-
-
-def samples(length: str | int | float) -> int:
-    """Training samples of a length: 96, '96', '1.5K', '96M' (= 96·2^20), '3*2M', '2**10'.
-
-    Raises:
-      ValueError: not a product of non-negative numbers with an optional suffix K, M or G.
-    """
-    text = str(length).strip()
-    unit = text[-1:].upper() if text[-1:].upper() in "KMG" else ""
-    product = 1.0
-    try:
-        for factor in re.split(r"(?<!\*)\*(?!\*)", text[: len(text) - len(unit)]):
-            base, *exponent = map(float, factor.split("**"))
-            product *= base ** (exponent[0] if exponent else 1)
-        if len(text) == len(unit) or not (product >= 0 and np.isfinite(product)):
-            raise ValueError
-        return int(product * _UNITS[unit])
-    except (ValueError, OverflowError):
-        raise ValueError(
-            f"Cannot read {length!r} as a number of samples. Write for example 500000, '1.5K' or '96M' (= 96·2^20)."
-        ) from None
 
 
 def check_averaging(name: str) -> None:

@@ -20,12 +20,13 @@ import numpy as np
 
 from diffusion_distill.base.arrays import expand
 from diffusion_distill.base.errors import choose
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.typing import Cond, Image
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import targets
 from diffusion_distill.methods.method import Distiller
-from diffusion_distill.methods.phases import Phase, check_averaging, samples, updates_for
+from diffusion_distill.methods.phases import Phase, check_averaging, updates_for
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers import SOLVERS
@@ -43,7 +44,7 @@ class Progressive(Distiller):
 
     Attributes:
       start_steps, end_steps: from the teacher's steps to the last student's; their ratio is a power of 2.
-      phase_length: training samples of one halving, see `phases.samples` (6250K is 50,000 updates of 128).
+      phase_length: training samples of one halving, see `base.lengths` (6250K is 50,000 updates of 128).
       last_two_longer: how many times longer the phases to 2 and to 1 steps are.
       momentum: of the averaged student; 0 keeps the student itself.
       averaging: the rule of that average, see `training.ema`.
@@ -70,7 +71,7 @@ class Progressive(Distiller):
         choose("rule at zero noise", self.zero_noise, ZERO_NOISE_RULES)
         choose("solver", self.teacher_solver, SOLVERS)
         check_averaging(self.averaging)
-        samples(self.phase_length)
+        parse_length(self.phase_length)
         halvings(self.start_steps, self.end_steps)
         if self.last_two_longer <= 0:
             raise ValueError(
@@ -86,7 +87,7 @@ class Progressive(Distiller):
         tables = targets.pad(
             [rows(fine, solver, model.process) for fine, solver in zip(levels[:-1], solvers, strict=True)]
         )
-        [updates] = updates_for(samples(self.phase_length), batch_size)
+        [updates] = updates_for(parse_length(self.phase_length), batch_size)
         return [
             self.phase(
                 f"btd {2 * n}→{n}",

@@ -28,12 +28,13 @@ from typing import Any
 import numpy as np
 
 from diffusion_distill.base.errors import choose
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import targets
 from diffusion_distill.methods.method import Distiller
-from diffusion_distill.methods.phases import Phase, check_rate, momentum_for, samples, updates_for, updates_per_phase
+from diffusion_distill.methods.phases import Phase, check_rate, momentum_for, updates_for, updates_per_phase
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers import SOLVERS
@@ -54,7 +55,7 @@ class Tract(Distiller):
 
     Attributes:
       schedule: step counts, first the teacher's; each must divide the one before it.
-      length: training samples of all phases together, see `phases.samples`.
+      length: training samples of all phases together, see `base.lengths`.
       shares: relative lengths of the phases; empty for equal ones (published).
       self_momentum: momentum of the self-teacher.
       residual: sets the momentum of the eval average from the length of a phase, see `phases.momentum_for`.
@@ -83,7 +84,7 @@ class Tract(Distiller):
         choose("phase_start", self.phase_start, PHASE_STARTS)
         choose("clip", self.clip, CLIPS)
         choose("solver", self.teacher_solver, SOLVERS)
-        samples(self.length)
+        parse_length(self.length)
         check_schedule(self.schedule)
         check_shares(self.shares, self.schedule)
         if not 0 <= self.self_momentum < 1:
@@ -115,7 +116,7 @@ class Tract(Distiller):
         ends = zip(levels[:-1], self.schedule[1:], solvers, strict=True)
         tables = targets.pad([rows(fine, end, solver, model.process) for fine, end, solver in ends])
         shares = self.shares or (1,) * len(reductions)
-        updates = updates_for(samples(self.length), batch_size, shares)
+        updates = updates_for(parse_length(self.length), batch_size, shares)
         return [
             self.phase(
                 f"tract {start}→{end}",
@@ -134,7 +135,7 @@ class Tract(Distiller):
         """The eval average's momentum in a phase that is 1/count of the run."""
         if self.momentum is not None:
             return self.momentum
-        return momentum_for(self.residual, updates_per_phase(samples(self.length), batch_size, count))
+        return momentum_for(self.residual, updates_per_phase(parse_length(self.length), batch_size, count))
 
     def estimators(self, denoisers: Mapping[str, Any], rows: targets.Rows) -> tuple[Denoise, Denoise]:
         """The teacher and the self-teacher, clipped if asked for."""

@@ -4,7 +4,7 @@ from diffusion_distill.report.curves import loss_plot
 from diffusion_distill.report.heatmaps import heat_maps
 from diffusion_distill.report.lines import Line, Panel, line_plot
 from diffusion_distill.report.pictures import image_grid, to_uint8
-from diffusion_distill.report.tables import format_table, markdown_table
+from diffusion_distill.report.tables import format_table
 
 __all__ = [
     "Line",
@@ -14,6 +14,5 @@ __all__ = [
     "image_grid",
     "line_plot",
     "loss_plot",
-    "markdown_table",
     "to_uint8",
 ]

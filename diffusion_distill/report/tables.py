@@ -32,17 +32,6 @@ def format_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> s
     return "\n".join(lines)
 
 
-def markdown_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
-    """Formats rows as a Markdown table, aligned in its source too. Arguments and errors are those of `format_table`."""
-    columns = _columns(rows, columns)
-    cells, right = _cells(rows, columns)
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in line] for line in cells]
-    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [[_aligned(*cell) for cell in zip(line, widths, right, strict=True)] for line in cells]
-    rule = ["-" * (width - 1) + ":" if at_right else "-" * width for width, at_right in zip(widths, right, strict=True)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
-
-
 def _columns(rows: Sequence[Row], columns: Sequence[str] | None) -> list[str]:
     if not rows:
         raise ValueError("There are no rows. Pass at least one mapping {column: value}.")

@@ -1,22 +1,27 @@
-"""Moving averages of parameters: how much the new value weighs, d_k, at update number k = 1, 2, ...
+"""Moving averages of parameters.
 
-    average += d_k·(value - average)
+    average += d_k·(value - average)        d_k = weight of value number k = 1, 2, ...
 
-corrected   d_k = (1 - mu) / (1 - mu^k)            bias-corrected (arXiv:2303.04248, A.7)
-plain       d_1 = 1, then d_k = 1 - mu             BTD's program
-window      d_k = 1 / (1 + (k - 1) mod n)          BTD's 'aa': the mean since the last start of a window of n
-ramped      d_k = 1 - min(mu, 0.5^(20/(k - 1)))    EDM's program: a half-life of at most a twentieth of the past
+    rule        weight
+    corrected   d_k = (1 - mu) / (1 - mu^k)            bias-corrected (arXiv:2303.04248, A.7)
+    plain       d_1 = 1, then d_k = 1 - mu             BTD's program
+    window      d_k = 1 / (1 + (k - 1) mod n)          BTD's 'aa': the mean since the last start of a window of n
+    ramped      d_k = 1 - min(mu, 0.5^(20/(k - 1)))    EDM's program: a half-life of at most a twentieth of the past
 
-Corrected, average_k = (1 - mu)/(1 - mu^k)·sum_j mu^(k-j)·value_j: the first update copies the value and the
-initial parameters never count. d_k is evaluated as expm1(log mu) / expm1(k·log mu) with log mu from float64;
-1 - mu^k in float32 would err by up to 1e-3 for the momenta in use. Momentum 0 is a plain copy. A window is
-as long as the memory of its momentum, n = 1 / (1 - mu).
+A rule is a plain function of k. The loop evaluates it on the host in float64 and passes its value to the compiled step,
+so that phases with different rules and momenta share one program.
+
+With the corrected rule, average_k = (1 - mu)/(1 - mu^k)·sum_j mu^(k-j)·value_j. Every rule has d_1 = 1: the first
+update copies the value, and the initial parameters never count. Momentum 0 is a plain copy. A window is as long as the
+memory of its momentum, n = 1 / (1 - mu). An update that is skipped leaves the averages as they are, and is counted.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import accumulate
 
 import jax
 import jax.numpy as jnp
@@ -24,38 +29,84 @@ import numpy as np
 from flax import struct
 
 from diffusion_distill.base.arrays import Array
+from diffusion_distill.base.errors import choose
 from diffusion_distill.base.typing import Params
-from diffusion_distill.methods.phases import AVERAGING
+from diffusion_distill.methods.phases import Phase
 
+#: The weight d_k of value number k >= 1.
+Rule = Callable[[int], float]
 #: The longest half-life of a ramped average, as a part of the updates made.
 RAMP = 0.05
 
 
-class Average(struct.PyTreeNode):
-    """An average and the number of values in it; losing the count would undo the bias correction."""
+def corrected(momentum: float, k: int) -> float:
+    """(1 - mu) / (1 - mu^k), without cancellation for momenta close to 1."""
+    if momentum == 0:
+        return 1.0
+    return math.expm1(math.log(momentum)) / math.expm1(k * math.log(momentum))
 
-    params: Params
-    count: Array  # int32 scalar
+
+def plain(momentum: float, k: int) -> float:
+    """1, then 1 - mu."""
+    return 1.0 if k == 1 else 1 - momentum
 
 
-class Rule(NamedTuple):
-    """The rule of an average as scalars, so that phases with different rules and momenta share one compiled step."""
+def window(momentum: float, k: int) -> float:
+    """1 over the place of value k in its window of 1 / (1 - mu) values."""
+    return 1 / (1 + (k - 1) % round(1 / (1 - momentum)))
 
-    kind: Array  # int32: place in AVERAGING
-    log_mu: Array  # log momentum, -inf for momentum 0
-    window: Array  # int32: values in a window
+
+def ramped(momentum: float, k: int) -> float:
+    """1 - mu with a smaller mu at first, whose half-life is `RAMP` of the updates made before."""
+    return 1 - min(momentum, 0.5 ** (1 / (RAMP * (k - 1)))) if k > 1 else 1.0
+
+
+RULES: dict[str, Callable[[float, int], float]] = {
+    "corrected": corrected,
+    "plain": plain,
+    "window": window,
+    "ramped": ramped,
+}
 
 
 def rule(kind: str, momentum: float) -> Rule:
-    """A rule by name, with log mu from float64.
+    """A rule by its name in `RULES`, for a momentum.
 
     Raises:
-      ValueError: momentum outside [0, 1), or a kind that is not one of `AVERAGING`.
+      ValueError: an unknown name, or a momentum outside [0, 1).
     """
     if not 0 <= momentum < 1:
         raise ValueError(f"An EMA momentum must be in [0, 1), got {momentum!r}.")
-    log_mu = math.log(momentum) if momentum else -math.inf
-    return Rule(np.int32(AVERAGING.index(kind)), np.float64(log_mu), np.int32(round(1 / (1 - momentum))))
+    return partial(choose("averaging", kind, RULES), momentum)
+
+
+class Averaging:
+    """The weights of the averages in a phase, by update.
+
+    The averages have counted their values since the last phase up to this one that began them anew; the count is known
+    here without asking the device.
+    """
+
+    def __init__(self, phases: Sequence[Phase], number: int, momenta: Mapping[str, float]):
+        """For phase `number` of a run; momenta are those of the method's own averages."""
+        phase, begins = phases[number], list(accumulate((phase.updates for phase in phases), initial=0))
+        anew = [k for k in range(1, number + 1) if phases[k].restart]
+        eval_anew = anew + [k for k in range(1, number + 1) if phases[k].reset_average]
+        self._since = {name: begins[max(anew, default=0)] for name in momenta}
+        self._since["eval"] = begins[max(eval_anew, default=0)]
+        self._rules = {name: rule("corrected", momentum) for name, momentum in momenta.items()}
+        self._rules["eval"] = rule(phase.averaging, phase.momentum)
+
+    def at(self, done: int) -> dict[str, np.float32]:
+        """Each average's weight in the update that follows `done` updates of the run."""
+        return {name: np.float32(weight(done + 1 - self._since[name])) for name, weight in self._rules.items()}
+
+
+class Average(struct.PyTreeNode):
+    """An average and the number of values in it."""
+
+    params: Params
+    count: Array  # int32 scalar
 
 
 def init(params: Params) -> Average:
@@ -68,18 +119,13 @@ def reset(average: Average) -> Average:
     return average.replace(count=jnp.zeros((), jnp.int32))
 
 
-def weight(rule: Rule, count: Array) -> Array:
-    """d_k of value number k = count >= 1."""
-    number = jnp.asarray(count).astype(jnp.result_type(rule.log_mu))  # no mixed types: JAX may be told to refuse them
-    corrected = jnp.expm1(rule.log_mu) / jnp.expm1(number * rule.log_mu)
-    plain = jnp.where(count == 1, 1.0, -jnp.expm1(rule.log_mu))
-    window = 1 / (1 + (count - 1) % rule.window).astype(plain.dtype)
-    ramped = -jnp.expm1(jnp.minimum(rule.log_mu, -math.log(2) / (RAMP * (number - 1))))
-    return jnp.select([rule.kind == k for k in range(len(AVERAGING))], [corrected, plain, window, ramped])
+def update(average: Average, value: Params, weight: Array) -> Average:
+    """Adds one value to the average.
 
-
-def update(average: Average, value: Params, rule: Rule) -> Average:
-    """Adds one value to the average."""
-    count = average.count + 1
-    d = weight(rule, count)
-    return Average(jax.tree.map(lambda a, v: jnp.where(d < 1, a + d * (v - a), v), average.params, value), count)
+    Args:
+      weight: d_k, a scalar in (0, 1]. An empty average copies the value whatever the weight: the update that should
+        have given it its first value may have been skipped.
+    """
+    copied = (weight == 1) | (average.count == 0)
+    moved = jax.tree.map(lambda a, v: jnp.where(copied, v, a + weight * (v - a)), average.params, value)
+    return Average(moved, average.count + 1)

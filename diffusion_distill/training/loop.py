@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import jax
 import numpy as np
@@ -84,9 +85,10 @@ def run(
             continue
         if done == begin and k > 0:
             state = jax.device_put(next_phase(state, phase, optimizer), replicated(mesh))
-        inputs = jax.device_put(step_inputs(phase, momenta), replicated(mesh))
+        rows = jax.device_put(rows_of(phase), replicated(mesh))
+        averaging = ema.Averaging(phases, k, momenta)
         recorder = _Recorder(phase, begin, done, batches.batch_size, log)
-        updates = _updates(state, step, phase, begin, batches, inputs, seed, mesh)
+        updates = _updates(state, step, phase, begin, batches, rows, averaging, seed, mesh)
         try:
             for state, metrics in updates:
                 done += 1
@@ -129,11 +131,10 @@ def evaluation_due(done: int, phases: Sequence[Phase], batch_size: int, every: i
     return bool(every and done and (passed or done in ends(phases)))
 
 
-def step_inputs(phase: Phase, momenta: Mapping[str, float]) -> StepInputs:
-    """The phase's arrays in float32, as the step takes them."""
-    rules = {name: ema.rule("corrected", momentum) for name, momentum in momenta.items()}
-    inputs = StepInputs(phase.inputs, 0.0, {"eval": ema.rule(phase.averaging, phase.momentum), **rules})
-    return jax.tree.map(lambda a: np.asarray(a, np.int32 if np.asarray(a).dtype.kind == "i" else np.float32), inputs)
+def rows_of(phase: Phase) -> Any:
+    """The phase's arrays in float32 or int32, as the step takes them."""
+    as_array = lambda a: np.asarray(a, np.int32 if np.asarray(a).dtype.kind == "i" else np.float32)  # noqa: E731
+    return jax.tree.map(as_array, phase.inputs)
 
 
 def _updates(
@@ -142,7 +143,8 @@ def _updates(
     phase: Phase,
     begin: int,
     batches: Batches,
-    inputs: StepInputs,
+    rows: Any,
+    averaging: ema.Averaging,
     seed: Key,
     mesh: Mesh,
 ) -> Generator[tuple[TrainState, dict], None, None]:
@@ -153,7 +155,8 @@ def _updates(
     with closing(prefetch(batches, first, begin + phase.updates)) as stream:
         for update, batch in enumerate(stream, start=first - begin):
             rate = np.float32(phase.rate(update))
-            state, metrics = step(state, put_batch(batch, mesh), inputs._replace(learning_rate=rate), seed)
+            inputs = StepInputs(rows, rate, averaging.at(begin + update))
+            state, metrics = step(state, put_batch(batch, mesh), inputs, seed)
             yield state, jax.block_until_ready(metrics) if lockstep else metrics
 
 

@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.registry import defaults_of
-from diffusion_distill.methods.phases import Phase, samples
+from diffusion_distill.methods.phases import Phase
 from diffusion_distill.training.checkpoint import latest_in
 from diffusion_distill.training.loop import ends
 from diffusion_distill.training.workdir import Change, changes
@@ -95,7 +96,7 @@ def _filled(found: Any, known: Mapping[str, Any]) -> Any:
 def _same_length(change: Change) -> bool:
     """Whether two lengths are one number of samples, written differently."""
     try:
-        return samples(change.before) == samples(change.now)
+        return parse_length(change.before) == parse_length(change.now)
     except ValueError:  # shares are no length
         return False
 

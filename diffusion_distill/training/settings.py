@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from diffusion_distill.base.errors import positive_int
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.seeds import check_seed
-from diffusion_distill.methods.phases import samples
 from diffusion_distill.training.optimizers import OptimizerSettings
 
 
@@ -22,7 +22,7 @@ class Settings:
       keep_checkpoints: how many of the newest stay.
       nonfinite_limit: after so many updates in a row whose loss or gradient was not finite the run stops; see
         `training.nonfinite`.
-      evaluate_every: in training images, see `phases.samples` ('1M'); 0 for never.
+      evaluate_every: in training images, see `base.lengths` ('1M'); 0 for never.
       evaluate_count: images measured against the data at each evaluation; 0 draws a picture only.
       evaluate_features: what they are measured on, see `evaluation.features_named`: 'pixels', or a classifier's folder.
       flip: random horizontal flips of the training images.
@@ -54,7 +54,7 @@ class Settings:
         for name in counts:
             object.__setattr__(self, name, positive_int(name, getattr(self, name)))  # numbers of NumPy may overflow
         object.__setattr__(self, "seed", check_seed(self.seed))
-        samples(self.evaluate_every)
+        parse_length(self.evaluate_every)
         if self.evaluate_count:
             positive_int("evaluate_count, if not 0,", self.evaluate_count)
         if not isinstance(self.optimizer, OptimizerSettings):

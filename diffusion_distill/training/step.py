@@ -25,11 +25,11 @@ from diffusion_distill.training.state import TrainState
 
 
 class StepInputs(NamedTuple):
-    """The step's inputs that depend on the phase: the loss's arrays, the learning rate, and each average's rule."""
+    """The step's inputs that depend on phase and update: the loss's arrays, the learning rate, weights of averages."""
 
     rows: Any
     learning_rate: Array
-    averaging: Mapping[str, ema.Rule]
+    averaging: Mapping[str, Array]  # name -> weight of this update's value, see `ema`
 
 
 class Losses(Protocol):

@@ -31,21 +31,6 @@ from diffusion_distill.networks.layers import filter_of
 from diffusion_distill.weights import matching
 from diffusion_distill.weights.matching import Shape, WeightsError
 
-# ---------------------------------------------------------------- tensors
-
-
-def tensor_shapes(network: nn.Module, shape: Shape) -> dict[str, Shape]:
-    """{tensor's name: shape}, buffers included, of a network for such images; nothing is allocated.
-
-    Args:
-      network: a `SongUNet`, or a `UNet` with the settings `ADM`.
-      shape: (height, width, channels); names contain the height.
-
-    Raises:
-      WeightsError: the network does not take such images.
-    """
-    return {entry.name: entry.shape for entry in _entries(network, shape)}
-
 
 def to_params(
     network: nn.Module, shape: Shape, tensors: Mapping[str, np.ndarray], what: str = "The tensors"
@@ -53,7 +38,8 @@ def to_params(
     """Parameters of a network from the tensors of EDM's program; every tensor is used once.
 
     Args:
-      network, shape: as for `tensor_shapes`.
+      network: a `SongUNet`, or a `UNet` with the settings `ADM`.
+      shape: (height, width, channels) of its images; names contain the height.
       tensors: {name: array} without the wrapper's prefix "model.".
       what: the name of the tensors in error messages.
 
@@ -67,9 +53,9 @@ def to_params(
     blocks = network.num_res_blocks * len(network.ch_mult)  # type: ignore[attr-defined]
     if blocks > len(tensors):  # before the network is traced, which takes as long as it claims to have blocks
         raise WeightsError(f"{what}: {len(tensors)} tensors cannot be those of a network with {blocks} blocks.")
-    entries = _entries(network, shape)
-    filled = matching.match(tensors, {entry.name: entry.shape for entry in entries}, what)
-    fixed = [entry.name for entry in entries if not entry.paths]
+    correspondence = entries(network, shape)
+    filled = matching.match(tensors, {entry.name: entry.shape for entry in correspondence}, what)
+    fixed = [entry.name for entry in correspondence if not entry.paths]
     foreign = [name for name in fixed if not np.array_equal(filled[name][0, 0], FIXED_FILTER)]
     if foreign:
         raise WeightsError(
@@ -77,28 +63,17 @@ def to_params(
             f"resamples with: {', '.join(foreign[: matching.LISTED])}."
         )
     flat = {
-        path: part for entry in entries for path, part in zip(entry.paths, entry.parts(filled[entry.name]), strict=True)
+        path: part
+        for entry in correspondence
+        for path, part in zip(entry.paths, entry.parts(filled[entry.name]), strict=True)
     }
     return matching.unflatten(flat)
-
-
-def to_state_dict(network: nn.Module, shape: Shape, params: Any) -> dict[str, np.ndarray]:
-    """The inverse of `to_params`: {name: tensor}, buffers included.
-
-    Raises:
-      WeightsError: parameters missing, left over, or of another shape.
-    """
-    entries = _entries(network, shape)
-    shapes = {path: shape for entry in entries for path, shape in zip(entry.paths, entry.path_shapes, strict=True)}
-    stored = {path: np.asarray(leaf) for path, leaf in matching.flatten(params).items()}
-    filled = matching.match(stored, shapes, "The parameters")
-    return {entry.name: entry.joined([filled[path] for path in entry.paths]) for entry in entries}
 
 
 # ---------------------------------------------------------------- correspondence
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
     """A tensor and the parameters it becomes: none (a fixed buffer), one, or q, k and v.
 
     Attributes:
@@ -120,20 +95,6 @@ class _Entry(NamedTuple):
             split = tensor.reshape(heads, size, 3, -1)
             return [split[:, :, j].transpose(2, 0, 1).reshape(self.path_shapes[j]) for j in range(3)]
         return [_channels_last(tensor).reshape(self.path_shapes[0])]
-
-    def joined(self, parts: list[np.ndarray]) -> np.ndarray:
-        """The tensor from its parameters."""
-        if not parts:
-            return np.array(FIXED_FILTER[None, None])
-        if len(parts) == 3:
-            heads, size = self.path_shapes[0][-2:]
-            stacked = np.stack([part.reshape(-1, heads, size) for part in parts], axis=-1)
-            return np.ascontiguousarray(stacked.transpose(1, 2, 3, 0)).reshape(self.shape)
-        [part] = parts
-        if part.ndim < 2 or self.name.endswith(".resample_filter"):
-            return np.array(part.reshape(self.shape))
-        outputs, inputs, *places = self.shape
-        return np.ascontiguousarray(np.moveaxis(part.reshape(*places, inputs, outputs), (-1, -2), (0, 1)))
 
 
 def _channels_last(tensor: np.ndarray) -> np.ndarray:
@@ -182,20 +143,20 @@ _MIDDLE = {"mid.block_1": "in0", "mid.attn_1": "in0", "mid.block_2": "in1"}
 
 
 @lru_cache(maxsize=8)  # a network is traced for it, which takes a second
-def _entries(network: nn.Module, shape: Shape) -> tuple[_Entry, ...]:
+def entries(network: nn.Module, shape: Shape) -> tuple[Entry, ...]:
     """The correspondence for a network, every tensor once."""
     shapes, names = _parameter_shapes(network, shape), {}
     for path in shapes:
         names.setdefault(_name(path, len(network.ch_mult), shape[0]), []).append(path)  # type: ignore[attr-defined]
-    entries = []
+    found = []
     for name, paths in names.items():
         paths = tuple(sorted(paths, key=lambda path: "qkv".find(path.split("/")[-2])))
-        entries.append(_Entry(name, _shape(name, shapes[paths[0]]), paths, tuple(shapes[path] for path in paths)))
+        found.append(Entry(name, _shape(name, shapes[paths[0]]), paths, tuple(shapes[path] for path in paths)))
     if isinstance(network, UNet):
         halves = sorted({name.split(".conv0.")[0] for name in names if re.search(r"_(down|up)\.conv0\.", name)})
         filters = [f"{half}.{conv}.resample_filter" for half in halves for conv in ("conv0", "skip")]
-        entries += [_Entry(name, (1, 1, *FIXED_FILTER.shape)) for name in filters]
-    return tuple(entries)
+        found += [Entry(name, (1, 1, *FIXED_FILTER.shape)) for name in filters]
+    return tuple(found)
 
 
 def _parameter_shapes(network: nn.Module, shape: Shape) -> dict[str, Shape]:

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
+import edm_tensors
 import flax.linen as nn
 import numpy as np
 
 from diffusion_distill import weights
 from diffusion_distill.denoisers.model import Model
-from diffusion_distill.weights import edm, edm_arguments, edm_layout
+from diffusion_distill.weights import edm, edm_arguments
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, exact, keys_like
 from golden_checks.edm_networks import is_buffer, report
 
@@ -150,8 +151,8 @@ def model_tree(model: Model) -> Tree:
     return tree
 
 
-def network_tree(network: nn.Module, shape: tuple[int, int, int]) -> Tree:
-    shapes = edm_layout.tensor_shapes(network, shape)
+def network_tree(network: nn.Module, shape: tuple[int, ...]) -> Tree:
+    shapes = edm_tensors.tensor_shapes(network, shape)
     return {name: (shape, "buffer" if is_buffer(name) else "param") for name, shape in shapes.items()}
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, cast
 
+import edm_tensors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -63,7 +64,7 @@ def check_network(fixture: Fixture, mode: Mode) -> None:
 
 def check_names(fixture: Fixture, network: nn.Module, shape: tuple[int, int, int], tensors: Any) -> None:
     """Names and shapes of the file's tensors, which of them are trained, how many numbers; and the way back."""
-    meta, shapes = fixture.meta, edm_layout.tensor_shapes(network, shape)
+    meta, shapes = fixture.meta, edm_tensors.tensor_shapes(network, shape)
     stored = {name: tensor.shape for name, tensor in tensors.items()}
     wrong = set(shapes.items()) ^ set(stored.items()) | set(shapes) ^ set(meta.get("state_dict_order", shapes))
     fixture.report(f"{len(stored)} names and shapes", len(wrong), FLOAT32, exact(), f" {sorted(map(str, wrong))[:3]}")
@@ -73,7 +74,7 @@ def check_names(fixture: Fixture, network: nn.Module, shape: tuple[int, int, int
         same = set(trained) == set(meta["trainable"]) and numbers == meta["num_params"]
         report(fixture, "trainable, num_params", same, f"{numbers}")
     params = edm_layout.to_params(network, shape, tensors)
-    back = edm_layout.to_state_dict(network, shape, params)
+    back = edm_tensors.to_state_dict(network, shape, params)
     changed = [name for name, tensor in tensors.items() if not np.array_equal(tensor, back[name])]
     fixture.report("written back", len(changed), FLOAT32, exact(), f" {changed[:3] or ''}")
 
@@ -321,7 +322,7 @@ def check_gradients(fixture: Fixture, mode: Mode) -> None:
     fixture.compare("out", channels_first(out), mode, OUT)
     by_norm = Rule(1e-3, "·|ref|₂", lambda ref: np.linalg.norm(ref) or 1.0)
     fixture.compare("grad_x", channels_first(gradients[1]), mode, by_norm)
-    named = edm_layout.to_state_dict(network, shape, gradients[0])
+    named = edm_tensors.to_state_dict(network, shape, gradients[0])
     for name, gradient in named.items():
         fixture.compare(f"grad.{name}", gradient, mode, by_norm)
     recorded = fixture.meta["grad_l2_and_sum"]
@@ -340,7 +341,7 @@ def tensors_of(fixture: Fixture, network: nn.Module, shape: tuple[int, int, int]
     """A network's tensors: stored ones, or by the rule for the shapes that the package expects."""
     if fixture.meta.get("weights") != "rule":
         return stored(fixture, "sd.")
-    shapes = edm_layout.tensor_shapes(network, shape)
+    shapes = edm_tensors.tensor_shapes(network, shape)
     made = {name: by_rule(fixture.meta, name, shape) for name, shape in shapes.items()}
     checks = fixture.meta.get("weight_checks", {})
     wrong = [name for name, (shape, *sums) in checks.items() if not _agrees(made.get(name), tuple(shape), sums)]
@@ -367,7 +368,7 @@ def wide_tensors(fixture: Fixture, model: Model) -> dict[str, np.ndarray]:
     """The tensors of the last convolution with twice the channels."""
     if fixture.meta.get("weights") != "rule":
         return stored(fixture, "sdi.")
-    shapes = edm_layout.tensor_shapes(model.network, model.shape)
+    shapes = edm_tensors.tensor_shapes(model.network, model.shape)
     return {name: by_rule(fixture.meta, name, shapes[name]) for name in fixture.meta["iddpm_final_params"]}
 
 

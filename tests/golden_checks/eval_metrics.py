@@ -17,13 +17,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from conventions import consecutive_blocks, frechet_bias, population
 
 from diffusion_distill.data.quantise import quantise
 from diffusion_distill.evaluation import (
     Accumulator,
     Moments,
-    consecutive_blocks,
-    frechet_bias,
     frechet_distance,
     frechet_terms,
     inception_score,
@@ -141,7 +140,7 @@ def check_frechet(fixture: Fixture, mode: Mode, cases: Mapping[str, Any], arrays
         terms = quiet(frechet_terms, a, b)
         fixture.compare(f"{key}/fd", sum(terms), mode, rule)
         fixture.compare(f"{key}/mean_term", terms.mean, mode, rule)
-        of_n = quiet(frechet_distance, a.population(), b.population())
+        of_n = quiet(frechet_distance, population(a), population(b))
         fixture.compare(f"{key}/fd_with_ddof0_covariance", of_n, mode, rule)
 
 

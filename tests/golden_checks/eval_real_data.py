@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pca import Pca, principal_components
 
 from diffusion_distill.data import digits, npz
 from diffusion_distill.data.decode import decode
 from diffusion_distill.data.sources import to_unit_range
-from diffusion_distill.evaluation import Accumulator, Moments, Pca, frechet_terms, merge, moments, principal_components
+from diffusion_distill.evaluation import Accumulator, Moments, frechet_terms, merge, moments
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, absolute, keys_like, relative
 
 CLOSE = relative(1e-4)

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from diffusion_distill.base.arrays import expand, namespace
+from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.model import Denoiser
 from diffusion_distill.methods import Progressive, Tract, phases, progressive, targets, tract
@@ -184,16 +185,16 @@ def check_ema_and_heuristics(fixture: Fixture, mode: Mode) -> None:
         init, values = mode.array(fixture.input("init")), mode.array(fixture.input("seq"))
         for j, momentum in enumerate(fixture.input("momenta")):
             rule = ema.rule("corrected", float(momentum))
-            compare(f"ema_{j}", averages(init, values, rule), EMA)
-            counts = jnp.arange(1, len(values) + 1)
-            compare(f"decay_{j}", ema.weight(rule, counts), EMA)
+            weights = mode.array([rule(k) for k in range(1, len(values) + 1)])
+            compare(f"ema_{j}", averages(init, values, weights), EMA)
+            compare(f"decay_{j}", weights, EMA)
             for match in fixture.matches(f"f64_ema_{j}_reset([0-9]+)"):
                 reset_after = int(match[1])
-                compare(f"ema_{j}_reset{reset_after}", averages(init, values, rule, reset_after), EMA)
+                compare(f"ema_{j}_reset{reset_after}", averages(init, values, weights, reset_after), EMA)
     if mode is FLOAT32:
         return  # the rest never leaves the host
     if "int_str_in" in fixture:
-        lengths = [phases.samples(str(text)) for text in fixture.input("int_str_in")]
+        lengths = [parse_length(str(text)) for text in fixture.input("int_str_in")]
         fixture.compare("int_str_out", lengths, mode, exact())
     if "heuristic_table" in fixture:
         fixture.compare("heuristic_table", heuristic_table(fixture), mode, TABLE[0])
@@ -275,11 +276,12 @@ def estimators(method: Any, denoisers: dict[str, Any], rows: Any = None) -> tupl
     return method.estimators(denoisers, rows)
 
 
-def averages(init: Any, values: Any, rule: ema.Rule, reset_after: int | None = None) -> Any:
+def averages(init: Any, values: Any, weights: Any, reset_after: int | None = None) -> Any:
     """The average after each value; its count restarts after `reset_after` of them."""
     average, seen = ema.init(init), []
     for k, value in enumerate(values):
-        average = ema.update(ema.reset(average) if k == reset_after else average, value, rule)
+        average = ema.reset(average) if k == reset_after else average
+        average = ema.update(average, value, weights[average.count])
         seen.append(average.params)
     return jnp.stack(seen)
 

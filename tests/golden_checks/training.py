@@ -56,7 +56,7 @@ def check_train_step(fixture: Fixture, mode: Mode) -> None:
     optimizer = OptimizerSettings(
         rule=meta["optimizer"], grad_clip=meta["grad_clip"], clip_scope="shard", weight_decay=meta["weight_decay"]
     )
-    averaging = {"eval": ema.rule("plain", meta["ema_decay"])}
+    rule = ema.rule("plain", meta["ema_decay"])
     for name, settings in meta["modes"].items():
         process = process_of({**meta.get("schedule", {}), **settings.get("schedule", {})})
         model = Model(net.network, net.shape, process, settings["mean_type"], net.time_input)
@@ -64,9 +64,8 @@ def check_train_step(fixture: Fixture, mode: Mode) -> None:
         transformation = make_optimizer(optimizer)
         step = make_step(losses, model, teacher, transformation, mesh, shard_clip=make_clip(optimizer))
         state = jax.device_put(create(params, transformation, (), params if teacher else ()), sharding.replicated(mesh))
-        inputs = jax.tree.map(np.float32, StepInputs((), meta["learning_rate"], averaging))._replace(rows=rows)
-        inputs = inputs._replace(averaging=averaging)
         for k in range(meta["steps"]):
+            inputs = StepInputs(rows, np.float32(meta["learning_rate"]), {"eval": np.float32(rule(k + 1))})
             state, metrics = step(state, recorded_batch(fixture, k, mesh), inputs, jax.random.key(0))
             compare_step(fixture, mode, name, k, state, metrics)
 
@@ -199,17 +198,19 @@ def run_trajectory(
             "eps": mode.array(fixture.input("noise")[k]),
             "row": row[k],
         }
-        inputs = mode.tree(inputs_of(plan[phase].rate(k), fixture.meta["ema"], method)._replace(rows=tables[phase]))
+        inputs = inputs_of(plan[phase].rate(k), fixture.meta["ema"], method, state)._replace(rows=tables[phase])
+        inputs = mode.tree(inputs)
         gradient = gradient_of(method, student, teacher[0], state, tables[phase].at(row[k]), batch)
         state, metrics = step(state, batch, inputs, jax.random.key(0))
         history.append({**summary(state), "grad": gradient, "loss": metrics["loss"], "phase_buffer": phase})
     return history
 
 
-def inputs_of(rate: float, momentum: float, method: Tract) -> StepInputs:
+def inputs_of(rate: float, momentum: float, method: Tract, state: TrainState) -> StepInputs:
     """What the loop tells the step, but for the table."""
-    rules = {name: ema.rule("corrected", mu) for name, mu in {"eval": momentum, **method.averages}.items()}
-    return StepInputs((), rate, rules)
+    counts = {name: int(average.count) + 1 for name, average in state.averages.items()}
+    momenta = {"eval": momentum, **method.averages}
+    return StepInputs((), rate, {name: ema.rule("corrected", mu)(counts[name]) for name, mu in momenta.items()})
 
 
 def gradient_of(
