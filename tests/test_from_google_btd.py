@@ -181,7 +181,7 @@ def test_other_names_of_ours_are_there() -> None:
         if name.startswith("configs/") or name.endswith((".md", ".ipynb", ".py")):
             assert (ROOT / name).exists(), name
         if name.startswith("--mode="):
-            assert name.removeprefix("--mode=") in main.MODES
+            assert name.removeprefix("--mode=") in {*main.MODES, *main.WITHOUT_CONFIG}
 
 
 @pytest.mark.fast
@@ -239,6 +239,6 @@ def write_images(path: Path) -> None:
 @pytest.mark.fast
 def test_commands_name_modes_and_configs() -> None:
     commands = "".join(re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
-    assert set(re.findall(r"--mode=(\w+)", commands)) <= set(main.MODES)
+    assert set(re.findall(r"--mode=(\w+)", commands)) <= {*main.MODES, *main.WITHOUT_CONFIG}
     assert all((ROOT / name).is_file() for name in re.findall(r"--config=(configs/\w+\.py)", commands))
     assert set(re.findall(r"--model=(\w+)", commands)) <= set(weights.PUBLISHED)
