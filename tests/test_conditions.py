@@ -203,7 +203,7 @@ def test_a_stream_is_trained_on_and_goes_on_where_it_stopped(tmp_path: Any, one_
 
     def at(step: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(step)
-        return {"x": rng.normal(0, 1, (16, 5)).astype(np.float32), "cond": np.float32(rng.normal(0, 1, 16))}
+        return {"x": rng.normal(0, 1, (16, 5)).astype(np.float32), "cond": rng.normal(0, 1, 16).astype(np.float32)}
 
     source = dd.data.from_batches(at, (5,), value_range=None)
     model = dd.Model(Sees(), (5,), prediction="v", cond=0.0, null=0.0, data_range=None)

@@ -362,7 +362,7 @@ def _check_source(what: str, source: Source, shape: tuple[int, ...], num_classes
         raise ValueError(f"{what} have {_classes(source)} classes, the classifier is for {num_classes}.")
 
 
-def _checked_images(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def _checked_images(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The images; errors as `TrainedClassifier.features`."""
     images = np.asarray(images)
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):

@@ -18,7 +18,8 @@ from diffusion_distill.api.sampling import sample
 from diffusion_distill.base.files import writable
 from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.typing import Cond
-from diffusion_distill.data.sources import Source, first_batch
+from diffusion_distill.data.sources import Source
+from diffusion_distill.data.stream import Stream, first_batch
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.evaluation.measuring import Measured, Part, distances
@@ -38,7 +39,13 @@ class Monitor:
     """Called between updates; writes WORKDIR/samples/<update>.png and figures such as 'frechet/eval'."""
 
     def __init__(
-        self, model: Model, source: Source, settings: Settings, phases: Sequence[Phase], log: Log, folder: Path | None
+        self,
+        model: Model,
+        source: Source | Stream,
+        settings: Settings,
+        phases: Sequence[Phase],
+        log: Log,
+        folder: Path | None,
     ):
         self._model, self._source, self._settings = model, source, settings
         self._phases, self._log, self._folder = phases, log, folder
@@ -83,8 +90,9 @@ class Monitor:
     @cached_property
     def _reference(self) -> Part:
         """Of the first images of the data, as many as are measured."""
-        count = min(self._settings.evaluate_count, len(self._source))
-        return Part.of(self._features, self._source.gather(np.arange(count))["x"], self._model.data_range)
+        return Part.of(
+            self._features, first_batch(self._source, self._settings.evaluate_count)["x"], self._model.data_range
+        )
 
     @cached_property
     def _features(self) -> Measured:
