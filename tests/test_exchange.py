@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from weight_files import DENSE, MODEL, Bomb, Flat, assert_same, files_in, random_arrays, write
 
-from diffusion_distill.api import import_weights
+from diffusion_distill.api import export_weights, import_weights
 from diffusion_distill.denoisers.model import Model
+from diffusion_distill.process import edm_grids, grids
+from diffusion_distill.process.ve import VE
+from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.weights import (
     WeightsError,
     exchange,
@@ -43,6 +46,39 @@ def test_export_and_back(tmp_path: Path) -> None:
         for name, value in params.items():
             assert arrays[name].dtype == value.dtype
             np.testing.assert_array_equal(arrays[name], value)
+
+
+@pytest.mark.fast
+def test_exports_in_older_words_are_read(tmp_path: Path) -> None:
+    """The noise process was the schedule, shape the image shape, and EDM's grid a schedule of its own."""
+    params, today = random_arrays(0), MODEL.to_dict()
+    old = {name: today[name] for name in ("network", "prediction", "time_input")}
+    old |= {"schedule": today["process"], "image_shape": today["shape"]}
+    edm = {"name": "edm", "steps": 8, "sigma_min": 0.01, "sigma_max": 50.0, "rho": 5.0}
+
+    def read(steps: int, **changes: Any) -> Any:
+        description = {"model": {**old, **changes}, "steps": steps, "provenance": {}}
+        return exchange.read(exchange.save(tmp_path / "old.safetensors", matching.unflatten(params), description))
+
+    assert (read(4).model, read(4).grid) == (MODEL, None)
+    assert read(0, prediction="score").model.prediction == "scaled_score"
+    teacher, student = (read(steps, schedule=edm) for steps in (0, 4))
+    assert teacher.model.process == student.model.process == VE(50.0, 0.01)
+    assert teacher.grid is None
+    np.testing.assert_allclose(student.grid.sigma, edm_grids.edm(8, 0.01, 50.0, 5.0).sigma[::2], rtol=1e-15)
+
+
+@pytest.mark.fast
+def test_a_students_levels_are_exported(tmp_path: Path) -> None:
+    grid = grids.make_grid(MODEL.process, 8).at(slice(None, None, 2))
+    student = Artefact(MODEL, matching.unflatten(random_arrays(0)), 4, {}, grid)
+    found = import_weights(export_weights(student, tmp_path / "student.safetensors"), tmp_path / "student")
+    again = Artefact.load(tmp_path / "student")
+    for artefact in (found, again):
+        assert artefact.grid is not None
+        np.testing.assert_array_equal(np.stack(artefact.grid), np.stack(grid))
+    with pytest.raises(ValueError, match=r"student of 4 steps has 5 levels, got 9"):
+        Artefact(MODEL, {}, 4, {}, grids.make_grid(MODEL.process, 8))
 
 
 @pytest.mark.fast

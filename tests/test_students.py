@@ -68,8 +68,8 @@ def test_students_of_a_rectified_flow_reach_the_map_of_a_mixture(name: str, toy_
     data, process = toys.Mixture(), RectifiedFlow()
     teacher, source = toys.mixture_teacher(data, process, 32), toys.PixelSource(data.draw(4 * 4096, seed=7))
     method = {
-        "btd": Progressive(32, 1, 64 * 400, 2.0, learning_rate=0.02, weighting="velocity"),
-        "tract": Tract((32, 4, 1), 64 * 4000, learning_rate=0.02, anneal=True, clip="none", weighting="velocity",
+        "btd": Progressive(32, 1, 64 * 200, 2.0, learning_rate=0.02, weighting="velocity"),
+        "tract": Tract((32, 4, 1), 64 * 2000, learning_rate=0.02, anneal=True, clip="none", weighting="velocity",
                        residual=1e-4),
     }[name]  # fmt: skip
     students = api.distill(teacher, source, method, SETTINGS)

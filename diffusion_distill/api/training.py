@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_distill.api.monitor import Monitor
 from diffusion_distill.base.lengths import parse_length
@@ -272,7 +273,7 @@ def _warn_of_eps(student: Model, phases: Sequence[Phase]) -> None:
     """Warns of students that predict eps in fewer steps than their teacher."""
     if not predicts_noise(student.prediction) or all(phase.student_steps >= phase.teacher_steps for phase in phases):
         return
-    noisiest = student.process.level(1.0)
+    noisiest = student.process.level(np.float64(1)).off_ends()
     warnings.warn(
         f"The student predicts {student.prediction!r}, which fails in one or few steps: where sampling begins, z "
         "carries almost no signal, and x_hat = (z - sigma·eps)/alpha multiplies the network's errors by sigma/alpha = "

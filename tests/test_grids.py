@@ -1,4 +1,4 @@
-"""Spacings of grids: what is equal in them, their ends, refinement, and the indices that published programs visit."""
+"""Grids: what is equal in them, their ends, refinement, and the indices that published programs visit."""
 
 from __future__ import annotations
 
