@@ -96,7 +96,7 @@ class Mixture:
     def _below(self, z: np.ndarray, level: Level) -> np.ndarray:
         """F(z)."""
         parts = zip(self.weights, self.means, self.stds, strict=True)
-        return sum(
+        return sum(  # type: ignore[return-value]
             w * special.ndtr((z - level.alpha * m) / np.hypot(level.alpha * std, level.sigma)) for w, m, std in parts
         )
 
