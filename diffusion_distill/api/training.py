@@ -213,7 +213,7 @@ def _description(
     }
 
 
-def _same_run(model: Model, method: Any, settings: Settings, own: Level | None) -> SameRun:
+def _same_run(model: Model, method: Any, settings: Settings, own: Level | None = None) -> SameRun:
     """The fields that may change when a run is resumed."""
 
     def phases(description: Mapping[str, Any]) -> list[Phase]:
