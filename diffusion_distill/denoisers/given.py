@@ -13,7 +13,6 @@ from diffusion_distill.base.typing import Cond, Image, Key, Params
 from diffusion_distill.denoisers.network import Network
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
-from diffusion_distill.process.processes import Process
 
 
 @dataclass(frozen=True)
