@@ -29,14 +29,14 @@ import numpy as np
 import pytest
 import toys
 from absl import flags
-from absl.testing import flagsaver
 from flax import serialization
 from ml_collections import config_flags
 from PIL import Image
 
 import diffusion_distill as dd
-from diffusion_distill import main, weights
+from diffusion_distill import weights
 from diffusion_distill.base.arrays import Array
+from diffusion_distill.cli.modes import MODES, WITHOUT_CONFIG
 from diffusion_distill.networks import NETWORKS
 from diffusion_distill.networks.inputs import label_vectors
 from diffusion_distill.solvers import registry
@@ -195,8 +195,10 @@ def follow(words: list[str]) -> None:
     if words[:3] == ["python", "-m", "diffusion_distill.main"]:
         mode, config, workdir, model = parsed(words[3:])
         if not any(fnmatch.fnmatch(command, pattern) for pattern in NOT_RUN):
-            with flagsaver.flagsaver(model=model):
-                main.MODES[mode](config, workdir)
+            if mode in WITHOUT_CONFIG:
+                WITHOUT_CONFIG[mode](config, workdir, model)
+            else:
+                MODES[mode](config, workdir)
     elif words[:1] == ["make"]:
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
     elif words[:2] == ["pip", "install"]:
@@ -210,7 +212,7 @@ def parsed(arguments: list[str]) -> tuple[str, Any, Path, str]:
     """(mode, small config, workdir, model) of a command's arguments, read as the program reads them."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
-    flags.DEFINE_enum("mode", None, list(main.MODES), "", flag_values=values, required=True)
+    flags.DEFINE_enum("mode", None, [*MODES, *WITHOUT_CONFIG], "", flag_values=values, required=True)
     flags.DEFINE_string("workdir", None, "", flag_values=values, required=True)
     flags.DEFINE_string("model", "", "", flag_values=values)
     with mock.patch.object(sys, "argv", ["main", *arguments]):  # where changes of the config are looked for
