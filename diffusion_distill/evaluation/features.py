@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class Features(Protocol):
         """Numbers per image."""
         ...
 
-    def __call__(self, images: Any) -> Any:
+    def __call__(self, images: Array) -> Array:
         """uint8 [n, h, w, c] -> [n, width]."""
         ...
 
@@ -93,12 +93,12 @@ class FromFunction:
             are remembered by it; empty for features that are computed each time.
     """
 
-    function: Callable[[Any], Any]
+    function: Callable[[Array], Array]
     name: str
     width: int = 0
     fingerprint: str = ""
 
-    def __call__(self, images: Any) -> Any:
+    def __call__(self, images: Array) -> Array:
         """The function's own array [n, width].
 
         Raises:
@@ -234,7 +234,7 @@ def interpolation(length: int, rule: str) -> NDArray[np.float32]:
     return weights.astype(np.float32)
 
 
-def _check_bytes(images: Any) -> None:
+def _check_bytes(images: Array) -> None:
     if images.dtype != np.uint8:
         raise TypeError(f"Images have dtype {images.dtype}; need uint8. Round them first, by a stated rule.")
     if images.ndim != 4:
