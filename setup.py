@@ -27,7 +27,8 @@ RUNTIME = [
 DEMO = ["scikit-learn>=1.5.2"]
 TENSORBOARD = ["tensorboardX>=2.6.2.2"]
 EXPORT = ["safetensors>=0.5", "flatbuffers>=24.3.25"]
-TESTS = [*DEMO, *TENSORBOARD, *EXPORT, "chex>=0.1.90", "pytest>=8.3", "pytest-xdist>=3.6.1"]
+OTHER_NETWORKS = ["dm-haiku>=0.0.15", "equinox>=0.13.2"]  # the package imports them only where a user has done so
+TESTS = [*DEMO, *TENSORBOARD, *EXPORT, *OTHER_NETWORKS, "chex>=0.1.90", "pytest>=8.3", "pytest-xdist>=3.6.1"]
 
 # Lint and types are part of `make test`: newer checkers must not change its verdict, so they are pinned.
 CHECKERS = ["ruff>=0.17.5,<0.18", "pyright[nodejs]==1.1.414"]  # the plain pyright wheel has no Node

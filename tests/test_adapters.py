@@ -58,13 +58,13 @@ def nnx_network() -> Any:
 
     class NnxNetwork(nnx.Module):
         def __init__(self, rngs: Any):
-            self.layers = nnx.List([nnx.Linear(7, WIDTH, rngs=rngs), nnx.Linear(WIDTH, 6, rngs=rngs)])
+            self.first, self.second = nnx.Linear(7, WIDTH, rngs=rngs), nnx.Linear(WIDTH, 6, rngs=rngs)
             self.norm = nnx.BatchNorm(WIDTH, rngs=rngs)
             self.dropout = nnx.Dropout(RATE, rngs=rngs)
 
         def __call__(self, z: Array, time: Array) -> Array:
-            hidden = self.dropout(self.norm(nnx.tanh(self.layers[0](features(z, time)))))
-            return self.layers[1](hidden).reshape(z.shape)
+            hidden = self.dropout(self.norm(nnx.tanh(self.first(features(z, time)))))
+            return self.second(hidden).reshape(z.shape)
 
     return NnxNetwork(nnx.Rngs(0))
 
@@ -145,7 +145,7 @@ class Counts:
     def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Signals by index."""
         signs = np.where(np.asarray(indices) % 2, 0.5, -0.5)
-        return {"x": np.float32(np.ones((1, *SHAPE)) * signs[:, None, None])}
+        return {"x": (np.ones((1, *SHAPE)) * signs[:, None, None]).astype(np.float32)}
 
 
 def model_of(network: Any, **fields: Any) -> dd.Model:

@@ -17,9 +17,10 @@ from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.typing import Image, Labels
 from diffusion_distill.denoisers.model import Denoiser
 from diffusion_distill.process import edm_grids, grids
+from diffusion_distill.process.flow import RectifiedFlow
 from diffusion_distill.process.levels import Level, from_logsnr
 from diffusion_distill.process.processes import Cosine
-from diffusion_distill.solvers import ancestral, ddim
+from diffusion_distill.solvers import ancestral, ddim, tabulate
 from diffusion_distill.solvers.dode import Search
 from diffusion_distill.studies import lambdas, similarity, trajectories
 from diffusion_distill.training import sharding
@@ -211,9 +212,9 @@ BAD: dict[str, tuple[Callable, tuple, dict, str]] = {
     "noise to compare": (similarity.similarity, (NOISY, A), {}, "Table 'noisy' draws noise of its own"),
     "one image": (
         similarity.similarity,
-        (TABLES, A[0]),
+        (TABLES, A[0, 0, 0]),
         {},
-        r"batch, height, width, channels\], got shape \(4, 3, 2\)",
+        r"batch, ...\], got shape \(2,\)",
     ),
     "no pixels": (trajectories.trajectories, (TABLES, A), {"pixels": 0}, "number of pixels"),
     "pixels": (trajectories.trajectories, (TABLES, A), {"pixels": 25}, r"\(4, 3, 2\) has 24 values; got pixels=25"),
@@ -268,3 +269,19 @@ def test_candidates_of_searches(tmp_path: Path, figures: list) -> None:
     np.testing.assert_array_equal(by_distance.lines[0].get_xydata(), [[0.1, 0.5], [0.2, 0.4]])
     with pytest.raises(ValueError, match="no searches"):
         lambdas.candidates({}, tmp_path / "none")
+
+
+@pytest.mark.parametrize("shape", [(5,), (6, 2), (3, 3, 3, 1)])
+def test_samples_of_any_shape_from_pure_noise(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """A rectified flow begins without signal: its first log-SNR, -inf, is drawn at the left, and null in JSON."""
+    data, process = toys.Gaussian(0.2, 0.3), RectifiedFlow()
+    grid = process.level(np.linspace(1, 0.1, 5))
+    tables = {"flow": tabulate("ddim", grid, process).plain()}
+    start = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
+    exact = Denoiser(params=(), model=data)  # type: ignore[arg-type]
+    found = trajectories.trajectories(exact, tables, start, tmp_path, pixels=2)["tables"]["flow"]
+    assert found["logsnr"][0] is None and len(found["pixels"]) == 2
+    np.testing.assert_allclose(found["state"][0], np.linalg.norm(start.reshape(3, -1), axis=1).mean(), rtol=1e-5)
+    alike = np.array(similarity.similarity(exact, tables, start, tmp_path)["tables"]["flow"]["similarity"])
+    np.testing.assert_allclose(np.diag(alike), 1, rtol=1e-5)
+    assert (tmp_path / "trajectories.png").is_file()

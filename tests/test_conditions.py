@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -84,9 +85,9 @@ def test_conditions_of_every_kind_are_trained_sampled_distilled_and_kept(
     method = dd.Denoising(length=64, label_dropout=0.2)
     teacher = dd.train(model, source, method, SETTINGS, tmp_path)
     [student] = dd.distill(teacher, source, dd.Tract((2, 1), length=32), SETTINGS).values()
-    images = dd.sample(student, 4, labels=drawn(model, 4), clip=False)
+    images = dd.sample(student, 4, cond=drawn(model, 4), clip=False)
     assert images.shape == (4, 3, 2)
-    assert not np.allclose(images, dd.sample(student, 4, labels=drawn(model, 4, seed=1), clip=False), atol=1e-4), (
+    assert not np.allclose(images, dd.sample(student, 4, cond=drawn(model, 4, seed=1), clip=False), atol=1e-4), (
         "it is heard"
     )
     assert dd.Artefact.load(tmp_path / "teacher", model.network).model == model
@@ -195,3 +196,22 @@ def test_a_plain_function_is_sampled_fitted_and_distilled(one_device: None) -> N
     assert np.isfinite(dd.sample(made, 4)).all()
     with pytest.raises(ValueError, match="function cannot be saved"):
         plain.save("anywhere")
+
+
+def test_a_stream_is_trained_on_and_goes_on_where_it_stopped(tmp_path: Any, one_device: None) -> None:
+    """A function of the step, with a condition; watched, without pictures, which vectors have none of."""
+
+    def at(step: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(step)
+        return {"x": rng.normal(0, 1, (16, 5)).astype(np.float32), "cond": rng.normal(0, 1, 16).astype(np.float32)}
+
+    source = dd.data.from_batches(at, (5,), value_range=None)
+    model = dd.Model(Sees(), (5,), prediction="v", cond=0.0, null=0.0, data_range=None)
+    method = dd.Denoising(length=96)
+    settings = dataclasses.replace(SETTINGS, evaluate_every="48", evaluate_count=0)
+    whole = dd.train(model, source, method, settings, tmp_path / "whole")
+    dd.train(model, source, dataclasses.replace(method, length=48), settings, tmp_path / "parts")
+    assert equal(dd.train(model, source, method, settings, tmp_path / "parts").params, whole.params)
+    assert not list((tmp_path / "whole" / "samples").glob("*"))
+    with pytest.raises(ValueError, match="measured against a stream"):
+        dd.train(model, source, method, dataclasses.replace(settings, evaluate_count=8))

@@ -922,10 +922,11 @@ def test_flipping_leaves_alone_what_the_source_gave() -> None:
         def gather(self, indices: np.ndarray) -> dict[str, np.ndarray]:
             return {"x": self.all}
 
-    batches = Batches(Kept(numbered(50).x), 50, seed=0, flip=True)
+    source = Kept(numbered(50).x)
+    batches = Batches(source, 50, seed=0, flip=True)
     for _ in range(3):
         batches.at(0)
-    chex.assert_trees_all_equal(batches.source.gather(np.arange(50))["x"], numbered(50).x)
+    chex.assert_trees_all_equal(source.gather(np.arange(50))["x"], numbered(50).x)
 
 
 BAD_BATCHES = {
@@ -1138,10 +1139,11 @@ def test_samples_of_every_rank_with_conditions_of_every_kind(shape: tuple[int, .
 
 @pytest.mark.fast
 def test_numbers_are_conditions_unless_they_are_classes() -> None:
-    for cond, arguments, classes, kind in (
+    cases: list[tuple[Any, dict[str, Any], int, Any]] = [
         (np.arange(4), {}, 4, np.int32), (np.arange(4), {"num_classes": 0}, 0, np.int32),
         (np.arange(4) / 4, {}, 0, np.float32), ([0, 1, 1, 0], {}, 2, np.int32), (np.eye(4) > 0, {}, 0, np.bool_),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for cond, arguments, classes, kind in cases:
         source = from_arrays(GOOD, cond, **arguments)
         assert source.num_classes == classes
         np.testing.assert_array_equal(source.gather(np.arange(4))["cond"], cond)

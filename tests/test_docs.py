@@ -29,14 +29,14 @@ import numpy as np
 import pytest
 import toys
 from absl import flags
-from absl.testing import flagsaver
 from flax import serialization
 from ml_collections import config_flags
 from PIL import Image
 
 import diffusion_distill as dd
-from diffusion_distill import main, weights
+from diffusion_distill import weights
 from diffusion_distill.base.arrays import Array
+from diffusion_distill.cli.modes import MODES, WITHOUT_CONFIG
 from diffusion_distill.networks import NETWORKS
 from diffusion_distill.networks.inputs import label_vectors
 from diffusion_distill.solvers import registry
@@ -46,7 +46,7 @@ from diffusion_distill.weights import Fetched
 ROOT = Path(__file__).resolve().parent.parent
 flags.FLAGS.mark_as_parsed()
 PAGES = {
-    path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -54,6 +54,11 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CHANGES = {
     "README.md": [('"96K"', "256")],
     "docs/getting_started.md": [('"96K"', "256")],
+    "docs/models/nnx.md": [("range(1000)", "range(2)"), ('"32K"', "64")],
+    "docs/models/equinox.md": [('"96K"', "64"), ('"12K"', "64")],
+    "docs/models/text.md": [('"64K"', "64")],
+    "docs/models/rectified_flow_transformer.md": [('"24K"', "64"), ('"16K"', "128"), ("depth=3", "depth=1")],
+    "docs/models/latents.md": [('"128K"', "64"), ('"64K"', "64")],
     "docs/runs.md": [
         ('"96K"', "256"),
         ("use_cpu_devices(2)", ""),  # it must come before JAX starts, which it has
@@ -191,8 +196,10 @@ def follow(words: list[str]) -> None:
     if words[:3] == ["python", "-m", "diffusion_distill.main"]:
         mode, config, workdir, model = parsed(words[3:])
         if not any(fnmatch.fnmatch(command, pattern) for pattern in NOT_RUN):
-            with flagsaver.flagsaver(model=model):
-                main.MODES[mode](config, workdir)
+            if mode in WITHOUT_CONFIG:
+                WITHOUT_CONFIG[mode](config, workdir, model)
+            else:
+                MODES[mode](config, workdir)
     elif words[:1] == ["make"]:
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
     elif words[:2] == ["pip", "install"]:
@@ -206,7 +213,7 @@ def parsed(arguments: list[str]) -> tuple[str, Any, Path, str]:
     """(mode, small config, workdir, model) of a command's arguments, read as the program reads them."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
-    flags.DEFINE_enum("mode", None, list(main.MODES), "", flag_values=values, required=True)
+    flags.DEFINE_enum("mode", None, [*MODES, *WITHOUT_CONFIG], "", flag_values=values, required=True)
     flags.DEFINE_string("workdir", None, "", flag_values=values, required=True)
     flags.DEFINE_string("model", "", "", flag_values=values)
     with mock.patch.object(sys, "argv", ["main", *arguments]):  # where changes of the config are looked for

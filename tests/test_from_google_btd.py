@@ -25,7 +25,8 @@ from flax import serialization
 from PIL import Image
 
 import diffusion_distill as dd
-from diffusion_distill import main, solvers, weights
+from diffusion_distill import solvers, weights
+from diffusion_distill.cli.modes import MODES, WITHOUT_CONFIG
 from diffusion_distill.methods.phases import AVERAGING
 from diffusion_distill.networks import NETWORKS
 from diffusion_distill.process.weighting import WEIGHTINGS
@@ -181,7 +182,7 @@ def test_other_names_of_ours_are_there() -> None:
         if name.startswith("configs/") or name.endswith((".md", ".ipynb", ".py")):
             assert (ROOT / name).exists(), name
         if name.startswith("--mode="):
-            assert name.removeprefix("--mode=") in main.MODES
+            assert name.removeprefix("--mode=") in {*MODES, *WITHOUT_CONFIG}
 
 
 @pytest.mark.fast
@@ -239,6 +240,6 @@ def write_images(path: Path) -> None:
 @pytest.mark.fast
 def test_commands_name_modes_and_configs() -> None:
     commands = "".join(re.findall(r"^```bash\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL))
-    assert set(re.findall(r"--mode=(\w+)", commands)) <= set(main.MODES)
+    assert set(re.findall(r"--mode=(\w+)", commands)) <= {*MODES, *WITHOUT_CONFIG}
     assert all((ROOT / name).is_file() for name in re.findall(r"--config=(configs/\w+\.py)", commands))
     assert set(re.findall(r"--model=(\w+)", commands)) <= set(weights.PUBLISHED)

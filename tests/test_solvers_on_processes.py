@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 import toys
 
+from diffusion_distill.process.flow import RectifiedFlow
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import VE, Cosine, IDDPMCosine, LinearBeta, Process
+from diffusion_distill.process.processes import Process
+from diffusion_distill.process.ve import VE
+from diffusion_distill.process.vp import Cosine, IDDPMCosine, LinearBeta
 from diffusion_distill.solvers import SOLVERS, Table, dode, steps_for, tabulate
 from diffusion_distill.solvers.engine import run_host
 
@@ -33,17 +36,6 @@ class Odd:
         return np.tan(np.arctan2(level.sigma, level.alpha) / 2)
 
 
-@dataclass(frozen=True)
-class Flow:
-    """Rectified flow."""
-
-    def level(self, t: Any) -> Level:
-        return Level(1 - t, t)
-
-    def time(self, level: Level) -> Any:
-        return level.sigma / (level.alpha + level.sigma)
-
-
 class Case(NamedTuple):
     """A process, and the times between which its flow is followed."""
 
@@ -57,8 +49,9 @@ CASES: dict[str, Case] = {
     "linear beta": Case(LinearBeta(), 0.6, 0.05),
     "iDDPM cosine": Case(IDDPMCosine(), 0.75, 0.1),
     "VE": Case(VE(1.0), 3.0, 0.1),
-    "rectified flow": Case(Flow(), 0.8, 0.1),
-    "rectified flow from pure noise": Case(Flow(), 1.0, 0.1),
+    "rectified flow": Case(RectifiedFlow(), 0.8, 0.1),
+    "shifted flow": Case(RectifiedFlow(shift=3.0), 0.5, 0.1),
+    "rectified flow from pure noise": Case(RectifiedFlow(), 1.0, 0.1),
     "odd": Case(Odd(), 0.7, 0.05),
     "odd from pure noise": Case(Odd(), 1.0, 0.05),
 }

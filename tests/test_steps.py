@@ -21,9 +21,10 @@ import diffusion_distill as dd
 from diffusion_distill.base.arrays import enable_x64
 from diffusion_distill.denoisers.model import Denoiser
 from diffusion_distill.process import grids
+from diffusion_distill.process.flow import RectifiedFlow
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import VE, Cosine
-from diffusion_distill.solvers import SOLVERS, Table, engine
+from diffusion_distill.solvers import SOLVERS, Table, engine, tabulate
 from diffusion_distill.solvers.engine import run_host
 from diffusion_distill.solvers.general.runge_kutta import TABLEAUX, runge_kutta
 from diffusion_distill.training.sharding import data_mesh, split
@@ -350,6 +351,18 @@ BAD = {
 def test_levels_between_which_there_is_no_step(step: Any, start: Level, end: Level, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         step(EXACT, Z, start, end)
+
+
+@pytest.mark.parametrize("name", ["midpoint", "rk4"])
+@pytest.mark.parametrize("place", [lambda level: level, on_device], ids=["levels on the host", "levels on the device"])
+def test_a_process_says_where_levels_between_are(name: str, place: Callable[[Level], Level]) -> None:
+    """A rectified flow's, in one step as in the solver's table."""
+    flow, z = RectifiedFlow(), unit_noise(3)
+    grid = flow.level(np.array([0.6, 0.3]))
+    table = tabulate(name, grid, flow)
+    found = STEPS[name][0](CURVED, z, place(grid.at(0)), place(grid.at(1)), process=flow)
+    expected = run_host(table, curved, np.float64(z) / table.init)
+    chex.assert_trees_all_close(found, np.float32(expected), rtol=1e-5, atol=2e-6)
 
 
 def test_levels_of_no_kind_give_nan_where_they_are_traced() -> None:

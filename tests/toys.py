@@ -20,8 +20,10 @@ from scipy import special
 
 from diffusion_distill.base.arrays import Array, namespace
 from diffusion_distill.denoisers.model import Model
+from diffusion_distill.process import noising, predictions
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import Cosine, Process
+from diffusion_distill.process.processes import Cosine, Process, RectifiedFlow
+from diffusion_distill.process.time_input import LogsnrInput, TimeOfProcess
 from diffusion_distill.training import ema
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.state import TrainState, create
@@ -62,6 +64,12 @@ class Mixture:
     means: tuple[float, float] = (-0.5, 0.6)
     stds: tuple[float, float] = (0.3, 0.2)
     prediction: str = "x"
+
+    def draw(self, count: int, seed: int = 0) -> np.ndarray:
+        """Independent pixels [count]."""
+        rng = np.random.default_rng(seed)
+        of = rng.choice(len(self.weights), size=count, p=self.weights)
+        return np.take(self.means, of) + np.take(self.stds, of) * rng.standard_normal(count)
 
     def raw(self, params: Any, z: Array, level: Level, labels: Any, dropout: Any) -> Array:
         """E[x | z], by Bayes' rule."""
@@ -129,6 +137,15 @@ class GaussianSource:
         return {"x": self.images[indices]}  # type: ignore[attr-defined]
 
 
+class PixelSource(GaussianSource):
+    """Samples made of given pixels."""
+
+    def __init__(self, pixels: np.ndarray, shape: tuple[int, int, int] = (2, 2, 1)) -> None:
+        images = np.float32(pixels).reshape(-1, *shape)
+        for name, value in {"images": images, "shape": shape, "size": len(images)}.items():
+            object.__setattr__(self, name, value)
+
+
 class AffinePerLevel(nn.Module):
     """One free affine map v = a·z + b for each of `steps` times i / steps: all a student of Gaussian data needs.
 
@@ -165,18 +182,60 @@ class Perceptron(nn.Module):
         return nn.Dense(outputs)(nn.swish(nn.Dense(self.width)(hidden))).reshape(*x.shape[:-1], self.out_ch)
 
 
-NETWORKS = {"affine_per_level": AffinePerLevel, "perceptron": Perceptron}
+class CurvePerLevel(nn.Module):
+    """One free curve, the same for every value of a sample, for each of `steps` times i / steps; told 1000·i / steps.
+
+    The curve is a straight line and narrow bumps between -4 and 4, enough for the one-step map of a `Mixture`.
+    """
+
+    steps: int
+    bumps: int = 41
+
+    @nn.compact
+    def __call__(self, x: Array, time: Array, labels: Array | None = None, train: bool = False) -> Array:
+        weights = self.param("weights", nn.initializers.zeros, (self.steps + 1, self.bumps + 2))
+        row = jnp.round(time / 1000 * self.steps).astype(jnp.int32)
+        return jnp.einsum("bhwcj,bj->bhwc", bumps(x, self.bumps), weights[row])
+
+
+def bumps(z: Array, count: int) -> Array:
+    """The features of `CurvePerLevel`, [..., count + 2]."""
+    xp, at = namespace(z), np.linspace(-4, 4, count, dtype=z.dtype).reshape((1,) * z.ndim + (-1,))
+    curved = xp.exp(-0.5 * ((z[..., None] - at) * ((count - 1) / 8)) ** 2)
+    return xp.concatenate([curved, z[..., None], xp.ones_like(z[..., None])], axis=-1)
+
+
+NETWORKS = {"affine_per_level": AffinePerLevel, "curve_per_level": CurvePerLevel, "perceptron": Perceptron}
 
 
 def exact_teacher(data: Gaussian, steps: int, shape: tuple[int, int, int] = (2, 2, 1)) -> Artefact:
-    """An `AffinePerLevel` v-model that is the optimal denoiser at all times i / steps."""
-    level = data.process.level(np.arange(steps + 1) / steps)
-    # v = (alpha·z - x_hat) / sigma with x_hat = gain·z + rest
+    """An `AffinePerLevel` model that is optimal at all times i / steps; it predicts v, or of a flow the velocity."""
+    process, flow = data.process, isinstance(data.process, RectifiedFlow)
+    level, prediction = process.level(np.arange(steps + 1) / steps).off_ends(), "velocity" if flow else "v"
+    # x_hat = gain·z + rest, eps_hat = (z - alpha·x_hat) / sigma
     gain = level.alpha * data.std**2 / data.variance(level)
     rest = data.mean * (1 - gain * level.alpha)
-    params = {"slope": (level.alpha - gain) / level.sigma, "shift": -rest / level.sigma}
-    params = {name: jnp.asarray(value, jnp.float32) for name, value in params.items()}
-    return Artefact(Model(AffinePerLevel(steps), shape, data.process, "v"), params)
+    of_z = predictions.raw_of(prediction, gain, (1 - level.alpha * gain) / level.sigma, level)
+    free = predictions.raw_of(prediction, rest, -level.alpha * rest / level.sigma, level)
+    params = {"slope": jnp.asarray(of_z, jnp.float32), "shift": jnp.asarray(free, jnp.float32)}
+    told = TimeOfProcess() if flow else LogsnrInput()
+    return Artefact(Model(AffinePerLevel(steps), shape, process, prediction, told), params)
+
+
+def mixture_teacher(data: Mixture, process: Process, steps: int, shape: tuple[int, int, int] = (2, 2, 1)) -> Artefact:
+    """A `CurvePerLevel` model of the velocity, fitted to the optimal denoiser at the times i / steps, i > 0."""
+    network, weights = CurvePerLevel(steps), [np.zeros(CurvePerLevel(steps).bumps + 2)]
+    x = np.repeat(data.draw(2000), 3)
+    for i in range(1, steps + 1):
+        level = Level(*(np.full(1, a) for a in process.level(np.float64(i / steps))))
+        z = noising.diffuse(x, np.random.default_rng(i).standard_normal(len(x)), level)
+        x_hat = data.raw(None, z, level, None, None)
+        raw = predictions.raw_of("velocity", x_hat, predictions.eps_from_x(z, x_hat, level), level)
+        features = bumps(z, network.bumps)
+        kept = features.T @ features / len(z) + 1e-9 * np.eye(features.shape[-1])
+        weights.append(np.linalg.solve(kept, features.T @ raw / len(z)))
+    model = Model(network, shape, process, "velocity", TimeOfProcess())
+    return Artefact(model, {"weights": jnp.asarray(np.stack(weights), jnp.float32)})
 
 
 def parameters(model: Model, seed: int = 0) -> Any:

@@ -35,6 +35,7 @@ from diffusion_distill.base.typing import Batch, Image, Key, Params
 from diffusion_distill.base.whole import write_json
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.sources import Source, range_of, to_unit_range
+from diffusion_distill.denoisers.adapters import adapt
 from diffusion_distill.evaluation.classifier_network import CLASSIFIERS, Classified, Classifier
 from diffusion_distill.methods.phases import Phase, momentum_for, updates_for
 from diffusion_distill.training import checkpoint, loop, sharding
@@ -123,7 +124,7 @@ class TrainedClassifier:
 
     network: Classifier
     params: Params
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     about: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -239,9 +240,9 @@ def train_classifier(
     mesh = sharding.data_mesh()
     sharding.check_batch(settings.batch_size, mesh)
     shape = source.shape
-    _check_source("The training data", source, shape, source.num_classes)
-    _check_source("The held-out data", heldout, shape, source.num_classes)
-    network, phase = settings.network(source.num_classes), settings.phase()
+    _check_source("The training data", source, shape, _classes(source))
+    _check_source("The held-out data", heldout, shape, _classes(source))
+    network, phase = settings.network(_classes(source)), settings.phase()
     description = {
         "classifier": describe(network, CLASSIFIERS),
         "settings": dataclasses.asdict(settings),
@@ -312,6 +313,11 @@ class _Training:
     network: Classifier
     settings: ClassifierSettings
 
+    @property
+    def adapter(self) -> Any:
+        """As the step asks it whether the network drops anything."""
+        return adapt(self.network)
+
     def denoiser(self, params: Params, dropout: Key | None = None) -> Any:
         """The network with parameters; it denoises nothing, but this is the name the step calls it by."""
         return partial(self.network.apply, {"params": params})
@@ -334,24 +340,29 @@ def _init(network: Classifier, shape: tuple[int, ...], key: Key) -> Params:
     return jax.jit(network.init)(key, jnp.zeros((1, *shape), jnp.float32))["params"]
 
 
+def _classes(source: Source) -> int:
+    """Classes of a source's labels; 0 without."""
+    return getattr(source, "num_classes", 0)
+
+
 def _facts(source: Source) -> dict[str, Any]:
-    return {"images": len(source), "shape": list(source.shape), "classes": source.num_classes}
+    return {"images": len(source), "shape": list(source.shape), "classes": _classes(source)}
 
 
 def _check_source(what: str, source: Source, shape: tuple[int, ...], num_classes: int) -> None:
     """Raises ValueError for a source that a classifier of these images and classes cannot be trained or measured on."""
-    if not source.num_classes:
+    if not _classes(source):
         raise ValueError(f"{what} have no labels; a classifier needs a class for each image.")
     if tuple(source.shape) != tuple(shape):
         raise ValueError(
             f"{what} have images of shape {tuple(source.shape)}, the classifier is for {tuple(shape)}. "
             "Resize them, or train another classifier."
         )
-    if source.num_classes != num_classes:
-        raise ValueError(f"{what} have {source.num_classes} classes, the classifier is for {num_classes}.")
+    if _classes(source) != num_classes:
+        raise ValueError(f"{what} have {_classes(source)} classes, the classifier is for {num_classes}.")
 
 
-def _checked_images(images: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+def _checked_images(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The images; errors as `TrainedClassifier.features`."""
     images = np.asarray(images)
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):

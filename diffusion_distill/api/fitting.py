@@ -154,8 +154,8 @@ def fit_solver(
     spec = SamplerSpec.of(spec, solver=solver, steps=steps, **fields).complete(artefact.steps or FIT_STEPS)
     if spec.fitted:
         raise ValueError("A fitted solver has its lambdas: leave `fitted` out to fit new ones.")
-    source = teacher or artefact
-    model, grid = artefact.model, grid_for(artefact, spec.steps, spec.spacing, spec.end)
+    source, model = teacher or artefact, artefact.model
+    grid = grid_for(artefact, spec.steps, spec.spacing, spec.end)
     student = tabulate(spec.solver, grid, model.process)
     pair, name = _teacher(student, settings, spec, model, source.model)
     features = as_features(features, model.shape, model.data_range)

@@ -17,7 +17,10 @@ from diffusion_distill.api.features import features_named
 from diffusion_distill.api.sampling import sample
 from diffusion_distill.base.files import writable
 from diffusion_distill.base.lengths import parse_length
+from diffusion_distill.base.typing import Cond
 from diffusion_distill.data.sources import Source
+from diffusion_distill.data.stream import Stream, first_batch
+from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.evaluation.measuring import Measured, Part, distances
 from diffusion_distill.methods.phases import Phase
@@ -36,7 +39,13 @@ class Monitor:
     """Called between updates; writes WORKDIR/samples/<update>.png and figures such as 'frechet/eval'."""
 
     def __init__(
-        self, model: Model, source: Source, settings: Settings, phases: Sequence[Phase], log: Log, folder: Path | None
+        self,
+        model: Model,
+        source: Source | Stream,
+        settings: Settings,
+        phases: Sequence[Phase],
+        log: Log,
+        folder: Path | None,
     ):
         self._model, self._source, self._settings = model, source, settings
         self._phases, self._log, self._folder = phases, log, folder
@@ -49,7 +58,7 @@ class Monitor:
         rows, figures = {}, {}
         for name, params in (("eval", state.averages["eval"].params), ("raw", state.params)):
             artefact = Artefact(self._model, params, phase.student_steps, grid=phase.grid)
-            images = sample(artefact, max(SHOWN, count), seed=self._settings.seed)
+            images = sample(artefact, max(SHOWN, count), cond=self._cond, seed=self._settings.seed)
             rows[name] = images[:SHOWN]
             if count:
                 part = Part.of(self._features, images[:count], self._model.data_range)
@@ -71,10 +80,19 @@ class Monitor:
             self(done, self._phases[int(np.searchsorted(ends, done))], state)
 
     @cached_property
+    def _cond(self) -> Cond | None:
+        """The conditions of the first samples of the data; None for labels, which are drawn."""
+        if self._model.cond is None:
+            return None
+        count = max(SHOWN, self._settings.evaluate_count)
+        return conditions.repeated(first_batch(self._source, count)["cond"], count)
+
+    @cached_property
     def _reference(self) -> Part:
         """Of the first images of the data, as many as are measured."""
-        count = min(self._settings.evaluate_count, len(self._source))
-        return Part.of(self._features, self._source.gather(np.arange(count))["x"], self._model.data_range)
+        return Part.of(
+            self._features, first_batch(self._source, self._settings.evaluate_count)["x"], self._model.data_range
+        )
 
     @cached_property
     def _features(self) -> Measured:
@@ -82,8 +100,9 @@ class Monitor:
         return features_named(self._settings.evaluate_features, self._model.shape, self._model.data_range)
 
     def _write(self, update: int, phase: Phase, rows: dict[str, np.ndarray], figures: dict[str, float]) -> None:
-        for name, images in rows.items():
+        shown = drawable(self._model.shape, self._model.data_range)
+        for name, images in rows.items() if shown else ():
             self._log.images(update, f"samples/{name}", images)
         self._log.scalars(update, {"phase": phase.name, "evaluated": True, **figures})
-        if self._folder and drawable(self._model.shape, self._model.data_range):
+        if self._folder and shown:
             image_grid(rows, self._folder / "samples" / f"{update:08d}.png", title=f"{phase.name}, update {update}")

@@ -24,6 +24,7 @@ from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuide
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
+from diffusion_distill.process.processes import Process
 from diffusion_distill.solvers import Table, engine, tabulate
 from diffusion_distill.solvers.fitted import FittedSolver
 from diffusion_distill.solvers.spec import DEFAULT_SOLVER, SamplerSpec
@@ -48,9 +49,12 @@ def grid_for(model: Model | Artefact, steps: int, spacing: str = "", end: float 
     own = model.grid if isinstance(model, Artefact) and not spacing and not end else None
     if own is not None and model.steps % positive_int("steps", steps) == 0:  # type: ignore[union-attr]
         return grids.clean_end(own.at(slice(None, None, (len(own.sigma) - 1) // steps)))
-    process = model.model.process if isinstance(model, Artefact) else model.process
-    grid = grids.make_grid(process, steps, spacing, end=end)
+    grid = grids.make_grid(_process(model), steps, spacing, end=end)
     return grid if end else grids.clean_end(grid)
+
+
+def _process(model: Model | Artefact) -> Process:
+    return model.model.process if isinstance(model, Artefact) else model.process
 
 
 def table_for(
@@ -67,8 +71,7 @@ def table_for(
     if len(solver) > 1:
         raise TypeError(f"A table is of one solver, with its options as option=value; got {solver}.")
     name = solver[0] if solver else options.pop("solver", DEFAULT_SOLVER)
-    process = model.model.process if isinstance(model, Artefact) else model.process
-    return tabulate(name, grid_for(model, steps, spacing, end), process, **options).plain()
+    return tabulate(name, grid_for(model, steps, spacing, end), _process(model), **options).plain()
 
 
 def denoiser_of(

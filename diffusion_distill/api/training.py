@@ -18,7 +18,8 @@ from diffusion_distill.base.registry import from_mapping
 from diffusion_distill.base.seeds import key_of
 from diffusion_distill.base.typing import Params
 from diffusion_distill.data.pipeline import Batches
-from diffusion_distill.data.sources import Source, first_batch
+from diffusion_distill.data.sources import Source
+from diffusion_distill.data.stream import Stream, first_batch
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising
@@ -40,7 +41,7 @@ from diffusion_distill.training.workdir import Workdir
 
 def train(
     model: Model,
-    source: Source,
+    source: Source | Stream,
     method: Denoising | None = None,
     settings: Settings | None = None,
     workdir: str | Path | None = None,
@@ -48,7 +49,7 @@ def train(
     """Trains a teacher.
 
     Args:
-      source: images and labels, see `data`.
+      source: samples and their conditions, see `data`.
       workdir: where checkpoints, metrics and the artefact 'teacher' go; a run found there is resumed. None
         keeps everything in memory.
 
@@ -63,7 +64,7 @@ def train(
 
 def distill(
     teacher: Artefact,
-    source: Source,
+    source: Source | Stream,
     method: Any,
     settings: Settings | None = None,
     workdir: str | Path | None = None,
@@ -104,7 +105,7 @@ def _fit(
     trained: Model,
     params: Params,
     teacher: Artefact | None,
-    source: Source,
+    source: Source | Stream,
     method: Any,
     settings: Settings,
     workdir: str | Path | None,
@@ -117,7 +118,7 @@ def _fit(
     """
     mesh = sharding.data_mesh()
     sharding.check_batch(settings.batch_size, mesh, settings.parts)
-    _check_source(model, source)
+    _check_source(model, source, settings)
     own = None if teacher is None else teacher.grid
     phases = method.phases(model, settings.batch_size, own)
     provenance = _provenance(teacher, method, settings)
@@ -197,7 +198,7 @@ def _provenance(teacher: Artefact | None, method: Any, settings: Settings) -> di
 
 
 def _description(
-    model: Model, teacher: Artefact | None, source: Source, provenance: Mapping[str, Any]
+    model: Model, teacher: Artefact | None, source: Source | Stream, provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The description that identifies a run."""
     return {
@@ -205,7 +206,7 @@ def _description(
         **provenance,
         "teacher_parameters": None if teacher is None else fingerprint(teacher.params),
         "data": {
-            "images": len(source) if hasattr(source, "gather") else None,
+            "images": None if isinstance(source, Stream) else len(source),
             "shape": source.shape,
             "classes": getattr(source, "num_classes", 0),
         },
@@ -245,7 +246,7 @@ def _logs(folder: Path | None, settings: Settings, description: Mapping[str, Any
     return Logs(logs)
 
 
-def _batches(source: Source, settings: Settings) -> Batches:
+def _batches(source: Source | Stream, settings: Settings) -> Batches:
     """This process's batches."""
     here, processes = jax.process_index(), jax.process_count()
     return Batches(source, settings.batch_size, settings.seed, settings.flip, here, processes)
@@ -283,7 +284,7 @@ def _warn_of_eps(student: Model, phases: Sequence[Phase]) -> None:
     )
 
 
-def _check_source(model: Model, source: Source) -> None:
+def _check_source(model: Model, source: Source | Stream, settings: Settings) -> None:
     """Looks at the source and at its first samples before anything is compiled."""
     if tuple(source.shape) != model.shape:
         raise ValueError(
@@ -297,6 +298,10 @@ def _check_source(model: Model, source: Source) -> None:
         raise ValueError(
             f"The data have no bounds (value_range=None), but the model clips estimates to {model.data_range}. Set "
             "Model(data_range=None), or data_range=(low, high) of the data."
+        )
+    if settings.evaluate_count and parse_length(settings.evaluate_every) and isinstance(source, Stream):
+        raise ValueError(
+            "Samples cannot be measured against a stream, which has no end. Set evaluate_count=0, and measure later."
         )
     if model.cond is not None:
         batch = first_batch(source)

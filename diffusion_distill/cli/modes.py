@@ -44,17 +44,19 @@ def distill(config: Any, workdir: Path) -> None:
 
 
 def sample(config: Any, workdir: Path) -> None:
-    """Draws images of config.artefact into WORKDIR/samples.npz (or .zip, or a folder of PNGs) and samples.png."""
+    """Draws samples of config.artefact into WORKDIR/samples.npz (or .zip, or a folder of PNGs) and samples.png."""
     artefact, how, form = build.artefact(config, "artefact"), build.drawn(config), config.sample.form
+    model = artefact.model
     writable(workdir, "samples.png")
-    image_writer.check_place(workdir, form, artefact.model.shape[-1])
-    cond = conditions.for_samples(artefact.model, how["count"], None, how["seed"])
-    images = api.sample(artefact, name="sampling", cond=cond, spec=build.spec(config), **how)
+    pictures, bounded = drawable(model.shape, model.data_range), model.data_range is not None
+    image_writer.check_place(workdir, form, model.shape[-1] if bounded and len(model.shape) == 3 else 0)
+    cond = conditions.for_samples(model, how["count"], None, how["seed"])
+    drawn = api.sample(artefact, name="sampling", cond=cond, spec=build.spec(config), **how)
     if jax.process_index() > 0:
         return
-    print(f"{len(images)} samples are in {image_writer.save_images(images, workdir, form, cond)}")
-    if drawable(images.shape[1:], artefact.model.data_range):
-        print(f"The first of them are drawn in {image_grid({'': images[:16]}, workdir / 'samples.png')}")
+    print(f"{len(drawn)} samples are in {image_writer.save_images(drawn, workdir, form, cond, bounded)}")
+    if pictures:
+        print(f"The first of them are drawn in {image_grid({'': drawn[:16]}, workdir / 'samples.png')}")
 
 
 def evaluate(config: Any, workdir: Path) -> None:

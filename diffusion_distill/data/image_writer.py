@@ -24,24 +24,27 @@ from diffusion_distill.base.whole import recover, remove, replaced, unfinished, 
 from diffusion_distill.data.quantise import quantise
 
 
-def save_images(images: np.ndarray, folder: str | Path, form: str = "npz", labels: np.ndarray | None = None) -> Path:
+def save_images(
+    images: np.ndarray, folder: str | Path, form: str = "npz", labels: np.ndarray | None = None, bounded: bool = True
+) -> Path:
     """Writes images; returns the file or folder, FOLDER/samples.npz, samples.zip or samples.
 
     What an earlier call has written there, in whatever form, is replaced as a whole, when all images are on disk.
 
     Args:
-      images: [n, height, width, 1 or 3], in [-1, 1] (rounded half up) or uint8; npz takes any number of channels.
+      images: [n, height, width, 1 or 3], in [-1, 1] (rounded half up) or uint8; npz takes samples of any shape.
       form: 'npz', 'png' or 'zip'.
       labels: [n] whole numbers.
+      bounded: whether the samples have a range; those without are written as they are, float32, by npz only.
 
     Raises:
       ValueError: labels of another number, or what `check_place` refuses.
     """
-    place = check_place(folder, form, images.shape[-1])
+    place = check_place(folder, form, images.shape[-1] if bounded and images.ndim == 4 else 0)
     if labels is not None and np.shape(labels) != (len(images),):
         raise ValueError(f"{len(images)} images need as many labels, got {np.shape(labels)}.")
     with whole(place) as half:
-        FORMS[form].write(np.asarray(quantise(images)), half, labels)
+        FORMS[form].write(np.asarray(quantise(images) if bounded else images), half, labels)
     for other in FORMS.values():
         if place.name != other.name:
             remove(place.with_name(other.name))
@@ -51,13 +54,17 @@ def save_images(images: np.ndarray, folder: str | Path, form: str = "npz", label
 def check_place(folder: str | Path, form: str, channels: int) -> Path:
     """Looks, before images are drawn, whether `save_images` can write them; returns the file or folder.
 
+    Args:
+      channels: of the images; 0 for samples that are none.
+
     Raises:
       ValueError: an unknown form, channels that PNG does not have, a folder that cannot be written, or one that holds
         other files than those of an earlier call, which would be lost.
     """
     name = choose("form of images", form, FORMS).name
     if form != "npz" and channels not in (1, 3):
-        raise ValueError(f"PNGs have 1 or 3 channels; these images have {channels}: take form='npz'.")
+        said = f"these images have {channels}" if channels else "these samples are no images"
+        raise ValueError(f"PNGs have 1 or 3 channels; {said}: take form='npz'.")
     place = writable(folder) / name
     recover(place)
     own = [(path, form) for path in (place, replaced(place), unfinished(place))]

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from diffusion_distill.base.seeds import check_seed, generator_of
 from diffusion_distill.data.sources import Source
+from diffusion_distill.data.stream import Stream
 
 # Keeps the generators of flips apart from those of permutations, stream 0.
 FLIP_STREAM = 1
@@ -44,7 +45,7 @@ class Batches:
         ValueError: a setting outside the above, or an empty source.
     """
 
-    source: Source
+    source: Source | Stream
     batch_size: int
     seed: int
     flip: bool = False
@@ -65,18 +66,13 @@ class Batches:
                 f"batch_size {self.batch_size} is not divisible by the {self.process_count} processes. "
                 f"Use a multiple of {self.process_count}."
             )
-        if not self.streams and not len(self.source):
+        if not isinstance(self.source, Stream) and not len(self.source):
             raise ValueError("The source is empty. Give one with at least one image.")
         if self.flip and len(self.source.shape) != 3:
             raise ValueError(
                 f"flip mirrors images (height, width, channels), but samples have shape {tuple(self.source.shape)}. "
                 "Leave flip out."
             )
-
-    @property
-    def streams(self) -> bool:
-        """Whether the source gives whole batches by their number, instead of samples by index."""
-        return not hasattr(self.source, "gather")
 
     def at(self, step: int) -> dict[str, Any]:
         """This process's part of the batch at `step`, counted from 0.
@@ -88,8 +84,8 @@ class Batches:
         Raises:
             ValueError: the source gave something else, or what its `gather` raises.
         """
-        if self.streams:
-            whole = self._checked(self.source.at(step), self.batch_size)  # type: ignore[attr-defined]
+        if isinstance(self.source, Stream):
+            whole = self._checked(self.source.at(step), self.batch_size)
             batch = jax.tree.map(lambda a: a[self._own_slice()], whole)
         else:
             batch = self._checked(self.source.gather(self.indices(step)), self.batch_size // self.process_count)
@@ -105,7 +101,8 @@ class Batches:
         batch = {name: jax.tree.map(np.asarray, batch[name]) for name in ("x", "cond") if batch.get(name) is not None}
         x, cond, shape = batch.get("x", np.asarray(None)), batch.get("cond"), (count, *self.source.shape)
         if x.shape != shape or x.dtype != np.float32:
-            mend = "`at`" if self.streams else "`gather`, or make the source with `from_arrays` or `from_dataset`"
+            finite = "`gather`, or make the source with `from_arrays` or `from_dataset`"
+            mend = "`at`" if isinstance(self.source, Stream) else finite
             raise ValueError(f"The source gave samples {x.dtype} {x.shape}; need float32 {shape}. Mend its {mend}.")
         labels = np.asarray(cond) if getattr(self.source, "num_classes", 0) else np.zeros(count, int)
         if labels.shape != shape[:1] or labels.dtype.kind not in "iu":
@@ -122,6 +119,8 @@ class Batches:
         step = int(step)
         if step < 0:
             raise ValueError(f"step is {step}; steps are counted from 0.")
+        if isinstance(self.source, Stream):
+            raise ValueError("A stream has no indices: it gives whole batches. Ask for `at(step)`.")
         size = len(self.source)
         positions = step * self.batch_size + np.arange(self.batch_size)[self._own_slice()]
         epochs, offsets = np.divmod(positions, size)

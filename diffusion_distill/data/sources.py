@@ -31,13 +31,18 @@ BYTE_RANGE = (0.0, 255.0)
 class Source(Protocol):
     """Random access to samples; what `Batches` needs of a data set.
 
-    A source may have two more attributes: `num_classes`, if its conditions are labels, and `value_range`, None if its
-    samples have no bounds.
+    `num_classes` may be missing where there are no labels. An attribute `value_range` that is None says that samples
+    have no bounds.
     """
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample, channels last: (height, width, channels), (time, channels), ..."""
+        ...
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 if conditions are no labels."""
         ...
 
     def __len__(self) -> int:
@@ -126,16 +131,11 @@ def from_arrays(
     if value_range == "auto":
         ask_about_range(x)
         value_range = range_of(x.dtype)
-    cond = jax.tree.map(np.asarray, cond) if not isinstance(cond, list) else np.asarray(cond)
+    found: Any = np.asarray(cond) if isinstance(cond, list) else jax.tree.map(np.asarray, cond)
     if num_classes is None:
-        labels = isinstance(cond, np.ndarray) and cond.ndim == 1 and np.issubdtype(cond.dtype, np.integer)
-        num_classes = max(1, int(cond.max()) + 1) if labels and cond.size else 0
-    return ArraySource(x, cond, num_classes, value_range)  # type: ignore[arg-type]
-
-
-def first_batch(source: Any, count: int = 8) -> dict[str, Any]:
-    """The first samples of a source, at most `count` of a finite one."""
-    return source.gather(np.arange(min(count, len(source)))) if hasattr(source, "gather") else source.at(0)
+        labels = isinstance(found, np.ndarray) and found.ndim == 1 and np.issubdtype(found.dtype, np.integer)
+        num_classes = max(1, int(found.max()) + 1) if labels and found.size else 0
+    return ArraySource(x, found, num_classes, value_range)  # type: ignore[arg-type]
 
 
 def range_of(dtype: np.dtype) -> tuple[float, float]:

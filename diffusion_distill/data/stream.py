@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from diffusion_distill.base.errors import positive_int
+from diffusion_distill.data.sources import Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +65,13 @@ def from_batches(
             "A run that goes on after a stop must find its batch again."
         )
     return Stream(batches, shape, num_classes, value_range)
+
+
+def first_batch(source: Source | Stream, count: int = 8) -> dict[str, Any]:
+    """The first samples of a source, at most `count` of a finite one."""
+    if isinstance(source, Stream):
+        return dict(source.at(0))
+    return source.gather(np.arange(min(count, len(source))))
 
 
 class _Rewound:

@@ -1,1 +1,1 @@
-"""Models as denoisers, (z, level, labels) -> x_hat, and what wraps them: clipping, thresholding, guidance."""
+"""Models as denoisers, (z, level, cond) -> x_hat, and what wraps them: clipping, thresholding, guidance."""

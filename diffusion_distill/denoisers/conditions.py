@@ -143,6 +143,8 @@ def for_samples(model: Conditional, count: int, cond: Cond | None, seed: int) ->
     """
     if cond is None and model.cond is None and model.num_classes > 1:
         return np.random.default_rng(check_seed(seed)).integers(model.num_classes, size=count, dtype=np.int32)
+    if model.cond is None and cond is not None:
+        cond = np.asarray(cond)  # labels may be a list
     check(model, cond, count)
     if cond is None:
         return None

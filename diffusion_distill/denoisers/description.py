@@ -114,7 +114,7 @@ def _written(tree: Any) -> Any:
         return {"tree": {name: _written(part) for name, part in tree.items()}}
     if isinstance(tree, list | tuple) and not hasattr(tree, "_fields"):
         return {"tuple" if isinstance(tree, tuple) else "list": [_written(part) for part in tree]}
-    if tree is not None and jax.tree_util.all_leaves([tree]):
+    if isinstance(tree, np.ndarray | np.generic | jax.ShapeDtypeStruct):
         leaf = {"shape": list(tree.shape), "dtype": str(tree.dtype)}
         return leaf | ({} if isinstance(tree, jax.ShapeDtypeStruct) else {"values": np.ravel(tree).tolist()})
     raise ValueError(f"A condition must be made of dictionaries, lists, tuples and arrays to be saved, got {tree!r}.")

@@ -171,8 +171,9 @@ def _check_null(null: Cond | None, denoise: Denoise, unconditional: Denoise | No
             )
         return
     classes = getattr(model if unconditional is None else _model_of(unconditional), "num_classes", None)
+    whole = hasattr(null, "__index__") and not isinstance(null, bool)
     label = isinstance(null, bool | int | float | str | np.generic)
-    if label and (not hasattr(null, "__index__") or isinstance(null, bool) or not 0 <= null <= (classes or np.inf)):
+    if label and not (whole and 0 <= int(null) <= (classes or np.inf)):
         allowed = "at least 0" if classes is None else f"in [0, {classes}], where {classes} is the zero vector"
         raise ValueError(f"The null label must be a whole number {allowed}, got {null!r}.")
 

@@ -63,7 +63,7 @@ class Pixels:
     """The pixels themselves: grey levels 0..255 mapped to [-1, 1].
 
     Attributes:
-        shape: of one sample, such as (height, width, channels).
+        shape: of one image, channels last; of other data with a range, whatever it is.
     """
 
     shape: tuple[int, ...]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_distill.base.errors import choose, positive_int
+from diffusion_distill.base.whole import whole
 from diffusion_distill.data.quantise import RULES, quantise
 from diffusion_distill.evaluation.features import Features, FromFunction, Inception, InceptionFeatures, Pixels
 from diffusion_distill.evaluation.frechet import extrapolated, frechet_distance
@@ -129,10 +130,8 @@ class Part:
             arrays |= {f"{name}.{key}": value for key, value in found.to_arrays().items()}
         if self.logits is not None:
             arrays["logits"] = self.logits
-        path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_suffix(".half.npz")
-        np.savez(half, **arrays)
-        half.replace(path)
+        with whole(path) as half, open(half, "wb") as file:
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Part:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -160,8 +160,8 @@ def run_host(
       ValueError: the table draws noise and there is none, or not one per row.
     """
     start = np.asarray(start, np.float64)
-    if not (row_noise is None and table.deterministic) and np.shape(row_noise) != (table.nfe, *start.shape):
-        given = None if row_noise is None else row_noise.shape
+    given = None if row_noise is None else row_noise.shape
+    if not (given is None and table.deterministic) and given != (table.nfe, *start.shape):
         raise ValueError(f"row_noise must be {(table.nfe, *start.shape)}: one per row; got {given}.")
     seen, result = [], table.init * start
     rows = walk(partial(advance, denoise, cond), table, begin(table, start), _each(row_noise, table.nfe))
@@ -243,7 +243,7 @@ _jitted_row = jax.jit(_device_row)
 
 def _host_loop(denoise, table, registers, cond, row_noise, states, outputs):
     seen, found, step = {}, {}, partial(_jitted_row, denoise, cond)
-    rows = walk(step, table, registers, _each(row_noise, table.nfe), np.arange(table.nfe, dtype=np.int32))
+    rows = walk(step, table, registers, _each(row_noise, table.nfe), [np.int32(k) for k in range(table.nfe)])
     like = registers[0]
     for k, (after, y, x_hat) in enumerate(rows):
         if k in states:
@@ -293,7 +293,7 @@ def _stack(values: list[Image], like: Image) -> Image:
     return jnp.stack(values) if values else jnp.zeros((0, *like.shape), like.dtype)
 
 
-def _each(row_noise: Key | Image | None, rows: int) -> Sequence:
+def _each(row_noise: Key | Image | None, rows: int) -> Any:
     """The noise of each row: keys serve every row, recorded noise [rows, batch, ...] has one entry per row."""
     return [row_noise] * rows if row_noise is None or _are_keys(row_noise) else row_noise
 

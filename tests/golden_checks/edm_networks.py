@@ -62,7 +62,7 @@ def check_network(fixture: Fixture, mode: Mode) -> None:
             check_wrapped(fixture, mode, name, tensors)
 
 
-def check_names(fixture: Fixture, network: nn.Module, shape: tuple[int, int, int], tensors: Any) -> None:
+def check_names(fixture: Fixture, network: nn.Module, shape: tuple[int, ...], tensors: Any) -> None:
     """Names and shapes of the file's tensors, which of them are trained, how many numbers; and the way back."""
     meta, shapes = fixture.meta, edm_tensors.tensor_shapes(network, shape)
     stored = {name: tensor.shape for name, tensor in tensors.items()}
@@ -337,7 +337,7 @@ def check_gradients(fixture: Fixture, mode: Mode) -> None:
 # ----------------------------------------------------------------------------------------------------- parts
 
 
-def tensors_of(fixture: Fixture, network: nn.Module, shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+def tensors_of(fixture: Fixture, network: nn.Module, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     """A network's tensors: stored ones, or by the rule for the shapes that the package expects."""
     if fixture.meta.get("weights") != "rule":
         return stored(fixture, "sd.")

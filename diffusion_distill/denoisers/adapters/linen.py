@@ -60,7 +60,8 @@ class Linen(Network):
 
     def without_rates(self) -> nn.Module:
         """The module with the fields `dropout` and `label_dropout` at 0."""
-        return self.module.clone(**{n: 0.0 for n in ("dropout", "label_dropout") if hasattr(self.module, n)})
+        rates: dict[str, Any] = {n: 0.0 for n in ("dropout", "label_dropout") if hasattr(self.module, n)}
+        return self.module.clone(**rates)
 
 
 def _call(module: nn.Module, z: Image, time: Array, cond: Cond | None, train: bool) -> Any:
