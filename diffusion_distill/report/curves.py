@@ -28,18 +28,18 @@ def loss_plot(
     legend.
 
     Args:
-        histories: label -> (x, loss) pairs with x increasing, in images or steps.
-        path: the file; its ending is the format, and its folder must exist.
-        xlabel: what x counts.
-        phases: label -> x where a phase begins, marked by a vertical line. Means do not reach across it.
-        title: a line above the plot.
+      histories: label -> (x, loss) pairs with x increasing, in images or steps.
+      path: the file; its ending is the format, and its folder must exist.
+      xlabel: what x counts.
+      phases: label -> x where a phase begins, marked by a vertical line. Means do not reach across it.
+      title: a line above the plot.
 
     Returns:
-        The path.
+      The path.
 
     Raises:
-        ValueError: there are no histories, one is not a list of pairs or has no loss to show, or x decreases.
-        ImportError: matplotlib is not installed.
+      ValueError: there are no histories, one is not a list of pairs or has no loss to show, or x decreases.
+      ImportError: matplotlib is not installed.
     """
     from matplotlib.ticker import EngFormatter
 
