@@ -45,8 +45,8 @@ class Nnx(Network):
 
     @property
     def module(self) -> nnx.Module:
-        """The module with the parameters that it came with."""
-        return self.merge(self.first)
+        """The module without arrays, for its attributes; `merge` gives one that can be called."""
+        return nnx.merge(self.graph, *self.like, self.state.tree)
 
     def merge(self, params: Params, dropout: Key | None = None) -> nnx.Module:
         """The module with other parameters, such as a student's; its random streams begin at the dropout key."""
@@ -81,7 +81,7 @@ class Nnx(Network):
 
     def with_dropout(self, rate: float) -> Nnx:
         """The module with another rate in its layers of `nnx.Dropout`, if all have the same."""
-        module = self.module
+        module = self.merge(self.first)
         layers = _dropouts(module)
         if rate and len({layer.rate for layer in layers}) != 1:
             raise cannot_drop(self, rate, f"has layers of nnx.Dropout with the rates {[la.rate for la in layers]}")
