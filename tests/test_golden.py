@@ -354,7 +354,7 @@ def test_trees_of_btd_with_hyper_parameters(tmp_path: Path, kept: tuple[str, ...
         meta = json.loads(str(stored["meta"]))
         params = {key.removeprefix("params/"): stored[key].shape for key in stored.files if key.startswith("params/")}
     facts = {"num_params": meta["num_params"], "params": params, "digest": weights.digest(params)}
-    entry = {"config": meta["config"], "x": meta["x"], **{name: facts[name] for name in kept}}
+    entry = {"config": meta["config"], "image": meta["image"], **{name: facts[name] for name in kept}}
     (tmp_path / "manifest_variants.json").write_text(json.dumps({"c": entry}))
     tally = golden_check.check(tmp_path)
     assert (tally.count("PASS"), failures(tally)) == (len(kept), [])
