@@ -221,9 +221,9 @@ def test_a_stream_is_trained_on_and_goes_on_where_it_stopped(tmp_path: Any, one_
 class Odd:
     """A process of the test's own, which no registry knows."""
 
-    def level(self, time: Array) -> Any:
+    def level(self, t: Array) -> Any:
         """alpha and sigma."""
-        return Cosine().level(time)
+        return Cosine().level(t)
 
     def time(self, level: Any) -> Array:
         """The inverse."""
