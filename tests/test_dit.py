@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import chex
@@ -161,3 +163,17 @@ def test_contradicting_settings_of_a_dit_are_refused(change: dict[str, Any], mes
 def test_images_that_patches_do_not_divide_are_refused() -> None:
     with pytest.raises(ValueError, match=r"6x9 cannot be cut into patches: .* multiples of 2"):
         jax.eval_shape(SMALL.init, jax.random.key(0), jnp.zeros((1, 6, 9, 3)), jnp.zeros(1))
+
+
+# ---------------------------------------------------------------- as a rectified flow
+
+
+@pytest.mark.slow
+def test_students_of_a_rectified_flow_transformer_come_near_their_teacher() -> None:
+    """The code of the page in docs/, as it is."""
+    page = Path(__file__).parent.parent / "docs" / "models" / "rectified_flow_transformer.md"
+    found: dict[str, Any] = {}
+    exec("\n".join(re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)), found)
+    distance = found["distance"]
+    assert distance["the student in two steps"] < 0.6 * distance["the teacher in two steps"]
+    assert distance["the student in one step"] < 0.4 * distance["the teacher in one step"]

@@ -57,6 +57,7 @@ CHANGES = {
     "docs/models/nnx.md": [("range(1000)", "range(2)"), ('"32K"', "64")],
     "docs/models/equinox.md": [('"96K"', "64"), ('"12K"', "64")],
     "docs/models/text.md": [('"64K"', "64")],
+    "docs/models/rectified_flow_transformer.md": [('"24K"', "64"), ('"16K"', "128"), ("depth=3", "depth=1")],
     "docs/models/latents.md": [('"128K"', "64"), ('"64K"', "64")],
     "docs/runs.md": [
         ('"96K"', "256"),

@@ -233,7 +233,7 @@ class Texts(struct.PyTreeNode):
     def data_range(self) -> Any:
         return self.model.data_range
 
-    def __call__(self, z: Any, level: Level, cond: Any) -> Any:
+    def __call__(self, z: Any, level: Level, cond: Any = None) -> Any:
         told = cond["tokens"].mean(axis=(1, 2)) + cond["length"] + (abs(cond["tokens"]).sum(axis=(1, 2)) == 0)
         return told.reshape(-1, 1, 1, 1) + 0 * z
 

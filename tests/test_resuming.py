@@ -41,7 +41,7 @@ def compared(
     there, asked = (json.loads(json.dumps(description)) for description in (there, asked))
     edit(there)
     (folder / "checkpoints" / str(done)).mkdir(parents=True, exist_ok=True)
-    same: SameRun = _same_run(model, now, new_settings)
+    same: SameRun = _same_run(model, now, new_settings, None)
     return same(folder, there, asked)
 
 

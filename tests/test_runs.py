@@ -311,6 +311,7 @@ def test_edm_teachers_are_distilled(method: Any, toy_networks: None, source: toy
     students = api.distill(teacher, source, method, SETTINGS)
     for steps, student in students.items():
         levels = grids.make_grid(VE(), 8).at(slice(None, None, 8 // steps))
+        assert student.grid is not None
         np.testing.assert_array_equal(np.stack(student.grid), np.stack(levels))
         images = api.sample(student, 8)
         assert np.isfinite(images).all() and images.std() > 0

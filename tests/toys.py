@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from scipy import special
 
 from diffusion_distill.base.arrays import Array, namespace
@@ -23,7 +24,9 @@ from diffusion_distill.process import noising, predictions
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Cosine, Process, RectifiedFlow
 from diffusion_distill.process.time_input import LogsnrInput, TimeOfProcess
+from diffusion_distill.training import ema
 from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.training.state import TrainState, create
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Mixture:
     def _below(self, z: np.ndarray, level: Level) -> np.ndarray:
         """F(z)."""
         parts = zip(self.weights, self.means, self.stds, strict=True)
-        return sum(
+        return sum(  # type: ignore[return-value]
             w * special.ndtr((z - level.alpha * m) / np.hypot(level.alpha * std, level.sigma)) for w, m, std in parts
         )
 
@@ -246,3 +249,11 @@ def equal(a: Any, b: Any) -> bool:
     """Whether two trees are the same, bit for bit."""
     same = jax.tree.map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(), a, b)
     return all(jax.tree.leaves(same))
+
+
+def trained_state(model: Model, optimizer: optax.GradientTransformation) -> TrainState:
+    """A state in which every part differs from every other."""
+    state = create(parameters(model, 1), optimizer, ["self_teacher"], parameters(model, 2))
+    averages = {name: ema.Average(parameters(model, k), jnp.int32(9)) for k, name in enumerate(state.averages, 3)}
+    opt_state = jax.tree.map(lambda a: a + 1, state.opt_state)
+    return state.replace(averages=averages, opt_state=opt_state, step=jnp.int32(9), skipped=jnp.int32(2))

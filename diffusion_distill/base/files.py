@@ -1,4 +1,4 @@
-"""Files of people: paths as they write them, folders that can be written, JSON, and files that are not what they seem.
+"""What users give as files: paths, folders to write to, JSON, and files that are not what they should be.
 
 Every function that takes a path from outside calls `user_path` first. What ends with a result on disk calls `writable`
 before its work begins. Readers that meet bytes they do not know ask `stand_in` what they are.

@@ -36,7 +36,7 @@ from diffusion_distill.process.levels import Level
 class LogProb(Protocol):
     """Log-probabilities of conditions by a classifier of noisy samples; a JAX tree, or a plain function."""
 
-    def __call__(self, z: Image, level: Level, cond: Cond) -> Array:
+    def __call__(self, z: Image, level: Level, cond: Cond, /) -> Array:
         """z [batch, ...] at level ([batch] each) -> log p(cond | z, level), [batch]; differentiable by JAX."""
         ...
 

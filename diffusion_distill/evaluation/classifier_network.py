@@ -36,14 +36,14 @@ class Classifier(nn.Module):
     """Classifier of images of any size; level i is ch * ch_mult[i] channels wide, at 2^-i of the size, rounded up.
 
     Args:
-        num_classes: at least 2.
-        ch: width of the first level's unit.
-        ch_mult: width of each level in units of ch, finest level first; the last gives the number of features.
-        num_res_blocks: residual blocks per level.
-        norm_groups: groups of each norm, a divisor of every level's width.
+      num_classes: at least 2.
+      ch: width of the first level's unit.
+      ch_mult: width of each level in units of ch, finest level first; the last gives the number of features.
+      num_res_blocks: residual blocks per level.
+      norm_groups: groups of each norm, a divisor of every level's width.
 
     Raises:
-        ValueError: at construction, for settings that contradict each other.
+      ValueError: at construction, for settings that contradict each other.
     """
 
     num_classes: int
@@ -67,7 +67,7 @@ class Classifier(nn.Module):
         """Evaluate the network on x [batch, height, width, channels] in [-1, 1].
 
         Raises:
-            ValueError: while tracing, for another rank.
+          ValueError: while tracing, for another rank.
         """
         if x.ndim != 4:
             raise ValueError(f"x has shape {x.shape}; it must be [batch, height, width, channels].")

@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ class Features(Protocol):
         """Numbers per image."""
         ...
 
-    def __call__(self, images: Any) -> Any:
+    def __call__(self, images: Array) -> Array:
         """uint8 [n, h, w, c] -> [n, width]."""
         ...
 
@@ -63,7 +63,7 @@ class Pixels:
     """The pixels themselves: grey levels 0..255 mapped to [-1, 1].
 
     Attributes:
-        shape: of one image, channels last; of other data with a range, whatever it is.
+      shape: of one image, channels last; of other data with a range, whatever it is.
     """
 
     shape: tuple[int, ...]
@@ -88,21 +88,21 @@ class FromFunction:
     """A function of yours, [n, ...] -> [n, width], of uint8 or (without a range) of samples; its result is checked.
 
     Attributes:
-        width: 0 if it is not known beforehand.
-        fingerprint: a text that changes when the function does (say, with its weights). Features of reference images
-            are remembered by it; empty for features that are computed each time.
+      width: 0 if it is not known beforehand.
+      fingerprint: a text that changes when the function does (say, with its weights). Features of reference images
+        are remembered by it; empty for features that are computed each time.
     """
 
-    function: Callable[[Any], Any]
+    function: Callable[[Array], Array]
     name: str
     width: int = 0
     fingerprint: str = ""
 
-    def __call__(self, images: Any) -> Any:
+    def __call__(self, images: Array) -> Array:
         """The function's own array [n, width].
 
         Raises:
-            ValueError: the function returned an array of another shape.
+          ValueError: the function returned an array of another shape.
         """
         found = self.function(images)
         if np.ndim(found) != 2 or np.shape(found) != (len(images), self.width or np.shape(found)[1]):
@@ -133,13 +133,13 @@ class Inception(struct.PyTreeNode):
     The network is compiled once per number of images, the resize once per shape: give all batches the same size.
 
     Attributes:
-        params: as `weights.inception` reads them. Put them on the devices first (`jax.device_put`); NumPy arrays would
-            be copied there at every call.
-        rule: a key of `RULES`. Numbers published with another rule cannot be compared.
-        dtype: 'float32' or 'bfloat16'. The latter changes features by about 1 %; do not publish numbers from it.
+      params: as `weights.inception` reads them. Put them on the devices first (`jax.device_put`); NumPy arrays would
+        be copied there at every call.
+      rule: a key of `RULES`. Numbers published with another rule cannot be compared.
+      dtype: 'float32' or 'bfloat16'. The latter changes features by about 1 %; do not publish numbers from it.
 
     Raises:
-        ValueError: unknown rule or dtype.
+      ValueError: unknown rule or dtype.
     """
 
     params: Params
@@ -159,8 +159,8 @@ class Inception(struct.PyTreeNode):
         """uint8 [n, h, w, 3 or 1] -> features; grey images count as three equal channels.
 
         Raises:
-            TypeError: images that are not uint8: round them first, by a stated rule.
-            ValueError: another shape.
+          TypeError: images that are not uint8: round them first, by a stated rule.
+          ValueError: another shape.
         """
         found = self.outputs(images)
         return InceptionFeatures(found.pool3, found.spatial, found.logits_unbiased)
@@ -183,8 +183,8 @@ class Rule:
     """A rule that turns an image into the network's input.
 
     Attributes:
-        sources: (i [299], length L) -> s, the places of the output pixels among the input's.
-        centre, unit: values become (x - centre) / unit.
+      sources: (i [299], length L) -> s, the places of the output pixels among the input's.
+      centre, unit: values become (x - centre) / unit.
     """
 
     sources: Callable[[NDArray[np.float64], int], NDArray[np.float64]]
@@ -202,8 +202,8 @@ def network_input(images: ArrayLike, rule: str) -> Array:
     """uint8 [n, h, w, 3 or 1] -> float32 [n, 299, 299, 3] by a rule of `RULES`.
 
     Raises:
-        TypeError: images that are not uint8.
-        ValueError: another shape, no pixels, or an unknown rule.
+      TypeError: images that are not uint8.
+      ValueError: another shape, no pixels, or an unknown rule.
     """
     choose("input rule", rule, RULES)
     if not isinstance(images, jax.Array):
@@ -234,7 +234,7 @@ def interpolation(length: int, rule: str) -> NDArray[np.float32]:
     return weights.astype(np.float32)
 
 
-def _check_bytes(images: Any) -> None:
+def _check_bytes(images: Array) -> None:
     if images.dtype != np.uint8:
         raise TypeError(f"Images have dtype {images.dtype}; need uint8. Round them first, by a stated rule.")
     if images.ndim != 4:

@@ -40,13 +40,13 @@ class Moments:
     """Count, mean and covariance of a set of features.
 
     Attributes:
-        count: number of images n; None if it is not known, as of most published files.
-        mean: float64 [width].
-        cov: float64 [width, width], divisor n - 1; zeros for a single image.
-        centred: F [width, n] with F F^T = cov, if it was made from features and n is at most the width.
+      count: number of images n; None if it is not known, as of most published files.
+      mean: float64 [width].
+      cov: float64 [width, width], divisor n - 1; zeros for a single image.
+      centred: F [width, n] with F F^T = cov, if it was made from features and n is at most the width.
 
     Raises:
-        ValueError: shapes that do not fit, values that are not finite, or an asymmetric covariance.
+      ValueError: shapes that do not fit, values that are not finite, or an asymmetric covariance.
     """
 
     count: int | None
@@ -93,7 +93,7 @@ def moments(features: ArrayLike) -> Moments:
     """Moments of features [n, width].
 
     Raises:
-        ValueError: no rows, another rank, or entries that are not finite.
+      ValueError: no rows, another rank, or entries that are not finite.
     """
     features = checked_features("Features", features)
     count, mean = len(features), features.mean(axis=0)
@@ -107,7 +107,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     Sums of squares are never formed, so an offset common to all features costs no digits.
 
     Raises:
-        ValueError: different widths, or a count that is not known.
+      ValueError: different widths, or a count that is not known.
     """
     check_same_width(a.width, b.width)
     n, m = a._known_count(), b._known_count()
@@ -131,7 +131,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     by a term of order width^2 / n, so compare only distances of equal counts.
 
     Raises:
-        ValueError: different widths, or fewer than 2 images on a side.
+      ValueError: different widths, or fewer than 2 images on a side.
 
     Warns:
         UserWarning: a covariance is singular, since its set is no larger than the width (or may not be: not known).
@@ -161,7 +161,7 @@ def extrapolated(distance: float, halves: Sequence[float], count: int, to: float
     Forsyth, arXiv:1911.07023.
 
     Raises:
-        ValueError: no halves, or fewer than 2 images.
+      ValueError: no halves, or fewer than 2 images.
     """
     if not len(halves) or count < 2:
         raise ValueError(f"There are {len(halves)} distances of halves of {count} images; need one and 2 at least.")

@@ -38,12 +38,12 @@ class Outputs(NamedTuple):
     """The network's outputs for n images, float32.
 
     Attributes:
-        pool3: [n, 2048], the features of FID.
-        spatial: [n, 2023], those of sFID (Nash et al., arXiv:2103.03841): the first 7 channels of Mixed_6d.branch1x1,
-            in the order height, width, channels.
-        logits, logits_unbiased: [n, 1008] with and without the bias; the Inception Score is taken without.
-        block0, block1, block2: [n, 64], [n, 192], [n, 768], means over pixels after the first max pool, the second, and
-            Mixed_6e: pytorch-fid's features of these widths.
+      pool3: [n, 2048], the features of FID.
+      spatial: [n, 2023], those of sFID (Nash et al., arXiv:2103.03841): the first 7 channels of Mixed_6d.branch1x1,
+        in the order height, width, channels.
+      logits, logits_unbiased: [n, 1008] with and without the bias; the Inception Score is taken without.
+      block0, block1, block2: [n, 64], [n, 192], [n, 768], means over pixels after the first max pool, the second, and
+        Mixed_6e: pytorch-fid's features of these widths.
     """
 
     pool3: Array
@@ -137,10 +137,10 @@ class InceptionV3(nn.Module):
     """The network; it has no training mode.
 
     Attributes:
-        dtype: 'float32' (convolutions at the highest precision) or 'bfloat16', of everything up to pool3.
+      dtype: 'float32' (convolutions at the highest precision) or 'bfloat16', of everything up to pool3.
 
     Raises:
-        ValueError: another dtype, or images of another shape.
+      ValueError: another dtype, or images of another shape.
     """
 
     dtype: str = "float32"

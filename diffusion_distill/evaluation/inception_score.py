@@ -44,12 +44,12 @@ def inception_score(logits: ArrayLike, *, chunk: int | None = None, splits: int 
     """Inception Score of logits, in the order of the images.
 
     Args:
-        logits: [n, classes], before the softmax.
-        chunk: images per part, or
-        splits: number of parts. At most one of the two.
+      logits: [n, classes], before the softmax.
+      chunk: images per part, or
+      splits: number of parts. At most one of the two.
 
     Raises:
-        ValueError: NaN or infinite logits, another rank, both or non-positive arguments, more splits than images.
+      ValueError: NaN or infinite logits, another rank, both or non-positive arguments, more splits than images.
     """
     logits = as_features("Logits", logits)
     count = len(logits)

@@ -39,10 +39,10 @@ class Kid(NamedTuple):
     """MMD^2 over subsets.
 
     Attributes:
-        mean: the KID.
-        std: standard deviation over subsets, divisor their number (torch-fidelity).
-        std_error: standard error of the mean, from the divisor less one (TF-GAN); NaN for one subset.
-        values: one per subset.
+      mean: the KID.
+      std: standard deviation over subsets, divisor their number (torch-fidelity).
+      std_error: standard error of the mean, from the divisor less one (TF-GAN); NaN for one subset.
+      values: one per subset.
     """
 
     mean: float
@@ -57,14 +57,14 @@ def kid(
     """Kernel distance of samples to a reference.
 
     Args:
-        reference: features [n, width].
-        samples: features [m, width].
-        subsets: pairs of row indices, as `random_subsets` gives; None compares all rows.
-        estimator: one of `ESTIMATORS`.
+      reference: features [n, width].
+      samples: features [m, width].
+      subsets: pairs of row indices, as `random_subsets` gives; None compares all rows.
+      estimator: one of `ESTIMATORS`.
 
     Raises:
-        ValueError: an unknown estimator, no subsets, too few rows in one (below 2 unless biased), unequal sizes for the
-            u-statistic, different widths, entries that are not finite.
+      ValueError: an unknown estimator, no subsets, too few rows in one (below 2 unless biased), unequal sizes for the
+        u-statistic, different widths, entries that are not finite.
     """
     reference, samples = as_features("Reference features", reference), as_features("Sample features", samples)
     check_same_width(reference.shape[1], samples.shape[1])
@@ -83,7 +83,7 @@ def random_subsets(n: int, m: int, count: int = 100, size: int = 1000, seed: int
     From one RandomState(seed), in turn of the first set and of the second, each without repetition.
 
     Raises:
-        ValueError: a set smaller than `size`, or arguments below 1.
+      ValueError: a set smaller than `size`, or arguments below 1.
     """
     count, size = positive_int("count", count), positive_int("size", size)
     if min(n, m) < size:

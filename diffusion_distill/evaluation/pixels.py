@@ -15,14 +15,14 @@ def pixel_features(images: ArrayLike) -> NDArray[np.float32]:
     comparison with published FIDs.
 
     Args:
-        images: floating point [n, height, width, channels] in [-1, 1]; values outside are clipped.
+      images: floating point [n, height, width, channels] in [-1, 1]; values outside are clipped.
 
     Returns:
-        float32 [n, height * width * channels], flattened in the order height, width, channels.
+      float32 [n, height * width * channels], flattened in the order height, width, channels.
 
     Raises:
-        TypeError: integer images, whose range is not known here.
-        ValueError: another rank.
+      TypeError: integer images, whose range is not known here.
+      ValueError: another rank.
     """
     images = np.asarray(images)
     if not np.issubdtype(images.dtype, np.floating):
@@ -36,7 +36,7 @@ def checked_features(name: str, features: ArrayLike) -> NDArray[np.float64]:
     """Features as float64 [n, width], every entry finite; `name` stands in the error messages.
 
     Raises:
-        ValueError: not [n, width], or rows with NaN or infinity.
+      ValueError: not [n, width], or rows with NaN or infinity.
     """
     return as_features(name, features).astype(np.float64, copy=False)
 

@@ -39,12 +39,12 @@ def precision_recall(reference: ArrayLike, samples: ArrayLike, k: int = 3) -> Pr
     Both depend on the sizes of the two sets: state them beside the numbers.
 
     Args:
-        reference: features [n, width], n > k.
-        samples: features [m, width], m > k.
-        k: which neighbour sets the radius.
+      reference: features [n, width], n > k.
+      samples: features [m, width], m > k.
+      k: which neighbour sets the radius.
 
     Raises:
-        ValueError: k below 1, a set of k points or fewer, different widths, entries that are not finite.
+      ValueError: k below 1, a set of k points or fewer, different widths, entries that are not finite.
     """
     sample_is_in, reference_is_in = memberships(reference, samples, k)
     return PrecisionRecall(float(sample_is_in.mean()), float(reference_is_in.mean()))

@@ -45,11 +45,11 @@ class Reference:
     """A file of reference statistics.
 
     Attributes:
-        path, sha256: the file (of TRACT's two, the mean; the hash is that of both, one after the other).
-        layout: which of the table above.
-        moments: of the features; None if the file holds images only.
-        spatial: of the spatial features, for the sFID, if there are any.
-        facts: what the file says about itself, with `FACTS` as keys.
+      path, sha256: the file (of TRACT's two, the mean; the hash is that of both, one after the other).
+      layout: which of the table above.
+      moments: of the features; None if the file holds images only.
+      spatial: of the spatial features, for the sFID, if there are any.
+      facts: what the file says about itself, with `FACTS` as keys.
     """
 
     path: Path
@@ -63,7 +63,7 @@ class Reference:
         """The images [n, height, width, channels] in the file, read now.
 
         Raises:
-            ValueError: there are none, or they are not uint8 of this rank.
+          ValueError: there are none, or they are not uint8 of this rank.
         """
         images = self._array("arr_0", "images")
         if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
@@ -74,7 +74,7 @@ class Reference:
         """The labels [n] of the images, read now.
 
         Raises:
-            ValueError: there are none, or they are no integers [n].
+          ValueError: there are none, or they are no integers [n].
         """
         labels = self._array("arr_1", "labels")
         if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
@@ -85,7 +85,7 @@ class Reference:
         """The features [n, width] in the file, read now.
 
         Raises:
-            ValueError: there are none, or they are not finite.
+          ValueError: there are none, or they are not finite.
         """
         return as_features(f"{self.path}: pool_3", self._array("pool_3", "features"))
 
@@ -100,12 +100,12 @@ def read_reference(path: str | Path, count: int | None = None) -> Reference:
     """Reads a file in one of the layouts above; pickles are refused.
 
     Args:
-        path: an .npz, or TRACT's NAME_mean.npy with NAME_std.npy beside it.
-        count: the number of images behind the moments, used if the file does not state it.
+      path: an .npz, or TRACT's NAME_mean.npy with NAME_std.npy beside it.
+      count: the number of images behind the moments, used if the file does not state it.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, none of the layouts, or arrays whose shapes, symmetry or values cannot be right.
+      FileNotFoundError: no such file.
+      ValueError: damaged, none of the layouts, or arrays whose shapes, symmetry or values cannot be right.
     """
     path = user_path(path)
     pair = _tract_files(path)

@@ -27,8 +27,8 @@ class Accumulator:
     """Moments of features that arrive in batches, float64.
 
     Attributes:
-        count: images seen so far.
-        width: features per image, or None before the first batch.
+      count: images seen so far.
+      width: features per image, or None before the first batch.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Accumulator:
         """Adds a batch [n, width].
 
         Raises:
-            ValueError: another rank, another width than before, or rows that are not finite; nothing is added then.
+          ValueError: another rank, another width than before, or rows that are not finite; nothing is added then.
         """
         features = checked_features("Features", features)
         if self.width is None:
@@ -60,7 +60,7 @@ class Accumulator:
         """Adds all that another one has seen, for instance on another host.
 
         Raises:
-            ValueError: another width.
+          ValueError: another width.
         """
         if not other.count:
             return
@@ -73,7 +73,7 @@ class Accumulator:
         """Count, mean and covariance of everything added.
 
         Raises:
-            ValueError: nothing was added.
+          ValueError: nothing was added.
         """
         if not self.count:
             raise ValueError("No features were added, so there are no moments. Add at least one batch.")
@@ -91,7 +91,7 @@ class Accumulator:
         """An accumulator in a saved state; the arrays are copied.
 
         Raises:
-            ValueError: arrays are missing, do not fit together or are not finite.
+          ValueError: arrays are missing, do not fit together or are not finite.
         """
         names = ("count", "center", "sum", "outer")
         missing = [name for name in names if name not in arrays]
@@ -132,7 +132,7 @@ class Blocks:
         """Adds a batch [n, width].
 
         Raises:
-            ValueError: another rank, another width than before, or rows that are not finite; nothing is added then.
+          ValueError: another rank, another width than before, or rows that are not finite; nothing is added then.
         """
         rows = as_features("Features", features)
         if self._rest is not None:
@@ -148,7 +148,7 @@ class Blocks:
         """Count, mean and covariance of everything added: the same object until more is added.
 
         Raises:
-            ValueError: nothing was added.
+          ValueError: nothing was added.
         """
         if self._found is None:
             if self._rest is None:

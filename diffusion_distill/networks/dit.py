@@ -43,21 +43,21 @@ class DiT(nn.Module):
     """Transformer on the patches of an image, a number per image (the time) and, if num_classes > 1, a label per image.
 
     Args:
-        width: of a token, a multiple of 4 and of num_heads.
-        depth: number of blocks.
-        num_heads: of each attention.
-        out_ch: channels of the output.
-        patch: height and width of a patch in pixels.
-        mlp_ratio: width of the hidden layer of a block's perceptron, in units of `width`.
-        dropout: rate in [0, 1) at the end of both branches of a block, applied only if `train`.
-        num_classes: 1 means unconditional: no `class_emb`, labels are ignored.
-        label_dropout: rate at which training replaces labels by the null label, num_classes; kept here because it
-            belongs to a trained network. The network itself drops no label.
-        dtype: "float32", "bfloat16" or "float16", what the products in the blocks are computed in. Parameters,
-            embeddings, norms, softmax and the output are float32.
+      width: of a token, a multiple of 4 and of num_heads.
+      depth: number of blocks.
+      num_heads: of each attention.
+      out_ch: channels of the output.
+      patch: height and width of a patch in pixels.
+      mlp_ratio: width of the hidden layer of a block's perceptron, in units of `width`.
+      dropout: rate in [0, 1) at the end of both branches of a block, applied only if `train`.
+      num_classes: 1 means unconditional: no `class_emb`, labels are ignored.
+      label_dropout: rate at which training replaces labels by the null label, num_classes; kept here because it
+        belongs to a trained network. The network itself drops no label.
+      dtype: "float32", "bfloat16" or "float16", what the products in the blocks are computed in. Parameters,
+        embeddings, norms, softmax and the output are float32.
 
     Raises:
-        ValueError: at construction, for settings that contradict each other.
+      ValueError: at construction, for settings that contradict each other.
     """
 
     width: int
@@ -80,16 +80,16 @@ class DiT(nn.Module):
         """Evaluate the network.
 
         Args:
-            x: [batch, height, width, channels]; height and width divisible by `patch`.
-            time: [batch] float32, the number whose sinusoid is embedded.
-            labels: [batch] int32 in [0, num_classes] or [batch, num_classes] float; None is the null label for all.
-            train: apply dropout; needs the "dropout" random stream if the rate is positive.
+          x: [batch, height, width, channels]; height and width divisible by `patch`.
+          time: [batch] float32, the number whose sinusoid is embedded.
+          labels: [batch] int32 in [0, num_classes] or [batch, num_classes] float; None is the null label for all.
+          train: apply dropout; needs the "dropout" random stream if the rate is positive.
 
         Returns:
-            [batch, height, width, out_ch] float32.
+          [batch, height, width, out_ch] float32.
 
         Raises:
-            ValueError, TypeError: while tracing, for shapes or dtypes other than these.
+          ValueError, TypeError: while tracing, for shapes or dtypes other than these.
         """
         check_patches(x, time, self.patch)
         rows, columns = (n // self.patch for n in x.shape[1:3])

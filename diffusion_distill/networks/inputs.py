@@ -1,6 +1,6 @@
 """Inputs of networks: checks of shapes and dtypes, and labels as vectors.
 
-All networks are called as network(x, time, labels, train, augment), with
+U-Nets are called as network(x, time, labels, train, augment), and `DiT` as network(x, time, labels, train), with
 
     x        [batch, height, width, channels]
     time     [batch], one number per image
@@ -47,7 +47,7 @@ def check_labels(labels: Array | None, batch: int, num_classes: int, optional: b
     """Raises ValueError or TypeError for labels that a network with num_classes > 1 cannot take.
 
     Args:
-        optional: labels may be missing, or vectors.
+      optional: labels may be missing, or vectors.
     """
     if labels is None:
         if not optional:

@@ -67,19 +67,19 @@ class SongUNet(nn.Module):
     """DDPM++, NCSN++ and everything between them.
 
     Args:
-        ch, emb_ch, out_ch, ch_mult, num_res_blocks, num_classes, dropout, label_dropout, augment_dim, dtype: as
-            in `UNet`; a width must have equal norm groups, min(32, width // 4) of them.
-        attn_resolutions: heights at which attention follows each block on the way down and the last one on the
-            way up; the middle always has one.
-        noise_mult: the features of the time are ch * noise_mult wide.
-        embedding: 'positional' (sinusoids) or 'fourier' (random frequencies).
-        encoder: 'standard', 'skip' or 'residual'.
-        decoder: 'standard' or 'skip'.
-        resample_filter: taps of the filter that halves and doubles images, an even number of them.
-        skip_scale: factor of each sum of two branches.
+      ch, emb_ch, out_ch, ch_mult, num_res_blocks, num_classes, dropout, label_dropout, augment_dim, dtype: as
+        in `UNet`; a width must have equal norm groups, min(32, width // 4) of them.
+      attn_resolutions: heights at which attention follows each block on the way down and the last one on the
+        way up; the middle always has one.
+      noise_mult: the features of the time are ch * noise_mult wide.
+      embedding: 'positional' (sinusoids) or 'fourier' (random frequencies).
+      encoder: 'standard', 'skip' or 'residual'.
+      decoder: 'standard' or 'skip'.
+      resample_filter: taps of the filter that halves and doubles images, an even number of them.
+      skip_scale: factor of each sum of two branches.
 
     Raises:
-        ValueError: at construction, for unknown choices and settings that contradict each other.
+      ValueError: at construction, for unknown choices and settings that contradict each other.
     """
 
     ch: int
@@ -119,17 +119,17 @@ class SongUNet(nn.Module):
         """Evaluate the network.
 
         Args:
-            x: [batch, height, width, channels]; height and width divisible by 2^(levels - 1).
-            time: [batch] float32, the number whose features are embedded.
-            labels: [batch] int32 in [0, num_classes) or [batch, num_classes] float; None is the zero vector.
-            train: apply dropout; needs the "dropout" random stream if a rate is positive.
-            augment: [batch, augment_dim] float; None, as in sampling, is all zeros.
+          x: [batch, height, width, channels]; height and width divisible by 2^(levels - 1).
+          time: [batch] float32, the number whose features are embedded.
+          labels: [batch] int32 in [0, num_classes) or [batch, num_classes] float; None is the zero vector.
+          train: apply dropout; needs the "dropout" random stream if a rate is positive.
+          augment: [batch, augment_dim] float; None, as in sampling, is all zeros.
 
         Returns:
-            [batch, height, width, out_ch] float32.
+          [batch, height, width, out_ch] float32.
 
         Raises:
-            ValueError, TypeError: while tracing, for shapes or dtypes other than these.
+          ValueError, TypeError: while tracing, for shapes or dtypes other than these.
         """
         check_images(x, time, len(self.ch_mult))
         emb = self._embed(time, labels, augment)

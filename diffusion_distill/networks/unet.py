@@ -67,32 +67,32 @@ class UNet(nn.Module):
     """U-Net on images, a number per image (the time) and, if num_classes > 1, a label per image.
 
     Args:
-        ch: width of the first level's unit; ch * ch_mult[i] must be a multiple of 32 on every level.
-        emb_ch: width of the time embedding.
-        out_ch: channels of the output.
-        ch_mult: width of each level in units of ch, finest level first.
-        num_res_blocks: residual blocks per level on the way down (one more on the way up).
-        attn_resolutions: heights at which attention follows each block; the middle always has one.
-        num_heads, head_dim: exactly one of the two: the number of heads, or the channels of each.
-        dropout: rate in [0, 1) inside the residual blocks, applied only if `train`.
-        resblock_resample: resample in a residual block (2x2 mean, nearest) instead of a 3x3 convolution.
-        num_classes: 1 means unconditional: no `class_emb`, labels are ignored.
-        dtype: "float32", "bfloat16" or "float16", what convolutions and products are computed in. Parameters,
-            embedding, norm statistics, softmax, the last convolution and the output are float32.
-        whole_heads: False gives channels // head_dim heads, and no attention where that is none, not even in
-            the middle; True refuses channels that head_dim does not divide.
-        cos_first, frequency_shift: see `sinusoidal_features`.
-        norm_groups, norm_epsilon, norm_fewest: see `GroupNorm`.
-        wide_conv_in: the first convolution has ch * ch_mult[0] channels instead of ch.
-        label_bias: `class_emb` has a bias, and labels are required. Without, a missing label is the zero
-            vector, and labels may be real vectors.
-        label_dropout: rate at which training replaces labels by the null label, num_classes; kept here because
-            it belongs to a trained network, and read by `training.dropout`. The network itself drops no label.
-        augment_dim: length of the vector that describes how an image was augmented; 0 takes none.
-        init_rule: initial values, see `layers.initial`.
+      ch: width of the first level's unit; ch * ch_mult[i] must be a multiple of 32 on every level.
+      emb_ch: width of the time embedding.
+      out_ch: channels of the output.
+      ch_mult: width of each level in units of ch, finest level first.
+      num_res_blocks: residual blocks per level on the way down (one more on the way up).
+      attn_resolutions: heights at which attention follows each block; the middle always has one.
+      num_heads, head_dim: exactly one of the two: the number of heads, or the channels of each.
+      dropout: rate in [0, 1) inside the residual blocks, applied only if `train`.
+      resblock_resample: resample in a residual block (2x2 mean, nearest) instead of a 3x3 convolution.
+      num_classes: 1 means unconditional: no `class_emb`, labels are ignored.
+      dtype: "float32", "bfloat16" or "float16", what convolutions and products are computed in. Parameters,
+        embedding, norm statistics, softmax, the last convolution and the output are float32.
+      whole_heads: False gives channels // head_dim heads, and no attention where that is none, not even in
+        the middle; True refuses channels that head_dim does not divide.
+      cos_first, frequency_shift: see `sinusoidal_features`.
+      norm_groups, norm_epsilon, norm_fewest: see `GroupNorm`.
+      wide_conv_in: the first convolution has ch * ch_mult[0] channels instead of ch.
+      label_bias: `class_emb` has a bias, and labels are required. Without, a missing label is the zero
+        vector, and labels may be real vectors.
+      label_dropout: rate at which training replaces labels by the null label, num_classes; kept here because
+        it belongs to a trained network, and read by `training.dropout`. The network itself drops no label.
+      augment_dim: length of the vector that describes how an image was augmented; 0 takes none.
+      init_rule: initial values, see `layers.initial`.
 
     Raises:
-        ValueError: at construction, for settings that contradict each other.
+      ValueError: at construction, for settings that contradict each other.
     """
 
     ch: int
@@ -138,19 +138,19 @@ class UNet(nn.Module):
         """Evaluate the network.
 
         Args:
-            x: [batch, height, width, channels]; height and width divisible by 2^(levels - 1).
-            time: [batch] float32, the number whose sinusoid is embedded (BTD: 1000 * f(logsnr)).
-            labels: [batch] int32 in [0, num_classes), required if num_classes > 1. A label outside the range
-                is no error: its one-hot vector is zero. Without label_bias also [batch, num_classes] float, or
-                None for zeros.
-            train: apply dropout; needs the "dropout" random stream if a rate is positive.
-            augment: [batch, augment_dim] float; None, as in sampling, is all zeros.
+          x: [batch, height, width, channels]; height and width divisible by 2^(levels - 1).
+          time: [batch] float32, the number whose sinusoid is embedded (BTD: 1000 * f(logsnr)).
+          labels: [batch] int32 in [0, num_classes), required if num_classes > 1. A label outside the range
+            is no error: its one-hot vector is zero. Without label_bias also [batch, num_classes] float, or
+            None for zeros.
+          train: apply dropout; needs the "dropout" random stream if a rate is positive.
+          augment: [batch, augment_dim] float; None, as in sampling, is all zeros.
 
         Returns:
-            [batch, height, width, out_ch] float32.
+          [batch, height, width, out_ch] float32.
 
         Raises:
-            ValueError, TypeError: while tracing, for shapes or dtypes other than these.
+          ValueError, TypeError: while tracing, for shapes or dtypes other than these.
         """
         check_images(x, time, len(self.ch_mult))
         emb = self._embed(time, labels, augment)

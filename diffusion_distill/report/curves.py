@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,18 +28,18 @@ def loss_plot(
     legend.
 
     Args:
-        histories: label -> (x, loss) pairs with x increasing, in images or steps.
-        path: the file; its ending is the format, and its folder must exist.
-        xlabel: what x counts.
-        phases: label -> x where a phase begins, marked by a vertical line. Means do not reach across it.
-        title: a line above the plot.
+      histories: label -> (x, loss) pairs with x increasing, in images or steps.
+      path: the file; its ending is the format, and its folder must exist.
+      xlabel: what x counts.
+      phases: label -> x where a phase begins, marked by a vertical line. Means do not reach across it.
+      title: a line above the plot.
 
     Returns:
-        The path.
+      The path.
 
     Raises:
-        ValueError: there are no histories, one is not a list of pairs or has no loss to show, or x decreases.
-        ImportError: matplotlib is not installed.
+      ValueError: there are no histories, one is not a list of pairs or has no loss to show, or x decreases.
+      ImportError: matplotlib is not installed.
     """
     from matplotlib.ticker import EngFormatter
 
@@ -55,18 +56,7 @@ def loss_plot(
         axes.plot(
             x, _smooth_between(x, loss, sorted(phases.values())), color=colour, linewidth=1.8, label=legend, zorder=3
         )
-    for label, start in phases.items():
-        axes.axvline(start, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
-        # x in data units, y in units of the axes: just inside the top, whatever the losses are.
-        place = {
-            "xytext": (3, -4),
-            "textcoords": "offset points",
-            "rotation": 90,
-            "fontsize": 8,
-            "color": "0.35",
-        }
-        axes.annotate(label, (start, 1), xycoords=axes.get_xaxis_transform(), va="top", ha="left", **place)
-
+    _mark(axes, phases)
     axes.set(xlabel=xlabel, ylabel="loss", yscale="log", title=title)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(True, which="major", alpha=0.3)
@@ -80,6 +70,15 @@ def loss_plot(
     path = user_path(path)
     figure.savefig(path)
     return path
+
+
+def _mark(axes: Any, phases: Mapping[str, float]) -> None:
+    """Vertical lines where phases begin, with their names just inside the top, whatever the losses are."""
+    for label, start in phases.items():
+        axes.axvline(start, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
+        place = {"xytext": (3, -4), "textcoords": "offset points", "rotation": 90, "fontsize": 8, "color": "0.35"}
+        # x in data units, y in units of the axes.
+        axes.annotate(label, (start, 1), xycoords=axes.get_xaxis_transform(), va="top", ha="left", **place)
 
 
 def moving_mean(values: ArrayLike, window: int) -> NDArray[np.float64]:

@@ -19,10 +19,10 @@ def figure_of(rows: Sequence[int], size: tuple[float, float], square: bool = Fal
     The axes of a row share its width, whatever the number in other rows.
 
     Args:
-        square: the axes keep a shape of their own, as images do; they are moved together.
+      square: the axes keep a shape of their own, as images do; they are moved together.
 
     Raises:
-        ImportError: matplotlib is not installed.
+      ImportError: matplotlib is not installed.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

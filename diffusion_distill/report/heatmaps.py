@@ -28,19 +28,19 @@ def heat_maps(
     """Writes matrices as squares of colours, entry by entry; row 0 is at the top.
 
     Args:
-        maps: label -> matrix [rows, columns].
-        path: the file; its ending is the format, and its folder must exist.
-        title: a line above the matrices.
-        axis: what rows and columns count.
-        quantity: what the colours mean.
-        limits: the values of the first and the last colour; the least and the greatest of all matrices by default.
+      maps: label -> matrix [rows, columns].
+      path: the file; its ending is the format, and its folder must exist.
+      title: a line above the matrices.
+      axis: what rows and columns count.
+      quantity: what the colours mean.
+      limits: the values of the first and the last colour; the least and the greatest of all matrices by default.
 
     Returns:
-        The path.
+      The path.
 
     Raises:
-        ValueError: no maps, one that is no matrix or not finite, or limits that do not increase.
-        ImportError: matplotlib is not installed.
+      ValueError: no maps, one that is no matrix or not finite, or limits that do not increase.
+      ImportError: matplotlib is not installed.
     """
     from matplotlib.ticker import MaxNLocator
 

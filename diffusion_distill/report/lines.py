@@ -30,10 +30,10 @@ class Line(NamedTuple):
     """A line of a panel; points that are not finite are left out and interrupt it.
 
     Attributes:
-        x, y: [points] each.
-        style: matplotlib's name of the dashes: "-", "--", ":", "-.".
-        marker: matplotlib's name of the symbol at each point; "" for none.
-        like: the label of the line whose colour it takes, which need not be drawn itself; None for its own.
+      x, y: [points] each.
+      style: matplotlib's name of the dashes: "-", "--", ":", "-.".
+      marker: matplotlib's name of the symbol at each point; "" for none.
+      like: the label of the line whose colour it takes, which need not be drawn itself; None for its own.
     """
 
     x: ArrayLike
@@ -47,12 +47,12 @@ class Panel(NamedTuple):
     """Lines on common axes.
 
     Attributes:
-        lines: label -> line.
-        xlabel, ylabel: what the axes count.
-        xscale, yscale: "linear"; "log", which leaves out values that are not above 0; "asinh", logarithmic for both
-            signs and linear around 0; or "auto", which chooses one of them from the values.
-        linear: for "asinh", the size up to which it is about linear; None chooses it from the values.
-        marks: label -> x of a thin vertical line, named above the panel.
+      lines: label -> line.
+      xlabel, ylabel: what the axes count.
+      xscale, yscale: "linear"; "log", which leaves out values that are not above 0; "asinh", logarithmic for both
+        signs and linear around 0; or "auto", which chooses one of them from the values.
+      linear: for "asinh", the size up to which it is about linear; None chooses it from the values.
+      marks: label -> x of a thin vertical line, named above the panel.
     """
 
     lines: Mapping[str, Line]
@@ -68,17 +68,17 @@ def line_plot(rows: Sequence[Mapping[str, Panel]], path: str | Path, title: str 
     """Writes rows of panels {title: panel}. Lines of one label have one colour and one entry in the legend.
 
     Args:
-        rows: the panels of each row, which share its width.
-        path: the file; its ending is the format, and its folder must exist.
-        title: a line above the panels.
+      rows: the panels of each row, which share its width.
+      path: the file; its ending is the format, and its folder must exist.
+      title: a line above the panels.
 
     Returns:
-        The path.
+      The path.
 
     Raises:
-        ValueError: there are no panels, a panel has no lines, a line's x and y are not [points] each or it has no point
-            to show, or a scale is unknown.
-        ImportError: matplotlib is not installed.
+      ValueError: there are no panels, a panel has no lines, a line's x and y are not [points] each or it has no point
+        to show, or a scale is unknown.
+      ImportError: matplotlib is not installed.
     """
     panels = [(str(name), _checked(str(name), panel)) for row in rows for name, panel in row.items()]
     if not panels or not all(rows):

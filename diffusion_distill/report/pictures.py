@@ -28,8 +28,8 @@ def to_uint8(images: ArrayLike) -> NDArray[np.uint8]:
     """Converts images in [-1, 1] to 8 bits: 127.5 (x + 1), clipped to 0..255 and rounded, halves to even.
 
     Raises:
-        TypeError: images that are neither floats nor uint8; uint8 is returned unchanged.
-        ValueError: NaN in the images.
+      TypeError: images that are neither floats nor uint8; uint8 is returned unchanged.
+      ValueError: NaN in the images.
     """
     return quantise(np.asarray(images), "round_half_even")
 
@@ -49,20 +49,20 @@ def image_grid(
     """Writes a PNG with one row of images per entry and the entry's label at its left.
 
     Args:
-        rows: label -> images [n, height, width, 1 or 3], floats in [-1, 1] or uint8, all of one height and
-            width. A label may have several lines, or be empty.
-        path: the PNG; its folder must exist.
-        columns: the most images to show of each entry; the first ones are taken.
-        scale: how often each pixel is repeated along both axes; None enlarges small images.
-        title: a line above the rows.
+      rows: label -> images [n, height, width, 1 or 3], floats in [-1, 1] or uint8, all of one height and
+        width. A label may have several lines, or be empty.
+      path: the PNG; its folder must exist.
+      columns: the most images to show of each entry; the first ones are taken.
+      scale: how often each pixel is repeated along both axes; None enlarges small images.
+      title: a line above the rows.
 
     Returns:
-        The path.
+      The path.
 
     Raises:
-        ValueError: no rows, an empty row, rows of different shapes, NaN, or sizes below 1.
-        TypeError: images that are neither floats nor uint8.
-        ImportError: Pillow or matplotlib (for its font) is not installed.
+      ValueError: no rows, an empty row, rows of different shapes, NaN, or sizes below 1.
+      TypeError: images that are neither floats nor uint8.
+      ImportError: Pillow or matplotlib (for its font) is not installed.
     """
     if columns < 1 or (scale is not None and scale < 1):
         raise ValueError(f"columns is {columns} and scale {scale}; both must be at least 1.")

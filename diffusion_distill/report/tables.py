@@ -18,11 +18,11 @@ def format_table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> s
     A missing value, or None, is shown as "-".
 
     Args:
-        rows: one mapping column -> value per line.
-        columns: which columns, in this order; None takes all, in the order in which they first appear.
+      rows: one mapping column -> value per line.
+      columns: which columns, in this order; None takes all, in the order in which they first appear.
 
     Raises:
-        ValueError: no rows, or a column that no row has.
+      ValueError: no rows, or a column that no row has.
     """
     columns = _columns(rows, columns)
     cells, right = _cells(rows, columns)

@@ -36,7 +36,7 @@ class Log(Protocol):
 
 
 class JsonLines:
-    """Appends one JSON object per record to a file; does nothing without a path. Pictures are not its matter."""
+    """Appends one JSON object per record to a file; does nothing without a path. It leaves out pictures."""
 
     def __init__(self, path: Path | None, keep: int = 0):
         """A file that is there keeps its records up to update number `keep`, from which a run goes on."""

@@ -68,7 +68,7 @@ def run(
       state: a fresh or restored state.
       step: the compiled update.
       momenta: of the method's own averages; the eval average's is the phase's.
-      checkpoints: where the state is saved.
+      checkpoints: where the state is saved; None for nowhere.
       log: gets the figures: `loss` and `grad_norm` averaged over the finite updates since the last record, None if
         there was none; `nonfinite`, the number of the others; `skipped`, their number in the whole run.
 
@@ -77,8 +77,7 @@ def run(
         `checkpoints`.
       Interrupted: the program was asked to stop; the state is in `checkpoints`.
     """
-    plan, log = plan or Plan(), log or Logs()
-    done = int(state.step)
+    plan, log, done = plan or Plan(), log or Logs(), int(state.step)
     for k, (phase, end) in enumerate(zip(phases, ends(phases), strict=True)):
         begin = end - phase.updates
         if done >= end:
@@ -97,16 +96,13 @@ def run(
                     nonfinite.check(metrics, done, begin, phase, plan.nonfinite_limit, saved=checkpoints is not None)
                 if done == end:
                     plan.phase_done(phase, state)  # before the checkpoint: a run that dies in between does it again
-                if checkpoints and (done == end or done % plan.checkpoint_every == 0):
+                if done == end or done % plan.checkpoint_every == 0:
                     _save(checkpoints, state if done == end else last_good(state))
                 if evaluation_due(done, phases, batches.batch_size, plan.evaluate_every):
                     plan.evaluate(done, phase, state)
-                if checkpoints and checkpoints.reached_preemption(done):
-                    interrupts.request("preemption")
-                interrupts.check()
+                _stop_if_asked(checkpoints, done)
         except (interrupts.Interrupted, nonfinite.NonFinite):
-            if checkpoints:
-                _save(checkpoints, last_good(state))
+            _save(checkpoints, last_good(state))
             raise
         finally:
             updates.close()
@@ -114,9 +110,16 @@ def run(
     return state
 
 
-def _save(checkpoints: Checkpoints, state: TrainState) -> None:
-    """Saves a state under its number of updates, if there are any."""
-    if int(state.step):
+def _stop_if_asked(checkpoints: Checkpoints | None, done: int) -> None:
+    """Raises `Interrupted` if the program was asked to stop, or its machines are about to be taken away."""
+    if checkpoints and checkpoints.reached_preemption(done):
+        interrupts.request("preemption")
+    interrupts.check()
+
+
+def _save(checkpoints: Checkpoints | None, state: TrainState) -> None:
+    """Saves a state under its number of updates, if there are any and a place for it."""
+    if checkpoints and int(state.step):
         checkpoints.save(int(state.step), state)
 
 

@@ -70,7 +70,7 @@ def settings(config: Any, model: Model, published: weights.Published) -> Mapping
         "model/mean_loss_weight_type": method.weighting,
         "model/mean_type": model.prediction,
         "model/train_num_steps": method.steps if trains else method.end_steps,
-        "sampler": build.solver(config)["solver"],
+        "sampler": build.spec(config).complete(1).solver,
         "seed": run.seed,
         "train/batch_size": run.batch_size,
         "train/ema_decay": phase.momentum,

@@ -18,14 +18,14 @@ def sinusoidal_features(
     Salimans & Ho (2022) after Ho et al. (2020).
 
     Args:
-        time: [batch], any real numbers (of size 1000 in the published networks).
-        width: number of features, at least 4.
-        max_period: ratio of the highest to the lowest frequency.
-        shift: 1 spaces the frequencies so that both ends are reached, 0 leaves out the lowest.
-        cos_first: cosines, then sines (Dhariwal & Nichol 2021).
+      time: [batch], any real numbers (of size 1000 in the published networks).
+      width: number of features, at least 4.
+      max_period: ratio of the highest to the lowest frequency.
+      shift: 1 spaces the frequencies so that both ends are reached, 0 leaves out the lowest.
+      cos_first: cosines, then sines (Dhariwal & Nichol 2021).
 
     Returns:
-        [batch, width] float32, whatever the compute dtype of the network.
+      [batch, width] float32, whatever the compute dtype of the network.
     """
     half = width // 2
     # Rounded once from float64: angles reach 1000 rad, where a float32 exponential would cost 3e-4 rad.

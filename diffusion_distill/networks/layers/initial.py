@@ -29,13 +29,13 @@ def initial(rule: str, inputs: int, outputs: int, role: Role = "layer") -> dict[
                   sqrt(0.2); bias zero   (EDM's SongUNet)
 
     Args:
-        rule: a key of `INIT_RULES`.
-        inputs, outputs: numbers that a result depends on and that an input reaches; of a convolution, channels
-            times the kernel's places.
-        role: what the layer is for.
+      rule: a key of `INIT_RULES`.
+      inputs, outputs: numbers that a result depends on and that an input reaches; of a convolution, channels
+        times the kernel's places.
+      role: what the layer is for.
 
     Raises:
-        ValueError: unknown rule.
+      ValueError: unknown rule.
     """
     return choose("init_rule", rule, INIT_RULES)(inputs, outputs, role)
 

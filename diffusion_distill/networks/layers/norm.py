@@ -33,13 +33,13 @@ def group_norm(x: Array, scale: Array, shift: Array, *, num_groups: int = 32, ep
     when the mean dominates.
 
     Args:
-        x: [batch, height, width, channels], any float dtype; the arithmetic is float32.
-        scale, shift: [channels], or [batch, channels] where an embedding modulates them.
-        num_groups: divides channels.
-        epsilon: added to the variance.
+      x: [batch, height, width, channels], any float dtype; the arithmetic is float32.
+      scale, shift: [channels], or [batch, channels] where an embedding modulates them.
+      num_groups: divides channels.
+      epsilon: added to the variance.
 
     Returns:
-        [batch, height, width, channels] float32.
+      [batch, height, width, channels] float32.
     """
     x = x.astype(jnp.float32)
     # The derivative of a variance by its own centre is zero: stopping it there spares a reduction backwards.
@@ -89,7 +89,7 @@ def norm_groups(channels: int, norm: NormSettings) -> int:
     """The number of groups of a norm over `channels` channels.
 
     Raises:
-        ValueError: there would be none, or they would not be equal.
+      ValueError: there would be none, or they would not be equal.
     """
     groups = min(norm.num_groups, channels // norm.fewest) if norm.fewest else norm.num_groups
     if groups < 1 or channels % groups:

@@ -50,12 +50,12 @@ def filter_down(x: Array, filter: Array, padding: int | None = None) -> Array:
     Sums of shifted images: XLA makes one loop of them, where its grouped convolution is slow on a CPU.
 
     Args:
-        x: [batch, h, w, c].
-        filter: [k, k], any values.
-        padding: p; `filter_padding(k)` if None.
+      x: [batch, h, w, c].
+      filter: [k, k], any values.
+      padding: p; `filter_padding(k)` if None.
 
     Returns:
-        [batch, h', w', c] with h' = (h + 2 p - k) // 2 + 1.
+      [batch, h', w', c] with h' = (h + 2 p - k) // 2 + 1.
     """
     size, filter = filter.shape[0], filter.astype(x.dtype)
     pad = filter_padding(size) if padding is None else padding
@@ -71,12 +71,12 @@ def filter_up(x: Array, filter: Array, padding: int | None = None) -> Array:
     Each of the four parities of an output's place is a sum of shifted images of its own.
 
     Args:
-        x: [batch, h, w, c].
-        filter: [k, k], any values.
-        padding: p; `filter_padding(k)` if None.
+      x: [batch, h, w, c].
+      filter: [k, k], any values.
+      padding: p; `filter_padding(k)` if None.
 
     Returns:
-        [batch, h', w', c] with h' = 2 h - 2 + k - 2 p.
+      [batch, h', w', c] with h' = 2 h - 2 + k - 2 p.
     """
     size, filter = filter.shape[0], 4 * filter.astype(x.dtype)
     pad = filter_padding(size) if padding is None else padding

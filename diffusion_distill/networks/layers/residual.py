@@ -31,13 +31,13 @@ class ResidualBlock(nn.Module):
     the number of channels changes, else the identity. Salimans & Ho (2022), after BigGAN's block.
 
     Attributes:
-        features: channels of the output.
-        resample: halve or double the image: 2x2 mean and equal pixels, or with the filter of `taps`, one for
-            each branch (Song et al. 2021).
-        project: a block that resamples has a matrix product in its shortcut, also where the number of channels
-            stays (Song et al. 2021).
-        film: False adds the projected embedding before the second norm, instead of modulating it.
-        skip_scale: factor of the sum of both branches.
+      features: channels of the output.
+      resample: halve or double the image: 2x2 mean and equal pixels, or with the filter of `taps`, one for
+        each branch (Song et al. 2021).
+      project: a block that resamples has a matrix product in its shortcut, also where the number of channels
+        stays (Song et al. 2021).
+      film: False adds the projected embedding before the second norm, instead of modulating it.
+      skip_scale: factor of the sum of both branches.
     """
 
     features: int
