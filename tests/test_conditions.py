@@ -215,3 +215,23 @@ def test_a_stream_is_trained_on_and_goes_on_where_it_stopped(tmp_path: Any, one_
     assert not list((tmp_path / "whole" / "samples").glob("*"))
     with pytest.raises(ValueError, match="measured against a stream"):
         dd.train(model, source, method, dataclasses.replace(settings, evaluate_count=8))
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd:
+    """A process of the test's own, which no registry knows."""
+
+    def level(self, t: Array) -> Any:
+        """alpha and sigma."""
+        return Cosine().level(t)
+
+    def time(self, level: Any) -> Array:
+        """The inverse."""
+        return Cosine().time(level)
+
+
+def test_a_process_of_the_users_own_is_trained_in_memory(one_device: None) -> None:
+    model = dd.Model(Sees(), (5,), Odd(), prediction="v", data_range=None)
+    source = dd.data.from_arrays(np.ones((16, 5)), value_range=None)
+    teacher = dd.train(model, source, dd.Denoising(length=32), SETTINGS)
+    assert np.isfinite(dd.sample(teacher, 4, steps=3)).all()

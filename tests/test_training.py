@@ -119,7 +119,7 @@ def test_a_step_of_a_unet_with_labels_and_dropout_is_the_same_on_eight_devices()
                    dropout=0.3, num_classes=3)  # fmt: skip
     model = Model(network, (4, 4, 1), Cosine(), prediction="both")
     found = [
-        Run(model, METHODS["teacher"], devices)(batch(model), label=np.arange(BATCH, dtype=np.int32) % 3)
+        Run(model, METHODS["teacher"], devices)(batch(model), cond=np.arange(BATCH, dtype=np.int32) % 3)
         for devices in (1, 8)
     ]
     assert found[1]["loss"] == pytest.approx(found[0]["loss"], rel=1e-6)

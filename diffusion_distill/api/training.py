@@ -22,6 +22,7 @@ from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.sources import Source
 from diffusion_distill.data.stream import Stream, first_batch
 from diffusion_distill.denoisers import conditions
+from diffusion_distill.denoisers.description import can_build
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising
 from diffusion_distill.methods.phases import Phase, describe
@@ -222,7 +223,7 @@ def _same_run(model: Model, method: Any, settings: Settings, own: Level | None =
         return stored.phases(model, settings.batch_size, own)
 
     parts = {"process": model.process, "time_input": model.time_input}
-    if "name" in model.to_dict()["network"]:  # of the library's own
+    if can_build(model.network):
         parts["network"] = model.network
     return SameRun(
         free=frozenset(f"settings.{name}" for name in WITHOUT_EFFECT),

@@ -80,10 +80,15 @@ def from_dict(described: Mapping[str, Any], network: Any = None) -> dict[str, An
     return fields
 
 
+def can_build(network: Any) -> bool:
+    """Whether the library can build a model's network again from its description: it is one of `NETWORKS`."""
+    return type(network) in NETWORKS.values()
+
+
 def _network(model: Any) -> dict[str, Any]:
     adapted = model.adapter
-    if isinstance(adapted, Linen) and type(adapted.module) in NETWORKS.values():
-        return describe(adapted.module, NETWORKS)
+    if can_build(model.network):
+        return describe(model.network, NETWORKS)
     found = {"kind": adapted.kind, "class": adapted.name}
     if isinstance(adapted, Linen):
         found["settings"] = {name: value for name, value in to_mapping(adapted.module).items() if _is_plain(value)}
