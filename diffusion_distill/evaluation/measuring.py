@@ -43,7 +43,7 @@ class EvaluationSettings:
       neighbours: k of precision and recall.
       quantisation: one of `quantise.RULES`.
       extrapolate: also estimate the Fréchet distance that so many images would have, from the kept ones and five random
-        halves of them (`metrics.extrapolated`); results call it extrapolated, since it is not measured. 0 for none.
+        halves of them (`frechet.extrapolated`); results call it extrapolated, since it is not measured. 0 for none.
 
     Raises:
       ValueError: counts that are not positive, an unknown rule.
