@@ -158,8 +158,8 @@ def test_a_folder_that_cannot_be_written_is_refused_with_its_reason(tmp_path: Pa
 
 MODES = {
     "train": "api.train", "distill": "api.distill", "sample": "api.sample", "fit": "api.fit_solver",
-    "evaluate": "build.reference", "solvers": "build.source", "trajectories": ".subject",
-    "similarity": ".subject", "lambdas": "lambdas_study.fits_in", "classifier": "build.source",
+    "evaluate": "build.reference", "solvers": "build.source", "trajectories": "build.subject",
+    "similarity": "build.subject", "lambdas": "lambdas_study.fits_in", "classifier": "build.source",
 }  # fmt: skip
 
 

@@ -101,6 +101,12 @@ def config_readers(source: str) -> list[int]:
     return lines
 
 
+def config_fields(source: str) -> list[int]:
+    """Lines that read a field of a variable `config`."""
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, (ast.Attribute, ast.Subscript))]
+    return [n.lineno for n in nodes if isinstance(n.value, ast.Name) and n.value.id == "config"]
+
+
 def eager_libraries(source: str) -> set[str]:
     """Top-level names of libraries that are imported when the module is (not in functions or for types only)."""
     tree = ast.parse(source)
@@ -134,6 +140,7 @@ def test_configs_are_read_at_the_top_only() -> None:
     readers = {module: config_readers(source) for module, source in package_sources().items()}
     assert readers[f"{PACKAGE}.cli.build"]
     assert not [f"{m}:{lines}" for m, lines in readers.items() if lines and concept(m)[0] < CONFIG_FLOOR]
+    assert [m for m, source in package_sources().items() if config_fields(source)] == [f"{PACKAGE}.cli.build"]
 
 
 @pytest.mark.fast

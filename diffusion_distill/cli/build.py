@@ -46,6 +46,7 @@ from diffusion_distill.methods import DISTILLERS, Denoising
 from diffusion_distill.solvers.fitted import FittedSolver
 from diffusion_distill.solvers.spec import DEFAULT_SOLVER, SamplerSpec
 from diffusion_distill.studies.comparison import Comparison, Setting
+from diffusion_distill.studies.subject import Subject, subject
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.training.optimizers import OptimizerSettings
@@ -193,6 +194,27 @@ def spec(config: Any) -> SamplerSpec:
 def drawn(config: Any) -> dict[str, Any]:
     """Keyword arguments of `api.sample` that say how much is drawn: count, seed, batch_size."""
     return {name: config.sample[name] for name in ("count", "seed", "batch_size")}
+
+
+def form(config: Any) -> str:
+    """The form of files in which samples are written, one of `image_writer.FORMS`."""
+    return config.sample.form
+
+
+def looked_at(config: Any) -> Subject:
+    """What --mode=trajectories and similarity look at: config.artefact, sampled as config.sample says."""
+    return subject(artefact(config, "artefact"), spec(config), count=config.sample.count, seed=config.sample.seed)
+
+
+def fits(config: Any) -> str:
+    """The file or folder of fitted solvers that config.sample.fitted names.
+
+    Raises:
+      ValueError: it names none.
+    """
+    if not config.sample.fitted:
+        raise ValueError("This mode needs fitted solvers: give a file or a folder with --config.sample.fitted=PATH.")
+    return config.sample.fitted
 
 
 def fitting(config: Any) -> FitSettings:

@@ -23,7 +23,6 @@ from diffusion_distill.studies import lambdas as lambdas_study
 from diffusion_distill.studies import similarity as similarity_study
 from diffusion_distill.studies import trajectories as trajectories_study
 from diffusion_distill.studies.comparison import compare_solvers, in_short
-from diffusion_distill.studies.subject import Subject, subject
 from diffusion_distill.training.artefact import Artefact
 
 
@@ -45,7 +44,7 @@ def distill(config: Any, workdir: Path) -> None:
 
 def sample(config: Any, workdir: Path) -> None:
     """Draws samples of config.artefact into WORKDIR/samples.npz (or .zip, or a folder of PNGs) and samples.png."""
-    artefact, how, form = build.artefact(config, "artefact"), build.drawn(config), config.sample.form
+    artefact, how, form = build.artefact(config, "artefact"), build.drawn(config), build.form(config)
     model = artefact.model
     writable(workdir, "samples.png")
     pictures, bounded = drawable(model.shape, model.data_range), model.data_range is not None
@@ -110,15 +109,10 @@ def solvers(config: Any, workdir: Path) -> None:
     print(f"Seconds are per 1000 images. All is in {workdir / 'results.json'}, drawn in quality.png beside it.")
 
 
-def _subject(config: Any) -> Subject:
-    count, seed = config.sample.count, config.sample.seed
-    return subject(build.artefact(config, "artefact"), build.spec(config), count=count, seed=seed)
-
-
 def trajectories(config: Any, workdir: Path) -> None:
     """Draws norms and pixels along trajectories of config.sample's solver into WORKDIR/trajectories.png and .json."""
     writable(workdir, "trajectories.json", "trajectories.png")
-    looked = _subject(config)
+    looked = build.looked_at(config)
     trajectories_study.trajectories(looked.denoise, looked.tables, looked.start, workdir, looked.cond)
     print(f"The trajectories are drawn in {workdir / 'trajectories.png'}, their numbers are in trajectories.json")
 
@@ -126,7 +120,7 @@ def trajectories(config: Any, workdir: Path) -> None:
 def similarity(config: Any, workdir: Path) -> None:
     """Draws the similarities of the network's outputs between steps into WORKDIR/similarity.png and .json."""
     writable(workdir, "similarity.json", "similarity.png")
-    looked = _subject(config)
+    looked = build.looked_at(config)
     similarity_study.similarity(looked.denoise, looked.tables, looked.start, workdir, looked.cond)
     print(f"The similarities are drawn in {workdir / 'similarity.png'}, their numbers are in similarity.json")
 
@@ -136,11 +130,10 @@ def lambdas(config: Any, workdir: Path) -> None:
 
     Where lambdas were searched, the candidates are drawn into WORKDIR/candidates.png and .json.
     """
-    if not config.sample.fitted:
-        raise ValueError("This mode needs fitted solvers: give a file or a folder with --config.sample.fitted=PATH.")
+    fits = build.fits(config)
     writable(workdir, "lambdas.json", "lambdas.png")
-    lambdas_study.lambdas(lambdas_study.fits_in(config.sample.fitted), workdir)
-    if searches := lambdas_study.searches_in(config.sample.fitted):
+    lambdas_study.lambdas(lambdas_study.fits_in(fits), workdir)
+    if searches := lambdas_study.searches_in(fits):
         lambdas_study.candidates(searches, workdir)
     print(f"The lambdas are drawn in {workdir / 'lambdas.png'}, their numbers are in lambdas.json")
 
