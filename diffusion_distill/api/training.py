@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
 from diffusion_distill.api.monitor import Monitor
 from diffusion_distill.base.lengths import parse_length
@@ -25,6 +27,7 @@ from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.description import can_build
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising
+from diffusion_distill.methods.method import Method
 from diffusion_distill.methods.phases import Phase, describe
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import predicts_noise
@@ -37,7 +40,7 @@ from diffusion_distill.training.optimizers import make_clip, make_optimizer
 from diffusion_distill.training.resuming import LENGTHS, SameRun, defaults
 from diffusion_distill.training.settings import WITHOUT_EFFECT, Settings
 from diffusion_distill.training.state import TrainState, create
-from diffusion_distill.training.step import make_step
+from diffusion_distill.training.step import Step, make_step
 from diffusion_distill.training.workdir import Workdir
 
 
@@ -67,7 +70,7 @@ def train(
 def distill(
     teacher: Artefact,
     source: Source | Stream,
-    method: Any,
+    method: Method,
     settings: Settings | None = None,
     workdir: str | Path | None = None,
     student: Model | None = None,
@@ -108,7 +111,7 @@ def _fit(
     params: Params,
     teacher: Artefact | None,
     source: Source | Stream,
-    method: Any,
+    method: Method,
     settings: Settings,
     workdir: str | Path | None,
     name_of: Callable[[Phase], str],
@@ -125,25 +128,14 @@ def _fit(
     phases = method.phases(model, settings.batch_size, own)
     provenance = _provenance(teacher, method, settings)
     description = _description(model, teacher, source, provenance) if workdir is not None else {}
-    same = _same_run(model, method, settings, own)
     optimizer = make_optimizer(settings.optimizer)
-    step = make_step(
-        method.losses,
-        trained,
-        None if teacher is None else teacher.model,
-        optimizer,
-        mesh,
-        parts=settings.parts,
-        shard_clip=make_clip(settings.optimizer) if settings.optimizer.clip_scope == "shard" else None,
-        label_dropout=dropout.label_dropout_of(model, getattr(method, "label_dropout", None)),
-    )
-    artefacts: dict[int, Artefact] = {}
+    step = _step(model, trained, teacher, method, settings, optimizer, mesh)
+    students: dict[int, Artefact] = {}
     with ExitStack() as cleanup:  # also when interrupted: a checkpoint under way would be lost
-        home = None
+        home, checkpoints = None, None
         if workdir is not None:
+            same = _same_run(model, method, settings, own)
             home = cleanup.enter_context(closing(Workdir(workdir, description, compare=same))).path
-        checkpoints = None
-        if home:
             checkpoints = Checkpoints(home / "checkpoints", settings.keep_checkpoints, description)
             cleanup.callback(checkpoints.close)
         state = create(params, optimizer, method.averages, () if teacher is None else teacher.params)
@@ -156,40 +148,65 @@ def _fit(
         monitor = Monitor(model, source, settings, phases, log, home)
 
         def phase_done(phase: Phase, state: TrainState) -> None:
-            made = {**provenance, "phase": phase.name, "updates": int(state.step), "skipped": int(state.skipped)}
-            average = jax.tree.map(jnp.copy, state.averages["eval"].params)
-            artefacts[phase.student_steps] = Artefact(model, average, phase.student_steps, made, phase.grid)
+            students[phase.student_steps] = _averaged(model, phase, state, provenance)
             if home:
-                artefacts[phase.student_steps].save(home / name_of(phase))
+                students[phase.student_steps].save(home / name_of(phase))
 
         monitor.catch_up(state)
+        batches, key = _batches(source, settings), key_of(settings.seed)
+        plan = _plan(settings, monitor, phase_done)
         loop.run(
-            state,
-            step,
-            phases,
-            _batches(source, settings),
-            optimizer,
-            key_of(settings.seed),
-            mesh,
-            momenta=method.averages,
-            plan=loop.Plan(
-                log_every=settings.log_every,
-                checkpoint_every=settings.checkpoint_every,
-                evaluate_every=parse_length(settings.evaluate_every),
-                evaluate=monitor,
-                phase_done=phase_done,
-                nonfinite_limit=settings.nonfinite_limit,
-            ),
-            checkpoints=checkpoints,
-            log=log,
-        )
+            state, step, phases, batches, optimizer, key, mesh,
+            momenta=method.averages, plan=plan, checkpoints=checkpoints, log=log,
+        )  # fmt: skip
     for phase in phases:  # phases finished before a restart
-        if phase.student_steps not in artefacts and home:
-            artefacts[phase.student_steps] = Artefact.load(home / name_of(phase), model.network)
-    return artefacts
+        if phase.student_steps not in students and home:
+            students[phase.student_steps] = Artefact.load(home / name_of(phase), model.network)
+    return students
 
 
-def _provenance(teacher: Artefact | None, method: Any, settings: Settings) -> dict[str, Any]:
+def _step(
+    model: Model,
+    trained: Model,
+    teacher: Artefact | None,
+    method: Method,
+    settings: Settings,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> Step:
+    """The compiled update of a run."""
+    return make_step(
+        method.losses,
+        trained,
+        None if teacher is None else teacher.model,
+        optimizer,
+        mesh,
+        parts=settings.parts,
+        shard_clip=make_clip(settings.optimizer) if settings.optimizer.clip_scope == "shard" else None,
+        label_dropout=dropout.label_dropout_of(model, getattr(method, "label_dropout", None)),
+    )
+
+
+def _plan(settings: Settings, monitor: Monitor, phase_done: Callable[[Phase, TrainState], None]) -> loop.Plan:
+    """What the loop does between updates."""
+    return loop.Plan(
+        log_every=settings.log_every,
+        checkpoint_every=settings.checkpoint_every,
+        evaluate_every=parse_length(settings.evaluate_every),
+        evaluate=monitor,
+        phase_done=phase_done,
+        nonfinite_limit=settings.nonfinite_limit,
+    )
+
+
+def _averaged(model: Model, phase: Phase, state: TrainState, provenance: Mapping[str, Any]) -> Artefact:
+    """The eval average at the end of a phase."""
+    made = {**provenance, "phase": phase.name, "updates": int(state.step), "skipped": int(state.skipped)}
+    average = jax.tree.map(jnp.copy, state.averages["eval"].params)
+    return Artefact(model, average, phase.student_steps, made, phase.grid)
+
+
+def _provenance(teacher: Artefact | None, method: Method, settings: Settings) -> dict[str, Any]:
     """The history of the artefacts. Versions of the teacher are left out: only one loaded from disk has them."""
     return {
         "method": type(method).__name__,
@@ -215,7 +232,7 @@ def _description(
     }
 
 
-def _same_run(model: Model, method: Any, settings: Settings, own: Level | None = None) -> SameRun:
+def _same_run(model: Model, method: Method, settings: Settings, own: Level | None = None) -> SameRun:
     """The fields that may change when a run is resumed."""
 
     def phases(description: Mapping[str, Any]) -> list[Phase]:
@@ -254,9 +271,10 @@ def _batches(source: Source | Stream, settings: Settings) -> Batches:
     return Batches(source, settings.batch_size, settings.seed, settings.flip, here, processes)
 
 
-def _check_teacher(teacher: Artefact, student: Model, method: Any, phases: Sequence[Phase]) -> None:
-    if teacher.steps and getattr(method, "teacher_solver", "ddim") != "ddim":
-        raise ValueError(f"A student steps by DDIM, not by {method.teacher_solver}. Set teacher_solver='ddim'.")
+def _check_teacher(teacher: Artefact, student: Model, method: Method, phases: Sequence[Phase]) -> None:
+    solver = getattr(method, "teacher_solver", "ddim")
+    if teacher.steps and solver != "ddim":
+        raise ValueError(f"A student steps by DDIM, not by {solver}. Set teacher_solver='ddim'.")
     if dropout.same_but_for_dropout(student, teacher.model):
         return
     if len(phases) > 1:

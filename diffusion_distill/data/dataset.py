@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -76,53 +77,72 @@ def from_dataset(
     check_channels(channels)
     if num_classes:
         positive_int("num_classes", num_classes)
-    count = len(dataset)
-    if not count:
+    if not len(dataset):
         raise ValueError("The data set is empty. Give one with at least one image.")
-    one_at_a_time = threading.Lock() if threads == 1 else contextlib.nullcontext()
+    resized = None if size is None else partial(resize, size=size, crop=crop, resample=resample)
+    lock = threading.Lock() if threads == 1 else contextlib.nullcontext()
+    items = _Items(dataset, lock, x, cond, num_classes, value_range, channels, resized)
+    return hold(
+        items, len(dataset), items.like, items.labelled, num_classes, threads=threads, memory=memory, report=report,
+        identity=identity, value_range=value_range,
+    )  # fmt: skip
 
-    def read(index: int) -> Any:
-        with one_at_a_time:
-            return dataset[index]
 
-    def sample(item: Any, where: str, channels: int | None) -> np.ndarray:
-        return _sample(_part(item, x, where), where, channels, value_range)
+class _Items:
+    """The items of a data set as samples and conditions; each is checked against item 0."""
 
-    item = read(0)
-    first = sample(item, "Item 0", channels)
-    like = first if size is None else resize(first, size, crop, resample)
-    there = cond is not None and not (cond == "cond" and _lacks(item, cond))
-    example = _part(item, cond, "Item 0") if cond is not None and there else None
-    labelled = there and num_classes != 0 and (num_classes is not None or _is_label(example))
+    def __init__(
+        self,
+        dataset: RandomAccess,
+        lock: contextlib.AbstractContextManager[Any],
+        x: str | int,
+        cond: str | int | None,
+        num_classes: int | None,
+        value_range: tuple[float, float] | str | None,
+        channels: int | None,
+        resized: Callable[[np.ndarray], np.ndarray] | None,
+    ):
+        """Reads item 0; `resized` brings an image to the size asked for."""
+        self._dataset, self._lock, self._x, self._cond = dataset, lock, x, cond
+        self._num_classes, self._value_range, self._resized = num_classes, value_range, resized
+        item = self._read(0)
+        if cond == "cond" and _lacks(item, cond):
+            self._cond = None
+        self._first = _sample(_part(item, x, "Item 0"), "Item 0", channels, value_range)
+        self._channels = channels or (3 if self._first.shape[-1] == 3 else None)
+        self.like = self._first if resized is None else resized(self._first)
+        self._example = None if self._cond is None else _part(item, self._cond, "Item 0")
+        whole = num_classes is not None or _is_label(self._example)
+        self.labelled = self._cond is not None and num_classes != 0 and whole
+        self._condition(item, "Item 0")
 
-    def condition(item: Any, where: str) -> Cond | None:
-        if cond is None or not there:
-            return None
-        part = _part(item, cond, where)
-        return _label(part, where, num_classes) if labelled else _condition(part, example, where)
-
-    def make(index: int) -> tuple[np.ndarray, Cond | None]:
-        item, where = read(index), f"Item {index}"
-        found = sample(item, where, channels or (3 if first.shape[-1] == 3 else None))
+    def __call__(self, index: int) -> tuple[np.ndarray, Cond | None]:
+        """The sample and the condition of an item."""
+        item, where, first = self._read(index), f"Item {index}", self._first
+        found = _sample(_part(item, self._x, where), where, self._channels, self._value_range)
         if (found.dtype, found.shape[-1]) != (first.dtype, first.shape[-1]):
             raise ValueError(
                 f"{where} has {found.shape[-1]} channels of {found.dtype}, but item 0 has {first.shape[-1]} of "
                 f"{first.dtype}. Convert the items to one kind; for encoded images and Pillow's pass channels=3 or 1."
             )
-        if size is not None:
-            found = resize(found, size, crop, resample)
-        elif found.shape != like.shape:
+        if self._resized is not None:
+            found = self._resized(found)
+        elif found.shape != self.like.shape:
             raise ValueError(
-                f"{where} has shape {found.shape}, but item 0 has {like.shape}. "
+                f"{where} has shape {found.shape}, but item 0 has {self.like.shape}. "
                 "Pass size=... to bring all images to one size."
             )
-        return found, condition(item, where)
+        return found, self._condition(item, where)
 
-    condition(item, "Item 0")
-    return hold(
-        make, count, like, labelled, num_classes, threads=threads, memory=memory, report=report, identity=identity,
-        value_range=value_range,
-    )  # fmt: skip
+    def _read(self, index: int) -> Any:
+        with self._lock:
+            return self._dataset[index]
+
+    def _condition(self, item: Any, where: str) -> Cond | None:
+        if self._cond is None:
+            return None
+        part = _part(item, self._cond, where)
+        return _label(part, where, self._num_classes) if self.labelled else _condition(part, self._example, where)
 
 
 def _part(item: Any, key: str | int, where: str) -> Any:
@@ -166,7 +186,7 @@ def _sample(value: Any, where: str, channels: int | None, value_range: tuple[flo
     x = np.asarray(value)
     if x.ndim == 2 and x.dtype == np.uint8:
         x = x[..., None]
-    if x.ndim == 3 and x.shape[0] in (1, 3, 4) and x.shape[2] > 4:
+    if value_range is not None and x.ndim == 3 and x.shape[0] in (1, 3, 4) and x.shape[2] > 4:
         raise ValueError(
             f"{where} has an image of shape {x.shape}, which looks like [channels, height, width]. "
             "Need [height, width, channels]: use `image.transpose(1, 2, 0)`."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -82,8 +82,10 @@ class Denoising:
             )
         ]
 
-    #: Momenta of averages kept during training besides the eval average.
-    averages: ClassVar[Mapping[str, float]] = {}
+    @property
+    def averages(self) -> Mapping[str, float]:
+        """Momenta of averages kept during training besides the eval average: there are none."""
+        return {}
 
     def losses(self, denoisers: Mapping[str, Any], inputs: Any, batch: Batch, key: Key) -> Array:
         """Per-image losses [batch] of denoisers['student']."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.errors import choose
@@ -31,6 +31,8 @@ class Method(Protocol):
     `dropout` and `label_dropout`, rates with which the student is trained.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
     @property
     def averages(self) -> Mapping[str, float]:
         """name -> momentum of the averages of the student that the loss needs, besides the eval average."""
@@ -45,7 +47,7 @@ class Method(Protocol):
         """
         ...
 
-    def losses(self, denoisers: Mapping[str, Any], inputs: Any, batch: Batch, key: Key) -> Array:
+    def losses(self, denoisers: Mapping[str, Any], inputs: Any, batch: Batch, key: Key, /) -> Array:
         """Per-sample losses [batch].
 
         Args:

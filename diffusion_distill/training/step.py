@@ -35,7 +35,7 @@ class StepInputs(NamedTuple):
 class Losses(Protocol):
     """A method's per-sample losses [batch] from the roles' denoisers."""
 
-    def __call__(self, denoisers: Mapping[str, Any], rows: Any, batch: Batch, key: Key) -> Array: ...
+    def __call__(self, denoisers: Mapping[str, Any], rows: Any, batch: Batch, key: Key, /) -> Array: ...
 
 
 Step = jax.stages.Wrapped  # (state, batch, inputs, seed key) -> (state, metrics)
