@@ -9,7 +9,7 @@
     images = dd.sample(students[1], 16)
     images = dd.sample(teacher, 16, fitted=dd.fit_solver(teacher, "ddim", 10))
 
-Conventions: images are [batch, height, width, channels] float32 in [-1, 1]; a noise level is
+Conventions: samples are [batch, *shape] float32, channels last, and images lie in [-1, 1]; a noise level is
 (alpha, sigma) with z = alpha·x + sigma·eps; for every process time 1 is noise and 0 is clean.
 """
 

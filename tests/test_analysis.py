@@ -14,7 +14,7 @@ import toys
 from flax import struct
 
 from diffusion_distill.base.arrays import Array
-from diffusion_distill.base.typing import Image, Labels
+from diffusion_distill.base.typing import Data, Labels
 from diffusion_distill.denoisers.model import Denoiser
 from diffusion_distill.process import edm_grids, grids
 from diffusion_distill.process.flow import RectifiedFlow
@@ -46,7 +46,7 @@ class Turning(struct.PyTreeNode):
         """Of a batch."""
         return self.speed * labels * logsnr
 
-    def __call__(self, z: Image, level: Level, labels: Labels | None = None) -> Image:
+    def __call__(self, z: Data, level: Level, labels: Labels | None = None) -> Data:
         """The x_hat that belongs to eps."""
         angle = self.angle(level.logsnr, labels)
         eps = jnp.stack([jnp.cos(angle), jnp.sin(angle), *[jnp.zeros_like(angle)] * (z[0].size - 2)], axis=1)
@@ -57,7 +57,7 @@ class Turning(struct.PyTreeNode):
 class Broken(struct.PyTreeNode):
     """A denoiser that does not answer with numbers."""
 
-    def __call__(self, z: Image, level: Level, labels: Labels | None = None) -> Image:
+    def __call__(self, z: Data, level: Level, labels: Labels | None = None) -> Data:
         """NaN."""
         return z * jnp.nan
 

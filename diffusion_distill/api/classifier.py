@@ -31,7 +31,7 @@ from diffusion_distill.base.files import read_json, user_path
 from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.registry import describe, from_mapping, rebuild
 from diffusion_distill.base.seeds import check_seed, key_of
-from diffusion_distill.base.typing import Batch, Image, Key, Params
+from diffusion_distill.base.typing import Batch, Data, Key, Params
 from diffusion_distill.base.whole import write_json
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.sources import Source, range_of, to_unit_range
@@ -292,7 +292,7 @@ def train_classifier(
     return trained
 
 
-def shifted(images: Image, offsets: Array) -> Image:
+def shifted(images: Data, offsets: Array) -> Data:
     """Images [n, h, w, c] moved down and to the right by whole pixels, offsets [n, 2]; black comes in.
 
     A product with shifted unit matrices: exact, and spread over devices as the images are.
@@ -332,7 +332,7 @@ class _Training:
 
 
 @partial(jax.jit, static_argnames="network")
-def _apply(network: Classifier, params: Params, images: Image) -> Classified:
+def _apply(network: Classifier, params: Params, images: Data) -> Classified:
     return network.apply({"params": params}, images)  # type: ignore[return-value]
 
 

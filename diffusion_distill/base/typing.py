@@ -9,7 +9,7 @@ import jax
 
 from diffusion_distill.base.arrays import Array
 
-Image = Array  # [batch, *shape], float32; images are [batch, height, width, channels]
+Data = Array  # [batch, *shape], float32; images are [batch, height, width, channels]
 Cond = Any  # a tree of arrays [batch, ...] that the network is conditioned on, or None
 Labels = Array  # [batch] int32
 Key = jax.Array  # a typed PRNG key

@@ -11,7 +11,7 @@ from typing import Any
 from flax import struct
 
 from diffusion_distill.base.arrays import expand, namespace
-from diffusion_distill.base.typing import Cond, Image
+from diffusion_distill.base.typing import Cond, Data
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
 
@@ -21,7 +21,7 @@ class Clipped(struct.PyTreeNode):
 
     denoise: Denoise
 
-    def __call__(self, z: Image, level: Level, cond: Cond | None = None) -> Image:
+    def __call__(self, z: Data, level: Level, cond: Cond | None = None) -> Data:
         """x_hat in the range."""
         x, bounds = self.denoise(z, level, cond), range_of(self.denoise)
         return x if bounds is None else namespace(x).clip(x, *bounds)
@@ -53,7 +53,7 @@ class Thresholded(struct.PyTreeNode):
         if not 0 < self.floor < math.inf:
             raise ValueError(f"The floor of thresholding must be positive and finite, got {self.floor}.")
 
-    def __call__(self, z: Image, level: Level, cond: Cond | None = None) -> Image:
+    def __call__(self, z: Data, level: Level, cond: Cond | None = None) -> Data:
         """x_hat in the range."""
         x, bounds = self.denoise(z, level, cond), range_of(self.denoise)
         if bounds is None:
@@ -63,7 +63,7 @@ class Thresholded(struct.PyTreeNode):
             return self._thresholded(xp, x)
         return middle + half * self._thresholded(xp, (x - middle) / half)
 
-    def _thresholded(self, xp: Any, x: Image) -> Image:
+    def _thresholded(self, xp: Any, x: Data) -> Data:
         size = xp.quantile(xp.abs(x).reshape(len(x), -1), self.quantile, axis=1)
         s = expand(xp.maximum(size, self.floor), x)
         return xp.clip(x, -s, s) / s

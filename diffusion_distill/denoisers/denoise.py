@@ -8,14 +8,14 @@ from typing import Any, Protocol
 import jax
 
 from diffusion_distill.base.arrays import Array
-from diffusion_distill.base.typing import Cond, Image
+from diffusion_distill.base.typing import Cond, Data
 from diffusion_distill.process.levels import Level
 
 
 class Denoise(Protocol):
     """Estimates the clean sample from a noisy one: a JAX tree, whose arrays jit sees, or a plain function."""
 
-    def __call__(self, z: Image, level: Level, cond: Cond | None = None, /) -> Image:
+    def __call__(self, z: Data, level: Level, cond: Cond | None = None, /) -> Data:
         """z [batch, *shape] at level ([batch] each) -> x_hat of the same shape."""
         ...
 
@@ -26,12 +26,12 @@ class RawDenoise(Denoise, Protocol):
     prediction: Any
     sigma_data: Any
 
-    def raw(self, z: Image, level: Level, cond: Cond | None = None, /) -> Array:
+    def raw(self, z: Data, level: Level, cond: Cond | None = None, /) -> Array:
         """The network's own output: x, eps, v, or [x, eps] on the channel axis."""
         ...
 
 
-def as_denoise(denoise: Denoise | Callable[..., Image]) -> Denoise:
+def as_denoise(denoise: Denoise | Callable[..., Data]) -> Denoise:
     """A denoiser as a JAX tree.
 
     Args:

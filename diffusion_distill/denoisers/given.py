@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from diffusion_distill.base.arrays import Array
-from diffusion_distill.base.typing import Cond, Image, Key, Params
+from diffusion_distill.base.typing import Cond, Data, Key, Params
 from diffusion_distill.denoisers.network import Network
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
@@ -26,7 +26,7 @@ class Given(Network):
     num_classes: int = 1
     kind: ClassVar[str] = "denoiser"
 
-    def init(self, key: Key, z: Image, time: Level, cond: Cond | None) -> Params:
+    def init(self, key: Key, z: Data, time: Level, cond: Cond | None) -> Params:
         """There are no fresh ones.
 
         Raises:
@@ -37,7 +37,7 @@ class Given(Network):
             "network of its own: distill(teacher, source, method, student=Model(network, ...))."
         )
 
-    def apply(self, params: Params, z: Image, time: Level, cond: Cond | None, *, dropout: Key | None = None) -> Array:
+    def apply(self, params: Params, z: Data, time: Level, cond: Cond | None, *, dropout: Key | None = None) -> Array:
         """x_hat."""
         return params(z, time, cond)
 

@@ -27,7 +27,7 @@ import numpy as np
 from flax import struct
 
 from diffusion_distill.base.arrays import Array, enable_x64, expand, namespace
-from diffusion_distill.base.typing import Cond, Image, Labels
+from diffusion_distill.base.typing import Cond, Data, Labels
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
@@ -36,7 +36,7 @@ from diffusion_distill.process.levels import Level
 class LogProb(Protocol):
     """Log-probabilities of conditions by a classifier of noisy samples; a JAX tree, or a plain function."""
 
-    def __call__(self, z: Image, level: Level, cond: Cond, /) -> Array:
+    def __call__(self, z: Data, level: Level, cond: Cond, /) -> Array:
         """z [batch, ...] at level ([batch] each) -> log p(cond | z, level), [batch]; differentiable by JAX."""
         ...
 
@@ -70,7 +70,7 @@ class ClassifierFree(struct.PyTreeNode):
         object.__setattr__(self, "scale", _scale_unless(1, self.scale))
         _check_null(self.null, self.denoise, self.unconditional)
 
-    def __call__(self, z: Image, level: Level, cond: Cond | None = None) -> Image:
+    def __call__(self, z: Data, level: Level, cond: Cond | None = None) -> Data:
         """x_hat of the shape of z; cond: one condition per sample, a tree of arrays [batch, ...]."""
         cond = _checked(z, cond)
         null = self._null_for(z, cond)
@@ -80,7 +80,7 @@ class ClassifierFree(struct.PyTreeNode):
         x_u, x_c = self._estimates(z, level, cond, null)
         return x_u + scale * (x_c - x_u)
 
-    def _estimates(self, z: Image, level: Level, cond: Cond, null: Cond | None) -> tuple[Image, Image]:
+    def _estimates(self, z: Data, level: Level, cond: Cond, null: Cond | None) -> tuple[Data, Data]:
         """x_hat without and with the conditions."""
         if self.unconditional is not None:
             return self.unconditional(z, level, null), self.denoise(z, level, cond)
@@ -88,7 +88,7 @@ class ClassifierFree(struct.PyTreeNode):
         both = self.denoise(_joined(z, z), Level(*(_joined(a, a) for a in level)), joined)
         return both[: len(z)], both[len(z) :]
 
-    def _null_for(self, z: Image, cond: Cond) -> Cond | None:
+    def _null_for(self, z: Data, cond: Cond) -> Cond | None:
         """The null conditions of a batch."""
         if self.null is not None:
             return _repeated(self.null, cond, len(z), shared=self.unconditional is None)
@@ -118,7 +118,7 @@ class ClassifierGuided(struct.PyTreeNode):
             object.__setattr__(self, "log_prob", jax.tree_util.Partial(self.log_prob))
         object.__setattr__(self, "scale", _scale_unless(0, self.scale))
 
-    def __call__(self, z: Image, level: Level, cond: Cond | None = None) -> Image:
+    def __call__(self, z: Data, level: Level, cond: Cond | None = None) -> Data:
         """x_hat of the shape of z; cond: one condition per sample, a tree of arrays [batch, ...]."""
         cond = _checked(z, cond)
         x_hat = self.denoise(z, level, cond)
@@ -128,10 +128,10 @@ class ClassifierGuided(struct.PyTreeNode):
         factor = xp.where(alpha > 0, sigma**2 / xp.where(alpha > 0, alpha, 1.0), 0.0)
         return x_hat + _per_sample(self.scale, z) * factor * self.gradient(z, level, cond)
 
-    def gradient(self, z: Image, level: Level, cond: Cond) -> Image:
+    def gradient(self, z: Data, level: Level, cond: Cond) -> Data:
         """grad_z log p(cond | z, level) of each sample, of the shape of z; NumPy in, NumPy out, as precise as z."""
 
-        def total(z: Image) -> Array:  # no sample depends on another, so the gradient of the sum is each one's own
+        def total(z: Data) -> Array:  # no sample depends on another, so the gradient of the sum is each one's own
             values = self.log_prob(z, level, cond)
             if np.shape(values) != (len(z),):
                 raise ValueError(
@@ -186,7 +186,7 @@ def _model_of(denoise: Any) -> Any:
     return model if hasattr(model, "num_classes") else None
 
 
-def _checked(z: Image, cond: Cond | None) -> Cond:
+def _checked(z: Data, cond: Cond | None) -> Cond:
     """The conditions; raises ValueError if there are none, or not one for each sample."""
     if cond is None:
         raise ValueError(f"cond is missing: guidance needs a condition per sample, [batch, ...], batch = {len(z)}.")
@@ -226,7 +226,7 @@ def _whole(a: Array) -> bool:
     return jnp.issubdtype(_type(a), jnp.integer)
 
 
-def _per_sample(scale: Array, z: Image) -> Array:
+def _per_sample(scale: Array, z: Data) -> Array:
     """The scale with axes appended, so that it multiplies images shaped like z."""
     if np.shape(scale) not in ((), (len(z),)):
         raise ValueError(f"scale must be a number or [batch] = ({len(z)},), got shape {np.shape(scale)}.")

@@ -16,7 +16,7 @@ import numpy as np
 from flax import struct
 
 from diffusion_distill.base.arrays import Array, expand
-from diffusion_distill.base.typing import Cond, Image, Key, Params
+from diffusion_distill.base.typing import Cond, Data, Key, Params
 from diffusion_distill.denoisers import conditions, description
 from diffusion_distill.denoisers.adapters import Linen, adapt
 from diffusion_distill.denoisers.network import Network
@@ -133,7 +133,7 @@ class Model:
         z, time = jnp.zeros((1, *self.shape), jnp.float32), jnp.zeros((1,), jnp.float32)
         return self.adapter.init(key, z, time, conditions.zeros(self))
 
-    def raw(self, params: Params, z: Image, level: Level, cond: Cond | None, dropout: Key | None) -> Array:
+    def raw(self, params: Params, z: Data, level: Level, cond: Cond | None, dropout: Key | None) -> Array:
         """The network's output for z [batch, *shape] at levels [batch]; dropout acts only with a key.
 
         Raises:
@@ -194,15 +194,15 @@ class Denoiser(struct.PyTreeNode):
         """The least and the largest value of the data; None without bounds."""
         return getattr(self.model, "data_range", (-1.0, 1.0))
 
-    def raw(self, z: Image, level: Level, cond: Cond | None = None) -> Array:
+    def raw(self, z: Data, level: Level, cond: Cond | None = None) -> Array:
         """The network's own output."""
         return self.model.raw(self.params, z, level, cond, self.dropout)
 
-    def __call__(self, z: Image, level: Level, cond: Cond | None = None) -> Image:
+    def __call__(self, z: Data, level: Level, cond: Cond | None = None) -> Data:
         """x_hat of the shape of z."""
         return predictions.to_x(self.prediction, self.raw(z, level, cond), z, level, self.sigma_data)
 
-    def x_head(self, z: Image, level: Level, cond: Cond | None = None) -> tuple[Image, Image]:
+    def x_head(self, z: Data, level: Level, cond: Cond | None = None) -> tuple[Data, Data]:
         """Returns x_hat and the network's own x head from one network call; they differ only for 'both'."""
         raw = self.raw(z, level, cond)
         return (

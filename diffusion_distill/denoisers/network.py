@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from diffusion_distill.base.arrays import Array
-from diffusion_distill.base.typing import Cond, Image, Key, Params
+from diffusion_distill.base.typing import Cond, Data, Key, Params
 
 
 class Network:
@@ -26,7 +26,7 @@ class Network:
     kind: ClassVar[str] = "network"
     module: Any = None
 
-    def init(self, key: Key, z: Image, time: Array, cond: Cond | None) -> Params:
+    def init(self, key: Key, z: Data, time: Array, cond: Cond | None) -> Params:
         """Parameters to begin training with, a tree of arrays.
 
         Args:
@@ -35,7 +35,7 @@ class Network:
         """
         raise NotImplementedError
 
-    def apply(self, params: Params, z: Image, time: Array, cond: Cond | None, *, dropout: Key | None = None) -> Array:
+    def apply(self, params: Params, z: Data, time: Array, cond: Cond | None, *, dropout: Key | None = None) -> Array:
         """The output for a batch.
 
         Args:
@@ -95,11 +95,11 @@ class Silent(Network):
     network: Network
     kind: ClassVar[str] = "network without dropout"
 
-    def init(self, key: Key, z: Image, time: Array, cond: Cond | None) -> Params:
+    def init(self, key: Key, z: Data, time: Array, cond: Cond | None) -> Params:
         """As the network."""
         return self.network.init(key, z, time, cond)
 
-    def apply(self, params: Params, z: Image, time: Array, cond: Cond | None, *, dropout: Key | None = None) -> Array:
+    def apply(self, params: Params, z: Data, time: Array, cond: Cond | None, *, dropout: Key | None = None) -> Array:
         """As the network without a key."""
         return self.network.apply(params, z, time, cond)
 
@@ -133,11 +133,11 @@ class Functions(Network):
     function: Callable[..., Array]
     kind: ClassVar[str] = "pair of functions"
 
-    def init(self, key: Key, z: Image, time: Array, cond: Cond | None) -> Params:
+    def init(self, key: Key, z: Data, time: Array, cond: Cond | None) -> Params:
         """What `initialise` gives."""
         return self.initialise(key, *_inputs(self.initialise, z, time, cond, before=1))
 
-    def apply(self, params: Params, z: Image, time: Array, cond: Cond | None, *, dropout: Key | None = None) -> Array:
+    def apply(self, params: Params, z: Data, time: Array, cond: Cond | None, *, dropout: Key | None = None) -> Array:
         """What `function` gives."""
         options = {"dropout": dropout} if self.drops else {}
         return self.function(params, *_inputs(self.function, z, time, cond, before=1), **options)
@@ -157,7 +157,7 @@ class Functions(Network):
         return default
 
 
-def called(function: Callable[..., Array], z: Image, time: Array, cond: Cond | None, **options: Any) -> Array:
+def called(function: Callable[..., Array], z: Data, time: Array, cond: Cond | None, **options: Any) -> Array:
     """function(z, time, cond, **options) with those options that it has, and without cond where it has no place."""
     known = {name: value for name, value in options.items() if takes(function, name)}
     return function(*_inputs(function, z, time, cond), **known)
@@ -169,7 +169,7 @@ def takes(function: Callable[..., Any], option: str) -> bool:
     return any(p.name == option or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def _inputs(function: Callable[..., Any], z: Image, time: Array, cond: Cond | None, before: int = 0) -> tuple:
+def _inputs(function: Callable[..., Any], z: Data, time: Array, cond: Cond | None, before: int = 0) -> tuple:
     """(z, time, cond); without cond if it is None and the function takes two after the first `before` arguments."""
     if cond is not None:
         return z, time, cond

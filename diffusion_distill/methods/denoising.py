@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from diffusion_distill.base.arrays import Array, stratified
 from diffusion_distill.base.errors import choose
 from diffusion_distill.base.lengths import parse_length
-from diffusion_distill.base.typing import Batch, Cond, Image, Key
+from diffusion_distill.base.typing import Batch, Cond, Data, Key
 from diffusion_distill.denoisers.denoise import RawDenoise
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import loss
@@ -96,7 +96,7 @@ class Denoising:
         level = NOISE_LEVELS[self.noise](student.model.process, u)
         return self.losses_at(student, level, x, jax.random.normal(noise, x.shape, x.dtype), batch.get("cond"))
 
-    def losses_at(self, student: RawDenoise, level: Level, x: Image, eps: Image, cond: Cond | None = None) -> Array:
+    def losses_at(self, student: RawDenoise, level: Level, x: Data, eps: Data, cond: Cond | None = None) -> Array:
         """Per-image losses [batch] for given levels and noise, instead of drawn ones."""
         z = noising.diffuse(x, eps, level)
         return loss.losses(student, z, level, x, eps, cond, weight=self.weighting, reduction=self.reduction)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.lengths import parse_length
-from diffusion_distill.base.typing import Cond, Image
+from diffusion_distill.base.typing import Cond, Data
 from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.denoisers.model import Model
@@ -67,6 +67,6 @@ class Knowledge(Distiller):
         return Clipped(denoisers["teacher"]) if self.clip else denoisers["teacher"], nobody
 
 
-def nobody(z: Image, level: Level, cond: Cond | None = None) -> Image:
+def nobody(z: Data, level: Level, cond: Cond | None = None) -> Data:
     """The estimator of an empty second step, whose weight is zero."""
     return jnp.zeros_like(z)

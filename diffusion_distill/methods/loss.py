@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from diffusion_distill.base.arrays import Array, image_mean, image_sum, namespace
 from diffusion_distill.base.errors import choose
-from diffusion_distill.base.typing import Cond, Image
+from diffusion_distill.base.typing import Cond, Data
 from diffusion_distill.denoisers.denoise import RawDenoise
 from diffusion_distill.process import predictions, weighting
 from diffusion_distill.process.levels import Level
@@ -21,10 +21,10 @@ REDUCTIONS = {"mean": image_mean, "sum": image_sum}
 
 def losses(
     student: RawDenoise,
-    z: Image,
+    z: Data,
     level: Level,
-    x: Image,
-    eps: Image,
+    x: Data,
+    eps: Data,
     cond: Cond | None = None,
     *,
     weight: str,

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.errors import choose
-from diffusion_distill.base.typing import Batch, Cond, Image, Key
+from diffusion_distill.base.typing import Batch, Cond, Data, Key
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import loss, targets
@@ -104,7 +104,7 @@ class Distiller:
         return self.losses_at(denoisers, table.at(index), batch["x"], eps, batch.get("cond"))
 
     def losses_at(
-        self, denoisers: Mapping[str, Any], rows: targets.Rows, x: Image, eps: Image, cond: Cond | None
+        self, denoisers: Mapping[str, Any], rows: targets.Rows, x: Data, eps: Data, cond: Cond | None
     ) -> Array:
         """Per-sample losses [batch] for given rows, samples and noise, instead of drawn ones."""
         first, second = self.estimators(denoisers, rows)

@@ -100,11 +100,6 @@ def updates_per_phase(total_samples: int, batch_size: int, count: float) -> floa
     return total_samples / (batch_size * count)
 
 
-def phase_at(progress: float, count: int) -> int:
-    """The phase of `count` equal ones at a progress in [0, 1]; a border still belongs to the phase before it."""
-    return int(progress * (1 - 1e-9) * count)
-
-
 def updates_for(total_samples: int, batch_size: int, shares: Sequence[float] = (1,)) -> list[int]:
     """Splits a run into phases whose lengths in updates are in proportion to `shares`, to within one update.
 

@@ -21,7 +21,7 @@ import numpy as np
 from diffusion_distill.base.arrays import expand
 from diffusion_distill.base.errors import choose
 from diffusion_distill.base.lengths import parse_length
-from diffusion_distill.base.typing import Cond, Image
+from diffusion_distill.base.typing import Cond, Data
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import targets
@@ -107,7 +107,7 @@ class Progressive(Distiller):
         if self.zero_noise == "reconciled":
             return teacher, teacher
 
-        def x_head_at_zero_noise(z: Image, level: Level, cond: Cond | None = None) -> Image:
+        def x_head_at_zero_noise(z: Data, level: Level, cond: Cond | None = None) -> Data:
             x_hat, x_head = teacher.x_head(z, level, cond)
             return jnp.where(expand(rows.second == 1, z), x_head, x_hat)
 

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill.base.arrays import Array, expand, namespace, stratified
-from diffusion_distill.base.typing import Batch, Cond, Image, Key
+from diffusion_distill.base.typing import Batch, Cond, Data, Key
 from diffusion_distill.denoisers.denoise import Denoise, RawDenoise
 from diffusion_distill.methods import loss
 from diffusion_distill.process import noising, predictions
@@ -193,7 +193,7 @@ def pad(tables: Sequence[Rows], unit: int = 1024) -> list[Rows]:
     return [jax.tree.map(lengthen, table) for table in tables]
 
 
-def target(rows: Rows, z: Image, first: Denoise, second: Denoise, cond: Cond | None = None) -> Image:
+def target(rows: Rows, z: Data, first: Denoise, second: Denoise, cond: Cond | None = None) -> Data:
     """The x that takes z at t to where the two chained steps lead, for gathered rows [batch].
 
     No gradient flows through it.
@@ -204,14 +204,14 @@ def target(rows: Rows, z: Image, first: Denoise, second: Denoise, cond: Cond | N
     return jax.lax.stop_gradient(weighted_mean((rows.first, rows.second), (x_first, x_second)))
 
 
-def estimate(stages: Stages | None, z: Image, level: Level, denoise: Denoise, cond: Cond | None = None) -> Image:
+def estimate(stages: Stages | None, z: Data, level: Level, denoise: Denoise, cond: Cond | None = None) -> Data:
     """The x_hat whose DDIM step ends at the same point as the step in stages [batch]; one call without stages."""
     if stages is None:
         return denoise(z, level, cond)
     return weighted_mean(namespace(z).moveaxis(stages.mix, 0, -1), walk(stages, z, denoise, cond)[1])
 
 
-def walk(stages: Stages, z: Image, denoise: Denoise, cond: Cond | None = None) -> tuple[list[Image], list[Image]]:
+def walk(stages: Stages, z: Data, denoise: Denoise, cond: Cond | None = None) -> tuple[list[Data], list[Data]]:
     """The network's input and its output x_hat in each stage."""
     level, weights = jax.tree.map(lambda a: namespace(z).moveaxis(a, 0, -1), (stages.level, stages.weights))
     table = Table(np.float32(1), level, np.zeros(len(weights), np.float32), weights)
@@ -221,15 +221,15 @@ def walk(stages: Stages, z: Image, denoise: Denoise, cond: Cond | None = None) -
     return list(seen), list(x_hats)
 
 
-def weighted_mean(weights: Sequence[Array], estimates: Sequence[Image]) -> Image:
+def weighted_mean(weights: Sequence[Array], estimates: Sequence[Data]) -> Data:
     """sum_j w_j·x_hat_j for weights [n, batch] (or [n]) that add to 1 and estimates [n, batch, ...]."""
     return combine(weights, estimates)
 
 
 def losses_at(
     rows: Rows,
-    x: Image,
-    eps: Image,
+    x: Data,
+    eps: Data,
     student: RawDenoise,
     first: Denoise,
     second: Denoise,
@@ -245,7 +245,7 @@ def losses_at(
     return loss.losses(student, z, rows.t, x_target, eps_target, cond, weight=weight, reduction=reduction)
 
 
-def draw(table: Rows, batch: Batch, key: Key) -> tuple[Array, Image]:
+def draw(table: Rows, batch: Batch, key: Key) -> tuple[Array, Data]:
     """Row indices [batch], uniform and stratified, and unit noise for a batch, from two streams of a key."""
     x = batch["x"]
     times, noise = jax.random.split(key)

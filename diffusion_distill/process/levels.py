@@ -58,7 +58,7 @@ class Level(NamedTuple):
         return Level(xp.maximum(self.alpha, LEAST), xp.maximum(self.sigma, LEAST))
 
     def expand(self, like: Array) -> Level:
-        """Appends axes so that the level broadcasts against images `like` [batch, height, width, channels]."""
+        """Appends axes so that the level broadcasts against samples `like` [batch, *shape]."""
         return Level(expand(self.alpha, like), expand(self.sigma, like))
 
     def at(self, index: Array | slice) -> Level:

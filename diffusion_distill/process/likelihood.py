@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.scipy.special import log_ndtr
 
 from diffusion_distill.base.arrays import Array, image_mean, log1mexp, namespace
-from diffusion_distill.base.typing import Image
+from diffusion_distill.base.typing import Data
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.noising import Gaussian, posterior
 
@@ -31,7 +31,7 @@ def gaussian_kl(p: Gaussian, q: Gaussian) -> Array:
     return 0.5 * (xp.exp(difference) - 1 - difference + (p.mean - q.mean) ** 2 * xp.exp(-q.logvar))
 
 
-def posterior_kl_bits(z: Image, x: Image, x_hat: Image, level_t: Level, level_s: Level, gamma: float = 1.0) -> Array:
+def posterior_kl_bits(z: Data, x: Data, x_hat: Data, level_t: Level, level_s: Level, gamma: float = 1.0) -> Array:
     """KL(q(z_s | z_t, x) || p(z_s | z_t)) in bits per pixel value, [batch]: one term of the bound.
 
     The model p uses x_hat in place of x and the variance chosen by gamma.
@@ -40,7 +40,7 @@ def posterior_kl_bits(z: Image, x: Image, x_hat: Image, level_t: Level, level_s:
     return image_mean(gaussian_kl(true, model)) / math.log(2)
 
 
-def discretized_gaussian_log_likelihood(x: Image, mean: Array, log_scale: Array, least: float = 1e-12) -> Array:
+def discretized_gaussian_log_likelihood(x: Data, mean: Array, log_scale: Array, least: float = 1e-12) -> Array:
     """log P of 8-bit images x in [-1, 1] under N(mean, exp(log_scale)²), elementwise, in nats.
 
     Args:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from diffusion_distill.base.arrays import Array, log1mexp, namespace
-from diffusion_distill.base.typing import Image
+from diffusion_distill.base.typing import Data
 from diffusion_distill.process.levels import Level
 
 
@@ -35,13 +35,13 @@ class Gaussian(NamedTuple):
         return namespace(self.logvar).exp(0.5 * self.logvar)
 
 
-def diffuse(x: Image, eps: Image, level: Level) -> Image:
+def diffuse(x: Data, eps: Data, level: Level) -> Data:
     """z = alpha·x + sigma·eps."""
     alpha, sigma = level.expand(x)
     return alpha * x + sigma * eps
 
 
-def marginal(x: Image, level: Level) -> Gaussian:
+def marginal(x: Data, level: Level) -> Gaussian:
     """q(z | x) at a level."""
     alpha, sigma = level.expand(x)
     return Gaussian(alpha * x, 2 * namespace(sigma).log(sigma))
@@ -53,7 +53,7 @@ def step_coefficients(level_t: Level, level_s: Level) -> tuple[Array, Array]:
     return r, level_s.alpha - level_t.alpha * r
 
 
-def ddim_step(z: Image, x_hat: Image, level_t: Level, level_s: Level) -> Image:
+def ddim_step(z: Data, x_hat: Data, level_t: Level, level_s: Level) -> Data:
     """Moves z from level t to level s along the estimate x_hat."""
     r, d = step_coefficients(level_t.expand(z), level_s.expand(z))
     return r * z + d * x_hat
@@ -72,7 +72,7 @@ def posterior_coefficients(level_t: Level, level_s: Level, gamma: float = 0.0) -
 
 
 def posterior(
-    z: Image, x: Image, level_t: Level, level_s: Level, gamma: float = 0.0, x_logvar: Array | None = None
+    z: Data, x: Data, level_t: Level, level_s: Level, gamma: float = 0.0, x_logvar: Array | None = None
 ) -> Gaussian:
     """q(z_s | z_t = z, x), or with x_logvar the same where x has that log-variance."""
     xp = namespace(z, x)

@@ -38,7 +38,7 @@ from typing import NamedTuple
 
 from diffusion_distill.base.arrays import Array, expand, namespace
 from diffusion_distill.base.errors import choose
-from diffusion_distill.base.typing import Image
+from diffusion_distill.base.typing import Data
 from diffusion_distill.process.levels import Level
 
 #: Standard deviation of the data where nobody says otherwise.
@@ -122,31 +122,31 @@ def predicts_noise(prediction: str) -> bool:
     return all(head.a == 0 for head in heads(prediction, Level(0.6, 0.8)))
 
 
-def split(prediction: str, raw: Array) -> list[Image]:
+def split(prediction: str, raw: Array) -> list[Data]:
     """The outputs of a network, taken apart on the last axis."""
     width = raw.shape[-1] // choose("prediction", prediction, PREDICTIONS).outputs
     return [raw[..., k : k + width] for k in range(0, raw.shape[-1], width)]
 
 
-def to_x(prediction: str, raw: Array, z: Image, level: Level, sigma_data: float = SIGMA_DATA) -> Image:
+def to_x(prediction: str, raw: Array, z: Data, level: Level, sigma_data: float = SIGMA_DATA) -> Data:
     """The estimate x_hat of the clean sample, of the shape of z, that a network's output stands for."""
     return _read(heads(prediction, level, sigma_data), split(prediction, raw), z)
 
 
-def x_head(prediction: str, raw: Array, z: Image, level: Level, sigma_data: float = SIGMA_DATA) -> Image:
+def x_head(prediction: str, raw: Array, z: Data, level: Level, sigma_data: float = SIGMA_DATA) -> Data:
     """The estimate of the first output alone; for 'both' it is the network's own x (TRACT's rule at zero noise)."""
     first = choose("prediction", prediction, PREDICTIONS).coefficients
     return _read([_solved(first, level.off_ends(), sigma_data)], split(prediction, raw), z)
 
 
-def _read(used: list[Head], outputs: list[Image], z: Image) -> Image:
+def _read(used: list[Head], outputs: list[Data], z: Data) -> Data:
     x_hat = expand(sum(head.q for head in used), z) * z
     for head, output in zip(used, outputs, strict=False):
         x_hat = x_hat + expand(head.p, z) * output
     return x_hat
 
 
-def raw_of(prediction: str, x: Image, eps: Image, level: Level, sigma_data: float = SIGMA_DATA) -> Array:
+def raw_of(prediction: str, x: Data, eps: Data, level: Level, sigma_data: float = SIGMA_DATA) -> Array:
     """What a perfect network returns for the clean sample x and the noise eps; unused outputs are 0."""
     xp = namespace(x, eps, *level)
     true = [_mixture(head, x, eps) for head in heads(prediction, level, sigma_data)]
@@ -154,19 +154,19 @@ def raw_of(prediction: str, x: Image, eps: Image, level: Level, sigma_data: floa
     return xp.concatenate([*true, *[xp.zeros_like(x)] * unused], axis=-1)
 
 
-def _mixture(head: Head, x: Image, eps: Image) -> Image:
+def _mixture(head: Head, x: Data, eps: Data) -> Data:
     return expand(head.a, x) * x + expand(head.b, x) * eps
 
 
 def x_error(
     prediction: str,
     raw: Array,
-    x: Image,
-    eps: Image,
+    x: Data,
+    eps: Data,
     level: Level,
     sigma_data: float = SIGMA_DATA,
     scale: Array = 1.0,
-) -> Image:
+) -> Data:
     """scale·(x_hat - x) for the clean sample x and noise eps that make up z, computed in the predicted quantity.
 
     Args:
@@ -177,7 +177,7 @@ def x_error(
     return sum(expand(scale * head.p, x) * (output - _mixture(head, x, eps)) for head, output in outputs)
 
 
-def eps_from_x(z: Image, x: Image, level: Level) -> Image:
+def eps_from_x(z: Data, x: Data, level: Level) -> Data:
     """The noise (z - alpha·x) / sigma that is in z if x is the clean sample."""
     alpha, sigma = level.expand(z)
     return (z - alpha * x) / sigma

@@ -33,7 +33,7 @@ import numpy as np
 from diffusion_distill.base import interrupts
 from diffusion_distill.base.arrays import Array, namespace
 from diffusion_distill.base.errors import positive_int
-from diffusion_distill.base.typing import Cond, Image
+from diffusion_distill.base.typing import Cond, Data
 from diffusion_distill.denoisers.denoise import Denoise, as_denoise
 from diffusion_distill.process.grids import refine
 from diffusion_distill.process.levels import Level
@@ -68,7 +68,7 @@ class Fit(NamedTuple):
     lambdas: Array
     plain: Array
     fitted: Array
-    result: Image
+    result: Data
     asked: Array
 
 
@@ -131,7 +131,7 @@ def fit(
     denoise: Denoise,
     student: Table,
     teacher: Teacher,
-    start: Image,
+    start: Data,
     cond: Cond | None = None,
     teacher_denoise: Denoise | None = None,
     largest: float = math.inf,
@@ -165,7 +165,7 @@ def fit_host(
     denoise: Denoise,
     student: Table,
     teacher: Teacher,
-    start: Image,
+    start: Data,
     cond: Cond | None = None,
     largest: float = math.inf,
 ) -> Fit:
@@ -177,7 +177,7 @@ def fit_host(
     return _fitted(partial(_fit_row, denoise, cond, largest), student, start, goals)
 
 
-def _fitted(step: Callable[..., tuple], student: Table, start: Image, goals: Sequence[Image]) -> Fit:
+def _fitted(step: Callable[..., tuple], student: Table, start: Data, goals: Sequence[Data]) -> Fit:
     found, result = [], start
     for registers, *facts in walk(step, student, begin(student, start), goals):
         result = registers[0]
@@ -221,7 +221,7 @@ def search(
 def distance_from(
     teacher: Teacher,
     denoise: Denoise,
-    start: Image,
+    start: Data,
     cond: Cond | None = None,
     teacher_denoise: Denoise | None = None,
 ) -> Callable[[Table], float]:
@@ -234,7 +234,7 @@ def distance_from(
     return measure
 
 
-def least_squares(columns: Sequence[Image], target: Image) -> Array:
+def least_squares(columns: Sequence[Data], target: Data) -> Array:
     """The x [D] that minimises ‖target - sum_j x_j·column_j‖; columns that depend on those before get 0.
 
     By Gram-Schmidt orthogonalisation, done twice, whose sums run over devices as they are; squaring the problem
@@ -267,7 +267,7 @@ def least_squares(columns: Sequence[Image], target: Image) -> Array:
 
 
 def _fit_row(
-    denoise: Denoise, cond: Cond | None, largest: float, row: Table, registers: Registers, target: Image
+    denoise: Denoise, cond: Cond | None, largest: float, row: Table, registers: Registers, target: Data
 ) -> tuple:
     """One row of the student: (registers after it, lambdas [D], distance before, distance after, lambdas asked for)."""
     (plain, *memories), y, x_hat = advance(denoise, cond, row, registers)

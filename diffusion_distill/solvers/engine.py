@@ -26,12 +26,12 @@ import numpy as np
 from diffusion_distill.base import interrupts
 from diffusion_distill.base.arrays import Array, expand, namespace
 from diffusion_distill.base.errors import positive_int
-from diffusion_distill.base.typing import Cond, Image, Key
+from diffusion_distill.base.typing import Cond, Data, Key
 from diffusion_distill.denoisers.denoise import Denoise, as_denoise
 from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.table import Table
 
-Registers = tuple[Image, ...]
+Registers = tuple[Data, ...]
 
 
 def sample_keys(key: Key, indices: Array) -> Key:
@@ -39,7 +39,7 @@ def sample_keys(key: Key, indices: Array) -> Key:
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(indices, jnp.uint32))
 
 
-def noise(keys: Key, stream: Array, shape: tuple[int, ...]) -> Image:
+def noise(keys: Key, stream: Array, shape: tuple[int, ...]) -> Data:
     """Unit Gaussian noise [batch, *shape] of a stream (0: start, k + 1: row k) for keys [batch]."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, stream), shape, jnp.float32))(keys)
 
@@ -53,14 +53,14 @@ def sample(
     *,
     first: int = 0,
     states: bool | Sequence[int] = False,
-) -> Image:
+) -> Data:
     """Draws samples with a solver.
 
     Args:
       key: seed of the whole set of samples.
       denoise: maps (z, level, cond) to x_hat; wrap it in `Clipped` to clip x_hat to [-1, 1].
       table: the solver on its grid.
-      shape: [batch, height, width, channels].
+      shape: (batch, *shape of one sample).
       cond: [batch] int32, for conditional models.
       first: number of the first sample; samples first .. first + batch - 1 are drawn.
       states: also return what the network saw in each row, or in some rows.
@@ -78,23 +78,23 @@ def sample(
 def integrate(
     denoise: Denoise,
     table: Table,
-    start: Image,
+    start: Data,
     cond: Cond | None = None,
     *,
-    row_noise: Key | Image | None = None,
+    row_noise: Key | Data | None = None,
     states: bool | Sequence[int] = False,
-) -> Image:
+) -> Data:
     """Runs a table from given unit noise.
 
     Args:
       denoise, table, cond: as in `sample`.
-      start: unit noise [batch, height, width, channels].
-      row_noise: per-sample keys [batch], or the noise itself [nfe, batch, h, w, c]; None for none.
+      start: unit noise [batch, *shape].
+      row_noise: per-sample keys [batch], or the noise itself [nfe, batch, *shape]; None for none.
       states: True for what the network saw in every row, and the result; or the numbers of some of these states, from
         0, the start, to nfe, the result. Only they are kept.
 
     Returns:
-      The result [batch, height, width, channels]; with states, [states, batch, ...], all nfe + 1 of them for True.
+      The result [batch, *shape]; with states, [states, batch, ...], all nfe + 1 of them for True.
     """
     wanted = range(table.nfe + 1) if states is True else list(states or ())
     if any(not 0 <= k <= table.nfe for k in wanted):
@@ -112,18 +112,18 @@ class Trajectory(NamedTuple):
       outputs: x_hat of the rows asked for, [asked, batch, ...].
     """
 
-    result: Image
-    states: Image
-    outputs: Image
+    result: Data
+    states: Data
+    outputs: Data
 
 
 def trajectory(
     denoise: Denoise,
     table: Table,
-    start: Image,
+    start: Data,
     cond: Cond | None = None,
     *,
-    row_noise: Key | Image | None = None,
+    row_noise: Key | Data | None = None,
     states: Sequence[int] = (),
     outputs: Sequence[int] = (),
 ) -> Trajectory:
@@ -139,10 +139,10 @@ def trajectory(
 def run_host(
     table: Table,
     denoise: Denoise,
-    start: Image,
+    start: Data,
     cond: Cond | None = None,
     *,
-    row_noise: Image | None = None,
+    row_noise: Data | None = None,
     states: bool = False,
 ) -> np.ndarray:
     """`integrate` on the host in float64.
@@ -175,14 +175,14 @@ def run_host(
 # --- one row, and the two ways to run them all
 
 
-def begin(table: Table, start: Image) -> Registers:
+def begin(table: Table, start: Data) -> Registers:
     """The registers at the start."""
     return (table.init * start,) * table.weights.shape[1]
 
 
 def advance(
-    denoise: Denoise, cond: Cond | None, row: Table, registers: Registers, fresh: Image | None = None
-) -> tuple[Registers, Image, Image]:
+    denoise: Denoise, cond: Cond | None, row: Table, registers: Registers, fresh: Data | None = None
+) -> tuple[Registers, Data, Data]:
     """One row of a table: the only place where a solver's arithmetic happens.
 
     NumPy arrays stay on the host, in their own precision; JAX's stay on the device.
@@ -203,7 +203,7 @@ def advance(
     return tuple(combine(weights, operands) for weights in row.weights), y, x_hat
 
 
-def combine(weights: Array, operands: Sequence[Image]) -> Image:
+def combine(weights: Array, operands: Sequence[Data]) -> Data:
     """A linear form in images [batch, ...], by multiply-adds; weights are scalars or [batch]."""
     return sum(expand(w, v) * v for w, v in zip(weights, operands, strict=True))  # type: ignore[return-value]
 
@@ -230,8 +230,8 @@ def row_of(table: Table, k: Array) -> Table:
 
 
 def _device_row(
-    denoise: Denoise, cond: Cond | None, row: Table, registers: Registers, fresh: Key | Image | None, k: Array
-) -> tuple[Registers, Image, Image]:
+    denoise: Denoise, cond: Cond | None, row: Table, registers: Registers, fresh: Key | Data | None, k: Array
+) -> tuple[Registers, Data, Data]:
     """`advance` with noise from the samples' keys, if it is not recorded."""
     if fresh is not None and _are_keys(fresh):
         fresh = noise(fresh, k + 1, registers[0].shape[1:])
@@ -285,18 +285,18 @@ def _places(wanted: tuple[int, ...], nfe: int) -> np.ndarray:
     return places
 
 
-def _put(kept: Image, place: Array, value: Image) -> Image:
+def _put(kept: Data, place: Array, value: Data) -> Data:
     return kept.at[place].set(value, mode="drop") if len(kept) else kept
 
 
-def _stack(values: list[Image], like: Image) -> Image:
+def _stack(values: list[Data], like: Data) -> Data:
     return jnp.stack(values) if values else jnp.zeros((0, *like.shape), like.dtype)
 
 
-def _each(row_noise: Key | Image | None, rows: int) -> Any:
+def _each(row_noise: Key | Data | None, rows: int) -> Any:
     """The noise of each row: keys serve every row, recorded noise [rows, batch, ...] has one entry per row."""
     return [row_noise] * rows if row_noise is None or _are_keys(row_noise) else row_noise
 
 
-def _are_keys(row_noise: Key | Image) -> bool:
+def _are_keys(row_noise: Key | Data) -> bool:
     return jnp.issubdtype(row_noise.dtype, jax.dtypes.prng_key)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill.base.arrays import namespace
-from diffusion_distill.base.typing import Cond, Image
+from diffusion_distill.base.typing import Cond, Data
 from diffusion_distill.denoisers.denoise import Denoise, as_denoise
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
@@ -31,7 +31,7 @@ from diffusion_distill.solvers.general.runge_kutta import TABLEAUX, Tableau, ste
 from diffusion_distill.solvers.table import Table, build, stacked
 
 
-def ddim_step(denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None = None) -> Image:
+def ddim_step(denoise: Denoise, z: Data, start: Level, end: Level, cond: Cond | None = None) -> Data:
     """One DDIM step (arXiv:2010.02502 Eq. 12, eta = 0), z_end = r·z + d·x_hat; order 1, one network call.
 
     Any levels will do. A step to zero noise gives x_hat itself.
@@ -52,7 +52,7 @@ def ddim_step(denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond |
     return _step(_Method(None), denoise, z, start, end, cond)
 
 
-def heun_step(denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None = None) -> Image:
+def heun_step(denoise: Denoise, z: Data, start: Level, end: Level, cond: Cond | None = None) -> Data:
     """One step of Heun's method, EDM's (arXiv:2206.00364 Algorithm 1); order 2, two network calls.
 
     The second call is at the level `end`, so any levels with alpha > 0 will do. A step to zero noise is DDIM's, so it
@@ -62,8 +62,8 @@ def heun_step(denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond |
 
 
 def midpoint_step(
-    denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None = None, *, process: Process | None = None
-) -> Image:
+    denoise: Denoise, z: Data, start: Level, end: Level, cond: Cond | None = None, *, process: Process | None = None
+) -> Data:
     """One step of the midpoint method in sigma/alpha; order 2, two network calls.
 
     The second call is half way in sigma/alpha. Where that is, is known of VP (alpha² + sigma² = 1) and VE (alpha = 1)
@@ -74,8 +74,8 @@ def midpoint_step(
 
 
 def rk4_step(
-    denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None = None, *, process: Process | None = None
-) -> Image:
+    denoise: Denoise, z: Data, start: Level, end: Level, cond: Cond | None = None, *, process: Process | None = None
+) -> Data:
     """One step of the classical Runge–Kutta method in sigma/alpha; order 4, four network calls.
 
     Calls two and three are half way in sigma/alpha, the fourth is at the level `end`. Levels, a step to zero noise,
@@ -103,7 +103,7 @@ class _Method(NamedTuple):
         return build(stacked(levels), rows, registers=("y", *others))
 
 
-def _step(method: _Method, denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None) -> Image:
+def _step(method: _Method, denoise: Denoise, z: Data, start: Level, end: Level, cond: Cond | None) -> Data:
     start, end = (_of_shape(name, level, np.shape(z)) for name, level in (("start", start), ("end", end)))
     denoise = as_denoise(denoise)
     if namespace(*start, *end) is not np:
@@ -137,18 +137,18 @@ def _checked(start: Level, end: Level, least_alpha: float) -> tuple[Level, Level
 
 
 @partial(jax.jit, static_argnums=0)
-def _run_traced(method: _Method, denoise: Denoise, z: Image, start: Level, end: Level, cond: Cond | None) -> Image:
+def _run_traced(method: _Method, denoise: Denoise, z: Data, start: Level, end: Level, cond: Cond | None) -> Data:
     start, end = jax.tree.map(lambda a: jnp.asarray(a, _dtype(z)), (start, end))
     return _run(denoise, z, method.table(start, end), cond)
 
 
 @jax.jit
-def _run(denoise: Denoise, z: Image, table: Table, cond: Cond | None) -> Image:
+def _run(denoise: Denoise, z: Data, table: Table, cond: Cond | None) -> Data:
     z, table = jax.tree.map(lambda a: jnp.asarray(a, _dtype(z)), (z, table))
     *_, (registers, _, _) = walk(partial(advance, denoise, cond), table, begin(table, z))
     return registers[0]
 
 
-def _dtype(z: Image) -> Any:
+def _dtype(z: Data) -> Any:
     """The precision of a step: float32, also for images of fewer bits, or float64."""
     return jnp.float64 if jnp.result_type(z) == jnp.float64 else jnp.float32

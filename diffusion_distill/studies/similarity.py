@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.errors import choose
-from diffusion_distill.base.typing import Cond, Image
+from diffusion_distill.base.typing import Cond, Data
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import eps_from_x
@@ -44,7 +44,7 @@ WHAT = {
 def similarity(
     denoise: Denoise,
     tables: Mapping[str, Table],
-    start: Image,
+    start: Data,
     folder: str | Path,
     cond: Cond | None = None,
     output: str = "eps",
@@ -77,7 +77,7 @@ def similarity(
 
 
 @partial(jax.jit, static_argnames="output")
-def _similarity(states: Image, outputs: Image, level: Level, output: str) -> Array:
+def _similarity(states: Data, outputs: Data, level: Level, output: str) -> Array:
     """[nfe, nfe]; an output that is 0 everywhere is like no other, and not like itself."""
     values = eps_from_x(states[:-1], outputs, level) if output == "eps" else outputs
     norms = lengths(values).reshape(*values.shape[:2], *(1,) * (values.ndim - 2))

@@ -21,7 +21,7 @@ from diffusion_distill.api.sampling import TEACHER_STEPS, denoiser_of, sample_ke
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.files import user_path
 from diffusion_distill.base.seeds import key_of
-from diffusion_distill.base.typing import Cond, Image
+from diffusion_distill.base.typing import Cond, Data
 from diffusion_distill.base.whole import whole
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.denoise import Denoise
@@ -43,7 +43,7 @@ class Subject(NamedTuple):
 
     denoise: Denoise
     tables: Mapping[str, Table]
-    start: Image
+    start: Data
     cond: Cond | None
 
 
@@ -76,7 +76,7 @@ def subject(
     return Subject(denoiser_of(artefact, spec, mesh), tables, start, here)
 
 
-def check(tables: Mapping[str, Table], start: Image) -> None:
+def check(tables: Mapping[str, Table], start: Data) -> None:
     """Raises ValueError if there is nothing to look at, or a table draws noise of its own."""
     if not tables:
         raise ValueError("There are no tables. Pass at least one entry {label: table}.")
@@ -90,13 +90,13 @@ def check(tables: Mapping[str, Table], start: Image) -> None:
             )
 
 
-def run(denoise: Denoise, table: Table, start: Image, cond: Cond | None) -> tuple[Image, Image]:
+def run(denoise: Denoise, table: Table, start: Data, cond: Cond | None) -> tuple[Data, Data]:
     """States [nfe + 1, batch, ...] and outputs x_hat [nfe, batch, ...] of all rows."""
     rows = range(table.nfe)
     return engine.trajectory(denoise, table, start, cond, states=[*rows, table.nfe], outputs=rows)[1:]
 
 
-def lengths(values: Image) -> Array:
+def lengths(values: Data) -> Array:
     """L2 norms of samples [rows, batch, ...]: [rows, batch]."""
     return jnp.sqrt((values**2).sum(axis=tuple(range(2, values.ndim))))
 
@@ -119,7 +119,7 @@ def finite(label: str, values: np.ndarray) -> np.ndarray:
 
 def numbers_of(
     what: Mapping[str, str],
-    start: Image,
+    start: Data,
     tables: Mapping[str, Table],
     found: Mapping[str, Mapping[str, np.ndarray]],
     **facts: Any,

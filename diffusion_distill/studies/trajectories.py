@@ -20,7 +20,7 @@ import numpy as np
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.errors import choose, positive_int
-from diffusion_distill.base.typing import Cond, Image
+from diffusion_distill.base.typing import Cond, Data
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import eps_from_x
@@ -50,7 +50,7 @@ WHAT = {
 def trajectories(
     denoise: Denoise,
     tables: Mapping[str, Table],
-    start: Image,
+    start: Data,
     folder: str | Path,
     cond: Cond | None = None,
     pixels: int = 4,
@@ -93,7 +93,7 @@ def trajectories(
     return numbers
 
 
-def _walk(denoise: Denoise, label: str, table: Table, start: Image, cond: Cond | None) -> dict[str, np.ndarray]:
+def _walk(denoise: Denoise, label: str, table: Table, start: Data, cond: Cond | None) -> dict[str, np.ndarray]:
     """Mean norms of states [nfe + 1] and outputs [nfe]; states [nfe + 1, ...] and outputs [nfe, ...] of one image."""
     states, outputs = run(denoise, table, start, cond)
     walk = jax.tree.map(sharding.fetch, _norms(states, outputs, told(table)))
@@ -101,7 +101,7 @@ def _walk(denoise: Denoise, label: str, table: Table, start: Image, cond: Cond |
 
 
 @jax.jit
-def _norms(states: Image, outputs: Image, level: Level) -> dict[str, Array]:
+def _norms(states: Data, outputs: Data, level: Level) -> dict[str, Array]:
     eps = eps_from_x(states[:-1], outputs, level)
     kinds = {"state": states, "x_hat": outputs, "eps": eps}
     norms = {name: lengths(values).mean(axis=1) for name, values in kinds.items()}

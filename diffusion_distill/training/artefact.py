@@ -24,7 +24,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from diffusion_distill.base.files import read_json, user_path
-from diffusion_distill.base.typing import Image, Params
+from diffusion_distill.base.typing import Data, Params
 from diffusion_distill.base.whole import put, remove, replaced, unfinished, write_json
 from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.denoise import Denoise, as_denoise
@@ -72,7 +72,7 @@ class Artefact:
 
     @classmethod
     def of(
-        cls, denoise: Denoise | Callable[..., Image], shape: Sequence[int], process: Process | None = None,
+        cls, denoise: Denoise | Callable[..., Data], shape: Sequence[int], process: Process | None = None,
         *, num_classes: int = 1, **fields: Any,
     ) -> Artefact:  # fmt: skip
         """A denoiser without a network that the library knows, to sample, fit a solver to, evaluate, or distil.

@@ -23,6 +23,7 @@ import numpy as np
 
 from diffusion_distill.base.arrays import enable_x64
 from diffusion_distill.denoisers.model import Denoiser
+from diffusion_distill.methods.phases import updates_for
 from diffusion_distill.process.predictions import SIGMA_DATA
 from diffusion_distill.process.processes import PROCESSES, Process
 
@@ -262,6 +263,12 @@ def keys_like(fixture: Fixture, *patterns: str) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------- shared parts
+
+
+def phase_at(progress: float, count: int) -> int:
+    """The phase of a run of `count` equal ones at a progress in [0, 1]; a border still belongs to the one before."""
+    ends = np.cumsum(updates_for(count * 10**9, 1, (1,) * count))
+    return int(np.searchsorted(ends, progress * (1 - 1e-9) * ends[-1], side="right"))
 
 
 def process_of(description: dict[str, Any]) -> Process:

@@ -42,6 +42,7 @@ from golden_checks.common import (
     losses_at,
     of_each,
     of_scale,
+    phase_at,
     process_of,
     relative,
 )
@@ -201,7 +202,7 @@ def check_ema_and_heuristics(fixture: Fixture, mode: Mode) -> None:
     for match in fixture.matches("phase_(tract_n|btd_)([0-9]+)"):
         size = int(match[2])
         count = size if match[1] == "tract_n" else len(progressive.halvings(size, 1))
-        at = [phases.phase_at(float(progress), count) for progress in fixture.input("progress")]
+        at = [phase_at(float(progress), count) for progress in fixture.input("progress")]
         fixture.compare(match[0], at, mode, exact())
 
 

@@ -40,6 +40,7 @@ from golden_checks.common import (
     keys_like,
     losses_at,
     of_each,
+    phase_at,
     process_of,
     relative,
 )
@@ -155,7 +156,7 @@ def check_trajectory(fixture: Fixture, mode: Mode) -> None:
     tables = [mode.tree(tract.rows(grids.make_grid(process, steps[k]), steps[k + 1])) for k in range(count)]
     at: list[int] = []
     for progress in fixture.input("progress"):  # the stored phase advances by one at most
-        now = phases.phase_at(float(progress), count)
+        now = phase_at(float(progress), count)
         at.append(min(now, at[-1] + 1) if at else now)
     strides = np.array([meta["timesteps"] // steps[k] for k in at])[:, None]
     row = (fixture.input("index") - fixture.input("semi_index")) // strides - 1

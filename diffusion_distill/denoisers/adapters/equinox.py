@@ -14,7 +14,7 @@ import jax
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.trees import Fixed, from_plain, to_plain
-from diffusion_distill.base.typing import Cond, Image, Key, Params
+from diffusion_distill.base.typing import Cond, Data, Key, Params
 from diffusion_distill.denoisers.network import Network, called, cannot_drop
 
 
@@ -59,11 +59,11 @@ class Equinox(Network):
         """The module with other parameters, such as a student's."""
         return eqx.combine(from_plain(params, self.like), self.static.tree)
 
-    def init(self, key: Key, z: Image, time: Array, cond: Cond | None) -> Params:
+    def init(self, key: Key, z: Data, time: Array, cond: Cond | None) -> Params:
         """The parameters that the module came with."""
         return self.first
 
-    def apply(self, params: Params, z: Image, time: Array, cond: Cond | None, *, dropout: Key | None = None) -> Array:
+    def apply(self, params: Params, z: Data, time: Array, cond: Cond | None, *, dropout: Key | None = None) -> Array:
         """The module's output for each sample; `key` is passed if the module takes it, each sample's own."""
         module = eqx.nn.inference_mode(self.merge(params), value=dropout is None)
         keys = None if dropout is None else jax.random.split(dropout, len(z))

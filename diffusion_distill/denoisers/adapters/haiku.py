@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import jax
 
 from diffusion_distill.base.arrays import Array
-from diffusion_distill.base.typing import Cond, Image, Key, Params
+from diffusion_distill.base.typing import Cond, Data, Key, Params
 from diffusion_distill.denoisers.network import Network, called, takes
 
 #: What functions call the argument that says whether they are trained.
@@ -23,12 +23,12 @@ class Haiku(Network):
     pair: Any
     kind: ClassVar[str] = "Haiku pair"
 
-    def init(self, key: Key, z: Image, time: Array, cond: Cond | None) -> Params:
+    def init(self, key: Key, z: Data, time: Array, cond: Cond | None) -> Params:
         """Fresh parameters."""
         bound = partial(self.pair.init, key)
         return jax.jit(lambda *inputs: called(bound, *inputs, **dict.fromkeys(TRAIN, False)))(z, time, cond)
 
-    def apply(self, params: Params, z: Image, time: Array, cond: Cond | None, *, dropout: Key | None = None) -> Array:
+    def apply(self, params: Params, z: Data, time: Array, cond: Cond | None, *, dropout: Key | None = None) -> Array:
         """The output of f."""
         bound = partial(self.pair.apply, params, dropout)
         return called(bound, z, time, cond, **dict.fromkeys(TRAIN, dropout is not None))

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 
 from diffusion_distill.base.arrays import Array
-from diffusion_distill.base.typing import Cond, Image, Key, Params
+from diffusion_distill.base.typing import Cond, Data, Key, Params
 from diffusion_distill.denoisers.network import Network, called, cannot_drop
 
 
@@ -24,7 +24,7 @@ class Linen(Network):
     module: nn.Module
     kind: ClassVar[str] = "Flax Linen module"
 
-    def init(self, key: Key, z: Image, time: Array, cond: Cond | None) -> Params:
+    def init(self, key: Key, z: Data, time: Array, cond: Cond | None) -> Params:
         """Fresh parameters.
 
         Raises:
@@ -39,7 +39,7 @@ class Linen(Network):
             )
         return variables.get("params", {})
 
-    def apply(self, params: Params, z: Image, time: Array, cond: Cond | None, *, dropout: Key | None = None) -> Array:
+    def apply(self, params: Params, z: Data, time: Array, cond: Cond | None, *, dropout: Key | None = None) -> Array:
         """The module's output."""
         rngs = None if dropout is None else {"dropout": dropout}
         train = dropout is not None
@@ -64,5 +64,5 @@ class Linen(Network):
         return self.module.clone(**rates)
 
 
-def _call(module: nn.Module, z: Image, time: Array, cond: Cond | None, train: bool) -> Any:
+def _call(module: nn.Module, z: Data, time: Array, cond: Cond | None, train: bool) -> Any:
     return called(module, z, time, cond, train=train)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from flax import nnx
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.trees import Fixed, from_plain, to_plain
-from diffusion_distill.base.typing import Cond, Image, Key, Params
+from diffusion_distill.base.typing import Cond, Data, Key, Params
 from diffusion_distill.denoisers.network import Network, called, cannot_drop
 
 
@@ -59,11 +59,11 @@ class Nnx(Network):
         module.set_attributes(**switches, raise_if_not_found=False)
         return module
 
-    def init(self, key: Key, z: Image, time: Array, cond: Cond | None) -> Params:
+    def init(self, key: Key, z: Data, time: Array, cond: Cond | None) -> Params:
         """The parameters that the module came with."""
         return self.first
 
-    def apply(self, params: Params, z: Image, time: Array, cond: Cond | None, *, dropout: Key | None = None) -> Array:
+    def apply(self, params: Params, z: Data, time: Array, cond: Cond | None, *, dropout: Key | None = None) -> Array:
         """The module's output; `train`, `deterministic` and `rngs` are passed if the module takes them."""
         rngs = None if dropout is None else nnx.Rngs(dropout=dropout)
         options = {"train": dropout is not None, "deterministic": dropout is None, "rngs": rngs}
