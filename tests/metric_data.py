@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import places
 import pytest
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "eval"
+GOLDEN = places.GOLDEN / "eval"
 MANY = 10**6  # a count for moments that are known, not estimated
 
 singular_on_purpose = pytest.mark.filterwarnings("ignore:.*covariance is singular:UserWarning")

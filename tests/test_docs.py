@@ -32,6 +32,7 @@ from absl import flags
 from flax import serialization
 from ml_collections import config_flags
 from PIL import Image
+from places import ROOT
 
 import diffusion_distill as dd
 from diffusion_distill import weights
@@ -43,7 +44,6 @@ from diffusion_distill.solvers import registry
 from diffusion_distill.training import sharding
 from diffusion_distill.weights import Fetched
 
-ROOT = Path(__file__).resolve().parent.parent
 flags.FLAGS.mark_as_parsed()
 PAGES = {
     path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -72,7 +72,7 @@ NOT_RUN = {
     "cd diffusion_distill": "the tests run in a checkout",
     "source .venv/bin/activate*": "the tests run in an environment",
     "tfds build *": "downloads a data set, and needs TensorFlow",
-    "* --model=inception-pytorch-fid *": "downloads 95 MB; tests/test_inception.py imports a small file of this layout",
+    "* --model=inception-pytorch-fid *": "downloads 95 MB; evaluation/test_inception.py imports a small file of its layout",
     "* --config.evaluation.features=runs/inception*": "needs FID's network, whose compilation takes minutes",
 }
 #: Fields of configs that are given small values, where a config has them.

@@ -6,11 +6,11 @@ tests/test_docs.py runs the page.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+import places
 import pytest
 
-PAGE = (Path(__file__).resolve().parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
+PAGE = (places.ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 #: Section -> lines of the class or function that the entry is, imports and blank lines left out.
 MOST = {"A noise process": 15, "A prediction": 1, "A solver": 20, "A method": 40, "A network of another kind": 40}
 

@@ -1,6 +1,7 @@
 """The floors: a module imports only from lower floors, and configs are read at the top only.
 
 The table names every module or folder of the package with its floor. Files of one row are a concept: they may
+import places
 import each other, but not in a circle. Everything is read from the source, nothing is imported.
 """
 
@@ -11,10 +12,11 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import places
 import pytest
 
 PACKAGE = "diffusion_distill"
-ROOT = Path(__file__).resolve().parent.parent / PACKAGE
+ROOT = places.ROOT / PACKAGE
 
 #: (floor, the modules or folders of one concept)
 FLOORS = [

@@ -19,10 +19,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import places
 import pytest
 import toys
 from flax import serialization
 from PIL import Image
+from places import ROOT
 
 import diffusion_distill as dd
 from diffusion_distill import solvers, weights
@@ -33,9 +35,8 @@ from diffusion_distill.process.weighting import WEIGHTINGS
 from diffusion_distill.solvers import engine
 from diffusion_distill.training import sharding
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "from_google_btd.md").read_text(encoding="utf-8")
-BTD = Path(__file__).parent / "golden" / "btd"
+BTD = places.SMALL / "btd"
 
 #: Everything public of each file of the other program, and the methods of its classes.
 THERE = {

@@ -12,6 +12,7 @@ from typing import Any
 import edm_tensors
 import golden_check
 import numpy as np
+import places
 import pytest
 from golden_checks import eval_inception
 from golden_checks.inception_weights import random_tensor
@@ -19,8 +20,8 @@ from golden_checks.inception_weights import random_tensor
 from diffusion_distill import weights
 from diffusion_distill.weights import edm
 
-SMALL = Path(__file__).parent / "golden"
-FULL = Path(__file__).parents[2] / "shared" / "golden"
+SMALL = places.SMALL
+FULL = places.GOLDEN
 #: What the library implements so far.
 IN_SCOPE = ("btd/*", "tract/*", "edm/*", "solvers/*", "ddpm/guidance.npz", "eval/*")
 #: Minutes on real data: `python tests/golden_check.py ../shared/golden/eval --only real_data.json`.

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import subprocess
 import warnings
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jax
+import places
 import pytest
 
-NOTEBOOK = json.loads((Path(__file__).resolve().parent.parent / "notebooks" / "quickstart.ipynb").read_text("utf-8"))
+NOTEBOOK = json.loads((places.ROOT / "notebooks" / "quickstart.ipynb").read_text("utf-8"))
 FIRST = next("".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code")
 #: Whatever machine runs this test has none of these unless a case says so.
 HINTS = ("JAX_PLATFORMS", "TPU_NAME", "COLAB_TPU_ADDR", "COLAB_GPU", "COLAB_RELEASE_TAG")

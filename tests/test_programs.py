@@ -6,8 +6,8 @@ from pathlib import Path
 
 import programs
 import pytest
+from places import SHARED
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 FOUND = sorted(path for folder in ("cases", "attack") for path in (SHARED / folder).glob("*.py"))
 
 

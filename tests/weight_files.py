@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import places
 import pytest
 from flax import serialization
 
@@ -20,9 +21,9 @@ from diffusion_distill.weights import (
     shapes_of,
 )
 
-BTD = Path(__file__).parent / "golden" / "btd"
-EDM = Path(__file__).parent / "golden" / "edm"
-FULL_EDM = Path(__file__).parents[2] / "shared" / "golden" / "edm"
+BTD = places.SMALL / "btd"
+EDM = places.SMALL / "edm"
+FULL_EDM = places.GOLDEN / "edm"
 needs_full = pytest.mark.skipif(not FULL_EDM.is_dir(), reason="needs the optional sibling folder ../shared/golden")
 UNET = {"ch": 32, "emb_ch": 8, "out_ch": 1, "ch_mult": (1,), "num_res_blocks": 1, "attn_resolutions": ()}
 MODEL = Model(UNet(**UNET, num_heads=2), (4, 4, 1))

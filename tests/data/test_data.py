@@ -25,6 +25,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from places import SHARED
 
 from diffusion_distill.data import (
     SOURCES,
@@ -46,7 +47,6 @@ from diffusion_distill.data.decode import decode
 from diffusion_distill.data.resize import resize
 
 pytestmark = pytest.mark.fast
-SHARED = Path(__file__).parents[2] / "shared"
 PACK = SHARED / "data" / "mnist_t10k.npz"
 CIFAR_TOOL = SHARED / "tools" / "expand_cifar10.py"
 

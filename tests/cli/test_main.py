@@ -19,6 +19,7 @@ import toys
 from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
+from places import ROOT
 from toys import equal
 
 from diffusion_distill import api, data, weights
@@ -32,7 +33,6 @@ from diffusion_distill.solvers.fitted import FittedSolver
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.weights import inception
 
-ROOT = Path(__file__).resolve().parent.parent
 flags.FLAGS.mark_as_parsed()
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import places
 import pytest
 from flax import traverse_util
 from scipy.special import expit, softmax
@@ -171,7 +171,7 @@ def test_images_that_patches_do_not_divide_are_refused() -> None:
 @pytest.mark.slow
 def test_students_of_a_rectified_flow_transformer_come_near_their_teacher() -> None:
     """The code of the page in docs/, as it is."""
-    page = Path(__file__).parent.parent / "docs" / "models" / "rectified_flow_transformer.md"
+    page = places.ROOT / "docs" / "models" / "rectified_flow_transformer.md"
     found: dict[str, Any] = {}
     exec("\n".join(re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)), found)
     distance = found["distance"]

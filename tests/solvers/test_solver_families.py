@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
 import numpy as np
+import places
 import pytest
 import toys
 
@@ -35,7 +35,7 @@ GRIDS: dict[str, Callable[[int], Level]] = {
     "VP": lambda steps: grids.make_grid(LINEAR, steps, "logsnr", end=1e-3),
     "VE": lambda steps: edm_grids.edm(steps + 1).at(slice(None, -1)),
 }
-with np.load(Path(__file__).parent / "golden" / "solvers" / "order_smooth.npz") as recorded:
+with np.load(places.SMALL / "solvers" / "order_smooth.npz") as recorded:
     START, ENDS = recorded["x_T"], {"VP": recorded["ref/linear"], "VE": recorded["ref/edm"]}
     WEIGHTS, MEANS, STDS = (recorded[name] for name in ("weights", "means", "stds"))
 

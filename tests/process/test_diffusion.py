@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable
 from decimal import Decimal, localcontext
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import chex
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from places import GOLDEN
 
 from diffusion_distill.base.errors import choose
 from diffusion_distill.denoisers.model import Model
@@ -39,7 +39,6 @@ from diffusion_distill.process.vp_discrete import LinearAlphaDiscrete
 
 pytestmark = pytest.mark.fast
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 COSINES = [Cosine(), Cosine(-10, 15), Cosine(-4.5, 9.25)]
 BETAS = [LinearBeta(), LinearBeta(0.5, 30.0, 1e-3), LinearBetaDiscrete(), LinearBetaDiscrete(50, 2e-3, 0.1, 12.0)]
 IDDPM = [IDDPMCosine(), IDDPMCosine(0.02, 1e-3, 0.99)]
@@ -303,7 +302,7 @@ def test_a_grid_runs_from_noise_to_clean() -> None:
     grids.check(clean)
 
 
-# --- what remains of predictions beside tests/test_one_formula.py
+# --- what remains of predictions beside tests/process/test_one_formula.py
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "velocity"])

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from places import ROOT
 from toys import equal
 
 from diffusion_distill.api import classifier
@@ -30,7 +31,6 @@ from diffusion_distill.evaluation.classifier_network import CLASSIFIERS, Classif
 from diffusion_distill.training.logs import read_json_lines
 from diffusion_distill.training.sharding import data_mesh
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = ClassifierSettings(
     length=32 * 160, batch_size=32, learning_rate=1e-2, warmup=10, residual=1e-2, ch_mult=(1, 2), norm_groups=4
 )

@@ -8,17 +8,17 @@ compared by the golden check (`golden_checks/edm_networks`).
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import edm_tensors
 import numpy as np
+import places
 import pytest
 
 from diffusion_distill.networks import ADM, SongUNet, UNet
 from diffusion_distill.weights import WeightsError, edm_arguments, edm_layout, flatten
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden" / "edm"
+GOLDEN = places.GOLDEN / "edm"
 
 VP: dict[str, Any] = {"model_type": "SongUNet", "img_channels": 3, "use_fp16": False}
 VE = {

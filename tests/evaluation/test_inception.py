@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import places
 import pytest
 import torch_files
 from golden_checks import eval_inception
@@ -24,7 +25,7 @@ from diffusion_distill.weights import Fetched, WeightsError, flatten, inception,
 
 Flat = dict[str, np.ndarray]
 
-FOLDERS = (Path(__file__).parent / "golden" / "eval", Path(__file__).parents[2] / "shared" / "golden" / "eval")
+FOLDERS = (places.SMALL / "eval", places.GOLDEN / "eval")
 RECORDED = next((path for folder in FOLDERS if (path := folder / "inception.npz").is_file()), None)
 needs_recorded = pytest.mark.skipif(RECORDED is None, reason="needs eval/inception.npz in golden or ../shared/golden")
 

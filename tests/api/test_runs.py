@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import places
 import pytest
 import toys
 from toys import equal
@@ -385,11 +386,10 @@ np.savez(f"{{folder}}/drawn_{{number}}.npz", images=api.sample(students[1], 8))
 
 def test_two_processes_do_what_one_does(teacher: Artefact, source: toys.GaussianSource, tmp_path: Path) -> None:
     """Two processes of one device each and this one of eight: the same students, one set of files."""
-    here = Path(__file__).parent
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    code = TWO_PROCESSES.format(path=[str(here), str(here.parent)])
+    code = TWO_PROCESSES.format(path=[str(places.TESTS), str(places.ROOT)])
     begun = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(number), port, str(tmp_path / "two")],

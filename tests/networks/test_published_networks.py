@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
 import chex
@@ -18,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
+from places import GOLDEN
 from small_networks import evaluate, flatten, parameter_shapes
 
 from diffusion_distill.networks import UNet
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the golden numbers in ../shared/golden")
 
 CIFAR: dict[str, Any] = dict(

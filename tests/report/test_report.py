@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import places
 import pytest
 
 from diffusion_distill.report import (
@@ -21,7 +22,7 @@ from diffusion_distill.report import (
 from diffusion_distill.report.curves import moving_mean
 from diffusion_distill.report.lines import fitting_scale
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "eval" / "quantise.npz"
+GOLDEN = places.GOLDEN / "eval" / "quantise.npz"
 
 
 def read(path: Path) -> np.ndarray:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import places
 import pytest
 
 from diffusion_distill.data.quantise import RULES, quantise
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "eval" / "quantise.npz"
+GOLDEN = places.GOLDEN / "eval" / "quantise.npz"
 RECORDED = {
     "round_half_up": "floor_127p5x_plus_128",
     "round_half_even": "round_127p5_x_plus_1",

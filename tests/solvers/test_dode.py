@@ -15,6 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import places
 import pytest
 import toys
 from flax import struct
@@ -594,7 +595,7 @@ def test_targets_are_checked() -> None:
 
 
 def test_the_solver_of_the_documentation(teacher: Artefact, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (Path(__file__).parents[1] / "docs" / "solvers.md").read_text()
+    text = (places.ROOT / "docs" / "solvers.md").read_text()
     code = re.search(r"```python\n(from diffusion_distill.process import grids.*?)```", text, re.DOTALL)
     assert code is not None
     monkeypatch.setattr(registry, "SOLVERS", dict(registry.SOLVERS))
