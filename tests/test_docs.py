@@ -72,7 +72,7 @@ NOT_RUN = {
     "cd diffusion_distill": "the tests run in a checkout",
     "source .venv/bin/activate*": "the tests run in an environment",
     "tfds build *": "downloads a data set, and needs TensorFlow",
-    "* --model=inception-pytorch-fid *": "downloads 95 MB; evaluation/test_inception.py imports a small file of its layout",
+    "* --model=inception-pytorch-fid *": "downloads 95 MB; evaluation/test_inception.py imports a small one",
     "* --config.evaluation.features=runs/inception*": "needs FID's network, whose compilation takes minutes",
 }
 #: Fields of configs that are given small values, where a config has them.
