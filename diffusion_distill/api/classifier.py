@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from diffusion_distill.base.arrays import Array
@@ -324,6 +323,8 @@ class _Training:
 
     def losses(self, networks: Mapping[str, Any], rows: Any, batch: Batch, key: Key) -> Array:
         """Cross-entropies [batch] of the student on shifted images."""
+        import optax
+
         images, most = batch["x"], self.settings.shift
         offsets = jax.random.randint(key, (len(images), 2), -most, most + 1)
         logits = networks["student"](shifted(images, offsets) if most else images).logits

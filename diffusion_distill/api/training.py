@@ -7,12 +7,11 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from diffusion_distill.api.monitor import Monitor
@@ -42,6 +41,9 @@ from diffusion_distill.training.settings import WITHOUT_EFFECT, Settings
 from diffusion_distill.training.state import TrainState, create
 from diffusion_distill.training.step import Step, make_step
 from diffusion_distill.training.workdir import Workdir
+
+if TYPE_CHECKING:
+    import optax
 
 
 def train(

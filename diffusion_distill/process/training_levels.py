@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 
 import jax
-import jax.scipy.stats
+from jax.scipy.special import ndtri
 
 from diffusion_distill.base.arrays import Array, namespace
 from diffusion_distill.process.levels import Level
@@ -33,12 +33,12 @@ def uniform(process: Process, u: Array) -> Level:
 
 def logit_normal(process: Process, u: Array, mean: float = 0.0, std: float = 1.0) -> Level:
     """The logit of the process's time is normal: more of the middle than of the ends."""
-    return process.level(jax.nn.sigmoid(mean + std * jax.scipy.stats.norm.ppf(u)))
+    return process.level(jax.nn.sigmoid(mean + std * ndtri(u)))
 
 
 def lognormal(process: Process, u: Array) -> Level:
     """log sigma is normal."""
-    return from_normal(jax.scipy.stats.norm.ppf(u))
+    return from_normal(ndtri(u))
 
 
 def from_normal(normal: Array, mean: float = P_MEAN, std: float = P_STD) -> Level:

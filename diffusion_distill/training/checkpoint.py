@@ -5,7 +5,8 @@ CHECKPOINTS/<update>/checksums                                        of each it
 CHECKPOINTS/<update>/about                                            phase, data position, configuration (JSON)
 
 Saving happens in the background and is atomic. A checkpoint that cannot be read, or whose checksums differ, is
-moved aside and the one before it is taken.
+moved aside and the one before it is taken. Orbax is imported where it is used: that takes a third of a second, which a
+program that saves and loads nothing does not wait for.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from diffusion_distill.base.files import plain
@@ -39,6 +39,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2, about: Mapping[str, Any] | None = None):
         """Keeps the newest `keep` checkpoints; `about` is written into each."""
+        import orbax.checkpoint as ocp
+
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._folder, self._cleanup = folder, ExitStack()
         self._about = json.loads(json.dumps(dict(about or {}), default=plain))
@@ -52,6 +54,8 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, **about: Any) -> None:
         """Saves the state and facts about it under its update number, if it is newer than what is there."""
+        import orbax.checkpoint as ocp
+
         if self.latest is not None and step <= self.latest:
             return
         items = _items(state)
@@ -91,6 +95,8 @@ class Checkpoints:
             self._manager.close()
 
     def _read(self, step: int, like: TrainState) -> TrainState:
+        import orbax.checkpoint as ocp
+
         items = _items(like)
         sums = {name: jax.ShapeDtypeStruct((len(jax.tree.leaves(tree)),), np.uint32) for name, tree in items.items()}
         shapes = {**jax.tree.map(ocp.utils.to_shape_dtype_struct, items), "checksums": sums}
@@ -140,6 +146,8 @@ def _free(place: Path) -> Path:
 
 def save_params(folder: Path, params: Any) -> None:
     """Writes parameters alone, as an artefact's, as nested dictionaries."""
+    import orbax.checkpoint as ocp
+
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _plain(folder.parent) as parent, ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(parent / folder.name, jax.tree.map(jnp.asarray, to_plain(params)), force=True)
@@ -152,6 +160,8 @@ def load_params(folder: Path, like: Any) -> Any:
       FileNotFoundError: there is no such folder.
       ValueError: names, shapes or types differ from `like`, or files are missing or damaged.
     """
+    import orbax.checkpoint as ocp
+
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder} with parameters. {ADVICE}")
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

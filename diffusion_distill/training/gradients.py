@@ -11,15 +11,17 @@ A gradient function maps (params, state, batch, rows, key) to (loss, gradient, n
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.typing import Batch, Key, Params
+
+if TYPE_CHECKING:
+    import optax
 
 Gradient = Callable[[Params, Any, Batch, Any, Key], tuple[Array, Params, Array]]
 
@@ -33,6 +35,8 @@ def gradient_of(
       parts: how many parts a batch is worked through in; divides each device's share.
       shard_clip: acts on each device's gradient before averaging; None for one gradient of the global batch.
     """
+    import optax
+
     gradient = _in_parts(jax.value_and_grad(mean_loss), parts)
 
     def measured(*arguments: Any) -> tuple[Array, Params, Array]:

@@ -6,11 +6,10 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from diffusion_distill.base import interrupts
@@ -25,6 +24,9 @@ from diffusion_distill.training.progress import Progress
 from diffusion_distill.training.sharding import put_batch, replicated
 from diffusion_distill.training.state import TrainState, last_good, next_phase
 from diffusion_distill.training.step import Step, StepInputs
+
+if TYPE_CHECKING:
+    import optax
 
 
 @dataclass(frozen=True)

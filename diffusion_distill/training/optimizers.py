@@ -15,13 +15,16 @@ clips the gradient of each device's share before averaging, which depends on the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from diffusion_distill.base.errors import choose
 from diffusion_distill.base.typing import Params
+
+if TYPE_CHECKING:
+    import optax
 
 RULES = ("adam", "momentum", "nesterov")
 CLIP_SCOPES = ("global", "shard")
@@ -64,6 +67,8 @@ class OptimizerSettings:
 
 def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
     """The transformation gradient -> update; apply it as parameters - learning_rate·update."""
+    import optax  # takes a tenth of a second
+
     clip = [make_clip(settings)] if settings.clip_scope == "global" else []
     decay = [optax.add_decayed_weights(settings.weight_decay)] if settings.weight_decay else []
     if settings.rule == "adam":
@@ -73,6 +78,8 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
 
 def make_clip(settings: OptimizerSettings) -> optax.GradientTransformation:
     """gradient·min(1, grad_clip / (norm + clip_eps)); the identity for grad_clip 0."""
+    import optax
+
     if not settings.grad_clip:
         return optax.identity()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import Any, TextIO
 
 
@@ -29,9 +30,10 @@ class Progress:
         self._first = self._done = 0
         self._bar = None
         if self._stream.isatty():
-            from tqdm import tqdm
+            with suppress(ImportError):  # where tqdm is missing, lines do
+                from tqdm import tqdm
 
-            self._bar = tqdm(total=total, desc=name, file=self._stream, dynamic_ncols=True, leave=True)
+                self._bar = tqdm(total=total, desc=name, file=self._stream, dynamic_ncols=True, leave=True)
 
     def start_at(self, done: int) -> None:
         """Resumed work does not count towards the rate."""

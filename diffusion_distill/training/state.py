@@ -8,17 +8,19 @@ such as TRACT's 'self_teacher'.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.typing import Params
 from diffusion_distill.methods.phases import Phase
 from diffusion_distill.training import ema
+
+if TYPE_CHECKING:
+    import optax
 
 
 class TrainState(struct.PyTreeNode):

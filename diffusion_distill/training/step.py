@@ -7,11 +7,10 @@ phases (rows of the loss, learning rate, momenta) comes in as arrays, so nothing
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 
 from diffusion_distill.base.arrays import Array
@@ -22,6 +21,9 @@ from diffusion_distill.training import ema
 from diffusion_distill.training.gradients import gradient_of
 from diffusion_distill.training.sharding import replicated, split
 from diffusion_distill.training.state import TrainState
+
+if TYPE_CHECKING:
+    import optax
 
 
 class StepInputs(NamedTuple):
