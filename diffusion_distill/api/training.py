@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ from diffusion_distill.training.resuming import LENGTHS, SameRun, defaults
 from diffusion_distill.training.settings import WITHOUT_EFFECT, Settings
 from diffusion_distill.training.state import TrainState, create
 from diffusion_distill.training.step import Step, make_step
+from diffusion_distill.training.utilisation import Meter, meter
 from diffusion_distill.training.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -156,7 +158,8 @@ def _fit(
 
         monitor.catch_up(state)
         batches, key = _batches(source, settings), key_of(settings.seed)
-        plan = _plan(settings, monitor, phase_done)
+        used = partial(meter, method.losses, trained, None if teacher is None else teacher.model)
+        plan = _plan(settings, monitor, phase_done, used)
         loop.run(
             state, step, phases, batches, optimizer, key, mesh,
             momenta=method.averages, plan=plan, checkpoints=checkpoints, log=log,
@@ -189,7 +192,12 @@ def _step(
     )
 
 
-def _plan(settings: Settings, monitor: Monitor, phase_done: Callable[[Phase, TrainState], None]) -> loop.Plan:
+def _plan(
+    settings: Settings,
+    monitor: Monitor,
+    phase_done: Callable[[Phase, TrainState], None],
+    used: Callable[[TrainState, Any], Meter | None],
+) -> loop.Plan:
     """What the loop does between updates."""
     return loop.Plan(
         log_every=settings.log_every,
@@ -198,6 +206,7 @@ def _plan(settings: Settings, monitor: Monitor, phase_done: Callable[[Phase, Tra
         evaluate=monitor,
         phase_done=phase_done,
         nonfinite_limit=settings.nonfinite_limit,
+        meter=used,
     )
 
 

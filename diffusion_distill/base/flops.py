@@ -63,10 +63,16 @@ def _inner(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
             yield getattr(value, "jaxpr", value)
 
 
+def _shapes(equation: JaxprEqn) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Of what goes in and of what comes out."""
+    of = lambda variables: [getattr(variable.aval, "shape", ()) for variable in variables]  # noqa: E731
+    return of(equation.invars), of(equation.outvars)
+
+
 def _of_dot(equation: JaxprEqn) -> int:
     """Multiply-adds of a dot_general."""
-    left, (axes, _) = equation.invars[0].aval.shape, equation.params["dimension_numbers"][0]
-    return prod(equation.outvars[0].aval.shape) * prod(left[axis] for axis in axes)
+    [left, _], [out], [(axes, _), _] = *_shapes(equation), equation.params["dimension_numbers"]
+    return prod(out) * prod(left[axis] for axis in axes)
 
 
 def _of_convolution(equation: JaxprEqn) -> int:
@@ -75,7 +81,7 @@ def _of_convolution(equation: JaxprEqn) -> int:
     Zeros of the padding count, as in the usual formula: pixels of the result x places of the kernel x channels. Zeros
     that lhs_dilation puts between the pixels do not. With groups a kernel has only the input channels of its group.
     """
-    params, kernel, out = equation.params, equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+    params, ([_, kernel], [out]) = equation.params, _shapes(equation)
     numbers = params["dimension_numbers"]
     pairs = 1  # of a pixel of the result and a place of the kernel
     settings = zip(
@@ -90,7 +96,7 @@ def _of_convolution(equation: JaxprEqn) -> int:
 
 def _of_attention(equation: JaxprEqn) -> int:
     """Multiply-adds of cuDNN's attention: q [batch, positions, heads, width] with k [batch, positions, ...], with v."""
-    query, key = (variable.aval.shape for variable in equation.invars[:2])
+    [query, key, *_], _ = _shapes(equation)
     return 2 * prod(query) * key[1]
 
 

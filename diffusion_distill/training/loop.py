@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from diffusion_distill.training.progress import Progress
 from diffusion_distill.training.sharding import put_batch, replicated
 from diffusion_distill.training.state import TrainState, last_good, next_phase
 from diffusion_distill.training.step import Step, StepInputs
+from diffusion_distill.training.utilisation import Meter
 
 if TYPE_CHECKING:
     import optax
@@ -40,6 +42,8 @@ class Plan:
       phase_done: called with (phase, state) at the end of each phase, before its checkpoint.
       nonfinite_limit: after so many updates in a row that were not finite the run stops. It is looked at when figures
         are logged, and at least every nonfinite_limit updates.
+      meter: called with (state, rows) at the start of each phase; gives what measures the devices' utilisation, which
+        is then logged and shown, or None.
     """
 
     log_every: int = 50
@@ -48,6 +52,7 @@ class Plan:
     evaluate: Callable[[int, Phase, TrainState], None] = lambda update, phase, state: None
     phase_done: Callable[[Phase, TrainState], None] = lambda phase, state: None
     nonfinite_limit: int = 200
+    meter: Callable[[TrainState, Any], Meter | None] = lambda state, rows: None
 
 
 def run(
@@ -72,7 +77,8 @@ def run(
       momenta: of the method's own averages; the eval average's is the phase's.
       checkpoints: where the state is saved; None for nowhere.
       log: gets the figures: `loss` and `grad_norm` averaged over the finite updates since the last record, None if
-        there was none; `nonfinite`, the number of the others; `skipped`, their number in the whole run.
+        there was none; `nonfinite`, the number of the others; `skipped`, their number in the whole run; with a meter
+        `mfu`, the utilisation since the last record, and `flops_per_image`.
 
     Raises:
       NonFinite: no update in a phase was finite, or none of the last plan.nonfinite_limit; the state before them is in
@@ -88,7 +94,7 @@ def run(
             state = jax.device_put(next_phase(state, phase, optimizer), replicated(mesh))
         rows = jax.device_put(rows_of(phase), replicated(mesh))
         averaging = ema.Averaging(phases, k, momenta)
-        recorder = _Recorder(phase, begin, done, batches.batch_size, log)
+        recorder = _Recorder(phase, begin, done, batches.batch_size, log, plan.meter(state, rows))
         updates = _updates(state, step, phase, begin, batches, rows, averaging, seed, mesh)
         try:
             for state, metrics in updates:
@@ -168,28 +174,36 @@ def _updates(
 class _Recorder:
     """Shows and logs the figures of a phase."""
 
-    def __init__(self, phase: Phase, begin: int, done: int, batch_size: int, log: Log):
-        self._phase, self._begin, self._batch_size, self._log = phase, begin, batch_size, log
+    def __init__(self, phase: Phase, begin: int, done: int, batch_size: int, log: Log, meter: Meter | None):
+        self._phase, self._begin, self._batch_size, self._log, self._meter = phase, begin, batch_size, log, meter
         self._progress = Progress(phase.name, phase.updates, batch_size)
         self._progress.start_at(done - begin)
         self._recent: list[dict] = []
+        self._since = time.monotonic()
 
     def add(self, done: int, metrics: dict, now: bool) -> None:
         """Keeps the metrics of update number `done`; with `now`, writes a record of all kept ones."""
         self._recent.append(metrics)
         if not now:
             return
-        figures = _figures(self._recent)
+        figures, used = _figures(self._recent), self._utilisation()
         self._recent = []
         shown = {"loss": "not finite" if figures["loss"] is None else figures["loss"]}
         shown |= {"skipped": figures["skipped"]} if figures["skipped"] else {}
+        shown |= {"mfu": used["mfu"]} if used else {}
         self._progress.update(done - self._begin, **shown)
         speed = {
             "learning_rate": float(self._phase.rate(done - self._begin - 1)),
             "images_per_second": round(self._progress.rate(), 1),
         }
         where = {"phase": self._phase.name, "samples": done * self._batch_size}
-        self._log.scalars(done, {**where, **speed, **figures})
+        self._log.scalars(done, {**where, **speed, **used, **figures})
+
+    def _utilisation(self) -> dict[str, float]:
+        """Of the devices, by the updates since the last record."""
+        begun, self._since = self._since, time.monotonic()
+        images = len(self._recent) * self._batch_size
+        return self._meter.figures(images / max(self._since - begun, 1e-9)) if self._meter else {}
 
     def close(self) -> None:
         """Ends the bar."""

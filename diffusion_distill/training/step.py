@@ -6,7 +6,7 @@ phases (rows of the loss, learning rate, momenta) comes in as arrays, so nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from diffusion_distill.base.arrays import Array
-from diffusion_distill.base.typing import Batch, Key
+from diffusion_distill.base.typing import Batch, Key, Params
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.training import ema
@@ -43,6 +43,22 @@ class Losses(Protocol):
 Step = jax.stages.Wrapped  # (state, batch, inputs, seed key) -> (state, metrics)
 
 
+def mean_loss_of(losses: Losses, model: Model, teacher: Model | None) -> Callable[..., Array]:
+    """The function (params, state, batch, rows, key) -> loss of a batch; arguments as in `make_step`."""
+    drops = model.adapter.drops
+
+    def mean_loss(params: Params, state: TrainState, batch: Batch, rows: Any, key: Key) -> Array:
+        noise_key, dropout_key = jax.random.split(key)
+        student_key = dropout_key if drops else None
+        denoisers = {name: model.denoiser(average.params) for name, average in state.averages.items()}
+        if teacher is not None:
+            denoisers["teacher"] = teacher.denoiser(state.teacher)
+        denoisers["student"] = model.denoiser(params, student_key)
+        return jnp.mean(losses(denoisers, rows, batch, noise_key))
+
+    return mean_loss
+
+
 def make_step(
     losses: Losses,
     model: Model,
@@ -69,18 +85,7 @@ def make_step(
     changes nothing but the step and the count of skipped ones. The state is donated.
     """
 
-    drops = model.adapter.drops
-
-    def mean_loss(params, state: TrainState, batch: Batch, rows: Any, key: Key) -> Array:
-        noise_key, dropout_key = jax.random.split(key)
-        student_key = dropout_key if drops else None
-        denoisers = {name: model.denoiser(average.params) for name, average in state.averages.items()}
-        if teacher is not None:
-            denoisers["teacher"] = teacher.denoiser(state.teacher)
-        denoisers["student"] = model.denoiser(params, student_key)
-        return jnp.mean(losses(denoisers, rows, batch, noise_key))
-
-    gradient_at = gradient_of(mean_loss, parts, mesh, shard_clip)
+    gradient_at = gradient_of(mean_loss_of(losses, model, teacher), parts, mesh, shard_clip)
 
     def step(state: TrainState, batch: Batch, inputs: StepInputs, seed: Key):
         key = jax.random.fold_in(seed, state.step)

@@ -72,7 +72,7 @@ def with_rules(make: Callable[..., Any]) -> Callable[..., jax.Array]:
 
 
 def scanned(a: jax.Array, b: jax.Array) -> jax.Array:
-    return lax.scan(lambda c, _: (c + jnp.sum(a @ b), None), 0.0, None, length=5)[0]
+    return lax.scan(lambda c, _: (c + jnp.sum(a @ b), None), jnp.zeros(()), None, length=5)[0]
 
 
 def switched(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,0 +1,99 @@
+"""How much of a device's arithmetic training uses: model FLOPs utilisation (MFU, arXiv:2204.02311 appendix B).
+
+    MFU = FLOPs of an image · images per second / (peak of a device · devices)
+
+The FLOPs are those that an update needs, not those that were done: a network that is recomputed to spare memory counts
+once. They are those of the loss, forward, and twice those of the student for its gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_distill.base.flops import count_flops
+from diffusion_distill.denoisers import conditions
+from diffusion_distill.denoisers.model import Model
+from diffusion_distill.process.levels import Level
+from diffusion_distill.training.state import TrainState
+from diffusion_distill.training.step import Losses, mean_loss_of
+
+#: FLOP/s of dense matrix products in bfloat16, accumulated in float32, by JAX's name of a device. Makers that print the
+#: rate of sparse products print twice as much. V100 and T4 have no bfloat16: it is their float16 rate.
+PEAKS: dict[str, float] = {
+    # NVIDIA's data sheets of the V100, T4, A100, A10, A30, L4, L40S, H100, H200 and Blackwell
+    "Tesla V100-SXM2-16GB": 125e12,
+    "Tesla V100-SXM2-32GB": 125e12,
+    "Tesla V100-PCIE-16GB": 112e12,
+    "Tesla V100-PCIE-32GB": 112e12,
+    "Tesla T4": 65e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA A10": 125e12,
+    "NVIDIA A30": 165e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+    # cloud.google.com/tpu/docs, the page of each version. JAX sees two devices on a chip of v2 (46e12) and v3 (123e12).
+    "TPU v2": 23e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,  # v5e
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,  # v6e
+    "TPU v6e": 918e12,
+}
+
+
+class Meter(NamedTuple):
+    """What a speed is worth: FLOPs of an image in an update, and FLOP/s that all devices together can do."""
+
+    flops_per_image: int
+    peak: float
+
+    def figures(self, images_per_second: float) -> dict[str, float]:
+        """The utilisation, from 0 to 1, and the FLOPs, for logs."""
+        mfu = self.flops_per_image * images_per_second / self.peak
+        return {"mfu": float(f"{mfu:.3g}"), "flops_per_image": self.flops_per_image}
+
+
+def named_peak() -> float:
+    """FLOP/s that all devices together can do; 0 if the peak of one of them is not in `PEAKS`."""
+    peaks = [PEAKS.get(device.device_kind, 0.0) for device in jax.devices()]
+    return sum(peaks) if all(peaks) else 0.0
+
+
+def meter(losses: Losses, model: Model, teacher: Model | None, state: TrainState, rows: Any) -> Meter | None:
+    """The meter of a run; None, which costs nothing, where the peak of the devices is not known, as of CPUs."""
+    peak = named_peak()
+    return Meter(update_flops(losses, model, teacher, state, rows), peak) if peak else None
+
+
+def update_flops(losses: Losses, model: Model, teacher: Model | None, state: TrainState, rows: Any) -> int:
+    """FLOPs of an update for each image of the batch.
+
+    Args:
+      losses, model, teacher: as in `make_step`.
+      rows: the loss's arrays of a phase.
+    """
+    batch = {"x": jnp.zeros((1, *model.shape), jnp.float32), "cond": conditions.zeros(model)}
+    batch = {name: value for name, value in batch.items() if value is not None}
+    loss = count_flops(mean_loss_of(losses, model, teacher), state.params, state, batch, rows, jax.random.key(0))
+    return loss + 2 * forward_flops(model, state.params)
+
+
+def forward_flops(model: Model, params: Any) -> int:
+    """FLOPs of one network call for one sample."""
+    z, level = jnp.zeros((1, *model.shape), jnp.float32), Level(*jnp.full((2, 1), 0.5))
+    call = lambda params, z, level, cond: model.raw(params, z, level, cond, None)  # noqa: E731
+    return count_flops(call, params, z, level, conditions.zeros(model))
