@@ -71,6 +71,7 @@ NOT_RUN = {
     "git clone *": "the tests run in a checkout",
     "cd diffusion_distill": "the tests run in a checkout",
     "source .venv/bin/activate*": "the tests run in an environment",
+    "python benchmarks/*": "measures for minutes",
     "tfds build *": "downloads a data set, and needs TensorFlow",
     "* --model=inception-pytorch-fid *": "downloads 95 MB; evaluation/test_inception.py imports a small one",
     "* --config.evaluation.features=runs/inception*": "needs FID's network, whose compilation takes minutes",
