@@ -67,10 +67,10 @@ def recorded() -> dict[str, Any]:
     """The golden checks of networks, losses, targets and samplers whose files are in the checkout."""
     sys.path.insert(0, str(TESTS))
     golden_check, common = importlib.import_module("golden_check"), importlib.import_module("golden_checks.common")
-    modules = [importlib.import_module(f"golden_checks.{name}") for name in ("btd", "tract", "guidance", "dode")]
+    modules = [importlib.import_module(f"golden_checks.{name}") for name in ("btd", "tract")]
     known = [kind for module in modules for kind in module.KINDS if common.FLOAT32 in kind.modes]
     golden_check.kinds = lambda: [dataclasses.replace(kind, modes=(common.FLOAT32,)) for kind in known]
-    patterns = ["btd/*.npz", "btd/unet/*", "tract/*.npz", "ddpm/*", "solvers/dode_edm.npz"]
+    patterns = ["btd/unet/*", "btd/samplers.npz", "tract/tract_vp_16_1_both.npz", "tract/sampler_*"]
     lines = [line for line in golden_check.check(TESTS / "golden", only=patterns).lines if "float32" in line.text]
     worst = max(lines, key=lambda line: line.share)
     failed = [line for line in lines if line.verdict != "PASS"]

@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -48,14 +49,20 @@ def run_part(part: str, seconds: float, options: argparse.Namespace, peak: float
     """The rows that a part printed in its own process within so many seconds, and its error as another one."""
     command = [sys.executable, str(HERE / "_device_parts.py"), part, f"--peak={peak}", *["--small"] * options.small]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
+    if options.small:
+        environment.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiling takes longer than running
     if part == "torch":
         environment["JAX_PLATFORMS"] = "cpu"  # JAX would take the memory
+    child = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, timeout=seconds)
-        out, error = done.stdout, done.stderr
-        failed = f"exit status {done.returncode}" if done.returncode else ""
-    except subprocess.TimeoutExpired as expired:
-        out, error, failed = expired.stdout or b"", b"", f"stopped after its {seconds:.0f} s"
+        out, error = child.communicate(timeout=seconds)
+        failed = f"exit status {child.returncode}" if child.returncode else ""
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)  # and what it started
+        out, error = child.communicate()
+        failed, error = f"stopped after its {seconds:.0f} s", b""
     lines = out.decode(errors="replace").splitlines()
     rows = [{"part": part, **json.loads(line)} for line in lines if line.startswith('{"what"')]
     if failed:
