@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from typing import Any
 
 import _device_common
@@ -41,8 +42,8 @@ Options = argparse.Namespace
 def cifar(small: bool) -> tuple[UNet, tuple[int, int, int], int]:
     """BTD's and TRACT's U-Net of CIFAR-10, its images and the batch; it predicts v, as the one in PyTorch."""
     if small:
-        sizes: dict[str, Any] = dict(ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(4,), num_heads=1)
-        return UNet(ch=32, emb_ch=64, out_ch=3, **sizes, resblock_resample=True, dtype="bfloat16"), (8, 8, 3), 16
+        sizes: dict[str, Any] = dict(ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_heads=1)
+        return UNet(ch=32, emb_ch=32, out_ch=3, **sizes, resblock_resample=True, dtype="bfloat16"), (4, 4, 3), 8
     model = PUBLISHED["cifar_original"].model
     return model.network.clone(dtype="bfloat16"), model.shape, 256
 
@@ -50,8 +51,8 @@ def cifar(small: bool) -> tuple[UNet, tuple[int, int, int], int]:
 def adm(small: bool) -> tuple[UNet, tuple[int, int, int], int]:
     """EDM's ADM of ImageNet 64x64."""
     if small:
-        sizes: dict[str, Any] = dict(ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,), num_classes=10)
-        return UNet(ch=32, emb_ch=64, out_ch=3, **sizes, dtype="bfloat16", **ADM), (8, 8, 3), 8
+        sizes: dict[str, Any] = dict(ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_classes=10)
+        return UNet(ch=64, emb_ch=32, out_ch=3, **sizes, dtype="bfloat16", **ADM), (4, 4, 3), 8
     model = PUBLISHED["edm-imagenet-64x64-cond-adm"].model
     return model.network.clone(dtype="bfloat16", label_dropout=0.0, dropout=0.0), model.shape, 64
 
@@ -102,9 +103,10 @@ def updates(network: UNet, shape: tuple[int, ...], batch: int, peak: float) -> N
     with ThreadPoolExecutor(len(runs)) as pool:
         waiting = {}
         for name, (model, method) in runs.items():
-            begin, step, others = update_of(model, method, batch, params)
-            compiled = pool.submit(lambda b=begin, s=step, o=others: s.lower(jax.eval_shape(b), *o).compile())
-            waiting[name] = model, method, begin, others, compiled
+            begin, step, others = update_of(model, method, batch)
+            compiled = pool.submit(lambda b=begin, s=step, o=others: s.lower(jax.eval_shape(b, params), *o).compile())
+            waiting[name] = model, method, partial(begin, params), others, compiled
+        wait([compiled for *_, compiled in waiting.values()])  # compiling tries kernels on the device
         for name, (model, method, begin, others, compiled) in waiting.items():
             note = f"batch {batch}, {count / 1e6:.1f}M parameters"
             guarded(name, lambda m=model, s=method, b=begin, o=others, c=compiled, n=note: {
@@ -112,11 +114,11 @@ def updates(network: UNet, shape: tuple[int, ...], batch: int, peak: float) -> N
             })  # fmt: skip
 
 
-def update_of(model: Model, method: Any, batch: int, params: Any) -> tuple[Callable[[], Any], Any, tuple[Any, ...]]:
-    """(what makes the state, the jitted step, its other arguments) of a method's first phase."""
+def update_of(model: Model, method: Any, batch: int) -> tuple[Callable[[Any], Any], Any, tuple[Any, ...]]:
+    """(what makes the state from parameters, the jitted step, its other arguments) of a method's first phase."""
     optimizer, teacher = make_optimizer(OptimizerSettings()), None if isinstance(method, Denoising) else model
     phase = method.phases(model, batch)[0]
-    begin = lambda: create(params, optimizer, method.averages, () if teacher is None else params)  # noqa: E731
+    begin = lambda params: create(params, optimizer, method.averages, () if teacher is None else params)  # noqa: E731
     images = np.random.default_rng(2).uniform(-1, 1, (batch, *model.shape)).astype(np.float32)
     cond = conditions.structs(model, batch)
     data = {"x": images} if cond is None else {"x": images, "cond": np.zeros(cond.shape, np.int32)}
