@@ -100,7 +100,10 @@ def quantities() -> dict[str, tuple[Callable[[str], np.ndarray], dict[str, float
 
 def computed(network: Any, what: str, kind: str) -> np.ndarray:
     """A network's quantity in a type as one array, its float32 products in full precision."""
-    model, angles = Model(network.clone(dtype=kind), (16, 16, 3), prediction="v"), np.float32([0.2, 0.6, 1.0, 1.4])
+    model, angles = (
+        Model(network.clone(dtype=kind), (16, 16, 3), prediction="v"),
+        np.asarray([0.2, 0.6, 1.0, 1.4], np.float32),
+    )
     level, table = Level(np.cos(angles), np.sin(angles)), table_for(model, 4)
     raw = lambda p, z: model.denoiser(p).raw(z, level)  # noqa: E731
     functions = {
