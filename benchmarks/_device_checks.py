@@ -55,7 +55,8 @@ def check(options: argparse.Namespace) -> None:
 
 def write_wanted(options: argparse.Namespace) -> None:
     """All quantities of `check` in float32, into the file."""
-    np.savez(options.file, **{name: work("float32") for name, (work, _) in quantities().items()})
+    wanted: dict[str, Any] = {name: work("float32") for name, (work, _) in quantities().items()}
+    np.savez(options.file, **wanted)
 
 
 def within(error: float, bound: float) -> dict[str, Any]:
@@ -66,7 +67,8 @@ def within(error: float, bound: float) -> dict[str, Any]:
 def recorded() -> dict[str, Any]:
     """The golden checks of networks, losses, targets and samplers whose files are in the checkout."""
     sys.path.insert(0, str(TESTS))
-    golden_check, common = importlib.import_module("golden_check"), importlib.import_module("golden_checks.common")
+    golden_check: Any = importlib.import_module("golden_check")
+    common: Any = importlib.import_module("golden_checks.common")
     modules = [importlib.import_module(f"golden_checks.{name}") for name in ("btd", "tract")]
     known = [kind for module in modules for kind in module.KINDS if common.FLOAT32 in kind.modes]
     golden_check.kinds = lambda: [dataclasses.replace(kind, modes=(common.FLOAT32,)) for kind in known]

@@ -38,9 +38,9 @@ def seconds_of(call: Callable[[], Any], wait: Callable[[Any], Any] = jax.block_u
     rounds = []
     for _ in range(3):
         begun = time.perf_counter()
-        for _ in range(count):
-            last = call()
-        wait(last)
+        for _ in range(count - 1):
+            call()
+        wait(call())
         rounds.append((time.perf_counter() - begun) / count)
     return sorted(rounds)[1]
 

@@ -39,7 +39,7 @@ Options = argparse.Namespace
 # ---------------------------------------------------------------- networks
 
 
-def cifar(small: bool) -> tuple[UNet, tuple[int, int, int], int]:
+def cifar(small: bool) -> tuple[UNet, tuple[int, ...], int]:
     """BTD's and TRACT's U-Net of CIFAR-10, its images and the batch; it predicts v, as the one in PyTorch."""
     if small:
         sizes: dict[str, Any] = dict(ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_heads=1)
@@ -48,7 +48,7 @@ def cifar(small: bool) -> tuple[UNet, tuple[int, int, int], int]:
     return model.network.clone(dtype="bfloat16"), model.shape, 256
 
 
-def adm(small: bool) -> tuple[UNet, tuple[int, int, int], int]:
+def adm(small: bool) -> tuple[UNet, tuple[int, ...], int]:
     """EDM's ADM of ImageNet 64x64."""
     if small:
         sizes: dict[str, Any] = dict(ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_classes=10)

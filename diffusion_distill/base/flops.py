@@ -59,8 +59,10 @@ def _of_equation(equation: JaxprEqn) -> int:
 def _inner(params: Mapping[str, Any]) -> Iterator[Jaxpr]:
     """The jaxprs among the parameters of an equation: what it calls."""
     for value in jax.tree.leaves(list(params.values()), is_leaf=lambda v: isinstance(v, ClosedJaxpr | Jaxpr)):
-        if isinstance(value, ClosedJaxpr | Jaxpr):
-            yield getattr(value, "jaxpr", value)
+        if isinstance(value, ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, Jaxpr):
+            yield value
 
 
 def _shapes(equation: JaxprEqn) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
