@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 from diffusion_distill.base import interrupts
 from diffusion_distill.base.typing import Key
 from diffusion_distill.data.pipeline import Batches
-from diffusion_distill.data.prefetch import prefetch
 from diffusion_distill.methods.phases import Phase
 from diffusion_distill.training import ema, nonfinite
 from diffusion_distill.training.checkpoint import Checkpoints
+from diffusion_distill.training.dispatch import Dispatcher, dispatch_size
 from diffusion_distill.training.logs import Log, Logs
 from diffusion_distill.training.progress import Progress
-from diffusion_distill.training.sharding import put_batch, replicated
+from diffusion_distill.training.sharding import replicated
 from diffusion_distill.training.state import TrainState, last_good, next_phase
 from diffusion_distill.training.step import Step, StepInputs
 
@@ -38,6 +38,7 @@ class Plan:
       phase_done: called with (phase, state) at the end of each phase, before its checkpoint.
       nonfinite_limit: after so many updates in a row that were not finite the run stops. It is looked at when figures
         are logged, and at least every nonfinite_limit updates.
+      updates_per_dispatch: see `training.dispatch`; 0 for what suits the devices.
     """
 
     log_every: int = 50
@@ -46,6 +47,7 @@ class Plan:
     evaluate: Callable[[int, Phase, TrainState], None] = lambda update, phase, state: None
     phase_done: Callable[[Phase, TrainState], None] = lambda phase, state: None
     nonfinite_limit: int = 200
+    updates_per_dispatch: int = 0
 
 
 def run(
@@ -78,6 +80,8 @@ def run(
       Interrupted: the program was asked to stop; the state is in `checkpoints`.
     """
     plan, log, done = plan or Plan(), log or Logs(), int(state.step)
+    size = dispatch_size(plan.updates_per_dispatch, plan.log_every, mesh)
+    dispatcher = Dispatcher(step, batches, seed, mesh, size)
     for k, (phase, end) in enumerate(zip(phases, ends(phases), strict=True)):
         begin = end - phase.updates
         if done >= end:
@@ -87,10 +91,12 @@ def run(
         rows = jax.device_put(rows_of(phase), replicated(mesh))
         averaging = ema.Averaging(phases, k, momenta)
         recorder = _Recorder(phase, begin, done, batches.batch_size, log)
-        updates = _updates(state, step, phase, begin, batches, rows, averaging, seed, mesh)
+        inputs_at = lambda update: StepInputs(rows, np.float32(phase.rate(update - begin)), averaging.at(update))  # noqa: E731
+        updates = dispatcher.updates(
+            state, end, inputs_at, partial(next_stop, batch_size=batches.batch_size, plan=plan)
+        )
         try:
-            for state, metrics in updates:
-                done += 1
+            for done, state, metrics in updates:
                 recorder.add(done, metrics, now=done % plan.log_every == 0 or done == end)
                 if done % min(plan.log_every, plan.nonfinite_limit) == 0 or done == end:
                     nonfinite.check(metrics, done, begin, phase, plan.nonfinite_limit, saved=checkpoints is not None)
@@ -100,7 +106,7 @@ def run(
                     _save(checkpoints, state if done == end else last_good(state))
                 if evaluation_due(done, phases, batches.batch_size, plan.evaluate_every):
                     plan.evaluate(done, phase, state)
-                _stop_if_asked(checkpoints, done)
+                _stop_if_asked(checkpoints)
         except (interrupts.Interrupted, nonfinite.NonFinite):
             _save(checkpoints, last_good(state))
             raise
@@ -110,9 +116,9 @@ def run(
     return state
 
 
-def _stop_if_asked(checkpoints: Checkpoints | None, done: int) -> None:
+def _stop_if_asked(checkpoints: Checkpoints | None) -> None:
     """Raises `Interrupted` if the program was asked to stop, or its machines are about to be taken away."""
-    if checkpoints and checkpoints.reached_preemption(done):
+    if checkpoints and checkpoints.reached_preemption():
         interrupts.request("preemption")
     interrupts.check()
 
@@ -134,33 +140,20 @@ def evaluation_due(done: int, phases: Sequence[Phase], batch_size: int, every: i
     return bool(every and done and (passed or done in ends(phases)))
 
 
+def next_stop(done: int, batch_size: int, plan: Plan) -> int:
+    """The next number of updates after which the loop has something to do, the end of a phase aside."""
+    cadences = (plan.log_every, min(plan.log_every, plan.nonfinite_limit), plan.checkpoint_every)
+    stops = [(done // every + 1) * every for every in cadences]
+    if plan.evaluate_every:
+        images = (done * batch_size // plan.evaluate_every + 1) * plan.evaluate_every
+        stops.append(-(-images // batch_size))
+    return min(stops)
+
+
 def rows_of(phase: Phase) -> Any:
     """The phase's arrays in float32 or int32, as the step takes them."""
     as_array = lambda a: np.asarray(a, np.int32 if np.asarray(a).dtype.kind == "i" else np.float32)  # noqa: E731
     return jax.tree.map(as_array, phase.inputs)
-
-
-def _updates(
-    state: TrainState,
-    step: Step,
-    phase: Phase,
-    begin: int,
-    batches: Batches,
-    rows: Any,
-    averaging: ema.Averaging,
-    seed: Key,
-    mesh: Mesh,
-) -> Generator[tuple[TrainState, dict], None, None]:
-    """The phase's updates from the state's step on: (state, metrics) after each."""
-    # Several CPU devices meet in one thread pool; updates in flight at once can starve each other in it.
-    lockstep = mesh.size > 1 and jax.default_backend() == "cpu"
-    first = int(state.step)
-    with closing(prefetch(batches, first, begin + phase.updates)) as stream:
-        for update, batch in enumerate(stream, start=first - begin):
-            rate = np.float32(phase.rate(update))
-            inputs = StepInputs(rows, rate, averaging.at(begin + update))
-            state, metrics = step(state, put_batch(batch, mesh), inputs, seed)
-            yield state, jax.block_until_ready(metrics) if lockstep else metrics
 
 
 class _Recorder:
@@ -173,7 +166,7 @@ class _Recorder:
         self._recent: list[dict] = []
 
     def add(self, done: int, metrics: dict, now: bool) -> None:
-        """Keeps the metrics of update number `done`; with `now`, writes a record of all kept ones."""
+        """Keeps the metrics of the updates up to number `done`; with `now`, writes a record of all kept ones."""
         self._recent.append(metrics)
         if not now:
             return
@@ -197,6 +190,7 @@ class _Recorder:
 def _figures(recent: list[dict]) -> dict[str, float | int | None]:
     """The metrics since the last record in short (between checkpoints the loop waits for the device here only)."""
     fetched = jax.device_get(recent)
-    finite = [m for m in fetched if not m["nonfinite"]]
-    means = {name: float(np.mean([m[name] for m in finite])) if finite else None for name in ("loss", "grad_norm")}
-    return {**means, "nonfinite": len(fetched) - len(finite), "skipped": int(fetched[-1]["skipped"])}
+    each = {name: np.concatenate([np.ravel(metrics[name]) for metrics in fetched]) for name in fetched[0]}
+    finite = each["nonfinite"] == 0
+    means = {name: float(np.mean(each[name][finite])) if finite.any() else None for name in ("loss", "grad_norm")}
+    return {**means, "nonfinite": int(np.sum(~finite)), "skipped": int(each["skipped"][-1])}
