@@ -22,7 +22,7 @@ from diffusion_distill.training.sharding import put_batch, replicated
 from diffusion_distill.training.state import TrainState
 from diffusion_distill.training.step import Step, StepInputs
 
-#: Updates in a dispatch on a GPU or a TPU, unless the run logs more often.
+#: Updates in a dispatch on a GPU or a TPU, unless the run logs or saves more often.
 USUAL = 10
 
 
@@ -36,27 +36,23 @@ class Dispatch(NamedTuple):
 class Dispatcher:
     """Makes the updates of a run."""
 
-    def __init__(self, step: Step, batches: Batches, seed: Key, mesh: Mesh, size: int):
-        """`size` is the number of updates in a full dispatch."""
+    def __init__(self, step: Step, batches: Batches, seed: Key, mesh: Mesh, size: int, next_stop: Callable[[int], int]):
+        """`size` is the number of updates in a full dispatch; for next_stop see `dispatches`."""
         self._step, self._several = step, several(step, mesh)
-        self._batches, self._seed, self._mesh, self._size = batches, seed, mesh, size
+        self._batches, self._seed, self._mesh = batches, seed, mesh
+        self._size, self._next_stop = size, next_stop
 
     def updates(
-        self,
-        state: TrainState,
-        end: int,
-        inputs_at: Callable[[int], StepInputs],
-        next_stop: Callable[[int], int],
+        self, state: TrainState, end: int, inputs_at: Callable[[int], StepInputs]
     ) -> Generator[tuple[int, TrainState, dict], None, None]:
         """The updates from the state's step to `end`: (updates done, state, metrics of each update) after a dispatch.
 
         Args:
           inputs_at: number of an update of the run, counted from 0 -> its inputs, whose rows are the same for all.
-          next_stop: see `dispatches`.
         """
         # Several CPU devices meet in one thread pool; updates in flight at once can starve each other in it.
         lockstep = self._mesh.size > 1 and self._mesh.devices.flat[0].platform == "cpu"
-        planned = dispatches(int(state.step), end, self._size, next_stop)
+        planned = dispatches(int(state.step), end, self._size, self._next_stop)
         with closing(ahead(self._prepared, planned, depth=2 if self._size == 1 else 1)) as stream:
             for (first, count), batch in stream:
                 inputs = stacked([inputs_at(update) for update in range(first, first + count)])
@@ -68,11 +64,11 @@ class Dispatcher:
         return planned, put([self._batches.at(planned.first + k) for k in range(planned.count)], self._mesh)
 
 
-def dispatch_size(asked: int, log_every: int, mesh: Mesh) -> int:
-    """Updates in a full dispatch: `asked`, or if that is 0 what suits the devices."""
+def dispatch_size(asked: int, most: int, mesh: Mesh) -> int:
+    """Updates in a full dispatch: `asked`, or if that is 0 what suits the devices; at most `most`."""
     # XLA's loops on CPU run gradients of convolutions some 80 times more slowly than straight code.
     straight = mesh.devices.flat[0].platform == "cpu"
-    return asked or (1 if straight else min(USUAL, log_every))
+    return min(asked or (1 if straight else USUAL), most)
 
 
 def dispatches(done: int, end: int, size: int, next_stop: Callable[[int], int]) -> Iterator[Dispatch]:

@@ -80,21 +80,17 @@ def run(
       Interrupted: the program was asked to stop; the state is in `checkpoints`.
     """
     plan, log, done = plan or Plan(), log or Logs(), int(state.step)
-    size = dispatch_size(plan.updates_per_dispatch, plan.log_every, mesh)
-    dispatcher = Dispatcher(step, batches, seed, mesh, size)
+    stop = partial(next_stop, batch_size=batches.batch_size, plan=plan)
+    size = dispatch_size(plan.updates_per_dispatch, min(cadences(plan)), mesh)
+    dispatcher = Dispatcher(step, batches, seed, mesh, size, stop)
     for k, (phase, end) in enumerate(zip(phases, ends(phases), strict=True)):
         begin = end - phase.updates
         if done >= end:
             continue
         if done == begin and k > 0:
             state = jax.device_put(next_phase(state, phase, optimizer), replicated(mesh))
-        rows = jax.device_put(rows_of(phase), replicated(mesh))
-        averaging = ema.Averaging(phases, k, momenta)
         recorder = _Recorder(phase, begin, done, batches.batch_size, log)
-        inputs_at = lambda update: StepInputs(rows, np.float32(phase.rate(update - begin)), averaging.at(update))  # noqa: E731
-        updates = dispatcher.updates(
-            state, end, inputs_at, partial(next_stop, batch_size=batches.batch_size, plan=plan)
-        )
+        updates = dispatcher.updates(state, end, _inputs_at(phases, k, momenta, mesh))
         try:
             for done, state, metrics in updates:
                 recorder.add(done, metrics, now=done % plan.log_every == 0 or done == end)
@@ -140,14 +136,28 @@ def evaluation_due(done: int, phases: Sequence[Phase], batch_size: int, every: i
     return bool(every and done and (passed or done in ends(phases)))
 
 
+def cadences(plan: Plan) -> tuple[int, ...]:
+    """After how many updates there is something to do each, evaluations aside."""
+    return plan.log_every, min(plan.log_every, plan.nonfinite_limit), plan.checkpoint_every
+
+
 def next_stop(done: int, batch_size: int, plan: Plan) -> int:
     """The next number of updates after which the loop has something to do, the end of a phase aside."""
-    cadences = (plan.log_every, min(plan.log_every, plan.nonfinite_limit), plan.checkpoint_every)
-    stops = [(done // every + 1) * every for every in cadences]
+    stops = [(done // every + 1) * every for every in cadences(plan)]
     if plan.evaluate_every:
         images = (done * batch_size // plan.evaluate_every + 1) * plan.evaluate_every
         stops.append(-(-images // batch_size))
     return min(stops)
+
+
+def _inputs_at(
+    phases: Sequence[Phase], number: int, momenta: Mapping[str, float], mesh: Mesh
+) -> Callable[[int], StepInputs]:
+    """The inputs of phase `number`, by the number of the update in the run."""
+    phase, begin = phases[number], ends(phases)[number] - phases[number].updates
+    rows = jax.device_put(rows_of(phase), replicated(mesh))
+    averaging = ema.Averaging(phases, number, momenta)
+    return lambda update: StepInputs(rows, np.float32(phase.rate(update - begin)), averaging.at(update))
 
 
 def rows_of(phase: Phase) -> Any:

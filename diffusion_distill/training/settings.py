@@ -23,7 +23,7 @@ class Settings:
       nonfinite_limit: after so many updates in a row whose loss or gradient was not finite the run stops; see
         `training.nonfinite`.
       updates_per_dispatch: so many updates run on a GPU or TPU in one go, see `training.dispatch`; 0 for what suits the
-        devices: one on a CPU, ten elsewhere.
+        devices: one on a CPU, ten elsewhere. Never more than from one record or checkpoint to the next.
       remat: computes the network's blocks a second time in the backward pass, which then needs less memory.
       evaluate_every: in training images, see `base.lengths` ('1M'); 0 for never.
       evaluate_count: images measured against the data at each evaluation; 0 draws a picture only.

@@ -133,12 +133,12 @@ def test_dispatches_end_wherever_the_loop_has_something_to_do(plan: loop.Plan, s
 
 @pytest.mark.fast
 @pytest.mark.parametrize(
-    ("asked", "log_every", "platform", "size"),
-    [(0, 50, "cpu", 1), (0, 50, "gpu", 10), (0, 7, "tpu", 7), (4, 50, "cpu", 4), (25, 7, "gpu", 25)],
+    ("asked", "most", "platform", "size"),
+    [(0, 50, "cpu", 1), (0, 50, "gpu", 10), (0, 7, "tpu", 7), (4, 50, "cpu", 4), (25, 7, "gpu", 7)],
 )
-def test_the_size_of_dispatches_suits_the_devices(asked: int, log_every: int, platform: str, size: int) -> None:
+def test_the_size_of_dispatches_suits_the_devices(asked: int, most: int, platform: str, size: int) -> None:
     mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)], object))
-    assert dispatch.dispatch_size(asked, log_every, mesh) == size  # type: ignore[arg-type]
+    assert dispatch.dispatch_size(asked, most, mesh) == size  # type: ignore[arg-type]
 
 
 def test_a_dispatch_gives_up_its_state_and_is_compiled_once(tiny_model: Model) -> None:
