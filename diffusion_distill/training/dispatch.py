@@ -27,10 +27,10 @@ USUAL = 10
 
 
 class Dispatch(NamedTuple):
-    """The updates first, ..., first + count - 1 of a run, counted from 0."""
+    """The updates first, ..., first + updates - 1 of a run, counted from 0."""
 
     first: int
-    count: int
+    updates: int
 
 
 class Dispatcher:
@@ -54,14 +54,14 @@ class Dispatcher:
         lockstep = self._mesh.size > 1 and self._mesh.devices.flat[0].platform == "cpu"
         planned = dispatches(int(state.step), end, self._size, self._next_stop)
         with closing(ahead(self._prepared, planned, depth=2 if self._size == 1 else 1)) as stream:
-            for (first, count), batch in stream:
-                inputs = stacked([inputs_at(update) for update in range(first, first + count)])
-                state, metrics = (self._step if count == 1 else self._several)(state, batch, inputs, self._seed)
-                yield first + count, state, jax.block_until_ready(metrics) if lockstep else metrics
+            for (first, updates), batch in stream:
+                inputs = stacked([inputs_at(update) for update in range(first, first + updates)])
+                state, metrics = (self._step if updates == 1 else self._several)(state, batch, inputs, self._seed)
+                yield first + updates, state, jax.block_until_ready(metrics) if lockstep else metrics
 
     def _prepared(self, planned: Dispatch) -> tuple[Dispatch, Batch]:
         """A dispatch with its batches, which are on the devices before they are needed."""
-        return planned, put([self._batches.at(planned.first + k) for k in range(planned.count)], self._mesh)
+        return planned, put([self._batches.at(planned.first + k) for k in range(planned.updates)], self._mesh)
 
 
 def dispatch_size(asked: int, most: int, mesh: Mesh) -> int:
@@ -81,9 +81,9 @@ def dispatches(done: int, end: int, size: int, next_stop: Callable[[int], int]) 
     while done < end:
         stop = min(next_stop(done), end)
         while done < stop:
-            count = size if stop - done >= size else 1
-            yield Dispatch(done, count)
-            done += count
+            updates = size if stop - done >= size else 1
+            yield Dispatch(done, updates)
+            done += updates
 
 
 def put(batches: Sequence[Batch], mesh: Mesh) -> Batch:

@@ -29,7 +29,7 @@ METHODS: dict[str, tuple[Any, int]] = {
 
 def loss_of(method: Any) -> Any:
     """The mean loss of a student's parameters; teachers have other ones."""
-    rows = loop.rows_of(method.phases(MODEL, 8)[0])
+    rows = jax.tree.map(jnp.asarray, loop.rows_of(method.phases(MODEL, 8)[0]))
 
     def loss(params: Any, others: Any, batch: Any, key: Any) -> Any:
         denoisers = {name: MODEL.denoiser(others) for name in ("teacher", "self_teacher")}
