@@ -97,11 +97,11 @@ def test_dispatches_of_several_updates_make_the_same_run(
     for one, other in zip(ours, theirs, strict=True):
         assert {name: one[name] for name in WORDS} == {name: other.pop(name) for name in WORDS}
         assert {name: one[name] for name in other} == pytest.approx(other, rel=1e-4)
-    assert checkpoints(tmp_path / "fours") == checkpoints(tmp_path / "single") == [10, 12, 20, 25]
+    assert checkpoints(tmp_path / "fours") == checkpoints(tmp_path / "single") == [9, 12, 20, 25]  # 10 was damaged
 
     with pytest.raises(Stopped):
         api.distill(teacher, Source(last=19), TRACT, IN_FOURS, tmp_path / "stopped")
-    assert checkpoints(tmp_path / "stopped") == [10, 12]
+    assert checkpoints(tmp_path / "stopped") == [9, 12]
     same(api.distill(teacher, Source(), TRACT, IN_FOURS, tmp_path / "stopped"), whole)
     assert [record["update"] for record in records(tmp_path / "stopped")] == [7, 12, 14, 21, 25]
 
