@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: the networks, timing, and the machine's matrix-product rate as a yardstick."""
+"""Shared by the benchmarks: timing, and the machine's matrix-product rate as a yardstick."""
 
 from __future__ import annotations
 
@@ -10,37 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from diffusion_distill.training.sharding import data_mesh, split
-
-NETS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int]] = {  # settings, image, batch
-    "demo": (
-        dict(
-            ch=32,
-            emb_ch=64,
-            out_ch=1,
-            ch_mult=(1, 1),
-            num_res_blocks=1,
-            attn_resolutions=(),
-            num_heads=1,
-            resblock_resample=True,
-        ),
-        (8, 8, 1),
-        64,
-    ),
-    "cifar64": (
-        dict(
-            ch=64,
-            emb_ch=256,
-            out_ch=3,
-            ch_mult=(1, 1, 1),
-            num_res_blocks=3,
-            attn_resolutions=(8, 16),
-            num_heads=1,
-            resblock_resample=True,
-        ),
-        (32, 32, 3),
-        8,
-    ),
-}
 
 
 def times_ms(function: Callable, *arguments: Any, seconds: float = 3.0) -> list[float]:

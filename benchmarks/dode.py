@@ -14,7 +14,7 @@ import time
 
 import jax
 import jax.numpy as jnp
-from _common import NETS
+from _nets import NETS
 
 from diffusion_distill import Model, UNet
 from diffusion_distill.api import grid_for

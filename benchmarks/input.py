@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _common import NETS
+from _nets import NETS
 from PIL import Image
 
 from diffusion_distill.data import Batches, folder, from_arrays, prefetch

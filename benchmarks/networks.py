@@ -15,7 +15,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from _common import NETS, best_ms, matmul_rate
+from _common import best_ms, matmul_rate
+from _nets import NETS
 
 from diffusion_distill.networks import UNet
 from diffusion_distill.training.sharding import data_mesh, replicated, split, use_cpu_devices

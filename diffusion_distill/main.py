@@ -24,6 +24,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from diffusion_distill.base import interrupts
+from diffusion_distill.base.compilation import keep_compiled
 from diffusion_distill.base.errors import in_words
 from diffusion_distill.base.files import user_path
 from diffusion_distill.cli.modes import MODES, WITHOUT_CONFIG
@@ -48,6 +49,7 @@ def main(argv: Sequence[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax reports every file it opens; --verbosity=0 shows that
     if _CONFIG.value is None and mode not in WITHOUT_CONFIG:
         raise app.UsageError(f"The mode {mode} needs --config=FILE.")
+    keep_compiled()
     if _CPU_DEVICES.value:
         use_cpu_devices(_CPU_DEVICES.value)
     if _DISTRIBUTED.value:

@@ -33,6 +33,7 @@ import numpy as np
 
 import diffusion_distill as dd
 from diffusion_distill.api.classifier import ClassifierSettings, train_classifier
+from diffusion_distill.base.compilation import keep_compiled
 from diffusion_distill.evaluation.features import FromFunction
 from diffusion_distill.training.logs import read_json_lines
 from diffusion_distill.training.sharding import use_cpu_devices
@@ -264,7 +265,7 @@ def main() -> None:
     default = Path("runs") / ("digits" if arguments.teacher == "vp" else f"digits_{arguments.teacher}")
     folder = run_folder(arguments.out or default)
     folder.mkdir(parents=True, exist_ok=True)
-    jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").resolve()))
+    keep_compiled()
     stage = Stages(8)
     devices = f"{jax.device_count()} {jax.default_backend()} device(s)"
     print(f"A teacher of digits and its students, on {devices}, into {folder}")

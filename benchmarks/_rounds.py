@@ -1,0 +1,97 @@
+"""Times several programs in turn, each in a process of its own.
+
+A shared machine is faster in one minute than in the next. Programs that are timed one after another see different
+machines; in short rounds, one after the other again and again, all see the same ones, and the ratio of two medians is
+steady where the medians are not. Processes of their own keep one program's threads and memory out of the other's way.
+
+A worker is a program that calls `serve`; `in_turn` starts the workers and asks each for some calls per round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+READY = "ready"
+
+
+def serve(work: Callable[[], object]) -> None:
+    """Calls `work` twice to warm up, then as often as each line of the standard input says; prints the seconds."""
+    work()
+    work()
+    print(READY, flush=True)
+    for line in sys.stdin:
+        found = []
+        for _ in range(int(line)):
+            begun = time.perf_counter()
+            work()
+            found.append(time.perf_counter() - begun)
+        print(json.dumps(found), flush=True)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of the calls of one worker."""
+
+    seconds: Sequence[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The quartiles."""
+        low, _, high = statistics.quantiles(self.seconds, n=4)
+        return low, high
+
+    def __str__(self) -> str:
+        low, high = self.spread
+        return f"{1000 * self.median:8.1f} ms [{1000 * low:.1f} to {1000 * high:.1f}]"
+
+
+def in_turn(
+    workers: Mapping[str, Sequence[str]], rounds: int = 6, calls: int = 3, variables: Mapping[str, dict] | None = None
+) -> dict[str, Times]:
+    """The times of workers, by name; those that cannot start are left out, with their last words printed.
+
+    Args:
+      workers: the command line of each.
+      rounds, calls: how often each is asked, and for how many calls.
+      variables: of a worker's environment, beside those of this program.
+    """
+    running: dict[str, Any] = {}
+    for name, command in workers.items():
+        environment = {**os.environ, **(variables or {}).get(name, {})}
+        process = subprocess.Popen(
+            command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert process.stdout and process.stderr
+        if process.stdout.readline().strip() == READY:
+            running[name] = process
+        else:
+            words = process.stderr.read().strip().splitlines()
+            print(f"{name} is not timed: {words[-1] if words else 'it ended'}", flush=True)
+    found: dict[str, list[float]] = {name: [] for name in running}
+    try:
+        for _ in range(rounds):
+            for name, process in running.items():
+                process.stdin.write(f"{calls}\n")
+                process.stdin.flush()
+                found[name] += json.loads(process.stdout.readline())
+    finally:
+        for process in running.values():
+            process.kill()
+    return {name: Times(seconds) for name, seconds in found.items()}
+
+
+def ratio(ours: Times, theirs: Times) -> float:
+    """How many times as fast ours is."""
+    return theirs.median / ours.median
