@@ -182,7 +182,7 @@ def _step(
     """The compiled update of a run."""
     return make_step(
         method.losses,
-        trained,
+        _with_remat(trained) if settings.remat else trained,
         None if teacher is None else teacher.model,
         optimizer,
         mesh,
@@ -190,6 +190,20 @@ def _step(
         shard_clip=make_clip(settings.optimizer) if settings.optimizer.clip_scope == "shard" else None,
         label_dropout=dropout.label_dropout_of(model, getattr(method, "label_dropout", None)),
     )
+
+
+def _with_remat(model: Model) -> Model:
+    """The model whose network computes its blocks again in the backward pass.
+
+    Raises:
+      ValueError: its network has no such setting.
+    """
+    if model.adapter.option("remat", None) is None:
+        raise ValueError(
+            f"remat=True was asked for, but the network {model.adapter.name} has no field 'remat'. Leave it out, and "
+            "use flax.linen.remat or jax.checkpoint inside the network."
+        )
+    return model.with_network(remat=True)
 
 
 def _plan(
@@ -207,6 +221,7 @@ def _plan(
         phase_done=phase_done,
         nonfinite_limit=settings.nonfinite_limit,
         meter=used,
+        updates_per_dispatch=settings.updates_per_dispatch,
     )
 
 
@@ -254,7 +269,7 @@ def _same_run(model: Model, method: Method, settings: Settings, own: Level | Non
     if can_build(model.network):
         parts["network"] = model.network
     return SameRun(
-        free=frozenset(f"settings.{name}" for name in WITHOUT_EFFECT),
+        free=frozenset({"model.network.remat", *(f"settings.{name}" for name in WITHOUT_EFFECT)}),
         lengths=frozenset(f"method_settings.{name}" for name in LENGTHS),
         defaults=defaults(model=parts, method_settings=method, settings=settings),
         phases=phases,

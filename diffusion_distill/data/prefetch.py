@@ -1,15 +1,19 @@
-"""Prefetch: batches computed ahead of their use in background threads, in order."""
+"""Prefetch: batches, and what is made of them, computed ahead of their use in background threads, in order."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.data.pipeline import Batches
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 
 def prefetch(
@@ -33,18 +37,21 @@ def prefetch(
     positive_int("threads", threads)
     if not 0 <= start <= stop:
         raise ValueError(f"start is {start} and stop {stop}; need 0 <= start <= stop.")
-    return _stream(batches, start, stop, depth, threads)
+    return ahead(batches.at, range(start, stop), depth=depth, threads=threads)
 
 
-def _stream(
-    batches: Batches, start: int, stop: int, depth: int, threads: int
-) -> Generator[dict[str, np.ndarray], None, None]:
+def ahead(
+    function: Callable[[Argument], Result], arguments: Iterable[Argument], *, depth: int = 2, threads: int = 1
+) -> Generator[Result, None, None]:
+    """function(argument) for every argument, in order, computed up to `depth` ahead as `prefetch` does."""
     pool = ThreadPoolExecutor(threads, "prefetch")  # starts no thread before the first submit
-    ahead: deque[Future[dict[str, np.ndarray]]] = deque()
+    waiting: deque[Future[Result]] = deque()
     try:
-        for step in range(start, stop):
-            while len(ahead) <= depth and step + len(ahead) < stop:
-                ahead.append(pool.submit(batches.at, step + len(ahead)))
-            yield ahead.popleft().result()
+        for argument in arguments:
+            waiting.append(pool.submit(function, argument))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

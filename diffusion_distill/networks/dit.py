@@ -26,7 +26,7 @@ from jax.nn.initializers import Initializer, normal, zeros
 
 from diffusion_distill.base import errors
 from diffusion_distill.networks.inputs import DTYPES, check_labels, check_patches, check_rates, label_vectors
-from diffusion_distill.networks.layers import attend, initial, sinusoidal_features
+from diffusion_distill.networks.layers import attend, initial, remat, sinusoidal_features
 
 #: The paper's sizes, in Table 1.
 SIZES: dict[str, dict[str, Any]] = {
@@ -54,7 +54,8 @@ class DiT(nn.Module):
       label_dropout: rate at which training replaces labels by the null label, num_classes; kept here because it
         belongs to a trained network. The network itself drops no label.
       dtype: "float32", "bfloat16" or "float16", what the products in the blocks are computed in. Parameters,
-        embeddings, norms, softmax and the output are float32.
+        embeddings and what they modulate blocks with, norms, softmax and the output are float32.
+      remat: computes each block a second time in the backward pass, which then needs less memory.
 
     Raises:
       ValueError: at construction, for settings that contradict each other.
@@ -70,6 +71,7 @@ class DiT(nn.Module):
     num_classes: int = 1
     label_dropout: float = 0.0
     dtype: str = "float32"
+    remat: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,9 +98,10 @@ class DiT(nn.Module):
         condition = nn.swish(self._condition(time, labels))
         h = _dense("patch_emb", self.width)(patches(x.astype(jnp.float32), self.patch))
         h = h + place_features(rows, columns, self.width)[None]
+        block = remat(_Block, self.remat)
         for number in range(self.depth):
-            block = _Block(self.num_heads, self.mlp_ratio, self.dropout, self.dtype, name=f"block_{number}")
-            h = block(h, condition, train)
+            named = block(self.num_heads, self.mlp_ratio, self.dropout, self.dtype, name=f"block_{number}")
+            h = named(h, condition, train)
         [shift, scale] = _modulation("modulation_out", 2, condition)
         h = _dense("dense_out", self.patch**2 * self.out_ch, zeros)(modulated(h, shift, scale))
         return image_of(h, rows, columns, self.patch)

@@ -51,6 +51,7 @@ from diffusion_distill.networks.layers import (
     ResidualBlock,
     initial,
     norm_groups,
+    remat,
     sinusoidal_features,
 )
 
@@ -67,8 +68,8 @@ class SongUNet(nn.Module):
     """DDPM++, NCSN++ and everything between them.
 
     Args:
-      ch, emb_ch, out_ch, ch_mult, num_res_blocks, num_classes, dropout, label_dropout, augment_dim, dtype: as
-        in `UNet`; a width must have equal norm groups, min(32, width // 4) of them.
+      ch, emb_ch, out_ch, ch_mult, num_res_blocks, num_classes, dropout, label_dropout, augment_dim, dtype,
+        remat: as in `UNet`; a width must have equal norm groups, min(32, width // 4) of them.
       attn_resolutions: heights at which attention follows each block on the way down and the last one on the
         way up; the middle always has one.
       noise_mult: the features of the time are ch * noise_mult wide.
@@ -99,6 +100,7 @@ class SongUNet(nn.Module):
     label_dropout: float = 0.0
     augment_dim: int = 0
     dtype: str = "float32"
+    remat: bool = False
 
     def __post_init__(self) -> None:
         # Tuples, so that a network built from a list (a config, JSON) is hashable and compares equal.
@@ -217,7 +219,7 @@ class SongUNet(nn.Module):
         features: int,
         resample: Resample = "none",
     ) -> Array:
-        block = ResidualBlock(
+        block = remat(ResidualBlock, self.remat)(
             features,
             dropout=self.dropout,
             resample=resample,
@@ -235,7 +237,8 @@ class SongUNet(nn.Module):
     def _attention(self, name: str, h: Array, always: bool = False) -> Array:
         if not (always or h.shape[1] in self.attn_resolutions):
             return h
-        return Attention(1, self.skip_scale, norm=NORM, init_rule=INIT_RULE, dtype=self.dtype, name=name)(h)
+        block = remat(Attention, self.remat)
+        return block(1, self.skip_scale, norm=NORM, init_rule=INIT_RULE, dtype=self.dtype, name=name)(h)
 
     def _dense(self, name: str, x: Array, features: int, bias: bool = True) -> Array:
         rules = initial(INIT_RULE, x.shape[-1], features)

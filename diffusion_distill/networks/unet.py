@@ -44,6 +44,7 @@ from diffusion_distill.networks.layers import (
     Role,
     initial,
     norm_groups,
+    remat,
     sinusoidal_features,
     upsample,
 )
@@ -90,6 +91,7 @@ class UNet(nn.Module):
         it belongs to a trained network, and read by `training.dropout`. The network itself drops no label.
       augment_dim: length of the vector that describes how an image was augmented; 0 takes none.
       init_rule: initial values, see `layers.initial`.
+      remat: computes residual and attention blocks a second time in the backward pass, which then needs less memory.
 
     Raises:
       ValueError: at construction, for settings that contradict each other.
@@ -118,6 +120,7 @@ class UNet(nn.Module):
     label_dropout: float = 0.0
     augment_dim: int = 0
     init_rule: str = "lecun"
+    remat: bool = False
 
     def __post_init__(self) -> None:
         # Tuples, so that a network built from a list (a config, JSON) is hashable and compares equal.
@@ -217,7 +220,7 @@ class UNet(nn.Module):
         features: int,
         resample: Resample = "none",
     ) -> Array:
-        block = ResidualBlock(
+        block = remat(ResidualBlock, self.remat)(
             features,
             dropout=self.dropout,
             resample=resample,
@@ -232,7 +235,8 @@ class UNet(nn.Module):
         heads = self._heads(h.shape[-1]) if always or h.shape[1] in self.attn_resolutions else 0
         if not heads:
             return h
-        return Attention(heads, norm=self._norm, init_rule=self.init_rule, dtype=self.dtype, name=name)(h)
+        block = remat(Attention, self.remat)
+        return block(heads, norm=self._norm, init_rule=self.init_rule, dtype=self.dtype, name=name)(h)
 
     @property
     def _norm(self) -> NormSettings:

@@ -42,7 +42,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._folder, self._cleanup = folder, ExitStack()
+        self._folder, self._cleanup, self._asked = folder, ExitStack(), 0
         self._about = json.loads(json.dumps(dict(about or {}), default=plain))
         folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(self._cleanup.enter_context(_plain(folder)), options=options)
@@ -84,9 +84,15 @@ class Checkpoints:
             f"None of the checkpoints in {self._folder} can be read: {damaged}. Delete the folder to begin again."
         )
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether the machines are about to be taken away; known only where several processes run together."""
-        return jax.process_count() > 1 and self._manager.reached_preemption(step)
+    def reached_preemption(self) -> bool:
+        """Whether the machines are about to be taken away; known only where several processes run together.
+
+        All processes ask equally often.
+        """
+        # JAX agrees on the next number after the last one that any process asked with, and answers yes to that number
+        # only. Numbers of updates would leave it out where there are several updates between two questions.
+        self._asked += 1
+        return jax.process_count() > 1 and self._manager.reached_preemption(self._asked)
 
     def close(self) -> None:
         """Waits for saves under way."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 from diffusion_distill.base import interrupts
 from diffusion_distill.base.typing import Key
 from diffusion_distill.data.pipeline import Batches
-from diffusion_distill.data.prefetch import prefetch
 from diffusion_distill.methods.phases import Phase
 from diffusion_distill.training import ema, nonfinite
 from diffusion_distill.training.checkpoint import Checkpoints
+from diffusion_distill.training.dispatch import Dispatcher, dispatch_size
 from diffusion_distill.training.logs import Log, Logs
 from diffusion_distill.training.progress import Progress
-from diffusion_distill.training.sharding import put_batch, replicated
+from diffusion_distill.training.sharding import replicated
 from diffusion_distill.training.state import TrainState, last_good, next_phase
 from diffusion_distill.training.step import Step, StepInputs
 from diffusion_distill.training.utilisation import Meter
@@ -44,6 +44,7 @@ class Plan:
         are logged, and at least every nonfinite_limit updates.
       meter: called with (state, rows) at the start of each phase; gives what measures the devices' utilisation, which
         is then logged and shown, or None.
+      updates_per_dispatch: see `training.dispatch`; 0 for what suits the devices.
     """
 
     log_every: int = 50
@@ -53,6 +54,7 @@ class Plan:
     phase_done: Callable[[Phase, TrainState], None] = lambda phase, state: None
     nonfinite_limit: int = 200
     meter: Callable[[TrainState, Any], Meter | None] = lambda state, rows: None
+    updates_per_dispatch: int = 0
 
 
 def run(
@@ -86,19 +88,20 @@ def run(
       Interrupted: the program was asked to stop; the state is in `checkpoints`.
     """
     plan, log, done = plan or Plan(), log or Logs(), int(state.step)
+    stop = partial(next_stop, batch_size=batches.batch_size, plan=plan)
+    size = dispatch_size(plan.updates_per_dispatch, min(cadences(plan)), mesh)
+    dispatcher = Dispatcher(step, batches, seed, mesh, size, stop)
     for k, (phase, end) in enumerate(zip(phases, ends(phases), strict=True)):
         begin = end - phase.updates
         if done >= end:
             continue
         if done == begin and k > 0:
             state = jax.device_put(next_phase(state, phase, optimizer), replicated(mesh))
-        rows = jax.device_put(rows_of(phase), replicated(mesh))
-        averaging = ema.Averaging(phases, k, momenta)
-        recorder = _Recorder(phase, begin, done, batches.batch_size, log, plan.meter(state, rows))
-        updates = _updates(state, step, phase, begin, batches, rows, averaging, seed, mesh)
+        inputs_at = _inputs_at(phases, k, momenta, mesh)
+        recorder = _Recorder(phase, begin, done, batches.batch_size, log, plan.meter(state, inputs_at(done).rows))
+        updates = dispatcher.updates(state, end, inputs_at)
         try:
-            for state, metrics in updates:
-                done += 1
+            for done, state, metrics in updates:
                 recorder.add(done, metrics, now=done % plan.log_every == 0 or done == end)
                 if done % min(plan.log_every, plan.nonfinite_limit) == 0 or done == end:
                     nonfinite.check(metrics, done, begin, phase, plan.nonfinite_limit, saved=checkpoints is not None)
@@ -108,7 +111,7 @@ def run(
                     _save(checkpoints, state if done == end else last_good(state))
                 if evaluation_due(done, phases, batches.batch_size, plan.evaluate_every):
                     plan.evaluate(done, phase, state)
-                _stop_if_asked(checkpoints, done)
+                _stop_if_asked(checkpoints)
         except (interrupts.Interrupted, nonfinite.NonFinite):
             _save(checkpoints, last_good(state))
             raise
@@ -118,9 +121,9 @@ def run(
     return state
 
 
-def _stop_if_asked(checkpoints: Checkpoints | None, done: int) -> None:
+def _stop_if_asked(checkpoints: Checkpoints | None) -> None:
     """Raises `Interrupted` if the program was asked to stop, or its machines are about to be taken away."""
-    if checkpoints and checkpoints.reached_preemption(done):
+    if checkpoints and checkpoints.reached_preemption():
         interrupts.request("preemption")
     interrupts.check()
 
@@ -142,33 +145,34 @@ def evaluation_due(done: int, phases: Sequence[Phase], batch_size: int, every: i
     return bool(every and done and (passed or done in ends(phases)))
 
 
+def cadences(plan: Plan) -> tuple[int, ...]:
+    """After how many updates there is something to do each, evaluations aside."""
+    return plan.log_every, min(plan.log_every, plan.nonfinite_limit), plan.checkpoint_every
+
+
+def next_stop(done: int, batch_size: int, plan: Plan) -> int:
+    """The next number of updates after which the loop has something to do, the end of a phase aside."""
+    stops = [(done // every + 1) * every for every in cadences(plan)]
+    if plan.evaluate_every:
+        images = (done * batch_size // plan.evaluate_every + 1) * plan.evaluate_every
+        stops.append(-(-images // batch_size))
+    return min(stops)
+
+
+def _inputs_at(
+    phases: Sequence[Phase], number: int, momenta: Mapping[str, float], mesh: Mesh
+) -> Callable[[int], StepInputs]:
+    """The inputs of phase `number`, by the number of the update in the run."""
+    phase, begin = phases[number], ends(phases)[number] - phases[number].updates
+    rows = jax.device_put(rows_of(phase), replicated(mesh))
+    averaging = ema.Averaging(phases, number, momenta)
+    return lambda update: StepInputs(rows, np.float32(phase.rate(update - begin)), averaging.at(update))
+
+
 def rows_of(phase: Phase) -> Any:
     """The phase's arrays in float32 or int32, as the step takes them."""
     as_array = lambda a: np.asarray(a, np.int32 if np.asarray(a).dtype.kind == "i" else np.float32)  # noqa: E731
     return jax.tree.map(as_array, phase.inputs)
-
-
-def _updates(
-    state: TrainState,
-    step: Step,
-    phase: Phase,
-    begin: int,
-    batches: Batches,
-    rows: Any,
-    averaging: ema.Averaging,
-    seed: Key,
-    mesh: Mesh,
-) -> Generator[tuple[TrainState, dict], None, None]:
-    """The phase's updates from the state's step on: (state, metrics) after each."""
-    # Several CPU devices meet in one thread pool; updates in flight at once can starve each other in it.
-    lockstep = mesh.size > 1 and jax.default_backend() == "cpu"
-    first = int(state.step)
-    with closing(prefetch(batches, first, begin + phase.updates)) as stream:
-        for update, batch in enumerate(stream, start=first - begin):
-            rate = np.float32(phase.rate(update))
-            inputs = StepInputs(rows, rate, averaging.at(begin + update))
-            state, metrics = step(state, put_batch(batch, mesh), inputs, seed)
-            yield state, jax.block_until_ready(metrics) if lockstep else metrics
 
 
 class _Recorder:
@@ -179,14 +183,14 @@ class _Recorder:
         self._progress = Progress(phase.name, phase.updates, batch_size)
         self._progress.start_at(done - begin)
         self._recent: list[dict] = []
-        self._since = time.monotonic()
+        self._since = done, time.monotonic()
 
     def add(self, done: int, metrics: dict, now: bool) -> None:
-        """Keeps the metrics of update number `done`; with `now`, writes a record of all kept ones."""
+        """Keeps the metrics of the updates up to number `done`; with `now`, writes a record of all kept ones."""
         self._recent.append(metrics)
         if not now:
             return
-        figures, used = _figures(self._recent), self._utilisation()
+        figures, used = _figures(self._recent), self._utilisation(done)
         self._recent = []
         shown = {"loss": "not finite" if figures["loss"] is None else figures["loss"]}
         shown |= {"skipped": figures["skipped"]} if figures["skipped"] else {}
@@ -199,11 +203,12 @@ class _Recorder:
         where = {"phase": self._phase.name, "samples": done * self._batch_size}
         self._log.scalars(done, {**where, **speed, **used, **figures})
 
-    def _utilisation(self) -> dict[str, float]:
+    def _utilisation(self, done: int) -> dict[str, float]:
         """Of the devices, by the updates since the last record."""
-        begun, self._since = self._since, time.monotonic()
-        images = len(self._recent) * self._batch_size
-        return self._meter.figures(images / max(self._since - begun, 1e-9)) if self._meter else {}
+        (first, begun), now = self._since, time.monotonic()
+        self._since = done, now
+        images = (done - first) * self._batch_size
+        return self._meter.figures(images / max(now - begun, 1e-9)) if self._meter else {}
 
     def close(self) -> None:
         """Ends the bar."""
@@ -213,6 +218,7 @@ class _Recorder:
 def _figures(recent: list[dict]) -> dict[str, float | int | None]:
     """The metrics since the last record in short (between checkpoints the loop waits for the device here only)."""
     fetched = jax.device_get(recent)
-    finite = [m for m in fetched if not m["nonfinite"]]
-    means = {name: float(np.mean([m[name] for m in finite])) if finite else None for name in ("loss", "grad_norm")}
-    return {**means, "nonfinite": len(fetched) - len(finite), "skipped": int(fetched[-1]["skipped"])}
+    each = {name: np.concatenate([np.ravel(metrics[name]) for metrics in fetched]) for name in fetched[0]}
+    finite = each["nonfinite"] == 0
+    means = {name: float(np.mean(each[name][finite])) if finite.any() else None for name in ("loss", "grad_norm")}
+    return {**means, "nonfinite": int(np.sum(~finite)), "skipped": int(each["skipped"][-1])}

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import numpy as np
+
 from diffusion_distill.methods.phases import Phase
 
 
@@ -18,7 +21,7 @@ class NonFinite(ValueError):
 
 
 def check(metrics: dict[str, Any], done: int, begin: int, phase: Phase, limit: int, saved: bool) -> None:
-    """Looks at the metrics of update number `done` of a phase that began after update number `begin`.
+    """Looks at the metrics of the last updates, up to number `done`, of a phase that began after update number `begin`.
 
     Args:
       limit: so many updates in a row may be skipped, less one.
@@ -27,7 +30,8 @@ def check(metrics: dict[str, Any], done: int, begin: int, phase: Phase, limit: i
     Raises:
       NonFinite: the last `limit` updates were skipped, or every update of a phase that ends here.
     """
-    row = int(metrics["nonfinite"])
+    last = {name: np.ravel(jax.device_get(values))[-1] for name, values in metrics.items()}
+    row = int(last["nonfinite"])
     if row < limit and row < phase.updates:
         return
     first = done - row + 1
@@ -38,7 +42,7 @@ def check(metrics: dict[str, Any], done: int, begin: int, phase: Phase, limit: i
         kept = "There is no good state before them: the same command begins anew."
     raise NonFinite(
         f"No update since number {first} was finite: {row} in a row in the phase {phase.name!r}, the last one with "
-        f"loss {float(metrics['loss']):g} and gradient norm {float(metrics['grad_norm']):g}. They were skipped. {kept} "
+        f"loss {float(last['loss']):g} and gradient norm {float(last['grad_norm']):g}. They were skipped. {kept} "
         "Look for NaN and infinite values in the data, and in the teacher if there is one. If it is none of them, "
         f"lower the learning rate ({phase.rate(done - 1 - begin):g} here), which makes another run, in another "
         f"workdir. nonfinite_limit is {limit}."

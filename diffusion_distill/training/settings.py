@@ -22,6 +22,9 @@ class Settings:
       keep_checkpoints: how many of the newest stay.
       nonfinite_limit: after so many updates in a row whose loss or gradient was not finite the run stops; see
         `training.nonfinite`.
+      updates_per_dispatch: so many updates run on a GPU or TPU in one go, see `training.dispatch`; 0 for what suits the
+        devices: one on a CPU, ten elsewhere. Never more than from one record or checkpoint to the next.
+      remat: computes the network's blocks a second time in the backward pass, which then needs less memory.
       evaluate_every: in training images, see `base.lengths` ('1M'); 0 for never.
       evaluate_count: images measured against the data at each evaluation; 0 draws a picture only.
       evaluate_features: what they are measured on, see `evaluation.features_named`: 'pixels', or a classifier's folder.
@@ -41,6 +44,8 @@ class Settings:
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
     nonfinite_limit: int = 200
+    updates_per_dispatch: int = 0
+    remat: bool = False
     evaluate_every: str | int = "0"
     evaluate_count: int = 0
     evaluate_features: str = "pixels"
@@ -55,6 +60,8 @@ class Settings:
             object.__setattr__(self, name, positive_int(name, getattr(self, name)))  # numbers of NumPy may overflow
         object.__setattr__(self, "seed", check_seed(self.seed))
         parse_length(self.evaluate_every)
+        if self.updates_per_dispatch:
+            positive_int("updates_per_dispatch, if not 0,", self.updates_per_dispatch)
         if self.evaluate_count:
             positive_int("evaluate_count, if not 0,", self.evaluate_count)
         if not isinstance(self.optimizer, OptimizerSettings):
@@ -67,6 +74,8 @@ WITHOUT_EFFECT = (
     "checkpoint_every",
     "keep_checkpoints",
     "nonfinite_limit",
+    "updates_per_dispatch",
+    "remat",
     "evaluate_every",
     "evaluate_count",
     "evaluate_features",

@@ -76,8 +76,25 @@ def test_a_student_that_differs_in_dropout_only_is_the_teachers_network() -> Non
     model = Model(network, (4, 4, 1))
     other = model.with_network(dropout=0.3, label_dropout=0.1)
     assert dropout.same_but_for_dropout(model, other)
+    assert dropout.same_but_for_dropout(model, other.with_network(remat=True))
     assert not dropout.same_but_for_dropout(model, other.with_network(emb_ch=8))
     assert not dropout.same_but_for_dropout(model, dataclasses.replace(model, prediction="v"))
+
+
+@pytest.mark.fast
+def test_a_run_recomputes_the_blocks_of_networks_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is trained recomputes; what is saved is the model as it was given."""
+    model, trained = Model(UNet(32, 16, 1, (1,), 1, (), num_heads=1), (4, 4, 1)), []
+    monkeypatch.setattr(
+        "diffusion_distill.api.training.make_step", lambda _, model, *rest, **options: trained.append(model)
+    )
+    monkeypatch.setattr(loop, "run", lambda state, *_, **options: state)
+    source, settings = from_arrays(np.zeros((8, 4, 4, 1), np.uint8)), api.Settings(batch_size=8, remat=True)
+    api.distill(Artefact(model, toys.parameters(model)), source, Tract((2, 1), length=8), settings)
+    assert trained == [model.with_network(remat=True)]
+    other = Model(toys.Perceptron(1), (4, 4, 1))
+    with pytest.raises(ValueError, match="the network Perceptron has no field 'remat'"):
+        api.distill(Artefact(other, toys.parameters(other)), source, Tract((2, 1), length=8), settings)
 
 
 class Plain(nn.Module):

@@ -51,6 +51,7 @@ def compared(
     [
         {"log_every": 10}, {"checkpoint_every": 4}, {"keep_checkpoints": 3}, {"evaluate_every": "1K"},
         {"evaluate_count": 8}, {"evaluate_features": "runs/classifier"}, {"tensorboard": True}, {"wandb": "project"},
+        {"updates_per_dispatch": 4}, {"remat": True},
     ],
 )  # fmt: skip
 def test_what_changes_no_number_may_change(change: dict[str, Any], tiny_model: Model, tmp_path: Path) -> None:

@@ -59,9 +59,9 @@ class Linen(Network):
         return self.module
 
     def without_rates(self) -> nn.Module:
-        """The module with the fields `dropout` and `label_dropout` at 0."""
-        rates: dict[str, Any] = {n: 0.0 for n in ("dropout", "label_dropout") if hasattr(self.module, n)}
-        return self.module.clone(**rates)
+        """The module with the fields `dropout` and `label_dropout` at 0, and `remat`, which changes no number, off."""
+        without: dict[str, Any] = {"dropout": 0.0, "label_dropout": 0.0, "remat": False}
+        return self.module.clone(**{name: value for name, value in without.items() if hasattr(self.module, name)})
 
 
 def _call(module: nn.Module, z: Data, time: Array, cond: Cond | None, train: bool) -> Any:

@@ -5,11 +5,12 @@ float32 and have the names and shapes of the progressive distillation program (S
 published weights rely on. The field `dtype` is what convolutions and matrix products are computed in.
 """
 
-from diffusion_distill.networks.layers.attention import Attention, attend
+from diffusion_distill.networks.layers.attention import Attention, attend, fused_fits, plain_attention
 from diffusion_distill.networks.layers.convolution import Conv, FusedConv, convolution
 from diffusion_distill.networks.layers.features import FourierFeatures, fourier_features, sinusoidal_features
 from diffusion_distill.networks.layers.initial import INIT_RULES, Role, initial
 from diffusion_distill.networks.layers.norm import GroupNorm, NormSettings, group_norm, norm_groups
+from diffusion_distill.networks.layers.recompute import remat
 from diffusion_distill.networks.layers.resampling import (
     Resample,
     Resampling,
@@ -40,9 +41,12 @@ __all__ = [
     "filter_of",
     "filter_up",
     "fourier_features",
+    "fused_fits",
     "group_norm",
     "initial",
     "norm_groups",
+    "plain_attention",
+    "remat",
     "residual_stream",
     "sinusoidal_features",
     "upsample",
