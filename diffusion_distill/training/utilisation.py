@@ -23,7 +23,8 @@ from diffusion_distill.training.step import Losses, mean_loss_of
 #: FLOP/s of dense matrix products in bfloat16, accumulated in float32, by JAX's name of a device. Makers that print the
 #: rate of sparse products print twice as much. V100 and T4 have no bfloat16: it is their float16 rate.
 PEAKS: dict[str, float] = {
-    # NVIDIA's data sheets of the V100, T4, A100, A10, A30, L4, L40S, H100, H200 and Blackwell
+    # as given for the V100, T4, A100, A10, A30, L4, L40S, H100, H200 and Blackwell; half of the sparse rate where only
+    # that is given
     "Tesla V100-SXM2-16GB": 125e12,
     "Tesla V100-SXM2-32GB": 125e12,
     "Tesla V100-PCIE-16GB": 112e12,
