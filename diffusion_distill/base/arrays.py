@@ -31,6 +31,20 @@ def expand(per_sample: Array, like: Array) -> Array:
     return per_sample.reshape(np.shape(per_sample) + (1,) * missing) if np.ndim(per_sample) else per_sample
 
 
+def settled(values: Any) -> Any:
+    """A tree of arrays as it is, but complete where several CPU devices compute it.
+
+    They share the threads of one pool and wait for each other in it. Calls in flight at the same time can take all of
+    its threads, so that none of them ends, and XLA aborts the program after some time.
+    """
+    first = next(iter(jax.tree.leaves(values)), None)
+    if isinstance(first, jax.Array) and not isinstance(first, jax.core.Tracer):
+        devices = first.devices()
+        if len(devices) > 1 and next(iter(devices)).platform == "cpu":
+            return jax.block_until_ready(values)
+    return values
+
+
 def image_mean(values: Array) -> Array:
     """Mean over all axes but the first: [batch, ...] -> [batch]."""
     return values.mean(axis=tuple(range(1, values.ndim)))

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill.base import interrupts
-from diffusion_distill.base.arrays import Array, expand, namespace
+from diffusion_distill.base.arrays import Array, expand, namespace, settled
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.typing import Cond, Data, Key
 from diffusion_distill.denoisers.denoise import Denoise, as_denoise
@@ -219,7 +219,7 @@ def walk(step: Callable[..., tuple], table: Table, registers: Registers, *each: 
       Interrupted: the program was asked to stop.
     """
     for k in range(table.nfe):
-        registers, *found = step(row_of(table, k), registers, *(values[k] for values in each))
+        registers, *found = settled(step(row_of(table, k), registers, *(values[k] for values in each)))
         yield registers, *found
         interrupts.check()
 

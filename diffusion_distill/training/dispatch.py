@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from diffusion_distill.base.arrays import settled
 from diffusion_distill.base.typing import Batch, Key
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.prefetch import ahead
@@ -50,14 +51,12 @@ class Dispatcher:
         Args:
           inputs_at: number of an update of the run, counted from 0 -> its inputs, whose rows are the same for all.
         """
-        # Several CPU devices meet in one thread pool; updates in flight at once can starve each other in it.
-        lockstep = self._mesh.size > 1 and self._mesh.devices.flat[0].platform == "cpu"
         planned = dispatches(int(state.step), end, self._size, self._next_stop)
         with closing(ahead(self._prepared, planned, depth=2 if self._size == 1 else 1)) as stream:
             for (first, updates), batch in stream:
                 inputs = stacked([inputs_at(update) for update in range(first, first + updates)])
                 state, metrics = (self._step if updates == 1 else self._several)(state, batch, inputs, self._seed)
-                yield first + updates, state, jax.block_until_ready(metrics) if lockstep else metrics
+                yield first + updates, state, settled(metrics)
 
     def _prepared(self, planned: Dispatch) -> tuple[Dispatch, Batch]:
         """A dispatch with its batches, which are on the devices before they are needed."""
