@@ -10,6 +10,7 @@ import jax
 import jax.experimental
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Array = Any  # a NumPy array or a JAX array; formulas below floor 2 accept both
 
@@ -38,7 +39,7 @@ def settled(values: Any) -> Any:
     its threads, so that none of them ends, and XLA aborts the program after some time.
     """
     first = next(iter(jax.tree.leaves(values)), None)
-    if isinstance(first, jax.Array) and not isinstance(first, jax.core.Tracer):
+    if isinstance(first, jax.Array) and not isinstance(first, Tracer):
         devices = first.devices()
         if len(devices) > 1 and next(iter(devices)).platform == "cpu":
             return jax.block_until_ready(values)
