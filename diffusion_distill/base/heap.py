@@ -2,7 +2,8 @@
 
 XLA takes the temporary memory of every call anew, a hundred megabytes and more, and glibc gives blocks of that size
 back to the system at once. The system then clears each page again in the next call: of a U-Net's gradient 38,000 pages,
-an eighth of its time. Kept in one heap they are cleared once.
+an eighth of its time. Kept in one heap they are cleared once. All threads then share that heap, and wait for each other
+in it: an update of the CIFAR-10 U-Net took 0.92 of the time, one of the demo's small network 1.2 times as long.
 """
 
 from __future__ import annotations

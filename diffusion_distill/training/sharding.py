@@ -19,19 +19,24 @@ from diffusion_distill.base.heap import keep_freed_memory
 from diffusion_distill.base.typing import Batch
 
 
-def use_cpu_devices(count: int) -> None:
+def use_cpu_devices(count: int, keep_memory: bool = False) -> None:
     """Splits the CPU into `count` devices: one per core is fastest, more simulate a larger machine.
 
     Call it before JAX is first used. XLA's thread pool gets one thread more than there are devices: they wait
     for each other inside it, and with none to spare they can lock up; many more slow each other down (four
-    threads per device made a step 1.4 times as long). Freed memory is kept for the process, see `base.heap`.
+    threads per device made a step 1.4 times as long).
+
+    Args:
+      count: number of devices.
+      keep_memory: keeps freed memory for the process: large networks gain by it, small ones lose; see `base.heap`.
 
     Raises:
       RuntimeError: JAX has already started its devices.
     """
     os.environ["NPROC"] = str(max(count + 1, os.cpu_count() or 1))
     jax.config.update("jax_num_cpu_devices", count)
-    keep_freed_memory()
+    if keep_memory:
+        keep_freed_memory()
 
 
 def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
