@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -38,11 +39,11 @@ def keep_compiled() -> Path | None:
     named = os.environ.get(VARIABLE, "")
     if named == "off":
         return None
-    folder = (user_path(named) if named else _user_cache() / "diffusion_distill" / "compiled") / _machine()
     try:
+        folder = (user_path(named) if named else _user_cache() / "diffusion_distill" / "compiled") / _machine()
         folder.mkdir(parents=True, exist_ok=True)
         _forget_oldest(folder)
-    except OSError:
+    except (OSError, RuntimeError):  # of the latter kind: there is no home folder
         return None
     if not os.access(folder, os.W_OK):
         return None
@@ -68,10 +69,14 @@ def _machine() -> str:
 
 def _forget_oldest(folder: Path, largest: int = LARGEST) -> None:
     """Removes the oldest entries until `largest` bytes are left; another process may do the same at the same time."""
-    entries = sorted((e.stat().st_mtime, e.stat().st_size, e.path) for e in os.scandir(folder) if e.is_file())
+    entries = []
+    for path in filter(Path.is_file, folder.iterdir()):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            entries.append((status.st_mtime, status.st_size, path))
     total = sum(size for _, size, _ in entries)
-    for _, size, path in entries:
+    for _, size, path in sorted(entries):
         if total <= largest:
             return
-        Path(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         total -= size

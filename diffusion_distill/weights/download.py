@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -251,13 +251,21 @@ def _alone(lock: Path) -> Iterator[None]:
     while True:
         with open(lock, "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            if not lock.exists() or not os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+            if not _is_at(file, lock):
                 continue  # the process before this one has removed it
             try:
                 yield
             finally:
                 lock.unlink(missing_ok=True)
             return
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one at the path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _check_address(url: str) -> None:

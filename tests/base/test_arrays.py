@@ -15,6 +15,8 @@ from diffusion_distill.process.grids import make_grid
 from diffusion_distill.solvers import engine, tabulate
 from diffusion_distill.training.sharding import data_mesh, split
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[Any]:

@@ -16,6 +16,9 @@ from diffusion_distill.base import compilation
 SETTINGS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 
 
+pytestmark = pytest.mark.fast
+
+
 @pytest.fixture(autouse=True)
 def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No cache is set, and the user's cache folder is a new one."""
@@ -52,6 +55,15 @@ def test_a_folder_that_cannot_be_made_is_done_without(tmp_path: Path, monkeypatc
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(compilation.VARIABLE, str(tmp_path / "file"))
     assert compilation.keep_compiled() is None and jax.config.values["jax_compilation_cache_dir"] is None
+
+
+def test_without_a_home_folder_there_is_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", home)
+    assert compilation.keep_compiled() is None
 
 
 def test_the_oldest_entries_go(tmp_path: Path) -> None:

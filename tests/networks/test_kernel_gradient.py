@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from diffusion_distill.networks import layers
 from diffusion_distill.networks.layers import kernel_gradient
+from diffusion_distill.training.sharding import data_mesh
+
+pytestmark = pytest.mark.fast
 
 SHAPES = [(2, 16, 16, 32, 48), (1, 32, 24, 40, 32), (3, 17, 19, 32, 32)]  # batch, height, width, in, out
 
@@ -35,23 +41,64 @@ def test_both_forms_are_the_gradient(form, batch: int, height: int, width: int, 
     np.testing.assert_allclose(form(x, g), want, atol=1e-6 * np.abs(want).max())
 
 
+def along(function, point: jax.Array) -> jax.Array:
+    """The derivative of a function at a point, along a direction."""
+    return jax.jvp(function, (point,), (jnp.cos(point),))[1]
+
+
+def wave(f, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A number that depends on a convolution f in a way that is not linear."""
+    return jnp.sum(jnp.sin(f(x, kernel)))
+
+
+def squared_gradient(f, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return jnp.sum(jax.grad(partial(wave, f), 1)(x, kernel) ** 2)
+
+
+#: From a convolution, x and its kernel.
+DERIVATIVES = {
+    "gradients": lambda f, x, k: jax.jit(jax.grad(partial(wave, f), (0, 1)))(x, k),
+    "by x": lambda f, x, k: jax.grad(partial(wave, f))(x, k),
+    "by the kernel": lambda f, x, k: jax.grad(partial(wave, f), 1)(x, k),
+    "of each image": lambda f, x, k: jax.vmap(jax.grad(partial(wave, f), (0, 1)), (0, None))(x[:, None], k),
+    "of several kernels": lambda f, x, k: jax.vmap(jax.grad(partial(wave, f), 1), (None, 0))(x, jnp.stack([k, 2 * k])),
+    "forward, x": lambda f, x, k: along(lambda x: f(x, k), x),
+    "forward, kernel": lambda f, x, k: along(lambda k: f(x, k), k),
+    "Hessian, kernel": lambda f, x, k: along(jax.grad(partial(wave, f, x)), k),
+    "Hessian, mixed": lambda f, x, k: along(lambda x: jax.grad(partial(wave, f), 1)(x, k), x),
+    "of a squared gradient": lambda f, x, k: jax.grad(partial(squared_gradient, f), (0, 1))(x, k),
+    "of a forward derivative": lambda f, x, k: jax.grad(lambda k: along(lambda x: wave(f, x, k), x))(k),
+}
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-def test_derivatives_are_those_of_the_plain_convolution(shape: tuple[int, ...]) -> None:
-    batch, height, width, inputs, outputs = shape
-    image, kernels = (batch, height, width, inputs), (3, 3, inputs, outputs)
-    x, kernel, x_dot, kernel_dot, g = arrays(image, kernels, image, kernels, (*image[:3], outputs))
+@pytest.mark.parametrize("derivative", DERIVATIVES.values(), ids=DERIVATIVES)
+def test_every_derivative_is_that_of_the_plain_convolution(derivative, shape: tuple[int, ...]) -> None:
+    *image, inputs, outputs = shape
+    x, kernel = arrays((*image, inputs), (3, 3, inputs, outputs))
+    kernel = 0.05 * kernel
     assert kernel_gradient.is_faster(x, kernel)
+    found, wanted = (derivative(f, x, kernel) for f in (layers.convolution, kernel_gradient.plain))
+    largest = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(wanted))
+    chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_shares_of_a_batch(checked: bool) -> None:
+    x, kernel = arrays((2, 16, 16, 32), (3, 3, 32, 32))
+    mesh, whole, share = data_mesh(jax.devices()[:2]), PartitionSpec(), PartitionSpec("data")
+
+    def of_share(f, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        gradient = jax.grad(partial(wave, f), 1)(x, kernel)
+        return gradient if checked else jax.lax.psum(gradient, "data")  # with checks the sum is part of the gradient
+
     found, wanted = (
-        (
-            jax.vjp(f, x, kernel)[1](g),
-            jax.vjp(lambda x, f=f: f(x, kernel), x)[1](g),
-            jax.vjp(lambda kernel, f=f: f(x, kernel), kernel)[1](g),
-            jax.jvp(f, (x, kernel), (x_dot, kernel_dot)),
-            jax.jit(jax.grad(lambda k, f=f: jnp.sum(jnp.sin(f(x, k)))))(kernel),
-        )
+        jax.jit(
+            jax.shard_map(partial(of_share, f), mesh=mesh, in_specs=(share, whole), out_specs=whole, check_vma=checked)
+        )(x, kernel)
         for f in (layers.convolution, kernel_gradient.plain)
     )
-    chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5 * float(jnp.abs(wanted[0][1]).max()))
+    chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5 * float(jnp.abs(wanted).max()))
 
 
 def test_which_convolutions_have_it() -> None:

@@ -17,7 +17,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero, linear_call
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 #: From how many pixels of an image, and channels in and out, the products are faster.
 FEWEST_PIXELS, FEWEST_CHANNELS = 256, 32
@@ -39,7 +41,7 @@ def plain(x: Array, kernel: Array) -> Array:
 
 @jax.custom_jvp
 def convolution(x: Array, kernel: Array) -> Array:
-    """`plain`, with the gradient of this file. Its gradient by the kernel cannot be taken under `jax.vmap`."""
+    """`plain`, with the gradient of this file."""
     return plain(x, kernel)
 
 
@@ -50,11 +52,27 @@ def _derivative(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tupl
     if not isinstance(x_dot, SymbolicZero):
         change += plain(x_dot, kernel)
     if not isinstance(kernel_dot, SymbolicZero):
-        change += linear_call(plain, kernel_gradient, x, kernel_dot)
+        # In shard_map a zero like x makes the tangent vary as x does, which operations of JAX's own do unasked.
+        change += _plain.bind(x, kernel_dot + lax.full_like(x, 0, shape=()))
     return out, change
 
 
 convolution.defjvp(_derivative, symbolic_zeros=True)
+
+
+def _input_gradient(g: Array, x: Any, kernel: Array) -> Array:
+    """The gradient [batch, h, w, in] by x, from the gradient g [batch, h, w, out] of the output."""
+    [gradient] = jax.linear_transpose(lambda x: plain(x, kernel), x.aval)(g)
+    return gradient
+
+
+# `plain` as an operation of its own, whose transpose by the kernel is this file's; everything else is that of `plain`.
+_plain = Primitive("convolution_of_a_kernel_tangent")
+_plain.def_impl(plain)
+_plain.def_abstract_eval(lambda x, kernel: x.update(shape=(*x.shape[:-1], kernel.shape[-1])))
+mlir.register_lowering(_plain, mlir.lower_fun(plain, multiple_results=False))
+batching.primitive_batchers[_plain] = lambda arrays, axes: (jax.vmap(plain, axes)(*arrays), 0)
+ad.defbilinear(_plain, _input_gradient, lambda g, x, kernel: kernel_gradient(x, g))
 
 
 def kernel_gradient(x: Array, g: Array) -> Array:
@@ -75,6 +93,4 @@ def by_products(x: Array, g: Array) -> Array:
 
 def by_convolution(x: Array, g: Array) -> Array:
     """`kernel_gradient` as XLA has it."""
-    kernel = jax.ShapeDtypeStruct((SIZE, SIZE, x.shape[-1], g.shape[-1]), x.dtype)
-    [gradient] = jax.linear_transpose(lambda k: plain(x, k), kernel)(g)
-    return gradient
+    return lax.conv_general_dilated(x, g, (1, 1), 2 * [(1, 1)], dimension_numbers=("CHWN", "IHWO", "HWNC"))
