@@ -19,8 +19,8 @@ class Verdict:
 
     Attributes:
       question: what was timed, and beside what, for example 'TRACT update of cifar64 beside compiled PyTorch'.
-      ours, other: ours, and the peer's or the bound, in `unit`: the median, and the quartiles around it. Less is better.
-        `other` is None where the peer could not be measured.
+      ours, other: ours, and the peer's or the bound, in `unit`, less being better: the median, and the quartiles around
+        it. `other` is None where the peer could not be measured.
       ratio: how many times as fast ours is as the other; None without the other.
       goal: the smallest ratio that is good enough.
       unit: of ours and the other.
