@@ -76,7 +76,9 @@ def measured(options: argparse.Namespace) -> list[Row]:
     begun, rows, peak = time.monotonic(), [], 0.0
     left = {part: share for part, share in SHARES.items() if not options.only or part in options.only}
     for part, share in list(left.items()):
-        seconds = (60 * options.minutes - (time.monotonic() - begun)) * share / sum(left.values())
+        seconds = 60 * options.minutes - (time.monotonic() - begun)
+        if not options.small:  # whose parts have other shares
+            seconds *= share / sum(left.values())
         del left[part]
         found = run_part(part, max(seconds, 1.0), options, peak)
         peak = next((row["value"] for row in found if row["what"] == "peak"), peak)

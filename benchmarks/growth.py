@@ -7,9 +7,9 @@ gives the factor by which twice the size lengthens the time. It should be no mor
 (FLOPs counted from the shapes): about 4 for a TRACT update at twice the width, 2 for twice the pixels, images or
 sampling steps, and 1 for twice the steps T of TRACT's schedule, on which an update does not depend.
 
-An update's memory is what the compiled program needs on each device: arguments, results and temporaries. What must live
+An update's memory is what the compiled program needs on each device: arguments, results and temporaries. What lives
 at once there is the state (parameters, optimizer, averages, teacher), the batch, the gradient, and the values that
-JAX's differentiation of the network keeps for it.
+JAX's differentiation of the network keeps for it; a compiler may need less by computing some again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from _verdicts import Spread, Verdict, bounded, report
 from diffusion_distill import Model, Tract, UNet, table_for
 from diffusion_distill.base.compilation import keep_compiled
 from diffusion_distill.process.levels import Level
-from diffusion_distill.report import Line, Panel, line_plot
+from diffusion_distill.report.figures import figure_of
 from diffusion_distill.solvers import engine
 from diffusion_distill.training import utilisation
 from diffusion_distill.training.sharding import data_mesh, put_batch, replicated, use_cpu_devices
@@ -46,12 +46,14 @@ GROWING = {
     "width": (32, 64, 96, 128),
     "pixels": (8**2, 16**2, 24**2, 32**2),
     "batch": (16, 32, 64, 128),
-    "T": (64, 512, 4096),
+    "T": (64, 1024, 4096),
 }
 SAMPLING = (4, 8, 16, 32)  # steps
 CALLS = 3  # in a turn
 GOAL = 0.9  # twice the size may cost a tenth more than its operations do
 MB = 1e6
+NEEDED = "needed: growth of the operations, or bytes that live at once"
+TALL = 4.0  # a picture's vertical axis spans at least this factor, so that noise looks small
 
 
 @dataclass(frozen=True)
@@ -82,27 +84,48 @@ class Growth:
         """Times by their growth, memory by what is needed at the largest size."""
         if self.unit == "MB":
             [*_, cost], [*_, needed], [*_, size] = self.costs[0], self.needed, self.sizes
-            question = f"memory of a device in a {self.what} of {self.size} {size}, beside what must live"
+            question = f"memory of a {self.what}, {self.size} {size}, beside what lives at once"
             return bounded(question, (cost, cost, cost), needed, 1.0, "MB")
         low, median, high = statistics.quantiles([self.doubling(costs) for costs in self.costs], n=4)
         found: Spread = (low, median, high)
-        question = f"{self.what}: time where {self.size} is doubled, beside the operations"
+        question = f"time of a {self.what} at twice the {self.size}, beside its operations"
         return bounded(question, found, self.doubling(self.needed), GOAL, "times")
 
-    @property
-    def panel(self) -> tuple[str, Panel]:
-        """A title, and the picture of it."""
+    def draw(self, axes: Any) -> None:
+        """What was measured, the straight line through it, and what is needed, on logarithmic axes."""
+        from matplotlib.ticker import LogLocator, NullLocator
+
         middle = np.median(self.costs, axis=0)
-        fit = np.exp(np.polyval(np.polyfit(np.log(self.sizes), np.log(middle), 1), np.log(self.sizes)))
-        scale = 1.0 if self.unit == "MB" else np.exp(np.mean(np.log(middle) - np.log(self.needed)))
-        lines = {
-            "measured": Line(self.sizes, middle, style="", marker="o"),
-            "straight line fitted to it": Line(self.sizes, fit, style="--", like="measured"),
-            "needed: operations, or bytes that must live": Line(self.sizes, scale * self.needed, style=":"),
-        }
-        label = f"{'memory' if self.unit == 'MB' else 'time'} of a {self.what}, {self.unit}"
-        title = f"twice the {self.size}: {self.doubling(middle):.2f}, needed {self.doubling(self.needed):.2f}"
-        return title, Panel(lines, self.size, label, "log", "log")
+        logarithms = np.log(self.sizes), np.log(middle)
+        line = np.exp(np.polyval(np.polyfit(*logarithms, 1), logarithms[0]))
+        memory = self.unit == "MB"
+        needed = self.needed * (1.0 if memory else np.exp(np.mean(logarithms[1] - np.log(self.needed))))
+        axes.plot(self.sizes, needed, color="C1", linewidth=3, alpha=0.5, label=NEEDED)
+        axes.plot(self.sizes, line, color="C0", linestyle="--", label="straight line through it")
+        axes.plot(self.sizes, middle, color="C0", linestyle="", marker="o", label="measured")
+        axes.set(xscale="log", yscale="log", xlabel=self.size, ylabel=self.unit)
+        axes.set_xticks(self.sizes, [str(size) for size in self.sizes], minor=False)
+        axes.set_xticks([], minor=True)
+        low, high = min(*middle, *needed), max(*middle, *needed)
+        room = max(1.15, (TALL * low / high) ** 0.5)
+        axes.set_ylim(low / room, high * room)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.grid(True, alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+        what = f"{'memory' if memory else 'time'} of a {self.what}"
+        factors = f"twice the {self.size}: x {self.doubling(middle):.2f} (needed {self.doubling(self.needed):.2f})"
+        axes.set_title(f"{what}\n{factors}", fontsize=8.5, loc="left")
+
+
+def picture(rows: Sequence[Sequence[Growth]], path: Path) -> None:
+    """Draws every growth."""
+    figure, axes = figure_of([len(row) for row in rows], (12.6, 6.2))
+    for place, growth in zip(axes, [growth for row in rows for growth in row], strict=True):
+        growth.draw(place)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(path)
 
 
 @dataclass(frozen=True)
@@ -112,7 +135,7 @@ class Point:
     Attributes:
       update: makes one.
       flops: of the whole batch.
-      memory, needed: bytes on each device: those of the program, and those that must live.
+      memory, needed: bytes on each device: those of the program, and those that live at once.
     """
 
     update: Callable[[], object]
@@ -218,9 +241,8 @@ def main() -> None:
     times, memory = measured(options.quick, options.rounds)
     report([growth.verdict for growth in times + memory], options.out)
     if options.picture:
-        *updates_, sampling = times
-        rows = [updates_, [sampling, *memory]]
-        line_plot([dict(growth.panel for growth in row) for row in rows], options.picture)
+        *updating, sampling = times
+        picture([updating, [sampling, *memory]], options.picture)
 
 
 if __name__ == "__main__":
