@@ -21,7 +21,7 @@ class Verdict:
       question: what was timed, and beside what, for example 'TRACT update of cifar64 beside compiled PyTorch'.
       ours, other: ours, and the peer's or the bound, in `unit`, less being better: the median, and the quartiles around
         it. `other` is None where the peer could not be measured.
-      ratio: how many times as fast ours is as the other; None without the other.
+      ratio: the other over ours, how many times as fast ours is; None without the other.
       goal: the smallest ratio that is good enough.
       unit: of ours and the other.
       left_out: why the other was not measured.
@@ -73,9 +73,10 @@ def compared(question: str, ours: Times, other: Times, goal: float = 1.0) -> Ver
     return Verdict(question, milliseconds(ours), milliseconds(other), ratio(ours, other), goal)
 
 
-def bounded(question: str, ours: Spread, bound: float, goal: float = 1.0, unit: str = "ms") -> Verdict:
-    """The verdict on a figure beside a bound that is not a measured time."""
-    return Verdict(question, ours, (bound, bound, bound), bound / ours[1], goal, unit)
+def bounded(question: str, ours: Spread, bound: Spread | float, goal: float = 1.0, unit: str = "ms") -> Verdict:
+    """The verdict on a figure beside a bound, which was computed: from something measured, or exactly."""
+    low, median, high = bound if isinstance(bound, tuple) else (bound, bound, bound)
+    return Verdict(question, ours, (low, median, high), median / ours[1], goal, unit)
 
 
 def alone(question: str, ours: Times, left_out: str, goal: float = 1.0) -> Verdict:
@@ -83,10 +84,10 @@ def alone(question: str, ours: Times, left_out: str, goal: float = 1.0) -> Verdi
     return Verdict(question, milliseconds(ours), None, None, goal, left_out=left_out)
 
 
-def milliseconds(times: Times) -> Spread:
-    """The median of times and its quartiles."""
+def milliseconds(times: Times, scale: float = 1.0) -> Spread:
+    """The median of times and its quartiles, for so many times the work."""
     low, high = times.spread
-    return 1000 * low, 1000 * times.median, 1000 * high
+    return 1000 * scale * low, 1000 * scale * times.median, 1000 * scale * high
 
 
 def report(verdicts: Sequence[Verdict], out: Path | None = None) -> None:

@@ -98,7 +98,7 @@ def measure_sources(rounds: int) -> list[Verdict]:
             bounded(
                 f"{batches.batch_size} images, {title}, beside the gradient of {SLOWEST} of as many",
                 milliseconds(times[title]),
-                1000 * times["gradient"].median * batches.batch_size / batch_size,
+                milliseconds(times["gradient"], batches.batch_size / batch_size),
             )
             for title, batches in found.items()
         ]

@@ -1,4 +1,4 @@
-"""The rate of the U-Net's passes, beside the rate of a plain matrix product in the same run.
+"""The U-Net's passes, beside a plain matrix product of as many FLOPs in the same run.
 
     python benchmarks/networks.py [--devices 2] [--net demo] [--batch 128] [--rounds 5] [--out FILE.json]
 
@@ -47,13 +47,14 @@ def measure(name: str, batch: int, rounds: int) -> list[Verdict]:
     multiply, flops = products()
     works = {kind: lambda call=call: call(x) for kind, call in passes(model, batch).items()}
     found = by_turns({"product": multiply, **works}, rounds)
-    rate = flops / found["product"].median
+    product = found["product"]
+    beside = f"beside its FLOPs in a matrix product, {flops / product.median / 1e9:.0f} GFLOP/s"
     forward = batch * forward_flops(model, random_params(model))
     return [
         bounded(
-            f"{kind} of {name}, batch {batch}, at the rate of a matrix product, {rate / 1e9:.0f} GFLOP/s",
+            f"{kind} of {name}, batch {batch}, {beside}",
             milliseconds(found[kind]),
-            1000 * times * forward / rate,
+            milliseconds(product, times * forward / flops),
             GOAL,
         )
         for kind, times in PASSES.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from places import ROOT
 
 from diffusion_distill import UNet
 
-pytestmark = pytest.mark.fast
+fast = pytest.mark.fast
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,7 @@ def verdicts(tools: dict[str, Any]) -> list[Any]:
     ]
 
 
+@fast
 def test_the_words_of_verdicts(verdicts: list[Any]) -> None:
     assert [verdict.word for verdict in verdicts] == [
         "met",
@@ -55,11 +57,13 @@ def test_the_words_of_verdicts(verdicts: list[Any]) -> None:
     assert str(verdicts[4]) == "memory: 30.0 MB against 24.0 MB, ratio 0.80, goal 0.90: NOT MET"
 
 
+@fast
 def test_a_file_of_verdicts_gives_them_back(tools: dict[str, Any], verdicts: list[Any], tmp_path: Path) -> None:
     tools["_verdicts"].report(verdicts, tmp_path / "found.json")
     assert tools["_verdicts"].read(tmp_path / "found.json") == verdicts
 
 
+@fast
 def test_the_summary_has_a_line_for_each_verdict(tools: dict[str, Any], verdicts: list[Any]) -> None:
     lines = tools["summary"].summary({"steps": verdicts[:2], "growth": verdicts[2:]}).splitlines()
     found = [line.split()[:2] for line in lines[2:7]]
@@ -67,6 +71,7 @@ def test_the_summary_has_a_line_for_each_verdict(tools: dict[str, Any], verdicts
     assert lines[-1] == "1 of 5 goals met, 1 without their peer."
 
 
+@fast
 def test_only_what_was_run_is_written_anew(tools: dict[str, Any], verdicts: list[Any]) -> None:
     summary, about = tools["summary"], {"cpu": "a CPU", "devices": 2, "jaxlib": "1.2", "date": "2000-01-01"}
     old = summary.record_of({"growth": verdicts[:1], "steps": verdicts}, about, {})
@@ -79,6 +84,7 @@ def test_only_what_was_run_is_written_anew(tools: dict[str, Any], verdicts: list
     assert summary.with_tables(page, new) == page
 
 
+@fast
 def test_the_tables_of_the_page_are_those_of_the_record(tools: dict[str, Any]) -> None:
     summary = tools["summary"]
     page, record = summary.PAGE.read_text(encoding="utf-8"), json.loads(summary.RECORD.read_text(encoding="utf-8"))
@@ -86,12 +92,23 @@ def test_the_tables_of_the_page_are_those_of_the_record(tools: dict[str, Any]) -
     assert summary.with_tables(page, record) == page
 
 
+@fast
 def test_every_benchmark_is_in_the_summary(tools: dict[str, Any]) -> None:
     files = {path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")}
     assert set(tools["summary"].BENCHMARKS) | {"summary", "compare", "device", "tpu", "sampling"} >= files
 
 
+@fast
 def test_the_demo_trains_the_network_that_is_timed(tools: dict[str, Any]) -> None:
     settings, image, batch = tools["_nets"].NETS["demo"]
     demo = tools["digits"]
     assert (UNet(**settings), image, batch) == (demo.NETWORK, demo.RECIPES["vp"](1.0).model.shape, demo.BATCH)
+
+
+@pytest.mark.slow
+def test_a_quick_run_writes_verdicts(tools: dict[str, Any], tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "summary.py"), "--quick", f"--out={tmp_path}"]
+    run = subprocess.run([*command, "--only=networks", "--only=input"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = {path.stem: tools["_verdicts"].read(path) for path in tmp_path.glob("*.json")}
+    assert run.stdout.endswith(tools["summary"].summary({name: found[name] for name in ("networks", "input")}) + "\n")
