@@ -90,13 +90,14 @@ def in_turn(
       variables: of a worker's environment, beside those of this program.
       seconds: after which no further round is begun, if there were two.
     """
-    running: dict[str, Any] = {}
-    for name, command in workers.items():
+    started: dict[str, Any] = {}
+    for name, command in workers.items():  # all at once: they compile side by side
         environment = {**os.environ, **(variables or {}).get(name, {})}
-        process = subprocess.Popen(
+        started[name] = subprocess.Popen(
             command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        assert process.stdout and process.stderr
+    running: dict[str, Any] = {}
+    for name, process in started.items():
         if process.stdout.readline().strip() == READY:
             running[name] = process
         else:

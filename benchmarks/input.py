@@ -28,6 +28,7 @@ from _updates import passes
 from _verdicts import Verdict, bounded, compared, milliseconds, report
 from PIL import Image
 
+from diffusion_distill.base.compilation import keep_compiled
 from diffusion_distill.data import Batches, folder, from_arrays, prefetch
 from diffusion_distill.training.sharding import data_mesh, put_batch, use_cpu_devices
 
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file of the verdicts")
     options = parser.parse_args()
     use_cpu_devices(options.devices)
+    keep_compiled()
     found = [measure_together(name, options.rounds) for name in ([options.net] if options.net else FED)]
     report(found + ([] if options.net else measure_sources(options.rounds)), options.out)
 

@@ -22,6 +22,7 @@ from _rounds import by_turns
 from _updates import images, passes
 from _verdicts import Verdict, bounded, milliseconds, report
 
+from diffusion_distill.base.compilation import keep_compiled
 from diffusion_distill.training.sharding import data_mesh, put_batch, split, use_cpu_devices
 from diffusion_distill.training.utilisation import forward_flops
 
@@ -71,6 +72,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a JSON file of the verdicts")
     options = parser.parse_args()
     use_cpu_devices(options.devices)
+    keep_compiled()
     nets = NETS if options.net == "all" else [options.net]
     batches = {name: options.batch or NETS[name][-1] for name in nets}
     report([v for name in nets for v in measure(name, batches[name], options.rounds)], options.out)
