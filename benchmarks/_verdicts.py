@@ -48,6 +48,11 @@ class Verdict:
         return self.ratio * max((high - low) / 2 / median for low, median, high in (self.ours, self.other))
 
     @property
+    def ratio_shown(self) -> str:
+        """The ratio as text, empty if there is none."""
+        return "" if self.ratio is None else f"{self.ratio:.2f}" if self.ratio < 100 else f"{self.ratio:.0f}"
+
+    @property
     def word(self) -> str:
         """The verdict in words."""
         if self.ratio is None:
@@ -59,7 +64,7 @@ class Verdict:
         if self.other is None:
             return f"{self.question}: {shown(self.ours)} {self.unit}; {self.word}"
         times = f"{shown(self.ours)} {self.unit} against {shown(self.other)} {self.unit}"
-        return f"{self.question}: {times}, ratio {self.ratio:.2f}, goal {self.goal:.2f}: {self.word}"
+        return f"{self.question}: {times}, ratio {self.ratio_shown}, goal {self.goal:.2f}: {self.word}"
 
 
 def shown(figures: Spread) -> str:

@@ -91,7 +91,7 @@ def rows(verdicts: Sequence[Verdict]) -> list[dict[str, str]]:
             "question": v.question,
             "ours": f"{shown(v.ours)} {v.unit}",
             "other": f"{shown(v.other)} {v.unit}" if v.other else "",
-            "ratio": "" if v.ratio is None else f"{v.ratio:.2f}",
+            "ratio": v.ratio_shown,
             "goal": f"{v.goal:.2f}",
             "verdict": v.word,
         }
