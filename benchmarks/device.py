@@ -3,7 +3,8 @@
     python benchmarks/device.py [--minutes 8] [--out device.json] [--only matmul --only check] [--small]
 
 It needs JAX with its device, flax, optax and orbax; with PyTorch it also times a compiled TRACT update of the same
-network there. `--small` measures tiny networks in a minute or two, to try the command itself on a CPU.
+network there. `--small` measures tiny networks, to try the command itself on a CPU: about five minutes on two idle
+cores, most of which is compiling.
 
 The parts, each in a process of its own (see `_device_parts`):
 
