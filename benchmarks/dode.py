@@ -1,75 +1,81 @@
-"""The cost of fitting a D-ODE solver, beside that of its network evaluations alone, measured in the same run.
+"""What fitting a D-ODE solver costs beside the network calls that it needs, in the same run.
 
-    python benchmarks/dode.py [--devices 2] [--net demo] [--steps 10] [--scale 10] [--batch 100]
+    python benchmarks/dode.py [--devices 2] [--net demo] [--steps 10] [--scale 10] [--batch 100] [--out FILE.json]
 
-A fit of N evaluations with scale C calls the network (C + 1)·N times on one batch: that is the bound.
+A fit calls the network for every evaluation of its teacher and of its student, (scale + 1) times the student's if both
+are the same solver, on one batch. The bound is as many bare calls of the compiled denoiser. Teachers are those that
+`fit_solver` takes.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import time
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-from _nets import NETS
+from _device_common import random_params
+from _nets import NETS, model_of
+from _rounds import by_turns
+from _verdicts import Verdict, compared, report
+from sampling import bare_calls
 
-from diffusion_distill import Model, UNet
 from diffusion_distill.api import grid_for
-from diffusion_distill.process.levels import Level
-from diffusion_distill.solvers import ddim, dode, engine, tabulate
+from diffusion_distill.api.fitting import THEIR_OWN_TEACHERS
+from diffusion_distill.base.compilation import keep_compiled
+from diffusion_distill.solvers import SOLVERS, dode, tabulate
 from diffusion_distill.training.sharding import data_mesh, devices_for, replicated, split, use_cpu_devices
 
-ROUNDS = 7
+GOAL = 1 / 1.1  # of bare calls' speed
+#: Solvers in other words.
+AGAIN = ("euler",)
 
 
-def measure(name: str, steps: int, scale: int, batch: int) -> None:
-    """Prints one line per solver for the network called `name`."""
-    settings, image, _ = NETS[name]
-    model, mesh = Model(UNet(**settings), image, prediction="v"), data_mesh(devices_for(batch))
-    denoise = jax.device_put(model.denoiser(model.init(jax.random.key(0))), replicated(mesh))
-    keys = jax.device_put(engine.sample_keys(jax.random.key(1), jnp.arange(batch)), split(mesh))
-    start = engine.noise(keys, 0, image)
-    level = jax.device_put(Level(*(jnp.full(batch, a) for a in (0.6, 0.8))), split(mesh))
-    call = jax.jit(lambda denoise, z: denoise(z, level))
+def fitted() -> list[str]:
+    """All solvers that have directions, and what some of them do by options."""
+    level = grid_for(model_of("demo"), 3)
+    named = [*SOLVERS, "dpm_solver++ method=singlestep"]
+    return [name for name in named if name not in AGAIN and tabulate(name, level, model_of("demo").process).directions]
 
-    def network_alone() -> None:
-        z = start
-        for _ in range((scale + 1) * steps):
-            z = call(denoise, z)
-        jax.block_until_ready(z)
 
-    for solver in ("ddim", "ipndm", "dpm_solver++ method=singlestep", "ddim-all"):
-        student = tabulate(solver, grid_for(model, steps))
-        teacher = dode.nested(student, model.process, scale, ddim)
-        fit = lambda: dode.fit(denoise, student, teacher, start)  # noqa: E731
-        found = []
-        for _ in range(ROUNDS + 1):
-            seconds = []
-            for work in (network_alone, fit):
-                begun = time.perf_counter()
-                work()
-                seconds.append(time.perf_counter() - begun)
-            found.append(seconds)
-        alone, whole = (statistics.median(part) for part in zip(*found[1:], strict=True))  # the first compiles
-        calls = f"{(scale + 1) * steps} calls of {batch} images"
-        ratio = statistics.median(b / a for a, b in found[1:])
-        print(f"{name:8s} D-{solver:32s} {calls}: alone {alone:.2f} s, fit {whole:.2f} s, fit / alone {ratio:.3f}")
+def measure(name: str, solver: str, steps: int, scale: int, batch: int, rounds: int) -> Verdict:
+    """The verdict of one solver."""
+    model, mesh = model_of(name), data_mesh(devices_for(batch))
+    denoise = jax.device_put(model.denoiser(random_params(model)), replicated(mesh))
+    start = jax.device_put(jax.random.normal(jax.random.key(1), (batch, *model.shape)), split(mesh))
+    student = tabulate(solver, grid_for(model, steps), model.process)
+    own = solver if solver.split()[0] in THEIR_OWN_TEACHERS else "ddim"
+    teacher = dode.nested(student, model.process, scale, lambda grid: tabulate(own, grid, model.process))
+    calls = teacher.table.nfe + student.nfe
+    found = by_turns(
+        {"network": bare_calls(denoise, start, None, calls), "fit": lambda: dode.fit(denoise, student, teacher, start)},
+        rounds,
+        calls=1,
+    )
+    where = f"with {name} on {mesh.size} devices"
+    question = f"fit of D-{solver}, {steps} steps, scale {scale}, {where}, beside {calls} network calls"
+    return compared(question, found["fit"], found["network"], GOAL)
 
 
 def main() -> None:
-    """Runs the benchmark."""
+    """Measures the chosen solvers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="devices to split a CPU into")
     parser.add_argument("--net", choices=NETS, default="demo")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--scale", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=100)
-    arguments = parser.parse_args()
-    use_cpu_devices(arguments.devices)
-    measure(arguments.net, arguments.steps, arguments.scale, arguments.batch)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--solver", action="append", help="in place of all; may be repeated")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="a JSON file of the verdicts")
+    options = parser.parse_args()
+    use_cpu_devices(options.devices)
+    keep_compiled()
+    found = []
+    for solver in options.solver or fitted():
+        found.append(measure(options.net, solver, options.steps, options.scale, options.batch, options.rounds))
+        print(found[-1], flush=True)
+    report(found, options.out)
 
 
 if __name__ == "__main__":

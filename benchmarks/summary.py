@@ -42,7 +42,8 @@ BENCHMARKS: dict[str, list[str]] = {
     "steps": ["--net=demo", "--rounds=2"],
     "networks": ["--net=demo", "--rounds=2"],
     "input": ["--net=demo", "--rounds=2"],
-    "dode": [],
+    "sampling": ["--solver=ddim", "--rounds=2"],
+    "dode": ["--solver=ddim", "--steps=2", "--rounds=2"],
     "evaluation": [],
     "growth": ["--quick", "--rounds=2"],
 }

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -135,7 +134,8 @@ class Sampler:
         rows = None if self.table.deterministic else keys
         drawn = engine.integrate(self.denoise, self.table, start, here, row_noise=rows)
         bounds = self.model.data_range if self.spec.clip else None
-        return sharding.fetch(drawn if bounds is None else jnp.clip(drawn, *bounds))[:count]
+        images = sharding.fetch(drawn)[:count]
+        return images if bounds is None else images.clip(*bounds)
 
 
 def sampler_of(artefact: Artefact, spec: SamplerSpec | None = None, *, seed: int = 0, **fields: Any) -> Sampler:
@@ -190,7 +190,7 @@ def sample(
     steps = None if steps is None else positive_int("steps", steps)
     drawn = sampler_of(artefact, spec, seed=seed, steps=steps, **fields)
     cond = conditions.for_samples(artefact.model, count, cond, seed)
-    batch = max(1, min(batch_size, count) // drawn.mesh.size) * drawn.mesh.size
+    batch = even_batch(count, batch_size, drawn.mesh.size)
     progress = Progress(name, -(-count // batch), batch) if name else None
     found = []
     for begin in range(0, count, batch):
@@ -202,6 +202,15 @@ def sample(
     if progress:
         progress.close()
     return np.concatenate(found)[:count]
+
+
+def even_batch(count: int, largest: int, devices: int) -> int:
+    """The size of as few batches as samples need, of at most `largest` or a sample per device: as even as can be.
+
+    All batches have this size and are compiled once; what the last has too many is drawn for nothing.
+    """
+    batches = -(-count // (max(1, largest // devices) * devices))
+    return -(-count // (batches * devices)) * devices
 
 
 def _fitted(artefact: Artefact, fitted: FittedSolver | str | Path) -> FittedSolver:

@@ -39,6 +39,7 @@ def sample_keys(key: Key, indices: Array) -> Key:
     return jax.vmap(partial(jax.random.fold_in, key))(jnp.asarray(indices, jnp.uint32))
 
 
+@partial(jax.jit, static_argnames="shape")
 def noise(keys: Key, stream: Array, shape: tuple[int, ...]) -> Data:
     """Unit Gaussian noise [batch, *shape] of a stream (0: start, k + 1: row k) for keys [batch]."""
     return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, stream), shape, jnp.float32))(keys)
