@@ -42,8 +42,9 @@ BENCHMARKS: dict[str, list[str]] = {
     "steps": ["--net=demo", "--rounds=2"],
     "networks": ["--net=demo", "--rounds=2"],
     "input": ["--net=demo", "--rounds=2"],
-    "dode": [],
-    "evaluation": [],
+    "sampling": ["--solver=ddim", "--rounds=2"],
+    "dode": ["--solver=ddim", "--steps=2", "--scale=2", "--rounds=2"],
+    "evaluation": ["--images=4", "--batch=2"],
     "growth": ["--quick", "--rounds=2"],
 }
 COLUMNS = ("question", "ours", "other", "ratio", "goal", "verdict")
