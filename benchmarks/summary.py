@@ -1,6 +1,6 @@
 """Runs the benchmarks of a CPU one after the other and prints one summary, a verdict per line.
 
-    python benchmarks/summary.py [--only steps --only growth] [--quick] [--write] [--out runs/bench]
+    python benchmarks/summary.py [--only steps --only growth] [--quick] [--no-run] [--write] [--out runs/bench]
 
 What a benchmark prints is shown as it runs; its verdicts are written to OUT/NAME.json. `--write` also writes them, with
 the machine and the date, to docs/performance.json, and from this file the tables between two comments of
@@ -43,8 +43,8 @@ BENCHMARKS: dict[str, list[str]] = {
     "networks": ["--net=demo", "--rounds=2"],
     "input": ["--net=demo", "--rounds=2"],
     "sampling": ["--solver=ddim", "--rounds=2"],
-    "dode": ["--solver=ddim", "--steps=2", "--rounds=2"],
-    "evaluation": [],
+    "dode": ["--solver=ddim", "--steps=2", "--scale=2", "--rounds=2"],
+    "evaluation": ["--images=4", "--batch=2"],
     "growth": ["--quick", "--rounds=2"],
 }
 COLUMNS = ("question", "ours", "other", "ratio", "goal", "verdict")
@@ -153,17 +153,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=BENCHMARKS, help="this benchmark; may be repeated")
     parser.add_argument("--quick", action="store_true", help="only show that all works")
+    parser.add_argument("--no-run", action="store_true", help="run nothing; take the files that lie in OUT")
     parser.add_argument("--write", action="store_true", help="write docs/performance.json and the tables from it")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder (%(default)s)")
+    parser.add_argument("--out", type=Path, help="folder (runs/bench; of a quick run runs/bench/quick)")
     options = parser.parse_args()
     if options.quick and options.write:
         parser.error("--quick measures nothing that could be written; leave out one of --quick and --write.")
-    options.out.mkdir(parents=True, exist_ok=True)
-    found = {name: run(name, options.out, options.quick) for name in options.only or BENCHMARKS}
+    out = options.out or Path("runs/bench/quick" if options.quick else "runs/bench")
+    out.mkdir(parents=True, exist_ok=True)
+    names = options.only or list(BENCHMARKS)
+    if options.no_run:
+        found = {name: read(file) for name in names if (file := out / f"{name}.json").exists()}
+    else:
+        found = {name: run(name, out, options.quick) for name in names}
     if any(found.values()):
         print(summary(found))
     if options.write:
-        write(found, options.out)
+        write(found, out)
     failed = [name for name, verdicts in found.items() if not verdicts]
     if failed:
         print(f"Failed: {', '.join(failed)}.")

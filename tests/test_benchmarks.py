@@ -95,7 +95,8 @@ def test_the_tables_of_the_page_are_those_of_the_record(tools: dict[str, Any]) -
 @fast
 def test_every_benchmark_is_in_the_summary(tools: dict[str, Any]) -> None:
     files = {path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")}
-    assert set(tools["summary"].BENCHMARKS) | {"summary", "compare", "device", "tpu", "sampling"} >= files
+    others = {"summary", "compare", "device", "tpu"}  # of two checkouts, of a GPU, and of TPUs: hours
+    assert not files - set(tools["summary"].BENCHMARKS) - others
 
 
 @fast
