@@ -73,7 +73,8 @@ def test_the_summary_has_a_line_for_each_verdict(tools: dict[str, Any], verdicts
 
 @fast
 def test_only_what_was_run_is_written_anew(tools: dict[str, Any], verdicts: list[Any]) -> None:
-    summary, about = tools["summary"], {"cpu": "a CPU", "devices": 2, "jaxlib": "1.2", "date": "2000-01-01", "load": 2.0}
+    summary = tools["summary"]
+    about = {"cpu": "a CPU", "devices": 2, "jaxlib": "1.2", "date": "2000-01-01", "load": 2.0}
     old = summary.record_of({"growth": verdicts[:1], "steps": verdicts}, about, {})
     new = summary.record_of({"growth": [], "steps": verdicts[:2]}, {**about, "date": "2000-01-02"}, old)
     assert list(new) == ["steps", "growth"] and new["growth"] == old["growth"]
