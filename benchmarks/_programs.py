@@ -1,13 +1,13 @@
 """Every compiled function of the library with the shapes of its arguments, for devices that need not be there.
 
-A `Program` is what `jax.jit` made and shapes in place of arrays, laid out on a mesh: it can be lowered and compiled, for
-instance for the devices of a TPU that JAX only has a description of, but not run.
+A `Program` is what `jax.jit` made, and shapes on a mesh in place of arrays. It can be lowered and compiled, also for TPUs
+of which JAX has only a description, but not run.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.evaluation import features
 from diffusion_distill.evaluation.inception_network import SIZE, InceptionV3
 from diffusion_distill.methods import Denoising, Knowledge, Progressive, Tract
+from diffusion_distill.methods.phases import Phase
 from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers import dode, engine, steps, tabulate
 from diffusion_distill.solvers.table import Table
@@ -142,39 +143,49 @@ def update(
     settings = OptimizerSettings()
     optimizer, teacher = make_optimizer(settings), None if isinstance(method, Denoising) else model
     droppable = conditions.taken(model) and conditions.null_of(model) is not None
-    made: dict[str, Any] = dict(parts=parts, label_dropout=0.1 if droppable else 0.0)
     step = make_step(
-        method.losses, model, teacher, optimizer, mesh, shard_clip=make_clip(settings) if per_shard else None, **made
+        method.losses,
+        model,
+        teacher,
+        optimizer,
+        mesh,
+        parts=parts,
+        shard_clip=make_clip(settings) if per_shard else None,
+        label_dropout=0.1 if droppable else 0.0,
     )
     begin = lambda params: create(params, optimizer, method.averages, () if teacher is None else params)  # noqa: E731
     state = jax.eval_shape(lambda key: begin(model.init(key)), jax.random.key(0))
-    phase = method.phases(model, case.batch)[0]
-    one = StepInputs(loop.rows_of(phase), np.float32(1e-4), ema.Averaging([phase], 0, method.averages).at(0))
-    batch, cond = {"x": jax.ShapeDtypeStruct((case.batch, *model.shape), jnp.float32)}, conditions.structs(model, case.batch)
-    batch |= {} if cond is None else {"cond": cond}
+    one = _inputs(method.phases(model, case.batch)[0], method.averages)
+    batch = {"x": _images(case), "cond": conditions.structs(model, case.batch)}
+    batch = {name: value for name, value in batch.items() if value is not None}
     if updates == 1:
         return Program(step, (state, batch, shapes(one), _key()))
     batches = jax.tree.map(lambda a: jax.ShapeDtypeStruct((updates, *a.shape), a.dtype), batch)
     return Program(dispatch.several(step, mesh), (state, batches, shapes(dispatch.stacked(updates * [one])), _key()))
 
 
+def _inputs(phase: Phase, averages: Mapping[str, float]) -> StepInputs:
+    return StepInputs(loop.rows_of(phase), np.float32(1e-4), ema.Averaging([phase], 0, averages).at(0))
+
+
+def _images(case: Case, place: NamedSharding | None = None, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((case.batch, *case.shape), dtype, sharding=place)
+
+
 def _classifier_update(case: Case, mesh: Mesh) -> Program:
     settings, optimizer = classifier.ClassifierSettings(), make_optimizer(OptimizerSettings())
-    network, phase = settings.network(10), settings.phase()
+    network = settings.network(10)
     training: Any = classifier._Training(network, settings)
     init = lambda key: create(classifier._init(network, case.shape, key), optimizer, ())  # noqa: E731
-    inputs = StepInputs(loop.rows_of(phase), np.float32(1e-4), ema.Averaging([phase], 0, {}).at(0))
-    images = jax.ShapeDtypeStruct((case.batch, *case.shape), jnp.float32)
-    batch = {"x": images, "cond": jax.ShapeDtypeStruct((case.batch,), jnp.int32)}
-    arguments = jax.eval_shape(init, jax.random.key(0)), batch, shapes(inputs), _key()
+    batch = {"x": _images(case), "cond": jax.ShapeDtypeStruct((case.batch,), jnp.int32)}
+    arguments = jax.eval_shape(init, jax.random.key(0)), batch, shapes(_inputs(settings.phase(), {})), _key()
     return Program(make_step(training.losses, training, None, optimizer, mesh), arguments)
 
 
 def _classifier_features(case: Case, mesh: Mesh) -> Program:
     network = classifier.ClassifierSettings().network(10)
     params = jax.eval_shape(partial(classifier._init, network, case.shape), jax.random.key(0))
-    images = jax.ShapeDtypeStruct((case.batch, *case.shape), jnp.float32, sharding=split(mesh))
-    return Program(classifier._apply, (network, shapes(params, replicated(mesh)), images))
+    return Program(classifier._apply, (network, shapes(params, replicated(mesh)), _images(case, split(mesh))))
 
 
 def _inception(case: Case, mesh: Mesh) -> Program:
@@ -184,8 +195,7 @@ def _inception(case: Case, mesh: Mesh) -> Program:
 
 
 def _inception_input(case: Case, mesh: Mesh) -> Program:
-    images = jax.ShapeDtypeStruct((case.batch, *case.shape), jnp.uint8, sharding=split(mesh))
-    return Program(features._network_input, (images, "pytorch_fid"))
+    return Program(features._network_input, (_images(case, split(mesh), jnp.uint8), "pytorch_fid"))
 
 
 # ---------------------------------------------------------------- samplers
@@ -211,7 +221,7 @@ def _sampling(case: Case, mesh: Mesh, solver: str = "ddim") -> _Sampling:
     return _Sampling(
         Clipped(model.denoiser(shapes(jax.eval_shape(model.init, jax.random.key(0)), replicated(mesh)))),
         None if cond is None else shapes(cond, place),
-        jax.ShapeDtypeStruct((case.batch, *case.shape), jnp.float32, sharding=place),
+        _images(case, place),
         jax.tree.map(lambda a: np.asarray(a, np.float32), table),
     )
 

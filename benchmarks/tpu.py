@@ -6,7 +6,7 @@ The real compiler of TPUs runs on the CPU; it is in libtpu, which the extra [tpu
 program that does not fit into the memory of the chips is an error of the compiler's.
 
 `--net small` is a tiny network; `cifar` the 60M U-Net of CIFAR-10 with a batch of 256 and `adm` EDM's network of
-ImageNet 64x64 with a batch of 64, both in bfloat16. An update of these takes the compiler 10 minutes of a core and more.
+ImageNet 64x64 with a batch of 64, both in bfloat16. An update of these takes the compiler some 10 minutes of a core.
 XLA's estimate is left out if it is below what the counted FLOPs take at the peak of the chip.
 """
 
@@ -23,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # runs in a checkout that is not installed
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax  # noqa: E402
 from _programs import CASES, PROGRAMS, Case, mesh_of  # noqa: E402
 from jax.sharding import Mesh  # noqa: E402
 
@@ -31,7 +32,7 @@ from diffusion_distill.report import format_table  # noqa: E402
 from diffusion_distill.training.utilisation import PEAKS  # noqa: E402
 
 Row = dict[str, Any]
-COLUMNS = ["what", "lower s", "compile s", "arguments MB", "temporaries MB", "outputs MB", "GFLOP", "XLA ms", "error"]
+COLUMNS = ["what", "lower s", "compile s", "argument MB", "temporary MB", "output MB", "GFLOP", "XLA ms", "error"]
 
 
 def compiled(what: str, case: Case, mesh: Mesh) -> Row:
@@ -72,12 +73,16 @@ def row(what: str, case: Case, mesh: Mesh) -> Row:
 def shown(row: Row) -> Row:
     """A row for people."""
     if "error" in row:
-        return row
-    megabytes = {f"{name}s MB": row[f"{part}_bytes"] / 1e6 for name, part in
-                 {"argument": "argument", "temporarie": "temporary", "output": "output"}.items()}  # fmt: skip
-    seconds = {"lower s": round(row["lower_seconds"], 1), "compile s": round(row["compile_seconds"], 1)}
-    estimate = None if row["xla_seconds"] is None else 1e3 * row["xla_seconds"]
-    return {"what": row["what"], **seconds, **megabytes, "GFLOP": row["flops"] / 1e9, "XLA ms": estimate}
+        return dict.fromkeys(COLUMNS) | row
+    estimate = row["xla_seconds"]
+    return dict.fromkeys(COLUMNS) | {
+        "what": row["what"],
+        "lower s": round(row["lower_seconds"], 1),
+        "compile s": round(row["compile_seconds"], 1),
+        **{f"{part} MB": row[f"{part}_bytes"] / 1e6 for part in ("argument", "temporary", "output")},
+        "GFLOP": row["flops"] / 1e9,
+        "XLA ms": None if estimate is None else 1e3 * estimate,
+    }
 
 
 def main() -> int:
@@ -88,6 +93,7 @@ def main() -> int:
     parser.add_argument("--what", action="append", choices=PROGRAMS, help="only this function; may be repeated")
     parser.add_argument("--out", type=Path, help="JSON file for the rows")
     options = parser.parse_args()
+    jax.config.update("jax_enable_compilation_cache", False)  # such programs can be written there, but not read
     case, mesh, rows = CASES[options.net](), mesh_of(options.chip), []
     for what in options.what or PROGRAMS:
         rows.append(row(what, case, mesh))

@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 import re
 import sys
+from collections.abc import Iterator
 from functools import cache
 from math import prod
 from typing import Any
@@ -29,7 +30,7 @@ from diffusion_distill.training.sharding import replicated
 pytest.importorskip("libtpu", reason="needs libtpu, in the extra [tpu-compile]")
 sys.path.append(str(ROOT / "benchmarks"))
 
-import _programs  # type: ignore[import-not-found]  # noqa: E402
+import _programs  # type: ignore[import-not-found]
 
 CHIPS = ("v5e:2x4", "v6e:2x4")
 #: Few layers with attention compile fastest.
@@ -40,6 +41,16 @@ QUICK = {"optimization_level": 9}
 HOST = re.compile(r"\b(infeed|outfeed|send|recv)\(|callback|is_host_transfer=true")
 #: What a lowered program may call by name: where its arrays lie, nothing of the host or of cuDNN.
 PLACES = {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape"}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> Iterator[None]:
+    """Programs for devices that are not there can be written into JAX's cache on disk, but not read."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = jax.config.values[name]
+    jax.config.update(name, 1e9)
+    yield
+    jax.config.update(name, before)
 
 
 @cache
@@ -73,7 +84,8 @@ def test_a_function_is_compiled(what: str, chips: str) -> None:
     state = program.arguments[0]
     [aliases] = re.findall(r"input_output_alias=\{(.*?)\}, entry", text)
     assert aliases.count("-alias") == len(jax.tree.leaves(state))  # the new state takes the place of the old one
-    assert reduced(text) >= sum(leaf.size for leaf in jax.tree.leaves(state.params))  # the gradient
+    # The gradient, of which XLA computes parts only once: the biases of layers whose outputs are added have the same.
+    assert reduced(text) > 0.95 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
 @pytest.mark.slow
