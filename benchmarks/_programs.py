@@ -1,7 +1,7 @@
 """Every compiled function of the library with the shapes of its arguments, for devices that need not be there.
 
-A `Program` is what `jax.jit` made, and shapes on a mesh in place of arrays. It can be lowered and compiled, also for TPUs
-of which JAX has only a description, but not run.
+A `Program` is what `jax.jit` made, and shapes on a mesh in place of arrays. It can be lowered and compiled but not run;
+TPUs of which JAX has only a description will do.
 """
 
 from __future__ import annotations

@@ -37,6 +37,8 @@ CHIPS = ("v5e:2x4", "v6e:2x4")
 CASE = _programs.Case(DiT(16, depth=1, num_heads=2, out_ch=3, num_classes=10, dtype="bfloat16"), (4, 4, 3), 16, (4, 1))
 #: XLA's own level of effort that compiles fastest: 'O0'.
 QUICK = {"optimization_level": 9}
+#: What computes each image by itself: no device waits for another.
+ALONE = {"DDIM", "ancestral", "Heun, states kept", "step of Heun", "features of a classifier", "InceptionV3"}
 #: Operations by which a program reaches the host.
 HOST = re.compile(r"\b(infeed|outfeed|send|recv)\(|callback|is_host_transfer=true")
 #: What a lowered program may call by name: where its arrays lie, nothing of the host or of cuDNN.
@@ -79,6 +81,8 @@ def test_a_function_is_compiled(what: str, chips: str) -> None:
     assert set(re.findall(r"custom_call @(\w+)", lowered.as_text())) <= PLACES
     text = lowered.compile(compiler_options=QUICK).as_text()
     assert text is not None and not HOST.search(text)
+    if what in ALONE:
+        assert not re.search("all-(reduce|gather|to-all)|reduce-scatter|collective-permute", text)
     if what not in _programs.UPDATES:
         return
     state = program.arguments[0]
