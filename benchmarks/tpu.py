@@ -91,7 +91,7 @@ def shown(row: Row) -> Row:
         "what": row["what"],
         "lower s": round(row["lower_seconds"], 1),
         "compile s": round(row["compile_seconds"], 1),
-        "of a core": round(row["compile_cpu_seconds"], 1),
+        "core s": round(row["compile_cpu_seconds"], 1),
         **{f"{part} MB": row[f"{part}_bytes"] / 1e6 for part in ("argument", "temporary", "output")},
         "GFLOP": row["flops"] / 1e9,
         "XLA ms": None if estimate is None else 1e3 * estimate,
