@@ -102,7 +102,8 @@ def in_turn(
             running[name] = process
         else:
             words = process.stderr.read().strip().splitlines()
-            print(f"{name} is not timed: {words[-1] if words else 'it ended'}", flush=True)
+            errors = [line for line in words if "Error" in line.split(":")[0]]
+            print(f"{name} is not timed: {(errors or words or ['it ended'])[-1]}", flush=True)
     found: dict[str, list[float]] = {name: [] for name in running}
     end = time.monotonic() + seconds
     try:

@@ -73,6 +73,7 @@ def machine() -> dict[str, Any]:
         "devices": os.cpu_count(),
         "python": platform.python_version(),
         "jaxlib": version("jaxlib"),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }
 
 
@@ -124,6 +125,7 @@ def tables(record: Mapping[str, Any]) -> str:
         cells = [[row[column] for column in COLUMNS] for row in rows(list(verdicts))]
         lines = [COLUMNS, ["---"] * len(COLUMNS), *cells]
         where = f"{about['cpu']}, {about['devices']} cores and devices, jaxlib {about['jaxlib']}, {about['date']}"
+        where += f", load {about['load']}" if about["load"] else ""
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         parts.append(f"**`benchmarks/{name}.py`** ({where})\n\n{table}")
     return "\n\n".join(parts)

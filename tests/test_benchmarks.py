@@ -73,13 +73,14 @@ def test_the_summary_has_a_line_for_each_verdict(tools: dict[str, Any], verdicts
 
 @fast
 def test_only_what_was_run_is_written_anew(tools: dict[str, Any], verdicts: list[Any]) -> None:
-    summary, about = tools["summary"], {"cpu": "a CPU", "devices": 2, "jaxlib": "1.2", "date": "2000-01-01"}
+    summary = tools["summary"]
+    about = {"cpu": "a CPU", "devices": 2, "jaxlib": "1.2", "date": "2000-01-01", "load": 2.0}
     old = summary.record_of({"growth": verdicts[:1], "steps": verdicts}, about, {})
     new = summary.record_of({"growth": [], "steps": verdicts[:2]}, {**about, "date": "2000-01-02"}, old)
     assert list(new) == ["steps", "growth"] and new["growth"] == old["growth"]
     page = summary.with_tables(f"before {summary.BEGIN} old {summary.END} after", json.loads(json.dumps(new)))
     assert page.startswith("before ") and page.endswith(" after") and " old " not in page
-    assert "(a CPU, 2 cores and devices, jaxlib 1.2, 2000-01-02)" in page
+    assert "(a CPU, 2 cores and devices, jaxlib 1.2, 2000-01-02, load 2.0)" in page
     assert "| ahead | 100.0 ms | 200.0 [190.0 to 210.0] ms | 2.00 | 1.50 | met |" in page
     assert summary.with_tables(page, new) == page
 
@@ -88,7 +89,7 @@ def test_only_what_was_run_is_written_anew(tools: dict[str, Any], verdicts: list
 def test_the_tables_of_the_page_are_those_of_the_record(tools: dict[str, Any]) -> None:
     summary = tools["summary"]
     page, record = summary.PAGE.read_text(encoding="utf-8"), json.loads(summary.RECORD.read_text(encoding="utf-8"))
-    assert set(record) <= set(summary.BENCHMARKS)
+    assert record and set(record) <= set(summary.BENCHMARKS)
     assert summary.with_tables(page, record) == page
 
 
