@@ -57,12 +57,12 @@ def bare_calls(denoise: Any, z: jax.Array, cond: jax.Array | None, count: int) -
     level = jax.device_put(Level(*(jnp.full(len(z), a, jnp.float32) for a in (0.6, 0.8))), place)
     placed = jax.device_put((z, cond), place)
     denoise = jax.device_put(denoise, replicated(data_mesh()))
-    call = jax.jit(lambda denoise, z, cond: denoise(z, level, cond))
+    call = jax.jit(lambda denoise, z, level, cond: denoise(z, level, cond))
 
     def work() -> None:
         z, cond = placed
         for _ in range(count):
-            z = settled(call(denoise, z, cond))
+            z = settled(call(denoise, z, level, cond))
         jax.block_until_ready(z)
 
     return work
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--net", choices=NETS, default="demo")
     parser.add_argument("--steps", type=int, action="append", help="of the solver; may be repeated; 8 by default")
     parser.add_argument("--solver", action="append", help="in place of one of every kind; may be repeated")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, help="a JSON file of the verdicts")
     options = parser.parse_args()
     use_cpu_devices(options.devices)
