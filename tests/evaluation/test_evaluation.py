@@ -28,7 +28,7 @@ from diffusion_distill.api.sampling import Sampler, sampler_of
 from diffusion_distill.base import interrupts
 from diffusion_distill.data import folder, from_arrays
 from diffusion_distill.data.quantise import quantise
-from diffusion_distill.evaluation import frechet_distance, moments, pixel_features
+from diffusion_distill.evaluation import frechet_distance, inception_score, moments, pixel_features
 from diffusion_distill.evaluation.classifier_network import Classifier
 from diffusion_distill.evaluation.features import FromFunction, Inception, Pixels
 from diffusion_distill.evaluation.measuring import EvaluationSettings, Part
@@ -107,17 +107,21 @@ def test_another_evaluation_in_the_same_folder_is_refused(teacher: Artefact, ref
 
 
 def test_parts_are_what_they_were_after_saving(tmp_path: Path) -> None:
-    rng, part = np.random.default_rng(1), Part.empty()
+    rng, part = np.random.default_rng(1), Part.empty(scored=70)
     rows = rng.standard_normal((50, 3)).astype(np.float32)
-    logits = rng.standard_normal((50, 7)).astype(np.float32)
+    logits = rng.standard_normal((70, 7)).astype(np.float32)
     for begin in range(0, 50, 16):
-        part.add({"features": rows[begin : begin + 16], "logits": logits[begin : begin + 16]}, limit=20)
+        end = min(begin + 16, 50)
+        part.add({"features": rows[begin:end], "logits": logits[begin:end]}, limit=20)
     part.save(tmp_path / "a" / "part.npz")
     again = Part.load(tmp_path / "a" / "part.npz")
     for found in (part, again):
-        assert found.count == 50 and found.logits is not None
+        assert found.count == 50 and found.inception is not None
         np.testing.assert_array_equal(found.kept, rows[:20])
-        np.testing.assert_array_equal(found.logits, logits)
+        with pytest.raises(ValueError, match="50 images were added; the parts are of 70"):
+            found.inception.score()
+        found.inception.add(logits[50:])
+        assert found.inception.score().scores.tolist() == inception_score(logits, splits=10).scores.tolist()
         np.testing.assert_allclose(found.moments["features"].cov, np.cov(rows.T), rtol=1e-5)
     np.testing.assert_array_equal(again.moments["features"].cov, part.moments["features"].cov)
     assert Part.load(tmp_path / "none.npz").count == 0
