@@ -171,11 +171,11 @@ class Inception(struct.PyTreeNode):
         place = getattr(next(iter(jax.tree.leaves(self.params))), "sharding", None)
         if not isinstance(place, NamedSharding) or place.mesh.size == 1:
             return _outputs(self.params, network_input(images, self.rule), self.dtype)
-        images, mesh = _checked(images), place.mesh
-        full = np.resize(images, (-(-len(images) // mesh.size) * mesh.size, *images.shape[1:]))
+        given, mesh = _checked(images), place.mesh
+        full = np.resize(given, (-(-len(given) // mesh.size) * mesh.size, *given.shape[1:]))
         split = jax.device_put(full, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
         found = settled(_outputs(self.params, settled(network_input(split, self.rule)), self.dtype))
-        return Outputs(*(values[: len(images)] for values in jax.device_get(found)))
+        return Outputs(*(values[: len(given)] for values in jax.device_get(found)))
 
 
 @partial(jax.jit, static_argnames="dtype")

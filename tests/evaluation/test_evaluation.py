@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from diffusion_distill.data import folder, from_arrays
 from diffusion_distill.data.quantise import quantise
 from diffusion_distill.evaluation import frechet_distance, inception_score, moments, pixel_features
 from diffusion_distill.evaluation.classifier_network import Classifier
-from diffusion_distill.evaluation.features import FromFunction, Inception, Pixels
+from diffusion_distill.evaluation.features import FromFunction, Inception, InceptionFeatures, Pixels
 from diffusion_distill.evaluation.measuring import EvaluationSettings, Part
 from diffusion_distill.methods.phases import Phase
 from diffusion_distill.training.artefact import Artefact
@@ -287,3 +288,33 @@ def test_data_of_any_shape_and_any_function_as_features(shape: tuple[int, ...], 
     if bounded:
         moved = dd.evaluate(3 + 2 * samples, 3 + 2 * others, features=mean, data_range=(1, 5))
         assert moved == pytest.approx(found, rel=1e-3)
+
+
+class Scored(Inception):
+    """Inception's outputs without its network, and how many images' outputs were alive whenever more were asked for."""
+
+    alive: ClassVar[list[weakref.ref]] = []
+    most: ClassVar[list[int]] = []
+
+    def __call__(self, images: Any) -> InceptionFeatures:
+        self.most.append(sum(len(found) for reference in self.alive if (found := reference()) is not None))
+        flat = images.reshape(len(images), -1) / np.float32(50)
+        found = InceptionFeatures(flat, flat + 1, np.sin(np.arange(7, dtype=np.float32) * flat[:, :1]))
+        self.alive.extend(map(weakref.ref, found))
+        return found
+
+
+@pytest.mark.fast
+def test_an_evaluation_holds_no_more_than_two_batches(teacher: Artefact, tmp_path: Path) -> None:
+    """... beside what it keeps, and its numbers are those of all images at once."""
+    Scored.alive.clear()
+    Scored.most.clear()
+    settings, features = replace(SETTINGS, repetitions=1, batch_size=8, kept=10), Scored({})
+    reference = reference_of(from_arrays(real_images()), features, settings)
+    sampler = {"ddim": partial(sampler_of, teacher, steps=1)}
+    [row] = evaluate_samplers(sampler, features, reference, settings, {}, tmp_path, lambda line: None)
+    assert len(Scored.most) == 12 + 13 and max(Scored.most) <= 2 * 3 * settings.batch_size
+    taken, real = (features(quantise(images)) for images in (api.sample(teacher, 100, 1), real_images()))
+    found = frechet_distance(moments(taken.spatial), moments(real.spatial))
+    assert row["sfid"] == pytest.approx(found, rel=1e-4)
+    assert row["inception_score"] == pytest.approx(inception_score(taken.logits, splits=10).mean, rel=1e-4)
