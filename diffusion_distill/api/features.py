@@ -56,5 +56,5 @@ def features_named(name: str, shape: Sequence[int], data_range: Range = IMAGES) 
 def weights_of(features: Measured) -> str:
     """A short text that stands for the weights behind features; empty if they are not known."""
     if isinstance(features, Inception):
-        return checksum.fingerprint(features.params)
+        return checksum.fingerprint(jax.device_get(features.params))  # of one copy, not of every device's
     return "none" if isinstance(features, Pixels) else str(getattr(features, "fingerprint", ""))
