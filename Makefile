@@ -37,8 +37,8 @@ format: $(INSTALLED) ## Format the code and mend what lint can mend.
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-bench: $(INSTALLED) ## Run every benchmark of a CPU.
-	@for file in $(filter-out benchmarks/device.py benchmarks/compare.py,$(wildcard benchmarks/[!_]*.py)); do echo "== $$file"; $(RUN) "$$file" || exit 1; done
+bench: $(INSTALLED) ## Run every benchmark of a CPU; a summary with verdicts (ARGS=--write writes docs/performance.md).
+	@$(RUN) benchmarks/summary.py $(ARGS)
 
 clean: ## Remove environments and caches; results in runs/ stay.
 	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .jax_cache

@@ -40,12 +40,13 @@ def check(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "wanted.npz"
         command = [sys.executable, str(HERE / "_device_parts.py"), "wanted", f"--file={file}"]
+        command += ["--small"] * options.small
         other = subprocess.Popen(command, env={**os.environ, "JAX_PLATFORMS": "cpu"}, stdout=subprocess.DEVNULL)
         try:
             guarded("recorded numbers, float32", recorded)
             other.wait()
             with np.load(file) as wanted:
-                for name, (work, bounds) in quantities().items():
+                for name, (work, bounds) in quantities(options.small).items():
                     for kind, bound in bounds.items():
                         compare = lambda work=work, kind=kind: relative(work(kind), wanted[name])  # noqa: E731
                         guarded(f"{name}, {kind}", lambda c=compare, bound=bound: within(c(), bound))
@@ -55,7 +56,7 @@ def check(options: argparse.Namespace) -> None:
 
 def write_wanted(options: argparse.Namespace) -> None:
     """All quantities of `check` in float32, into the file."""
-    wanted: dict[str, Any] = {name: work("float32") for name, (work, _) in quantities().items()}
+    wanted: dict[str, Any] = {name: work("float32") for name, (work, _) in quantities(options.small).items()}
     np.savez(options.file, **wanted)
 
 
@@ -81,21 +82,23 @@ def recorded() -> dict[str, Any]:
     return {"value": worst.share, "unit": "error / tolerance", "ok": bool(lines) and not failed, "note": note}
 
 
-def small_networks() -> dict[str, Any]:
-    """Small networks of every kind, with heads that cuDNN's attention takes."""
+def small_networks(few: bool) -> dict[str, Any]:
+    """Small networks of every kind, with heads that cuDNN's attention takes; or a U-Net and a transformer alone."""
     sizes: dict[str, Any] = dict(ch=64, emb_ch=64, out_ch=3, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(8,))
-    return {
+    found: dict[str, Any] = {
         "U-Net": UNet(**sizes, head_dim=64),
-        "ADM": UNet(**sizes, **ADM),
-        "NCSN++": SongUNet(**sizes, encoder="residual", embedding="fourier", resample_filter=(1, 3, 3, 1)),
         "DiT": DiT(width=128, depth=2, num_heads=2, out_ch=3),
     }
+    if not few:
+        found["ADM"] = UNet(**sizes, **ADM)
+        found["NCSN++"] = SongUNet(**sizes, encoder="residual", embedding="fourier", resample_filter=(1, 3, 3, 1))
+    return found
 
 
-def quantities() -> dict[str, tuple[Callable[[str], np.ndarray], dict[str, float]]]:
+def quantities(few: bool) -> dict[str, tuple[Callable[[str], np.ndarray], dict[str, float]]]:
     """Name -> (what computes it in a type, {type: largest relative error})."""
     found: dict[str, tuple[Callable[[str], np.ndarray], dict[str, float]]] = {}
-    for name, network in small_networks().items():
+    for name, network in small_networks(few).items():
         for what, bounds in BOUNDS.items():
             found[f"{name}: {what}"] = partial(computed, network, what), bounds
     return found

@@ -19,18 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 from _device_checks import check, write_wanted
 from _device_common import guarded, peak_memory, random_like, random_params, seconds_of, show
+from _updates import update_of
 
-from diffusion_distill import ADM, VE, Cosine, EDMInput, LogsnrInput, Model, OptimizerSettings, UNet
+from diffusion_distill import ADM, VE, Cosine, EDMInput, LogsnrInput, Model, UNet
 from diffusion_distill.api import grid_for, table_for
-from diffusion_distill.denoisers import conditions
 from diffusion_distill.methods import Denoising, Progressive, Tract
 from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers import ddim, dode, engine, tabulate
-from diffusion_distill.training import ema, loop, utilisation
-from diffusion_distill.training.optimizers import make_optimizer
-from diffusion_distill.training.sharding import data_mesh, replicated, split
-from diffusion_distill.training.state import create
-from diffusion_distill.training.step import StepInputs, make_step
+from diffusion_distill.training import utilisation
+from diffusion_distill.training.sharding import data_mesh, replicated
 from diffusion_distill.weights import PUBLISHED
 
 Options = argparse.Namespace
@@ -112,20 +109,6 @@ def updates(network: UNet, shape: tuple[int, ...], batch: int, peak: float) -> N
             guarded(name, lambda m=model, s=method, b=begin, o=others, c=compiled, n=note: {
                 **timed_update(m, s, b, o, c.result(), peak), "note": n,
             })  # fmt: skip
-
-
-def update_of(model: Model, method: Any, batch: int) -> tuple[Callable[[Any], Any], Any, tuple[Any, ...]]:
-    """(what makes the state from parameters, the jitted step, its other arguments) of a method's first phase."""
-    optimizer, teacher = make_optimizer(OptimizerSettings()), None if isinstance(method, Denoising) else model
-    phase = method.phases(model, batch)[0]
-    begin = lambda params: create(params, optimizer, method.averages, () if teacher is None else params)  # noqa: E731
-    images = np.random.default_rng(2).uniform(-1, 1, (batch, *model.shape)).astype(np.float32)
-    cond = conditions.structs(model, batch)
-    data = {"x": images} if cond is None else {"x": images, "cond": np.zeros(cond.shape, np.int32)}
-    inputs = StepInputs(loop.rows_of(phase), np.float32(1e-4), ema.Averaging([phase], 0, method.averages).at(0))
-    mesh = data_mesh()
-    others = jax.device_put(data, split(mesh)), *jax.device_put((inputs, jax.random.key(0)), replicated(mesh))
-    return begin, make_step(method.losses, model, teacher, optimizer, mesh), others
 
 
 def timed_update(

@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
 from typing import Any
 
+from diffusion_distill import Model, UNet
+from diffusion_distill.weights import PUBLISHED
 
-def _cifar(ch: int) -> dict[str, Any]:
-    """A U-Net for 32x32 images, narrower than the published one."""
-    return dict(
-        ch=ch,
-        emb_ch=4 * ch,
-        out_ch=3,
-        ch_mult=(1, 1, 1),
-        num_res_blocks=3,
-        attn_resolutions=(8, 16),
-        num_heads=1,
-        resblock_resample=True,
-    )
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+#: The settings that the networks differ in; PyTorch's has the same (`_torch_peer.UNet`).
+SETTINGS = (
+    "ch",
+    "emb_ch",
+    "out_ch",
+    "ch_mult",
+    "num_res_blocks",
+    "attn_resolutions",
+    "num_heads",
+    "resblock_resample",
+)
+
+Net = tuple[dict[str, Any], tuple[int, int, int], int]
 
 
-NETS: dict[str, tuple[dict[str, Any], tuple[int, int, int], int]] = {
-    "demo": (
-        dict(
-            ch=32,
-            emb_ch=64,
-            out_ch=1,
-            ch_mult=(1, 1),
-            num_res_blocks=1,
-            attn_resolutions=(),
-            num_heads=1,
-            resblock_resample=True,
-        ),
-        (8, 8, 1),
-        64,
-    ),
-    "cifar64": (_cifar(64), (32, 32, 3), 8),
-    "cifar128": (_cifar(128), (32, 32, 3), 8),
-}
+def _demo() -> Net:
+    """That of the demo."""
+    config: Any = runpy.run_path(str(CONFIGS / "digits_teacher.py"))["get_config"]()
+    return _of(Model.from_dict(config.model.to_dict()), config.run.batch_size)
+
+
+def _cifar(ch: int) -> Net:
+    """BTD's and TRACT's of CIFAR-10, narrower than the published one."""
+    return _of(PUBLISHED["cifar_original"].model.with_network(ch=ch, emb_ch=4 * ch), 8)
+
+
+def _of(model: Model, batch: int) -> Net:
+    height, width, channels = model.shape
+    return {name: getattr(model.network, name) for name in SETTINGS}, (height, width, channels), batch
+
+
+NETS: dict[str, Net] = {"demo": _demo(), "cifar64": _cifar(64), "cifar128": _cifar(128)}
+
+
+def model_of(name: str) -> Model:
+    """The network called `name` as a model that predicts v."""
+    settings, image, _ = NETS[name]
+    return Model(UNet(**settings), image, prediction="v")

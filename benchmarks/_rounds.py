@@ -4,12 +4,14 @@ A shared machine is faster in one minute than in the next. Programs that are tim
 machines; in short rounds, one after the other again and again, all see the same ones, and the ratio of two medians is
 steady where the medians are not. Processes of their own keep one program's threads and memory out of the other's way.
 
-A worker is a program that calls `serve`; `in_turn` starts the workers and asks each for some calls per round.
+A worker is a program that calls `serve`; `in_turn` starts the workers and asks each for some calls per round. Pieces of
+work that may share a process are timed by `by_turns`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -28,12 +30,28 @@ def serve(work: Callable[[], object]) -> None:
     work()
     print(READY, flush=True)
     for line in sys.stdin:
-        found = []
-        for _ in range(int(line)):
-            begun = time.perf_counter()
-            work()
-            found.append(time.perf_counter() - begun)
-        print(json.dumps(found), flush=True)
+        print(json.dumps(timed(work, int(line))), flush=True)
+
+
+def timed(work: Callable[[], object], calls: int = 1) -> list[float]:
+    """Seconds of some calls."""
+    found = []
+    for _ in range(calls):
+        begun = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - begun)
+    return found
+
+
+def by_turns(works: Mapping[str, Callable[[], object]], rounds: int = 6, calls: int = 3) -> dict[str, Times]:
+    """The times of several pieces of work in this process, in turn, after one call of each that is not counted."""
+    for work in works.values():
+        work()
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            found[name] += timed(work, calls)
+    return {name: Times(seconds) for name, seconds in found.items()}
 
 
 @dataclass(frozen=True)
@@ -58,7 +76,11 @@ class Times:
 
 
 def in_turn(
-    workers: Mapping[str, Sequence[str]], rounds: int = 6, calls: int = 3, variables: Mapping[str, dict] | None = None
+    workers: Mapping[str, Sequence[str]],
+    rounds: int = 6,
+    calls: int = 3,
+    variables: Mapping[str, dict] | None = None,
+    seconds: float = math.inf,
 ) -> dict[str, Times]:
     """The times of workers, by name; those that cannot start are left out, with their last words printed.
 
@@ -66,22 +88,28 @@ def in_turn(
       workers: the command line of each.
       rounds, calls: how often each is asked, and for how many calls.
       variables: of a worker's environment, beside those of this program.
+      seconds: after which no further round is begun, if there were two.
     """
-    running: dict[str, Any] = {}
-    for name, command in workers.items():
+    started: dict[str, Any] = {}
+    for name, command in workers.items():  # all at once: they compile side by side
         environment = {**os.environ, **(variables or {}).get(name, {})}
-        process = subprocess.Popen(
+        started[name] = subprocess.Popen(
             command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        assert process.stdout and process.stderr
+    running: dict[str, Any] = {}
+    for name, process in started.items():
         if process.stdout.readline().strip() == READY:
             running[name] = process
         else:
             words = process.stderr.read().strip().splitlines()
-            print(f"{name} is not timed: {words[-1] if words else 'it ended'}", flush=True)
+            errors = [line for line in words if "Error" in line.split(":")[0]]
+            print(f"{name} is not timed: {(errors or words or ['it ended'])[-1]}", flush=True)
     found: dict[str, list[float]] = {name: [] for name in running}
+    end = time.monotonic() + seconds
     try:
-        for _ in range(rounds):
+        for round_ in range(rounds):
+            if round_ >= 2 and time.monotonic() > end:
+                break
             for name, process in running.items():
                 process.stdin.write(f"{calls}\n")
                 process.stdin.flush()

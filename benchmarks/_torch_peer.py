@@ -2,7 +2,7 @@
 
     pip install torch        (the extra [bench])
 
-The network is `diffusion_distill.UNet` with unconditional residual blocks that resample (the settings in `_common`),
+The network is `diffusion_distill.UNet` with unconditional residual blocks that resample (the settings in `_nets`),
 in PyTorch's channels-last memory layout, which is its faster one. `load` copies parameters of ours, so that both
 compute the same numbers.
 """

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
 from _nets import NETS
 from _rounds import Times, in_turn
+from steps import METHODS, command_of
 
 
 def verdict(old: Times, new: Times) -> str:
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--net", choices=NETS, default="demo")
-    parser.add_argument("--method", choices=("Denoising", "Tract"), default="Tract")
+    parser.add_argument("--method", choices=METHODS, default="Tract")
     parser.add_argument("--devices", type=int, default=os.cpu_count())
     parser.add_argument("--rounds", type=int, default=8)
     options = parser.parse_args()
@@ -39,8 +39,7 @@ def main() -> None:
     for folder in folders.values():
         if not (folder / "diffusion_distill").is_dir():
             parser.error(f"{folder} holds no diffusion_distill/")
-    program = [sys.executable, str(Path(__file__).with_name("steps.py")), "--serve=ours"]
-    command = [*program, f"--net={options.net}", f"--method={options.method}", f"--devices={options.devices}"]
+    command = command_of(options.net, options.method, options.devices)
     variables = {name: {"PYTHONPATH": str(folder.resolve())} for name, folder in folders.items()}
     found = in_turn(dict.fromkeys(folders, command), options.rounds, variables=variables)
     for name, times in found.items():

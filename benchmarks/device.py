@@ -3,7 +3,8 @@
     python benchmarks/device.py [--minutes 8] [--out device.json] [--only matmul --only check] [--small]
 
 It needs JAX with its device, flax, optax and orbax; with PyTorch it also times a compiled TRACT update of the same
-network there. `--small` measures tiny networks in a minute or two, to try the command itself on a CPU.
+network there. `--small` measures tiny networks, to try the command itself on a CPU: about five minutes on two idle
+cores, most of which is compiling.
 
 The parts, each in a process of its own (see `_device_parts`):
 
@@ -76,7 +77,9 @@ def measured(options: argparse.Namespace) -> list[Row]:
     begun, rows, peak = time.monotonic(), [], 0.0
     left = {part: share for part, share in SHARES.items() if not options.only or part in options.only}
     for part, share in list(left.items()):
-        seconds = (60 * options.minutes - (time.monotonic() - begun)) * share / sum(left.values())
+        seconds = 60 * options.minutes - (time.monotonic() - begun)
+        if not options.small:  # whose parts have other shares
+            seconds *= share / sum(left.values())
         del left[part]
         found = run_part(part, max(seconds, 1.0), options, peak)
         peak = next((row["value"] for row in found if row["what"] == "peak"), peak)

@@ -1,67 +1,81 @@
-"""The speed of the U-Net, beside the rate of a plain matrix product measured in the same run.
+"""The U-Net's passes, beside a plain matrix product of as many FLOPs in the same run.
 
-    python benchmarks/networks.py [--devices 2] [--net demo] [--batch 128]
+    python benchmarks/networks.py [--devices 2] [--net demo] [--batch 128] [--rounds 5] [--out FILE.json]
 
-For each network: milliseconds of the forward pass and of loss and gradient (jitted, host loop, best of
-several), the rate in GFLOP/s (XLA's own count of operations) and that rate over the matrix product's. The
-batch is split over the devices; on a CPU one device per core is the cheapest gain, hence the default.
+The forward pass and the gradient are timed in turn with a float32 matrix product, a copy of it on every device at once.
+The bound is the time that the FLOPs of a pass, counted from its shapes (`base/flops.py`), would take at the product's
+rate. No convolution reaches it, and norms and activations have no FLOPs in this count: half of it is the goal.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from _common import best_ms, matmul_rate
-from _nets import NETS
+from _device_common import random_params
+from _nets import NETS, model_of
+from _rounds import by_turns
+from _updates import images, passes
+from _verdicts import Verdict, bounded, milliseconds, report
 
-from diffusion_distill.networks import UNet
-from diffusion_distill.training.sharding import data_mesh, replicated, split, use_cpu_devices
+from diffusion_distill.base.compilation import keep_compiled
+from diffusion_distill.training.sharding import data_mesh, put_batch, split, use_cpu_devices
+from diffusion_distill.training.utilisation import forward_flops
+
+GOAL = 0.5
+SIZE = 1024  # of the square matrices
+PASSES = {"forward": 1, "gradient": 3}  # FLOPs in forward passes: a product has two gradients of its own size
+PRODUCTS = 10  # in a call, so that it takes some milliseconds
 
 
-def measure(name: str, batch: int | None, matmul: float) -> None:
-    """Print one line per pass for the network called `name`."""
-    settings, image, usual_batch = NETS[name]
-    batch = batch or usual_batch
-    whole, sharded = replicated(data_mesh()), split(data_mesh())
-    x = jax.device_put(jax.random.normal(jax.random.key(0), (batch, *image)), sharded)
-    t = jax.device_put(jnp.linspace(0.0, 1000.0, batch), sharded)
-    net = UNet(**settings)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), x, t)["params"]
-    params = jax.tree.map(lambda leaf: 0.05 * jnp.ones(leaf.shape), shapes)
-    params = jax.device_put(params, whole)
+def products() -> tuple[Callable[[], object], float]:
+    """A function that multiplies matrices on every device, and its FLOPs."""
+    sharded = split(data_mesh())
+    a = jax.device_put(jnp.ones((jax.device_count(), SIZE, SIZE)), sharded)
+    product = jax.jit(lambda a, b: jnp.einsum("nij,njk->nik", a, b), out_shardings=sharded)
+    work = lambda: jax.block_until_ready([product(a, a) for _ in range(PRODUCTS)])  # noqa: E731
+    return work, 2.0 * PRODUCTS * SIZE**3 * jax.device_count()
 
-    def loss(params: Any, x: jax.Array, t: jax.Array) -> jax.Array:
-        return jnp.mean(jnp.square(net.apply({"params": params}, x, t) - x))  # pyright: ignore[reportOperatorIssue]
 
-    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    print(f"{name}: {count / 1e6:.2f}M parameters, batch {batch} of {image}, {jax.device_count()} devices")
-    passes = {
-        "forward": jax.jit(lambda p, x, t: net.apply({"params": p}, x, t), out_shardings=sharded),
-        "gradient": jax.jit(jax.value_and_grad(loss), out_shardings=whole),
-    }
-    for label, function in passes.items():
-        compiled = function.lower(params, x, t).compile()
-        flops = (function.lower(params, x, t).cost_analysis() or {})["flops"]  # of the whole batch, before it is split
-        ms = best_ms(compiled, params, x, t)
-        rate = flops / ms / 1e6
-        print(f"  {label:8} {ms:8.1f} ms  {rate:6.0f} GFLOP/s  {rate / matmul:5.2f} of a matrix product")
+def measure(name: str, batch: int, rounds: int) -> list[Verdict]:
+    """The verdict of each pass."""
+    model = model_of(name)
+    x = put_batch({"x": images(model, batch)}, data_mesh())["x"]
+    multiply, flops = products()
+    works = {kind: lambda call=call: call(x) for kind, call in passes(model, batch).items()}
+    found = by_turns({"product": multiply, **works}, rounds)
+    product = found["product"]
+    beside = f"beside its FLOPs in a matrix product, {flops / product.median / 1e9:.0f} GFLOP/s"
+    forward = batch * forward_flops(model, random_params(model))
+    return [
+        bounded(
+            f"{kind} of {name}, batch {batch}, {beside}",
+            milliseconds(found[kind]),
+            milliseconds(product, times * forward / flops),
+            GOAL,
+        )
+        for kind, times in PASSES.items()
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="XLA devices to split a CPU into")
+    """Measures the chosen networks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="devices to split a CPU into")
     parser.add_argument("--net", choices=[*NETS, "all"], default="all")
-    parser.add_argument("--batch", type=int, default=None)
+    parser.add_argument("--batch", type=int, help="in place of the network's own")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="a JSON file of the verdicts")
     options = parser.parse_args()
     use_cpu_devices(options.devices)
-    matmul = matmul_rate()
-    print(f"matrix product: {matmul:.0f} GFLOP/s on all devices together")
-    for name in NETS if options.net == "all" else [options.net]:
-        measure(name, options.batch, matmul)
+    keep_compiled()
+    nets = NETS if options.net == "all" else [options.net]
+    batches = {name: options.batch or NETS[name][-1] for name in nets}
+    report([v for name in nets for v in measure(name, batches[name], options.rounds)], options.out)
 
 
 if __name__ == "__main__":

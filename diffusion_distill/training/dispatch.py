@@ -19,7 +19,7 @@ from diffusion_distill.base.arrays import settled
 from diffusion_distill.base.typing import Batch, Key
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.prefetch import ahead
-from diffusion_distill.training.sharding import put_batch, replicated
+from diffusion_distill.training.sharding import on_cpu, put_batch, replicated
 from diffusion_distill.training.state import TrainState
 from diffusion_distill.training.step import Step, StepInputs
 
@@ -65,9 +65,7 @@ class Dispatcher:
 
 def dispatch_size(asked: int, most: int, mesh: Mesh) -> int:
     """Updates in a full dispatch: `asked`, or if that is 0 what suits the devices; at most `most`."""
-    # XLA's loops on CPU run gradients of convolutions some 80 times more slowly than straight code.
-    straight = mesh.devices.flat[0].platform == "cpu"
-    return min(asked or (1 if straight else USUAL), most)
+    return min(asked or (1 if on_cpu(mesh) else USUAL), most)
 
 
 def dispatches(done: int, end: int, size: int, next_stop: Callable[[int], int]) -> Iterator[Dispatch]:

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.typing import Batch, Key, Params
+from diffusion_distill.training.sharding import on_cpu
 
 if TYPE_CHECKING:
     import optax
@@ -37,7 +38,7 @@ def gradient_of(
     """
     import optax
 
-    gradient = _in_parts(jax.value_and_grad(mean_loss), parts)
+    gradient = _in_parts(jax.value_and_grad(mean_loss), parts, straight=on_cpu(mesh))
 
     def measured(*arguments: Any) -> tuple[Array, Params, Array]:
         loss, grad = gradient(*arguments)
@@ -46,8 +47,10 @@ def gradient_of(
     return measured if shard_clip is None else _per_shard(measured, mesh, shard_clip)
 
 
-def _in_parts(gradient: Callable[..., tuple[Array, Params]], parts: int) -> Callable[..., tuple[Array, Params]]:
-    """The mean of the gradients of parts of the batch, each with its own key."""
+def _in_parts(
+    gradient: Callable[..., tuple[Array, Params]], parts: int, straight: bool
+) -> Callable[..., tuple[Array, Params]]:
+    """The mean of the gradients of parts of the batch, each with its own key; in straight code or in a loop."""
     if parts == 1:
         return gradient
 
@@ -61,8 +64,6 @@ def _in_parts(gradient: Callable[..., tuple[Array, Params]], parts: int) -> Call
             return jax.tree.map(lambda sum_, new: sum_ + new / parts, total, found), None
 
         zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
-        # XLA's loops on CPU run gradients of convolutions many times more slowly than straight code.
-        straight = jax.default_backend() == "cpu"
         return jax.lax.scan(add, zero, (jnp.arange(parts), split), unroll=parts if straight else 1)[0]
 
     return accumulated

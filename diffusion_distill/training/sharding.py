@@ -45,6 +45,14 @@ def data_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def on_cpu(mesh: Mesh) -> bool:
+    """Whether programs for the mesh are for CPUs, whose loops run gradients of convolutions 80 times more slowly.
+
+    The mesh says it, not JAX's default device: a program may be compiled for devices that are not there.
+    """
+    return mesh.devices.flat[0].platform == "cpu"
+
+
 def devices_for(batch: int) -> list[Any]:
     """As many of the devices as a batch of this size can be split over evenly, all of them if it can.
 

@@ -6,9 +6,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from diffusion_distill.base import compilation
@@ -94,3 +96,12 @@ def test_a_second_process_finds_what_the_first_compiled(tmp_path: Path) -> None:
     (first, kept), (second, still) = run(), run()
     assert first == 0 and kept > 0
     assert second > 0 and still == kept
+
+
+def test_what_runs_once_is_the_function_also_inside_of_others() -> None:
+    key = jax.random.key(0)
+    draw = partial(jax.random.normal, shape=(3,))
+    expected = np.asarray(draw(key))
+    np.testing.assert_allclose(compilation.run_once(draw, key), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(partial(compilation.run_once, draw))(key), expected, rtol=1e-6)
+    assert jax.eval_shape(partial(compilation.run_once, draw), key).shape == (3,)

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any, ClassVar
 
 import flax.linen as nn
-import jax
 
 from diffusion_distill.base.arrays import Array
+from diffusion_distill.base.compilation import run_once
 from diffusion_distill.base.typing import Cond, Data, Key, Params
 from diffusion_distill.denoisers.network import Network, called, cannot_drop
 
@@ -30,7 +30,7 @@ class Linen(Network):
         Raises:
           ValueError: the module keeps state beside its parameters, such as the means of batch normalisation.
         """
-        variables = jax.jit(partial(self.module.init, method=partial(_call, train=False)))(key, z, time, cond)
+        variables = run_once(partial(self.module.init, method=partial(_call, train=False)), key, z, time, cond)
         state = sorted(set(variables) - {"params"})
         if state:
             raise ValueError(
