@@ -168,7 +168,7 @@ class Inception(struct.PyTreeNode):
 
     def outputs(self, images: ArrayLike) -> Outputs:
         """All outputs of the network for images as `__call__` takes them, from the same compiled function."""
-        place = getattr(next(iter(jax.tree.leaves(self.params))), "sharding", None)
+        place = getattr(next(iter(jax.tree.leaves(self.params)), None), "sharding", None)
         if not isinstance(place, NamedSharding) or place.mesh.size == 1:
             return _outputs(self.params, network_input(images, self.rule), self.dtype)
         given, mesh = _checked(images), place.mesh
