@@ -1,6 +1,6 @@
 """InceptionV3's features and the Fréchet distance, beside published programs in the same run.
 
-    python benchmarks/evaluation.py [--devices 2] [--batch 8] [--question features] [--rounds 4] [--out FILE.json]
+    python benchmarks/evaluation.py [--devices 2] [--batch 8] [--question features] [--rounds 8] [--out FILE.json]
 
 The features are those of pytorch-fid, of the same 8-bit images, resize included, with random weights on both sides; as
 many threads as we have devices. The Fréchet distance is of two given means and covariances, of more images than
@@ -20,7 +20,7 @@ from unittest import mock
 
 import numpy as np
 from _rounds import in_turn, serve
-from _verdicts import Verdict, compared, report
+from _verdicts import Verdict, alone, compared, report
 
 Work = Callable[[], object]
 
@@ -30,6 +30,7 @@ PEERS = {
     "full rank": ("pytorch-fid", "torch-fidelity"),
     "singular": ("pytorch-fid", "torch-fidelity"),
 }
+SECONDS = 40.0  # of a question, after which no further round is begun
 
 
 def images(batch: int) -> np.ndarray:
@@ -103,11 +104,16 @@ def measure(question: str, options: argparse.Namespace) -> list[Verdict]:
     for name in ("devices", "batch", "width"):
         own += [f"--{name}", str(getattr(options, name))]
     workers = {who: [peer, *own, "--serve", who] for who in PEERS[question]}
-    found = in_turn({"ours": [sys.executable, *own, "--serve", "ours"], **workers}, options.rounds, calls=1)
+    found = in_turn({"ours": [sys.executable, *own, "--serve", "ours"], **workers}, options.rounds, 1, seconds=SECONDS)
     what = f"Fréchet distance of {options.width} features, {question}"
     if question == "features":
         what = f"Inception features of {options.batch} images, {options.devices} devices"
-    return [compared(f"{what}, beside {who}", found["ours"], found[who]) for who in workers if who in found]
+    return [
+        compared(f"{what}, beside {who}", found["ours"], found[who])
+        if who in found
+        else alone(f"{what}, beside {who}", found["ours"], f"{who} could not be run here")
+        for who in workers
+    ]
 
 
 def main() -> None:
@@ -117,7 +123,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="images whose features are taken at once")
     parser.add_argument("--width", type=int, default=2048, help="of the features of the Fréchet distance")
     parser.add_argument("--question", choices=[*PEERS, "all"], default="all")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--out", type=Path, help="a JSON file of the verdicts")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
