@@ -1,149 +1,138 @@
-"""Features per second of InceptionV3 and the Fréchet distance's time, beside the pytorch-fid package in the same run.
+"""InceptionV3's features and the Fréchet distance, beside published programs in the same run.
 
-    pip install torch pytorch-fid        (the extra [bench])
-    python benchmarks/evaluation.py [--devices 2] [--images 16] [--batch 8]
+    python benchmarks/evaluation.py [--devices 2] [--batch 8] [--question features] [--rounds 8] [--out FILE.json]
 
-No weights are downloaded: both get the same random ones. pytorch-fid reads them as the file it would download, which is
-written under its name into torch's cache folder, TORCH_HOME, a temporary one here. Without the packages only our
-side is timed.
+The features are those of pytorch-fid, of the same 8-bit images, resize included, with random weights on both sides; as
+many threads as we have devices. The Fréchet distance is of two given means and covariances, of more images than
+features and of fewer, beside pytorch-fid's, whose square root is SciPy's, and torch-fidelity's, which sums the roots of
+eigenvalues. The peers need the extra [bench], in this environment or in the Python that the variable PEER_PYTHON names.
+A ratio above 1 means that ours is ahead.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import os
-import tempfile
-import time
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from unittest import mock
 
-import jax
 import numpy as np
+from _rounds import in_turn, serve
+from _verdicts import Verdict, alone, compared, report
 
-from diffusion_distill.evaluation import frechet_distance, moments
-from diffusion_distill.evaluation.features import Inception
-from diffusion_distill.evaluation.inception_network import SIZE, InceptionV3
-from diffusion_distill.training.sharding import use_cpu_devices
-from diffusion_distill.weights import inception
+Work = Callable[[], object]
 
-FILE = "pt_inception-2015-12-05-6726825d.pth"
-
-
-def seconds(work: Callable[[], object], rounds: int = 3) -> float:
-    """The fastest of some rounds, after one that compiles."""
-    found = []
-    for _ in range(rounds + 1):
-        begun = time.perf_counter()
-        work()
-        found.append(time.perf_counter() - begun)
-    return min(found[1:])
+#: Questions and whom they are asked beside.
+PEERS = {
+    "features": ("pytorch-fid",),
+    "full rank": ("pytorch-fid", "torch-fidelity"),
+    "singular": ("pytorch-fid", "torch-fidelity"),
+}
+SECONDS = 40.0  # of a question, after which no further round is begun
 
 
-def ours(params: Any, images: np.ndarray, batch: int) -> Callable[[], np.ndarray]:
-    """Our pool3 features, batch by batch."""
-    network = Inception(jax.device_put(params))
-    parts = [images[begin : begin + batch] for begin in range(0, len(images), batch)]
-    return lambda: np.concatenate([np.asarray(network(part).pool3) for part in parts])
+def images(batch: int) -> np.ndarray:
+    """Random 8-bit images of CIFAR-10's size."""
+    return np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 3), np.uint8)
 
 
-def random_file(folder: Path) -> Path:
-    """A file of random weights in pytorch-fid's layout, written by torch itself.
+def statistics(question: str, width: int) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """(images, mean, covariance) of two sets of random features."""
+    count, rng = width + 1000 if question == "full rank" else width // 2, np.random.default_rng(0)
+    sets = [rng.standard_normal((count, width)) * rng.uniform(0.1, 1, width) for _ in range(2)]
+    return [(count, features.mean(axis=0), np.cov(features, rowvar=False)) for features in sets]
 
-    Raises:
-      ImportError: torch is not installed.
-    """
+
+def our_features(options: argparse.Namespace) -> Work:
+    """One batch through our network, on all devices."""
+    import jax
+
+    from diffusion_distill.evaluation.features import Inception
+    from diffusion_distill.evaluation.inception_network import SIZE, InceptionV3
+    from diffusion_distill.training.sharding import data_mesh, replicated, use_cpu_devices
+
+    use_cpu_devices(options.devices)
+    params = InceptionV3().init(jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), np.float32))["params"]
+    network, batch = Inception(jax.device_put(params, replicated(data_mesh()))), images(options.batch)
+    return lambda: np.asarray(network(batch).pool3)
+
+
+def their_features(options: argparse.Namespace) -> Work:
+    """One batch through pytorch-fid's network, which keeps the weights it was made with instead of loading any."""
     import torch  # type: ignore[import-not-found]
+    from pytorch_fid import inception  # type: ignore[import-not-found]
 
-    torch.manual_seed(0)
-    layout, state = inception.LAYOUTS["pytorch_fid"], {}
-    for path, shape in inception.shapes().items():
-        axes = layout.axes.get(len(shape), tuple(range(len(shape))))
-        size = [shape[axes.index(axis)] for axis in range(len(shape))]
-        if len(size) > 1:
-            value = torch.randn(size) * (2 / math.prod(size[1:])) ** 0.5
-        else:
-            value = torch.ones(size) if path.endswith(("bn/weight", "running_var")) else torch.zeros(size)
-        state[layout.name(path)] = value
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(state, folder / FILE)
-    return folder / FILE
+    torch.set_num_threads(options.devices)
+    nothing = mock.patch.object(torch.nn.Module, "load_state_dict")
+    with mock.patch.object(inception, "load_state_dict_from_url"), nothing:
+        network = inception.InceptionV3([inception.InceptionV3.BLOCK_INDEX_BY_DIM[2048]]).eval()
+    batch = torch.from_numpy(images(options.batch)).permute(0, 3, 1, 2)
 
+    def work() -> np.ndarray:
+        with torch.inference_mode():
+            return network(batch / 255)[0].numpy()
 
-def theirs(images: np.ndarray, batch: int) -> Callable[[], np.ndarray]:
-    """pytorch-fid's pool3 features, of the file in torch's cache folder.
-
-    Raises:
-      ImportError: torch or pytorch-fid is not installed.
-    """
-    import torch  # type: ignore[import-not-found]
-    from pytorch_fid.inception import InceptionV3  # type: ignore[import-not-found]
-
-    network = InceptionV3([InceptionV3.BLOCK_INDEX_BY_DIM[2048]]).eval()
-    parts = [torch.from_numpy(images[k : k + batch]).permute(0, 3, 1, 2) / 255 for k in range(0, len(images), batch)]
-
-    def run() -> np.ndarray:
-        with torch.no_grad():
-            return np.concatenate([network(part)[0].squeeze(3).squeeze(2).numpy() for part in parts])
-
-    return run
+    return work
 
 
-def compare_features(images: np.ndarray, batch: int) -> None:
-    """Prints features per second of both, their ratio, and how far the features are apart."""
-    with tempfile.TemporaryDirectory() as home:
-        os.environ["TORCH_HOME"] = home
-        try:
-            params = inception.read(random_file(Path(home) / "hub" / "checkpoints")).params
-            other = theirs(images, batch)
-        except ImportError as error:
-            print(f"pytorch-fid is not timed: {error}")
-            params, other = (
-                InceptionV3().init(jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), np.float32))["params"],
-                None,
-            )
-    own = ours(params, images, batch)
-    rate = len(images) / seconds(own)
-    print(f"InceptionV3, batch {batch}: {rate:.2f} images/s")
-    if other is not None:
-        peer = len(images) / seconds(other)
-        apart = np.abs(own() - other()).max()
-        print(
-            f"pytorch-fid: {peer:.2f} images/s; ours / theirs {rate / peer:.2f}; features differ by at most {apart:.1e}"
-        )
+def our_distance(options: argparse.Namespace) -> Work:
+    """Our Fréchet distance of moments that nothing is known of yet."""
+    from diffusion_distill.evaluation import Moments, frechet_distance
+
+    sets = statistics(options.question, options.width)
+    return lambda: frechet_distance(*(Moments(*known) for known in sets))
 
 
-def compare_frechet(width: int, count: int) -> None:
-    """Prints the seconds of a Fréchet distance of full rank, and pytorch-fid's, its square root by SciPy."""
-    rng = np.random.default_rng(0)
-    a, b = (moments(rng.standard_normal((count, width)) @ np.diag(rng.uniform(0.1, 1, width))) for _ in range(2))
-    begun = time.perf_counter()
-    distance = frechet_distance(a, b)
-    own = time.perf_counter() - begun
-    print(f"Fréchet distance, width {width}: {own:.2f} s")
-    try:
+def their_distance(options: argparse.Namespace) -> Work:
+    """The distance of the package that is asked for."""
+    (_, mean, cov), (_, other_mean, other_cov) = statistics(options.question, options.width)
+    if options.serve == "pytorch-fid":
         from pytorch_fid.fid_score import calculate_frechet_distance  # type: ignore[import-not-found]
-    except ImportError:
-        return
-    begun = time.perf_counter()
-    other = calculate_frechet_distance(a.mean, a.cov, b.mean, b.cov)
-    peer = time.perf_counter() - begun
-    print(f"pytorch-fid: {peer:.2f} s; ours / theirs {own / peer:.2f}; they differ by {abs(distance - other):.1e}")
+
+        return lambda: calculate_frechet_distance(mean, cov, other_mean, other_cov)
+    from torch_fidelity.metric_fid import fid_statistics_to_metric  # type: ignore[import-not-found]
+
+    first, second = {"mu": mean, "sigma": cov}, {"mu": other_mean, "sigma": other_cov}
+    return lambda: fid_statistics_to_metric(first, second, verbose=False)
+
+
+def measure(question: str, options: argparse.Namespace) -> list[Verdict]:
+    """Times of one question, beside each peer that is installed."""
+    peer, own = os.environ.get("PEER_PYTHON", sys.executable), [__file__, "--question", question]
+    for name in ("devices", "batch", "width"):
+        own += [f"--{name}", str(getattr(options, name))]
+    workers = {who: [peer, *own, "--serve", who] for who in PEERS[question]}
+    found = in_turn({"ours": [sys.executable, *own, "--serve", "ours"], **workers}, options.rounds, 1, seconds=SECONDS)
+    what = f"Fréchet distance of {options.width} features, {question}"
+    if question == "features":
+        what = f"Inception features of {options.batch} images, {options.devices} devices"
+    return [
+        compared(f"{what}, beside {who}", found["ours"], found[who])
+        if who in found
+        else alone(f"{what}, beside {who}", found["ours"], f"{who} could not be run here")
+        for who in workers
+    ]
 
 
 def main() -> None:
-    """Runs the benchmark."""
+    """Measures the chosen questions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", type=int, default=1)
-    parser.add_argument("--images", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="devices to split a CPU into")
+    parser.add_argument("--batch", type=int, default=8, help="images whose features are taken at once")
     parser.add_argument("--width", type=int, default=2048, help="of the features of the Fréchet distance")
-    arguments = parser.parse_args()
-    use_cpu_devices(arguments.devices)
-    images = np.random.default_rng(0).integers(0, 256, (arguments.images, 32, 32, 3), np.uint8)
-    compare_features(images, arguments.batch)
-    compare_frechet(arguments.width, arguments.width + 1000)
+    parser.add_argument("--question", choices=[*PEERS, "all"], default="all")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--out", type=Path, help="a JSON file of the verdicts")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        ours = options.serve == "ours"
+        features, distance = (our_features, our_distance) if ours else (their_features, their_distance)
+        return serve((features if options.question == "features" else distance)(options))
+    questions = PEERS if options.question == "all" else [options.question]
+    report([verdict for question in questions for verdict in measure(question, options)], options.out)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ BENCHMARKS: dict[str, list[str]] = {
     "input": ["--net=demo", "--rounds=2"],
     "sampling": ["--solver=ddim", "--rounds=2"],
     "dode": ["--solver=ddim", "--steps=2", "--scale=2", "--rounds=2"],
-    "evaluation": ["--images=4", "--batch=2"],
+    "evaluation": ["--batch=2", "--width=256", "--rounds=2"],
     "growth": ["--quick", "--rounds=2"],
 }
 COLUMNS = ("question", "ours", "other", "ratio", "goal", "verdict")

@@ -1,11 +1,11 @@
 """Measuring samples against reference samples: at once, or as a long evaluation that survives interruption.
 
 A long evaluation draws `count` samples of each sampler, `repetitions` times (repetition r takes those numbered from
-r·count), and takes their features. Moments are summed in float64; of the first `kept` samples the features themselves
-are kept, for precision, recall and KID, and of all the logits. What is drawn is on disk every `SAVE_EVERY` seconds and
-when the program is asked to stop:
+r·count), and takes their features, on all devices. Moments and the sums of the Inception Score are added up in float64,
+on the host while the devices draw the next batch; of the first `kept` samples the features themselves are kept, for
+precision, recall and KID. What is drawn is on disk every `SAVE_EVERY` seconds and when the program is asked to stop:
 
-WORKDIR/parts/<sampler>_<repetition>/    moments, kept features, logits, and how many samples are in them
+WORKDIR/parts/<sampler>_<repetition>.npz moments, sums, kept features, and how many samples are in them
 WORKDIR/results.json                     every number with its conventions
 WORKDIR/<sampler>.png                    the first samples, if they can be drawn
 WORKDIR/reference-*.npz                  moments and kept features of the reference, named by its content
@@ -32,8 +32,10 @@ from diffusion_distill.base import interrupts
 from diffusion_distill.base.files import user_path
 from diffusion_distill.base.whole import write_json
 from diffusion_distill.data.fingerprint import fingerprint
+from diffusion_distill.data.prefetch import ahead
 from diffusion_distill.data.sources import Source, from_arrays
 from diffusion_distill.denoisers import conditions
+from diffusion_distill.evaluation.meanwhile import Meanwhile
 from diffusion_distill.evaluation.measuring import (
     IMAGES,
     EvaluationSettings,
@@ -143,15 +145,21 @@ def reference_of(
     source = from_arrays(source) if isinstance(source, np.ndarray) else source
     data_range = None if getattr(source, "value_range", IMAGES) is None else IMAGES
     path = _remembered(source, features, settings, user_path(folder)) if folder else None
-    if path is not None and path.is_file():
-        return Part.load(path)
-    part, progress = Part.empty(), Progress("reference", -(-len(source) // settings.batch_size), settings.batch_size)
-    for done, begin in enumerate(range(0, len(source), settings.batch_size), start=1):
-        indices = np.arange(begin, min(begin + settings.batch_size, len(source)))
-        images = seen(source.gather(indices)["x"], data_range, settings.quantisation)
-        part.add(outputs_of(features, images), settings.kept)
-        progress.update(done)
-        interrupts.check()
+    part = Part.load(path) if path is not None else Part.empty()
+    if part.count:
+        return part
+    batch, count = settings.batch_size, len(source)
+
+    def read(begin: int) -> np.ndarray:
+        images = source.gather(np.arange(begin, min(begin + batch, count)))["x"]
+        return seen(images, data_range, settings.quantisation)
+
+    progress = Progress("reference", -(-count // batch), batch)
+    with closing(ahead(read, range(0, count, batch), depth=1)) as images, Meanwhile(part.add) as add:
+        for done, here in enumerate(images, start=1):
+            add(outputs_of(features, here), settings.kept)
+            progress.update(done)
+            interrupts.check()
     progress.close()
     if path is not None:
         part.save(path)
@@ -184,29 +192,36 @@ def _drawn(
     workdir: Path,
 ) -> Part:
     """The part of one repetition: read, or drawn from where it stopped."""
-    part, count, batch = Part.load(path), settings.count, settings.batch
+    part, count, batch = Part.load(path, settings.count), settings.count, settings.batch
     if part.count == count:
         return part
     progress = Progress(f"{label}, {repetition + 1} of {settings.repetitions}", -(-count // batch), batch)
     progress.start_at(part.count // batch)
-    saved = time.monotonic()
+    saved, data_range = time.monotonic(), sampler.model.data_range
     try:
-        for begin, images in batches(sampler, settings, repetition, part.count):
-            if not begin and not repetition and drawable(images.shape[1:], sampler.model.data_range):
-                shown = {str(row): images[row : row + COLUMNS] for row in range(0, min(SHOWN, len(images)), COLUMNS)}
-                image_grid(shown, workdir / f"{_file_name(label)}.png", columns=COLUMNS)
-            part.add(outputs_of(features, seen(images, sampler.model.data_range, settings.quantisation)), settings.kept)
-            progress.update(begin // batch + 1)
-            if time.monotonic() - saved > SAVE_EVERY:
-                part.save(path)
-                saved = time.monotonic()
-            interrupts.check()
+        with Meanwhile(part.add) as add:
+            for begin, images in batches(sampler, settings, repetition, part.count):
+                if not begin and not repetition and drawable(images.shape[1:], data_range):
+                    _show(images, workdir / f"{_file_name(label)}.png")
+                add(outputs_of(features, seen(images, data_range, settings.quantisation)), settings.kept)
+                progress.update(begin // batch + 1)
+                if time.monotonic() - saved > SAVE_EVERY:
+                    add.wait()
+                    part.save(path)
+                    saved = time.monotonic()
+                interrupts.check()
     except interrupts.Interrupted:
         part.save(path)
         raise
     progress.close()
     part.save(path)
     return part
+
+
+def _show(images: np.ndarray, path: Path) -> None:
+    """Writes a picture of the first images."""
+    shown = {str(row): images[row : row + COLUMNS] for row in range(0, min(SHOWN, len(images)), COLUMNS)}
+    image_grid(shown, path, columns=COLUMNS)
 
 
 def batches(

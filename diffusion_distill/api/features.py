@@ -12,7 +12,7 @@ from diffusion_distill.base.files import user_path
 from diffusion_distill.evaluation.features import RULES as INPUT_RULES
 from diffusion_distill.evaluation.features import FromFunction, Inception, Pixels
 from diffusion_distill.evaluation.measuring import IMAGES, Measured, Range, as_features
-from diffusion_distill.training import checksum
+from diffusion_distill.training import checksum, sharding
 from diffusion_distill.weights.inception import FACTS, load_inception
 
 
@@ -48,11 +48,13 @@ def features_named(name: str, shape: Sequence[int], data_range: Range = IMAGES) 
             "writes for the weights of FID's InceptionV3. Give such a folder, or 'pixels'."
         )
     weights = load_inception(folder)
-    return Inception(jax.device_put(weights.params), rule or weights.rule)
+    # Each process measures all images, on its own devices.
+    place = sharding.replicated(sharding.data_mesh(jax.local_devices()))
+    return Inception(jax.device_put(weights.params, place), rule or weights.rule)
 
 
 def weights_of(features: Measured) -> str:
     """A short text that stands for the weights behind features; empty if they are not known."""
     if isinstance(features, Inception):
-        return checksum.fingerprint(features.params)
+        return checksum.fingerprint(jax.device_get(features.params))  # of one copy, not of every device's
     return "none" if isinstance(features, Pixels) else str(getattr(features, "fingerprint", ""))

@@ -254,7 +254,7 @@ def _measure(
     given = conditions.for_samples(sampler.model, count, conditions.repeated(cond, count), settings.seed)
 
     def measure(table: Table) -> float:
-        drawn, part = replace(sampler, table=table), Part.empty()
+        drawn, part = replace(sampler, table=table), Part.empty(count)
         for begin in range(0, count, batch):
             here = jax.tree.map(lambda a, begin=begin: a[begin : begin + batch], given)
             images = drawn.draw(FIRST + begin, batch, here)[: count - begin]

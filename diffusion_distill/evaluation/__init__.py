@@ -9,7 +9,7 @@ from diffusion_distill.evaluation.frechet import (
     merge,
     moments,
 )
-from diffusion_distill.evaluation.inception_score import InceptionScore, inception_score
+from diffusion_distill.evaluation.inception_score import InceptionScore, ScoreSums, inception_score
 from diffusion_distill.evaluation.kid import Kid, kid, random_subsets
 from diffusion_distill.evaluation.pixels import pixel_features
 from diffusion_distill.evaluation.precision_recall import PrecisionRecall, memberships, precision_recall
@@ -25,6 +25,7 @@ __all__ = [
     "Moments",
     "PrecisionRecall",
     "Reference",
+    "ScoreSums",
     "extrapolated",
     "frechet_distance",
     "frechet_terms",

@@ -2,7 +2,7 @@
 
     x [n, 299, 299, 3] -> five convolutions and two max pools -> Mixed_5b..5d, 6a..6e, 7a..7c -> mean -> 1008 logits
 
-Every convolution is followed by a batch norm with stored statistics, which is folded into it, and a ReLU:
+Every convolution is followed by a batch norm with stored statistics and a ReLU:
 
     y = max(0, conv(x, weight·f) + beta - mean·f)        f = gamma / sqrt(var + 1e-3)
 
@@ -14,6 +14,8 @@ order of axes: kernels (kh, kw, in, out), fc/weight (2048, 1008).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -214,12 +216,36 @@ class ConvNorm(nn.Module):
         """[n, h, w, in] -> [n, h', w', features]."""
         weight = Kernel((*self.size, x.shape[-1], self.features), name="conv")()
         factor, shift = Norm(self.features, name="bn")()
-        strides, form = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
-        weight = (weight * factor[None, None, None]).astype(x.dtype)
-        x = lax.conv_general_dilated(
-            x, weight, strides, self.padding, dimension_numbers=form, precision=lax.Precision.HIGHEST
-        )
-        return nn.relu(x + shift[None, None, None].astype(x.dtype))
+        cpu, others = (partial(form, self.stride, self.padding) for form in (_on_cpu, _folded))
+        return lax.platform_dependent(x, weight, factor, shift, cpu=cpu, default=others)
+
+
+def _folded(stride: int, padding: str, x: Array, kernel: Array, factor: Array, shift: Array) -> Array:
+    """max(0, conv(x, kernel * factor) + shift), which a GPU takes in one go."""
+    kernel = (kernel * factor[None, None, None]).astype(x.dtype)
+    return nn.relu(_conv(stride, padding, x, kernel) + shift[None, None, None].astype(x.dtype))
+
+
+def _on_cpu(stride: int, padding: str, x: Array, kernel: Array, factor: Array, shift: Array) -> Array:
+    """The same in the order that a CPU is faster with (jaxlib 0.10.2, AVX2, two cores).
+
+    To multiply all kernels took a tenth of the time of eight images; their results are multiplied in passing. And
+    without padding a larger kernel at stride 1 has a quarter of its speed with padding: of four images the layer
+    Conv2d_4a_3x3 took 202 ms, and 45 ms if the border is computed too and thrown away.
+    """
+    if padding == "VALID" and stride == 1:
+        (rows, columns), (height, width) = kernel.shape[:2], x.shape[1:3]
+        x = _conv(stride, "SAME", x, kernel.astype(x.dtype))
+        x = x[:, rows // 2 : height - rows // 2, columns // 2 : width - columns // 2]
+    else:
+        x = _conv(stride, padding, x, kernel.astype(x.dtype))
+    return nn.relu(x * factor[None, None, None].astype(x.dtype) + shift[None, None, None].astype(x.dtype))
+
+
+def _conv(stride: int, padding: str, x: Array, kernel: Array) -> Array:
+    """[n, h, w, in] * [kh, kw, in, out] -> [n, h', w', out]."""
+    form, precision = ("NHWC", "HWIO", "NHWC"), lax.Precision.HIGHEST
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=form, precision=precision)
 
 
 class Kernel(nn.Module):
@@ -265,15 +291,21 @@ class Linear(nn.Module):
 
 def max_pool(x: Array, stride: int = 2, padding: str = "VALID") -> Array:
     """The largest of 3x3 pixels: [n, h, w, c] -> [n, (h - 3) // 2 + 1, (w - 3) // 2 + 1, c] at stride 2, VALID."""
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding)
+    return _pool(x, -jnp.inf, lax.max, stride, padding)
 
 
 def average_pool(x: Array) -> Array:
     """The mean of those of 3x3 pixels that are inside the image: [n, h, w, c] of the same shape."""
-    total = lax.reduce_window(x.astype(jnp.float32), 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+    total = _pool(x.astype(jnp.float32), 0.0, lax.add, 1, "SAME")
     rows, columns = (np.convolve(np.ones(n), np.ones(3), "same") for n in x.shape[1:3])
     share = (1 / np.outer(rows, columns)).astype(np.float32)
     return (total * share[None, :, :, None]).astype(x.dtype)
+
+
+def _pool(x: Array, start: float, operation: Callable[[Array, Array], Array], stride: int, padding: str) -> Array:
+    """3x3 pixels joined: of rows, then of columns, which takes a third of the time of both at once on a CPU."""
+    x = lax.reduce_window(x, start, operation, (1, 3, 1, 1), (1, stride, 1, 1), padding)
+    return lax.reduce_window(x, start, operation, (1, 1, 3, 1), (1, 1, stride, 1), padding)
 
 
 POOLS = {"average": average_pool, "max": lambda x: max_pool(x, 1, "SAME"), "halve": max_pool}

@@ -1,6 +1,7 @@
 """What is known of a set of samples, and the numbers that two such sets give.
 
-A `Part` holds moments, kept features and logits, of as many samples as were taken so far. Data with a range are rounded
+A `Part` holds moments, kept features and the sums of the Inception Score, of as many samples as were taken so far; no
+logits, and no other features than those kept. Data with a range are rounded
 to 8 bits before anything is measured, as published programs do, also for the features called "pixels": whoever measures
 the same images gets the same number to the last digit. Data without a range are measured as they are.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from diffusion_distill.base.errors import choose, positive_int
@@ -20,7 +22,7 @@ from diffusion_distill.base.whole import whole
 from diffusion_distill.data.quantise import RULES, quantise
 from diffusion_distill.evaluation.features import Features, FromFunction, Inception, InceptionFeatures, Pixels
 from diffusion_distill.evaluation.frechet import extrapolated, frechet_distance
-from diffusion_distill.evaluation.inception_score import inception_score
+from diffusion_distill.evaluation.inception_score import ScoreSums, borders
 from diffusion_distill.evaluation.kid import kid, random_subsets
 from diffusion_distill.evaluation.precision_recall import precision_recall
 from diffusion_distill.evaluation.references import read_reference
@@ -76,18 +78,23 @@ class Part:
       count: images taken so far; 0 if that is not known.
       sums: of the features by name ('features', 'spatial').
       kept: features of the first images, [n, width].
-      logits: of all images, [n, classes]; None without a classifier.
+      inception: sums of the Inception Score; None without logits, or where nobody asked for the score.
     """
 
     count: int
     sums: dict[str, Blocks]
     kept: np.ndarray
-    logits: np.ndarray | None
+    inception: ScoreSums | None = None
 
     @classmethod
-    def empty(cls) -> Part:
-        """Nothing taken yet."""
-        return cls(0, {}, np.zeros((0, 0), np.float32), None)
+    def empty(cls, scored: int = 0) -> Part:
+        """Nothing taken yet.
+
+        Args:
+          scored: images that will be taken and have an Inception Score, whose ten splits depend on it; 0 for no score.
+        """
+        inception = ScoreSums(borders(scored, splits=min(10, scored))) if scored else None
+        return cls(0, {}, np.zeros((0, 0), np.float32), inception)
 
     @classmethod
     def of(cls, features: Measured, samples: np.ndarray, data_range: Range = IMAGES) -> Part:
@@ -110,9 +117,8 @@ class Part:
         if len(self.kept) < limit:
             new = rows[: limit - len(self.kept)].astype(np.float32)
             self.kept = np.concatenate([self.kept, new]) if self.count else new
-        if "logits" in outputs:
-            logits = outputs["logits"].astype(np.float32)
-            self.logits = logits if self.logits is None else np.concatenate([self.logits, logits])
+        if self.inception and "logits" in outputs:
+            self.inception.add(outputs["logits"])
         self.count += len(rows)
 
     def digest(self) -> str:
@@ -126,25 +132,27 @@ class Part:
     def save(self, path: Path) -> None:
         """Writes the file, whole or not at all."""
         arrays: dict[str, Any] = {"count": self.count, "kept": self.kept}
-        for name, found in self.sums.items():
+        for name, found in {**self.sums, **({"inception": self.inception} if self.inception else {})}.items():
             arrays |= {f"{name}.{key}": value for key, value in found.to_arrays().items()}
-        if self.logits is not None:
-            arrays["logits"] = self.logits
         with whole(path) as half, open(half, "wb") as file:
             np.savez(file, **arrays)
 
     @classmethod
-    def load(cls, path: Path) -> Part:
-        """Reads the file; an empty part if there is none."""
+    def load(cls, path: Path, scored: int = 0) -> Part:
+        """Reads the file; an empty part if there is none, or if it is a file of former versions, with all logits."""
         if not path.is_file():
-            return cls.empty()
+            return cls.empty(scored)
         with np.load(path, allow_pickle=False) as stored:
+            if "logits" in stored.files:
+                return cls.empty(scored)
             arrays = {name: stored[name] for name in stored.files}
         sums: dict[str, dict[str, np.ndarray]] = {}
         for name, _, key in (full.partition(".") for full in arrays if "." in full):
             sums.setdefault(name, {})[key] = arrays[f"{name}.{key}"]
+        inception = sums.pop("inception", None)
         found = {name: Blocks.from_arrays(state) for name, state in sums.items()}
-        return cls(int(arrays["count"]), found, arrays["kept"], arrays.get("logits"))
+        scores = ScoreSums.from_arrays(inception) if inception else None
+        return cls(int(arrays["count"]), found, arrays["kept"], scores)
 
 
 def seen(samples: np.ndarray, data_range: Range = IMAGES, rule: str = "round_half_up") -> np.ndarray:
@@ -187,7 +195,7 @@ def outputs_of(features: Measured, images: np.ndarray) -> dict[str, np.ndarray]:
     found: Any = features(images)
     if isinstance(found, InceptionFeatures):
         named = {"features": found.pool3, "spatial": found.spatial, "logits": found.logits}
-        return {name: np.asarray(value) for name, value in named.items()}
+        return jax.device_get(named)
     return {"features": np.asarray(found)}
 
 
@@ -214,8 +222,8 @@ def scores(part: Part, reference: Part, settings: EvaluationSettings) -> dict[st
     if settings.extrapolate:
         name = f"frechet extrapolated from {len(part.kept)} to {settings.extrapolate}"
         found[name] = _extrapolated(part.kept, reference.moments["features"], settings.extrapolate)
-    if part.logits is not None:
-        found["inception_score"] = float(inception_score(part.logits, splits=min(10, len(part.logits))).mean)
+    if part.inception and part.inception.count:
+        found["inception_score"] = float(part.inception.score().mean)
     return found
 
 
@@ -238,7 +246,7 @@ def published_reference(path: str | Path) -> Part:
         raise ValueError(f"{path} holds images but no statistics: give it as config.reference, a source of images.")
     named = {"features": found.moments, "spatial": found.spatial}
     sums = {name: Blocks.of(known) for name, known in named.items() if known is not None}
-    return Part(found.moments.count or 0, sums, np.zeros((0, 0)), None)
+    return Part(found.moments.count or 0, sums, np.zeros((0, 0)))
 
 
 def summary(found: Sequence[Mapping[str, float]]) -> dict[str, float]:

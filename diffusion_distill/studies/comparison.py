@@ -247,7 +247,7 @@ def _measure(
     next(batches(sampler, how, 0))  # compiles what is not yet
     found, seconds, squares = [], 0.0, 0.0
     for repetition in range(how.repetitions):
-        part, begun = Part.empty(), time.monotonic()
+        part, begun = Part.empty(how.count), time.monotonic()
         for first, images in batches(sampler, how, repetition):
             seconds += time.monotonic() - begun
             part.add(outputs_of(features, seen(images, sampler.model.data_range, how.quantisation)), how.kept)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import weakref
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,9 +29,9 @@ from diffusion_distill.api.sampling import Sampler, sampler_of
 from diffusion_distill.base import interrupts
 from diffusion_distill.data import folder, from_arrays
 from diffusion_distill.data.quantise import quantise
-from diffusion_distill.evaluation import frechet_distance, moments, pixel_features
+from diffusion_distill.evaluation import frechet_distance, inception_score, moments, pixel_features
 from diffusion_distill.evaluation.classifier_network import Classifier
-from diffusion_distill.evaluation.features import FromFunction, Inception, Pixels
+from diffusion_distill.evaluation.features import FromFunction, Inception, InceptionFeatures, Pixels
 from diffusion_distill.evaluation.measuring import EvaluationSettings, Part
 from diffusion_distill.methods.phases import Phase
 from diffusion_distill.training.artefact import Artefact
@@ -107,17 +108,21 @@ def test_another_evaluation_in_the_same_folder_is_refused(teacher: Artefact, ref
 
 
 def test_parts_are_what_they_were_after_saving(tmp_path: Path) -> None:
-    rng, part = np.random.default_rng(1), Part.empty()
+    rng, part = np.random.default_rng(1), Part.empty(scored=70)
     rows = rng.standard_normal((50, 3)).astype(np.float32)
-    logits = rng.standard_normal((50, 7)).astype(np.float32)
+    logits = rng.standard_normal((70, 7)).astype(np.float32)
     for begin in range(0, 50, 16):
-        part.add({"features": rows[begin : begin + 16], "logits": logits[begin : begin + 16]}, limit=20)
+        end = min(begin + 16, 50)
+        part.add({"features": rows[begin:end], "logits": logits[begin:end]}, limit=20)
     part.save(tmp_path / "a" / "part.npz")
     again = Part.load(tmp_path / "a" / "part.npz")
     for found in (part, again):
-        assert found.count == 50 and found.logits is not None
+        assert found.count == 50 and found.inception is not None
         np.testing.assert_array_equal(found.kept, rows[:20])
-        np.testing.assert_array_equal(found.logits, logits)
+        with pytest.raises(ValueError, match="50 images were added; the parts are of 70"):
+            found.inception.score()
+        found.inception.add(logits[50:])
+        assert found.inception.score().scores.tolist() == inception_score(logits, splits=10).scores.tolist()
         np.testing.assert_allclose(found.moments["features"].cov, np.cov(rows.T), rtol=1e-5)
     np.testing.assert_array_equal(again.moments["features"].cov, part.moments["features"].cov)
     assert Part.load(tmp_path / "none.npz").count == 0
@@ -283,3 +288,33 @@ def test_data_of_any_shape_and_any_function_as_features(shape: tuple[int, ...], 
     if bounded:
         moved = dd.evaluate(3 + 2 * samples, 3 + 2 * others, features=mean, data_range=(1, 5))
         assert moved == pytest.approx(found, rel=1e-3)
+
+
+class Scored(Inception):
+    """Inception's outputs without its network, and how many images' outputs were alive whenever more were asked for."""
+
+    alive: ClassVar[list[weakref.ref]] = []
+    most: ClassVar[list[int]] = []
+
+    def __call__(self, images: Any) -> InceptionFeatures:
+        self.most.append(sum(len(found) for reference in self.alive if (found := reference()) is not None))
+        flat = images.reshape(len(images), -1) / np.float32(50)
+        found = InceptionFeatures(flat, flat + 1, np.sin(np.arange(7, dtype=np.float32) * flat[:, :1]))
+        self.alive.extend(map(weakref.ref, found))
+        return found
+
+
+@pytest.mark.fast
+def test_an_evaluation_holds_no_more_than_two_batches(teacher: Artefact, tmp_path: Path) -> None:
+    """... beside what it keeps, and its numbers are those of all images at once."""
+    Scored.alive.clear()
+    Scored.most.clear()
+    settings, features = replace(SETTINGS, repetitions=1, batch_size=8, kept=10), Scored({})
+    reference = reference_of(from_arrays(real_images()), features, settings)
+    sampler = {"ddim": partial(sampler_of, teacher, steps=1)}
+    [row] = evaluate_samplers(sampler, features, reference, settings, {}, tmp_path, lambda line: None)
+    assert len(Scored.most) == 12 + 13 and max(Scored.most) <= 2 * 3 * settings.batch_size
+    taken, real = (features(quantise(images)) for images in (api.sample(teacher, 100, 1), real_images()))
+    found = frechet_distance(moments(taken.spatial), moments(real.spatial))
+    assert row["sfid"] == pytest.approx(found, rel=1e-4)
+    assert row["inception_score"] == pytest.approx(inception_score(taken.logits, splits=10).mean, rel=1e-4)

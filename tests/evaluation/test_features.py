@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from diffusion_distill.evaluation import features
 from diffusion_distill.evaluation.features import FromFunction, Inception, Pixels, network_input
 from diffusion_distill.evaluation.inception_network import SIZE
+from diffusion_distill.training.sharding import data_mesh, replicated
 
 Flat = dict[str, np.ndarray]
 
@@ -93,3 +95,23 @@ def test_pixels_and_functions_are_features() -> None:
         every[0](images / 255)
     with pytest.raises(ValueError, match=r"'mean' of 2 images have shape \(2, 1\); need \[2, 4\]"):
         dataclasses.replace(own, width=4)(images)
+
+
+@pytest.mark.fast
+def test_inception_splits_images_over_the_devices_that_have_its_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network is replaced by channel means, so that nothing large is compiled."""
+    places = []
+
+    def means(params: Any, x: jax.Array, dtype: str) -> features.Outputs:
+        places.append([shard.data.shape[0] for shard in x.addressable_shards])
+        return features.Outputs(*[jnp.asarray(params["scale"] * x.mean(axis=(1, 2)))] * 7)
+
+    monkeypatch.setattr(features, "_outputs", means)
+    images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 3), np.uint8)
+    params, mesh = {"scale": jnp.float32(2)}, data_mesh()
+    one, all_devices = Inception(params), Inception(jax.device_put(params, replicated(mesh)))
+    for found, expected in zip(all_devices(images), one(images), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    assert places == [[2] * mesh.size, [11]], "11 images on 8 devices are filled up to 16"
+    with pytest.raises(TypeError, match="need uint8"):
+        all_devices(images.astype(np.float32))

@@ -12,10 +12,12 @@ from conventions import consecutive_blocks
 from metric_data import normal
 
 from diffusion_distill.evaluation import (
+    ScoreSums,
     inception_score,
     kid,
     random_subsets,
 )
+from diffusion_distill.evaluation.inception_score import borders
 
 # Inception Score: cases that can be counted by hand
 
@@ -44,11 +46,21 @@ def test_parts_of_the_images() -> None:
     assert inception_score(shifted).mean == pytest.approx(inception_score(logits).mean, rel=1e-12)
 
 
-def test_blocks_of_rows_do_not_change_the_score(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [1, 7, 50])
+@pytest.mark.parametrize("parts", [{"splits": 4}, {"chunk": 15}, {}])
+def test_batches_do_not_change_a_bit_of_the_score(
+    size: int, parts: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     logits = normal(42, 50, 6)
-    whole = inception_score(logits).mean
-    monkeypatch.setattr(sys.modules[inception_score.__module__], "ROWS", 7)
-    assert inception_score(logits).mean == pytest.approx(whole, rel=1e-14)
+    whole, sums = inception_score(logits, **parts), ScoreSums(borders(50, **parts))
+    monkeypatch.setattr(sys.modules[inception_score.__module__], "ROWS", 5)
+    for begin in range(0, 50, size):
+        sums = ScoreSums.from_arrays(sums.to_arrays())
+        sums.add(logits[begin : begin + size])
+    found = sums.score()
+    assert (found.mean, found.std, found.scores.tolist()) == (whole.mean, whole.std, whole.scores.tolist())
+    with pytest.raises(ValueError, match="51 images were added; the parts are of 50"):
+        sums.add(logits[:1])
 
 
 # Kernel distance
