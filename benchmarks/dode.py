@@ -1,6 +1,6 @@
 """What fitting a D-ODE solver costs beside the network calls that it needs, in the same run.
 
-    python benchmarks/dode.py [--devices 2] [--net demo] [--steps 10] [--scale 10] [--batch 100] [--out FILE.json]
+    python benchmarks/dode.py [--devices 2] [--net demo] [--steps 10] [--scale 10] [--batch 32] [--out FILE.json]
 
 A fit calls the network for every evaluation of its teacher and of its student, (scale + 1) times the student's if both
 are the same solver, on one batch. The bound is as many bare calls of the compiled denoiser. Teachers are those that
@@ -9,13 +9,10 @@ are the same solver, on one batch. The bound is as many bare calls of the compil
 
 from __future__ import annotations
 
-import argparse
-import os
-from pathlib import Path
-
 import jax
 from _device_common import random_params
 from _nets import NETS, model_of
+from _options import parser_of
 from _rounds import by_turns
 from _verdicts import Verdict, compared, report
 from sampling import bare_calls
@@ -59,15 +56,12 @@ def measure(name: str, solver: str, steps: int, scale: int, batch: int, rounds: 
 
 def main() -> None:
     """Measures the chosen solvers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="devices to split a CPU into")
+    parser = parser_of(__doc__, rounds=3)
     parser.add_argument("--net", choices=NETS, default="demo")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--scale", type=int, default=10)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--solver", action="append", help="in place of all; may be repeated")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="a JSON file of the verdicts")
     options = parser.parse_args()
     use_cpu_devices(options.devices)
     keep_compiled()

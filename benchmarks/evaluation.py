@@ -15,10 +15,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
+from _options import parser_of
 from _rounds import in_turn, serve
 from _verdicts import Verdict, alone, compared, report
 
@@ -49,11 +49,13 @@ def our_features(options: argparse.Namespace) -> Work:
     """One batch through our network, on all devices."""
     import jax
 
+    from diffusion_distill.base.compilation import keep_compiled
     from diffusion_distill.evaluation.features import Inception
     from diffusion_distill.evaluation.inception_network import SIZE, InceptionV3
     from diffusion_distill.training.sharding import data_mesh, replicated, use_cpu_devices
 
     use_cpu_devices(options.devices)
+    keep_compiled()
     params = InceptionV3().init(jax.random.key(0), np.zeros((1, SIZE, SIZE, 3), np.float32))["params"]
     network, batch = Inception(jax.device_put(params, replicated(data_mesh()))), images(options.batch)
     return lambda: np.asarray(network(batch).pool3)
@@ -118,13 +120,10 @@ def measure(question: str, options: argparse.Namespace) -> list[Verdict]:
 
 def main() -> None:
     """Measures the chosen questions."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="devices to split a CPU into")
+    parser = parser_of(__doc__, rounds=8)
     parser.add_argument("--batch", type=int, default=8, help="images whose features are taken at once")
     parser.add_argument("--width", type=int, default=2048, help="of the features of the Fréchet distance")
     parser.add_argument("--question", choices=[*PEERS, "all"], default="all")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--out", type=Path, help="a JSON file of the verdicts")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:

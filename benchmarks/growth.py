@@ -14,8 +14,6 @@ JAX's differentiation of the network keeps for it; a compiler may need less by c
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from _device_common import random_params
 from _nets import NETS
+from _options import parser_of
 from _rounds import by_turns
 from _updates import images, update_of, updates
 from _verdicts import Spread, Verdict, bounded, report
@@ -230,11 +229,8 @@ def measured(quick: bool, rounds: int) -> tuple[list[Growth], list[Growth]]:
 
 def main() -> None:
     """Measures, and draws if asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="devices to split a CPU into")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = parser_of(__doc__, rounds=5)
     parser.add_argument("--quick", action="store_true", help="two sizes of each, to see that it works")
-    parser.add_argument("--out", type=Path, help="a JSON file of the verdicts")
     parser.add_argument("--picture", type=Path, help="a picture of the growth")
     options = parser.parse_args()
     use_cpu_devices(options.devices)

@@ -10,9 +10,7 @@ what the input costs where both share the machine. All run in turn.
 
 from __future__ import annotations
 
-import argparse
 import io
-import os
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from _nets import NETS, model_of
+from _options import parser_of
 from _rounds import by_turns
 from _updates import passes
 from _verdicts import Verdict, bounded, compared, milliseconds, report
@@ -107,11 +106,8 @@ def measure_sources(rounds: int) -> list[Verdict]:
 
 def main() -> None:
     """Measures the gradients and the sources."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="devices to split a CPU into")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = parser_of(__doc__, rounds=5)
     parser.add_argument("--net", choices=FED, help="prefetch for this network only, and measure no sources")
-    parser.add_argument("--out", type=Path, help="a JSON file of the verdicts")
     options = parser.parse_args()
     use_cpu_devices(options.devices)
     keep_compiled()

@@ -9,15 +9,13 @@ rate. No convolution reaches it, and norms and activations have no FLOPs in this
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from _device_common import random_params
 from _nets import NETS, model_of
+from _options import parser_of
 from _rounds import by_turns
 from _updates import images, passes
 from _verdicts import Verdict, bounded, milliseconds, report
@@ -64,12 +62,9 @@ def measure(name: str, batch: int, rounds: int) -> list[Verdict]:
 
 def main() -> None:
     """Measures the chosen networks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="devices to split a CPU into")
+    parser = parser_of(__doc__, rounds=5)
     parser.add_argument("--net", choices=[*NETS, "all"], default="all")
     parser.add_argument("--batch", type=int, help="in place of the network's own")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="a JSON file of the verdicts")
     options = parser.parse_args()
     use_cpu_devices(options.devices)
     keep_compiled()

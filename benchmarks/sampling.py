@@ -11,10 +11,7 @@ network, so its bound is too. Where several CPU devices share a batch, bare call
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from _device_common import random_params
 from _nets import NETS
+from _options import parser_of
 from _rounds import Times, by_turns
 from _verdicts import Verdict, compared, report
 
@@ -99,13 +97,10 @@ def measure(name: str, solver: str, steps: int, rounds: int) -> list[Verdict]:
 
 def main() -> None:
     """Measures the chosen solvers."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="devices to split a CPU into")
+    parser = parser_of(__doc__, rounds=15)
     parser.add_argument("--net", choices=NETS, default="demo")
     parser.add_argument("--steps", type=int, action="append", help="of the solver; may be repeated; 8 by default")
     parser.add_argument("--solver", action="append", help="in place of one of every kind; may be repeated")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, help="a JSON file of the verdicts")
     options = parser.parse_args()
     use_cpu_devices(options.devices)
     keep_compiled()

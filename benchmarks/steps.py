@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from _nets import NETS, model_of
+from _options import parser_of
 from _rounds import in_turn, serve
 from _updates import images, passes, update_of, updates
 from _verdicts import Verdict, alone, compared, report
@@ -69,12 +70,9 @@ def measure(name: str, method: str, options: argparse.Namespace) -> list[Verdict
 
 def main() -> None:
     """Measures the chosen networks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", type=int, default=os.cpu_count(), help="devices to split a CPU into")
+    parser = parser_of(__doc__, rounds=6)
     parser.add_argument("--net", choices=[*NETS, "all"], default="all")
     parser.add_argument("--method", choices=[*METHODS, "all"], default="all")
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--out", type=Path, help="a JSON file of the verdicts")
     parser.add_argument("--serve", choices=[*METHODS, "gradient"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:

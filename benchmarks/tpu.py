@@ -36,7 +36,7 @@ COLUMNS = [
     "what",
     "lower s",
     "compile s",
-    "of a core",
+    "core s",
     "argument MB",
     "temporary MB",
     "output MB",
