@@ -31,7 +31,7 @@ import pytest
 
 from diffusion_distill.training.sharding import use_cpu_devices
 
-use_cpu_devices(8)
+use_cpu_devices(8, keep_memory=False)  # many tests follow each other in a process
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import toys

@@ -57,7 +57,8 @@ def keep_compiled() -> Path | None:
 
 def run_once(function: Callable[..., Any], *arguments: Any) -> Any:
     """function(*arguments), as one program. A CPU's is compiled without optimising, which takes half of the time."""
-    if jax.default_backend() != "cpu" or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments)):
+    traced = any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(arguments))
+    if jax.default_backend() != "cpu" or traced or jax.config.values["jax_disable_jit"]:
         return jax.jit(function)(*arguments)
     program = jax.jit(function).lower(*arguments)
     return program.compile({"xla_backend_optimization_level": "0"})(*arguments)

@@ -19,7 +19,7 @@ from diffusion_distill.base.heap import keep_freed_memory
 from diffusion_distill.base.typing import Batch
 
 
-def use_cpu_devices(count: int, keep_memory: bool = False) -> None:
+def use_cpu_devices(count: int, keep_memory: bool = True) -> None:
     """Splits the CPU into `count` devices: one per core is fastest, more simulate a larger machine.
 
     Call it before JAX is first used. XLA's thread pool gets one thread more than there are devices: they wait
@@ -28,7 +28,7 @@ def use_cpu_devices(count: int, keep_memory: bool = False) -> None:
 
     Args:
       count: number of devices.
-      keep_memory: keeps freed memory for the process: large networks gain by it, small ones lose; see `base.heap`.
+      keep_memory: keeps freed memory for the process, which then stays as large as it once was; see `base.heap`.
 
     Raises:
       RuntimeError: JAX has already started its devices.

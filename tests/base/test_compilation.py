@@ -105,3 +105,5 @@ def test_what_runs_once_is_the_function_also_inside_of_others() -> None:
     np.testing.assert_allclose(compilation.run_once(draw, key), expected, rtol=1e-6)
     np.testing.assert_allclose(jax.jit(partial(compilation.run_once, draw))(key), expected, rtol=1e-6)
     assert jax.eval_shape(partial(compilation.run_once, draw), key).shape == (3,)
+    with jax.disable_jit():
+        np.testing.assert_allclose(compilation.run_once(draw, key), expected, rtol=1e-6)

@@ -75,6 +75,10 @@ def scanned(a: jax.Array, b: jax.Array) -> jax.Array:
     return lax.scan(lambda c, _: (c + jnp.sum(a @ b), None), jnp.zeros(()), None, length=5)[0]
 
 
+def on_this_device(a: jax.Array, b: jax.Array) -> jax.Array:
+    return lax.platform_dependent(a, b, cpu=lambda a, b: product(a, b) + product(2 * a, b), default=product)
+
+
 def switched(a: jax.Array, b: jax.Array) -> jax.Array:
     many = lambda: jnp.sum((a @ b) @ b)  # noqa: E731
     return lax.switch(jnp.argmax(a[0]), [lambda: jnp.sum(a @ b), many, lambda: jnp.sum(a)])
@@ -107,6 +111,7 @@ def kernel(a: jax.Array, b: jax.Array) -> jax.Array:
         (scanned, 5),
         (lambda a, b: lax.fori_loop(0, 3, lambda k, c: c + jnp.sum(a @ b), 0.0), 3),
         (switched, 2),
+        (on_this_device, 1),
         (sharded, 1),
         (kernel, 1),
         (lambda a, b: lax.while_loop(lambda c: c < 3, lambda c: c + 1, jnp.sum(a @ b)), 1),

@@ -65,6 +65,7 @@ def test_descriptions_without_the_field_are_those_of_networks_that_keep_everythi
 #: Layers outside of the blocks, and what they tell the blocks, stay float32.
 FLOAT32 = {"conv_out", "dense0", "dense1", "class_emb", "augment_emb"}
 FLOAT32 |= {"patch_emb", "modulation", "modulation_out", "dense_out"}  # of the transformer
+FLOAT32 |= {"per_channel"}  # the statistics of a group norm, on a CPU
 
 
 @pytest.mark.parametrize("name", EVERY_LAYER)

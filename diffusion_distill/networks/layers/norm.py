@@ -8,10 +8,13 @@ The statistics are computed in float32 whatever the compute dtype of the network
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.nn.initializers import ones, zeros
 
@@ -55,7 +58,21 @@ def _group_mean(x: Array, num_groups: int) -> Array:
     batch, height, width, channels = x.shape
     per_channel = jnp.sum(x.reshape(batch, height * width, channels), axis=1)  # pixels first: channels are contiguous
     per_group = jnp.mean(per_channel.reshape(batch, num_groups, -1), axis=-1) / (height * width)
-    return jnp.repeat(per_group, channels // num_groups, axis=-1)
+    if (count := channels // num_groups) == 1:
+        return per_group
+    by_product, by_repeating = partial(_repeated_by_product, count=count), partial(jnp.repeat, repeats=count, axis=-1)
+    return lax.platform_dependent(per_group, cpu=by_product, default=by_repeating)
+
+
+def _repeated_by_product(per_group: Array, count: int) -> Array:
+    """[batch, groups] -> [batch, groups * count], each number `count` times: what `jnp.repeat` does.
+
+    XLA on CPU repeats a `jnp.repeat` for each element of the image that reads it, and then uses no vector instructions:
+    the two convolutions and the norm of a block took 1.1 to 1.2 times as long. A matrix product is done once.
+    """
+    members = np.repeat(np.eye(per_group.shape[-1], dtype=np.float32), count, axis=-1)
+    with jax.named_scope("per_channel"):
+        return lax.dot(per_group, members, precision=lax.Precision.HIGHEST)
 
 
 def over_pixels(per_channel: Array) -> Array:
