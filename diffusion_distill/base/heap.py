@@ -45,17 +45,13 @@ def _ask_for_large_pages(libc: ctypes.CDLL) -> None:
     limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
     if any(limit != resource.RLIM_INFINITY for limit in limits):
         return  # addresses are what is limited
-    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
-        ctypes.c_void_p,
-        [ctypes.c_size_t],
-        [ctypes.c_void_p],
-    )
-    size = int(os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE * _LARGE)
-    begin = libc.malloc(size)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    page = mmap.PAGESIZE
+    pages = int(os.sysconf("SC_PHYS_PAGES") * _LARGE)
+    begin = libc.malloc(pages * page)
     if begin is None:  # the system promises no more than it has
         return
-    first = -begin % mmap.PAGESIZE
-    libc.madvise(
-        ctypes.c_void_p(begin + first), ctypes.c_size_t(size - first - size % mmap.PAGESIZE), mmap.MADV_HUGEPAGE
-    )
+    aligned = begin + -begin % page
+    libc.madvise(ctypes.c_void_p(aligned), ctypes.c_size_t((pages - 1) * page), mmap.MADV_HUGEPAGE)
     libc.free(begin)
