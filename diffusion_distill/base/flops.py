@@ -20,9 +20,9 @@ def count_flops(function: Callable[..., Any], *arguments: Any) -> int:
     """FLOPs of function(*arguments).
 
     Gradients of a function with rules of its own (`jax.custom_vjp`, `jax.custom_jvp`) are not looked at: the function
-    counts as it is written forward. A checkpointed function (`jax.checkpoint`) counts once. Of the
-    branches of `jax.lax.cond` the largest counts, of those of `jax.lax.platform_dependent` the default: a form that is
-    faster on one kind of device although it has more operations does not change the FLOPs of a model.
+    counts as it is written forward. A checkpointed function (`jax.checkpoint`) counts once. Of the branches of
+    `jax.lax.cond` the largest counts, of those of `jax.lax.platform_dependent` the default: a form that is faster on
+    one kind of device although it has more operations does not change the FLOPs of a model.
 
     Args:
       arguments: trees of arrays, or of `jax.ShapeDtypeStruct`s of their shapes.

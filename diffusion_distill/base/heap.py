@@ -12,6 +12,7 @@ import ctypes
 import mmap
 import os
 import sys
+from pathlib import Path
 
 #: glibc's mallopt parameters (malloc.h), with what makes it keep memory: one heap for all threads, which is never
 #: made smaller, grows by 64 MB, and serves blocks of any size.
@@ -40,11 +41,8 @@ def keep_freed_memory() -> bool:
 
 def _ask_for_large_pages(libc: ctypes.CDLL) -> None:
     """Makes the heap that large, which takes addresses and no memory, and asks for large pages wherever it grows."""
-    import resource  # not on every system
-
-    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
-    if any(limit != resource.RLIM_INFINITY for limit in limits):
-        return  # addresses are what is limited
+    if _addresses_are_limited():
+        return
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
     libc.free.argtypes = [ctypes.c_void_p]
     page = mmap.PAGESIZE
@@ -55,3 +53,13 @@ def _ask_for_large_pages(libc: ctypes.CDLL) -> None:
     aligned = begin + -begin % page
     libc.madvise(ctypes.c_void_p(aligned), ctypes.c_size_t((pages - 1) * page), mmap.MADV_HUGEPAGE)
     libc.free(begin)
+
+
+def _addresses_are_limited() -> bool:
+    """Whether this process, or all processes of the system together, may have only so many addresses."""
+    import resource  # not on every system
+
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    overcommit = Path("/proc/sys/vm/overcommit_memory")  # 2: every address counts as memory that is used
+    strict = overcommit.is_file() and overcommit.read_text().strip() == "2"
+    return strict or any(limit != resource.RLIM_INFINITY for limit in limits)
