@@ -89,8 +89,8 @@ class _Residual(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x, channels = residual_stream(x), x.shape[-1]
-        h = nn.swish(GroupNorm(self.num_groups, name="norm1")(x))
-        h = nn.swish(GroupNorm(self.num_groups, name="norm2")(Conv(channels, name="conv1")(h)))
+        h = GroupNorm(self.num_groups, name="norm1").swish(x)
+        h = GroupNorm(self.num_groups, name="norm2").swish(Conv(channels, name="conv1")(h))
         return x + Conv(channels, role="last", name="conv2")(h)
 
 

@@ -200,7 +200,7 @@ class SongUNet(nn.Module):
                 h = self._residual(f"up_{level}.block_{block}", h, emb, train, features=self.ch * mult)
             h = self._attention(f"up_{level}.attn_{self.num_res_blocks}", h)
             if level == 0 or self.decoder == "skip":
-                out = nn.swish(GroupNorm(*NORM, name=f"up_{level}.norm_out")(h))
+                out = GroupNorm(*NORM, name=f"up_{level}.norm_out").swish(h)
                 out = Conv(self.out_ch, init_rule=INIT_RULE, role="last", name=f"up_{level}.conv_out")(out)
                 aux = out if aux is None else out + aux
             if level > 0:

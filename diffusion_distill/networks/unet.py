@@ -182,7 +182,7 @@ class UNet(nn.Module):
             if level > 0:
                 h = self._resample(f"up_{level}.upsample", "up", h, emb, train)
 
-        h = nn.swish(GroupNorm(*self._norm, name="norm_out")(h))
+        h = GroupNorm(*self._norm, name="norm_out").swish(h)
         return Conv(self.out_ch, init_rule=self.init_rule, role="last", name="conv_out")(h)
 
     # Below, what is between the blocks; each returns an image, or the embedding.

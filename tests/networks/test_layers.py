@@ -35,22 +35,51 @@ def test_group_norm_with_film_is_the_formula_and_survives_a_large_mean() -> None
     chex.assert_trees_all_close(out, expected, rtol=1e-7, atol=1e-3)  # float32 rounds x = 300 to 3e-5
 
 
-def test_group_norm_gradient_is_that_of_the_plain_formula() -> None:
+@pytest.mark.parametrize("swish", [False, True], ids=["", "swish"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_group_norm_derivatives_are_those_of_the_plain_formula(dtype: str, swish: bool) -> None:
+    """Backwards, forwards, and of second order; the same numbers, which bfloat16 holds, in both types."""
     rng = np.random.default_rng(3)
-    x, cotangent = jnp.asarray(rng.normal(1.0, 1.0, (2, 2, 4, 4, 64)), jnp.float32)
-    scale, shift = jnp.asarray(rng.normal(size=(2, 2, 64)), jnp.float32)
+    draw = lambda *shape: jnp.asarray(rng.normal(1.0, 1.0, shape), jnp.bfloat16).astype(jnp.float32)  # noqa: E731
+    x, cotangent = draw(2, 4, 4, 64), draw(2, 4, 4, 64)
+    scale, shift = draw(2, 64), draw(2, 64)
 
     def plain(x, scale, shift):
         groups = x.reshape(2, 16, 32, 2)
         mean, variance = (f(groups, axis=(1, 3), keepdims=True) for f in (jnp.mean, jnp.var))
         normal = ((groups - mean) / jnp.sqrt(variance + 1e-6)).reshape(x.shape)
-        return jnp.sum(cotangent * (normal * scale[:, None, None] + shift[:, None, None]))
+        u = normal * scale[:, None, None] + shift[:, None, None]
+        return jnp.sum(cotangent * (u * jax.nn.sigmoid(u) if swish else u))
+
+    norm = layers.group_norm_swish if swish else layers.group_norm
 
     def ours(x, scale, shift):
-        return jnp.sum(cotangent * layers.group_norm(x, scale, shift))
+        return jnp.sum(cotangent * norm(x.astype(dtype), scale, shift))
 
-    gradients = (jax.grad(f, argnums=(0, 1, 2))(x, scale, shift) for f in (ours, plain))
-    chex.assert_trees_all_close(*gradients, rtol=1e-3, atol=1e-5)
+    def squared(f):
+        return lambda x, scale, shift: jnp.sum(jax.grad(f, argnums=1)(x, scale, shift) ** 2)
+
+    arguments, change = (x, scale, shift), (draw(2, 4, 4, 64), draw(2, 64), draw(2, 64))
+    rtol, atol = (1e-3, 1e-4) if dtype == "float32" else (1e-2, 0.1)  # the gradient by x is rounded to bfloat16
+    first = (jax.grad(f, argnums=(0, 1, 2))(*arguments) for f in (ours, plain))
+    chex.assert_trees_all_close(*first, rtol=rtol, atol=atol)
+    forwards = (jax.jvp(f, arguments, change)[1] for f in (ours, plain))
+    chex.assert_trees_all_close(*forwards, rtol=1e-4, atol=1e-3)
+    second = (jax.grad(squared(f), argnums=2)(*arguments) for f in (ours, plain))
+    chex.assert_trees_all_close(*second, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0, 100.0, 1e4], ids=lambda r: f"mean {r:g} deviations")
+def test_group_norm_of_bfloat16_is_that_of_the_rounded_numbers(ratio: float) -> None:
+    """Its variance is E[x^2] - E[x]^2, which must not show in numbers that bfloat16 can tell apart, nor give NaN."""
+    rng = np.random.default_rng(4)
+    x = jnp.asarray(ratio + rng.normal(size=(2, 8, 8, 64)), jnp.bfloat16)
+    scale, shift = jnp.ones(64), jnp.zeros(64)
+    gradient = jax.grad(lambda x: jnp.sum(layers.group_norm_swish(x, scale, shift)))(x)
+    chex.assert_tree_all_finite(gradient)
+    wanted = layers.group_norm_swish(x.astype(jnp.float32), scale, shift)
+    got = layers.group_norm_swish(x, scale, shift)
+    chex.assert_trees_all_close(got, wanted, rtol=2e-2, atol=2e-2)
 
 
 def test_upsample_then_downsample_is_the_identity() -> None:

@@ -9,7 +9,7 @@ from diffusion_distill.networks.layers.attention import Attention, attend, fused
 from diffusion_distill.networks.layers.convolution import Conv, FusedConv, convolution
 from diffusion_distill.networks.layers.features import FourierFeatures, fourier_features, sinusoidal_features
 from diffusion_distill.networks.layers.initial import INIT_RULES, Role, initial
-from diffusion_distill.networks.layers.norm import GroupNorm, NormSettings, group_norm, norm_groups
+from diffusion_distill.networks.layers.norm import GroupNorm, NormSettings, group_norm, group_norm_swish, norm_groups
 from diffusion_distill.networks.layers.recompute import remat
 from diffusion_distill.networks.layers.resampling import (
     Resample,
@@ -43,6 +43,7 @@ __all__ = [
     "fourier_features",
     "fused_fits",
     "group_norm",
+    "group_norm_swish",
     "initial",
     "norm_groups",
     "plain_attention",

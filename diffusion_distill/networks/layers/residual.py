@@ -55,10 +55,10 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Array, emb: Array, train: bool) -> Array:
         """x [batch, height, width, in], emb [batch, emb_ch], swish applied -> [batch, height', width', features]."""
         x = residual_stream(x)
-        h = nn.swish(GroupNorm(*self.norm, name="norm1")(x))
+        h = GroupNorm(*self.norm, name="norm1").swish(x)
         h = self._resampled("conv1_resample", h)
         h = Conv(self.features, init_rule=self.init_rule, dtype=self.dtype, name="conv1")(h)
-        h = nn.swish(self._conditioned(h, emb))
+        h = self._conditioned(h, emb)
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = Conv(self.features, init_rule=self.init_rule, role="last", dtype=self.dtype, name="conv2")(h)
         shortcut = self._resampled("shortcut_resample", x)
@@ -67,14 +67,14 @@ class ResidualBlock(nn.Module):
         return self.skip_scale * (shortcut + h)
 
     def _conditioned(self, h: Array, emb: Array) -> Array:
-        """norm2 of h and the embedding."""
+        """swish(norm2) of h and the embedding."""
         width = 2 * self.features if self.film else self.features
         projected = self._dense("temb_proj", emb.shape[-1], width)(emb)
         norm = GroupNorm(*self.norm, name="norm2")
         if self.film:
             scale, shift = jnp.split(projected, 2, axis=-1)
-            return norm(h, film=(scale, shift))
-        return norm(h + over_pixels(projected))
+            return norm.swish(h, film=(scale, shift))
+        return norm.swish(h + over_pixels(projected))
 
     def _resampled(self, name: str, x: Array) -> Array:
         if self.taps and self.resample != "none":
