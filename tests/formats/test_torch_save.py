@@ -81,7 +81,7 @@ BAD_ZIPS: dict[str, tuple[Any, Callable[[dict[str, bytes]], Any] | None, str]] =
     "a call below a module": ({"a": [Bomb()]}, None, "nothing of it is run"),
     "beyond its storage": (view((2, 4), (4, 1)), None, r"'t': a tensor of size \(2, 4\).* is not in its storage of 6"),
     "before its storage": (view((2,), (1,), -1), None, "from element -1"),
-    "empty": (view((0,), (1,)), None, "is not in its storage"),
+    "empty, and beyond its storage": (view((0,), (1,), 7), None, "is not in its storage"),
     "huge": (view((2**62,), (0,)), None, "is not in its storage"),
     "more than the file": (wide(1000), None, "all tensors together are larger than the file"),
     "no tensor": ({"t": 3}, None, "'t' is 3, not a tensor"),
