@@ -1,18 +1,19 @@
-"""The U-Net of progressive distillation (Salimans & Ho 2022, appendix; the skeleton is Ho et al. 2020).
+"""The U-Net of Ho et al. (2020) and what was made of it: DDPM, improved DDPM, ADM, progressive distillation.
 
-    emb = swish(dense1(swish(dense0(sinusoid(time)))) [+ class_emb(one_hot(label))])
+    emb    swish(dense1(swish(dense0(sinusoid(time)))) [+ class_emb(one_hot(label))])
     down   per level: num_res_blocks x {residual, attention?}, every output kept; then downsample, kept too
     middle residual, attention, residual
     up     per level: (num_res_blocks + 1) x {join the kept one, residual, attention?}; then upsample
     out    norm, swish, conv
 
-Level i is ch * ch_mult[i] channels wide, at 2^-i of the image's size. Parameter names and shapes are those of
-the published checkpoints: `down_0.block_1/conv1/kernel`, `mid.attn_1/q/kernel`, `up_2.upsample/...`, ... (the
-dots belong to the names).
+Level i is int(ch * ch_mult[i]) channels wide, at 2^-i of the image's size. Parameter names and shapes are those of
+progressive distillation's checkpoints (Salimans & Ho 2022): `down_0.block_1/conv1/kernel`, `mid.attn_1/q/kernel`,
+`up_2.upsample/...`, ... (the dots belong to the names).
 
-The defaults are that program's. EDM's DhariwalUNet (Karras et al. 2022, after ADM, Dhariwal & Nichol 2021) is
-the same network with the settings `ADM`. What other published networks do differently has one place each:
-`_embed` (features, label table), `_norm`, `_heads`, `_resample`, and `ResidualBlock`, `Attention` in `layers`.
+The defaults are that program's. What other published networks do differently has one place each: `_embed` (features,
+label table), `_norm`, `_heads`, `_resample`, and `ResidualBlock`, `Attention` in `layers`. EDM's DhariwalUNet (Karras
+et al. 2022) is the network with the settings `ADM`; `weights.families` has the settings of DDPM, improved DDPM (Nichol
+& Dhariwal 2021), ADM (Dhariwal & Nichol 2021) and diffusers' UNet2DModel.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from diffusion_distill.networks.inputs import (
 )
 from diffusion_distill.networks.layers import (
     INIT_RULES,
+    RESAMPLE,
     Attention,
     Conv,
     GroupNorm,
@@ -62,21 +64,27 @@ ADM: dict[str, Any] = {
     "label_bias": False,
     "init_rule": "uniform",
 }
+DOWN_PADDINGS = ((0, 1), (1, 1))
 
 
 class UNet(nn.Module):
     """U-Net on images, a number per image (the time) and, if num_classes > 1, a label per image.
 
     Args:
-      ch: width of the first level's unit; ch * ch_mult[i] must be a multiple of 32 on every level.
+      ch: unit of the widths; int(ch * ch_mult[i]) must be a multiple of 32 on every level.
       emb_ch: width of the time embedding.
       out_ch: channels of the output.
-      ch_mult: width of each level in units of ch, finest level first.
+      ch_mult: width of each level in units of ch, finest level first; may be fractions.
       num_res_blocks: residual blocks per level on the way down (one more on the way up).
       attn_resolutions: heights at which attention follows each block; the middle always has one.
       num_heads, head_dim: exactly one of the two: the number of heads, or the channels of each.
+      num_heads_up: another number of heads on the way up.
       dropout: rate in [0, 1) inside the residual blocks, applied only if `train`.
+      film: the embedding modulates the second norm of each residual block (FiLM); False adds it before that norm.
       resblock_resample: resample in a residual block (2x2 mean, nearest) instead of a 3x3 convolution.
+      conv_resample: False resamples by 2x2 mean and nearest alone, without convolution or residual block.
+      down_padding: zeros before and after the image where a convolution halves it: (0, 1) as in DDPM and progressive
+        distillation, (1, 1) as in improved DDPM and ADM.
       num_classes: 1 means unconditional: no `class_emb`, labels are ignored.
       dtype: "float32", "bfloat16" or "float16", what convolutions and products are computed in. Parameters,
         embedding, norm statistics, softmax, the last convolution and the output are float32.
@@ -84,7 +92,7 @@ class UNet(nn.Module):
         the middle; True refuses channels that head_dim does not divide.
       cos_first, frequency_shift: see `sinusoidal_features`.
       norm_groups, norm_epsilon, norm_fewest: see `GroupNorm`.
-      wide_conv_in: the first convolution has ch * ch_mult[0] channels instead of ch.
+      wide_conv_in: the first convolution is as wide as the first level, instead of ch.
       label_bias: `class_emb` has a bias, and labels are required. Without, a missing label is the zero
         vector, and labels may be real vectors.
       label_dropout: rate at which training replaces labels by the null label, num_classes; kept here because
@@ -100,7 +108,7 @@ class UNet(nn.Module):
     ch: int
     emb_ch: int
     out_ch: int
-    ch_mult: Sequence[int]
+    ch_mult: Sequence[float]
     num_res_blocks: int
     attn_resolutions: Sequence[int]
     num_heads: int | None = None
@@ -121,11 +129,15 @@ class UNet(nn.Module):
     augment_dim: int = 0
     init_rule: str = "lecun"
     remat: bool = False
+    film: bool = True
+    conv_resample: bool = True
+    down_padding: Sequence[int] = (0, 1)
+    num_heads_up: int | None = None
 
     def __post_init__(self) -> None:
         # Tuples, so that a network built from a list (a config, JSON) is hashable and compares equal.
-        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
-        object.__setattr__(self, "attn_resolutions", tuple(self.attn_resolutions))
+        for name in ("ch_mult", "attn_resolutions", "down_padding"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         super().__post_init__()
         _check_settings(self)
 
@@ -157,33 +169,44 @@ class UNet(nn.Module):
         """
         check_images(x, time, len(self.ch_mult))
         emb = self._embed(time, labels, augment)
-        first = self.ch * self.ch_mult[0] if self.wide_conv_in else self.ch
-        h = self._conv("conv_in", x, first)
-        kept = [h]
-
-        for level, mult in enumerate(self.ch_mult):
-            for block in range(self.num_res_blocks):
-                h = self._residual(f"down_{level}.block_{block}", h, emb, train, features=self.ch * mult)
-                h = self._attention(f"down_{level}.attn_{block}", h)
-                kept.append(h)
-            if level < len(self.ch_mult) - 1:
-                h = self._resample(f"down_{level}.downsample", "down", h, emb, train)
-                kept.append(h)
-
-        h = self._residual("mid.block_1", h, emb, train, features=h.shape[-1])
-        h = self._attention("mid.attn_1", h, always=True)
-        h = self._residual("mid.block_2", h, emb, train, features=h.shape[-1])
-
-        for level, mult in reversed(list(enumerate(self.ch_mult))):
-            for block in range(self.num_res_blocks + 1):
-                h = jnp.concatenate([h, kept.pop()], axis=-1)
-                h = self._residual(f"up_{level}.block_{block}", h, emb, train, features=self.ch * mult)
-                h = self._attention(f"up_{level}.attn_{block}", h)
-            if level > 0:
-                h = self._resample(f"up_{level}.upsample", "up", h, emb, train)
-
+        h, kept = self._down(x, emb, train)
+        h = self._up(self._middle(h, emb, train), kept, emb, train)
         h = GroupNorm(*self._norm, name="norm_out").swish(h)
         return Conv(self.out_ch, init_rule=self.init_rule, role="last", name="conv_out")(h)
+
+    def _down(self, x: Array, emb: Array, train: bool) -> tuple[Array, list[Array]]:
+        """The coarsest image, and those that are kept for the way up."""
+        h = self._conv("conv_in", x, self.widths[0] if self.wide_conv_in else self.ch)
+        kept = [h]
+        for level, width in enumerate(self.widths):
+            for block in range(self.num_res_blocks):
+                h = self._residual(f"down_{level}.block_{block}", h, emb, train, width)
+                h = self._attention(f"down_{level}.attn_{block}", h)
+                kept.append(h)
+            if level < len(self.widths) - 1:
+                h = self._resample(f"down_{level}.downsample", "down", h, emb, train)
+                kept.append(h)
+        return h, kept
+
+    def _middle(self, h: Array, emb: Array, train: bool) -> Array:
+        h = self._residual("mid.block_1", h, emb, train, h.shape[-1])
+        h = self._attention("mid.attn_1", h, always=True)
+        return self._residual("mid.block_2", h, emb, train, h.shape[-1])
+
+    def _up(self, h: Array, kept: list[Array], emb: Array, train: bool) -> Array:
+        for level, width in reversed(list(enumerate(self.widths))):
+            for block in range(self.num_res_blocks + 1):
+                h = jnp.concatenate([h, kept.pop()], axis=-1)
+                h = self._residual(f"up_{level}.block_{block}", h, emb, train, width)
+                h = self._attention(f"up_{level}.attn_{block}", h, up=True)
+            if level > 0:
+                h = self._resample(f"up_{level}.upsample", "up", h, emb, train)
+        return h
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, finest first."""
+        return tuple(int(self.ch * mult) for mult in self.ch_mult)
 
     # Below, what is between the blocks; each returns an image, or the embedding.
 
@@ -208,8 +231,8 @@ class UNet(nn.Module):
         rules = initial(self.init_rule, x.shape[-1], features, role)
         return nn.Dense(features, use_bias=bias, name=name, **rules)(x)  # type: ignore[arg-type]
 
-    def _conv(self, name: str, x: Array, features: int, stride: int = 1) -> Array:
-        return Conv(features, stride=stride, init_rule=self.init_rule, dtype=self.dtype, name=name)(x)
+    def _conv(self, name: str, x: Array, features: int, **settings: Any) -> Array:
+        return Conv(features, init_rule=self.init_rule, dtype=self.dtype, name=name, **settings)(x)
 
     def _residual(
         self,
@@ -223,6 +246,7 @@ class UNet(nn.Module):
         block = remat(ResidualBlock, self.remat)(
             features,
             dropout=self.dropout,
+            film=self.film,
             resample=resample,
             norm=self._norm,
             init_rule=self.init_rule,
@@ -231,8 +255,8 @@ class UNet(nn.Module):
         )
         return block(h, emb, train)
 
-    def _attention(self, name: str, h: Array, always: bool = False) -> Array:
-        heads = self._heads(h.shape[-1]) if always or h.shape[1] in self.attn_resolutions else 0
+    def _attention(self, name: str, h: Array, always: bool = False, up: bool = False) -> Array:
+        heads = self._heads(h.shape[-1], up) if always or h.shape[1] in self.attn_resolutions else 0
         if not heads:
             return h
         block = remat(Attention, self.remat)
@@ -242,9 +266,11 @@ class UNet(nn.Module):
     def _norm(self) -> NormSettings:
         return NormSettings(self.norm_groups, self.norm_epsilon, self.norm_fewest)
 
-    def _heads(self, channels: int) -> int:
+    def _heads(self, channels: int, up: bool = False) -> int:
         """Number of heads of an attention `channels` wide; 0 means that there is no attention."""
         given = {"num_heads": self.num_heads, "head_dim": self.head_dim}
+        if up and self.num_heads_up is not None:
+            given = {"num_heads": self.num_heads_up}
         name, size = next((name, size) for name, size in given.items() if size is not None)
         heads = channels // size if size > 0 and name == "head_dim" else size
         divisor = size if self.whole_heads else max(heads, 1)
@@ -256,8 +282,10 @@ class UNet(nn.Module):
         features = h.shape[-1]
         if self.resblock_resample:
             return self._residual(name, h, emb, train, features, resample=direction)
+        if not self.conv_resample:
+            return RESAMPLE[direction](h)
         if direction == "down":
-            return self._conv(name, h, features, stride=2)
+            return self._conv(name, h, features, stride=2, padding=self.down_padding)
         return self._conv(name, upsample(h), features)
 
 
@@ -269,7 +297,7 @@ def _check_settings(net: UNet) -> None:
         errors.positive_int(name, getattr(net, name))
     if not net.ch_mult:
         raise ValueError("ch_mult is empty; give one factor per level, e.g. (1, 2).")
-    widths = [net.ch] * (not net.wide_conv_in) + [net.ch * mult for mult in net.ch_mult]
+    widths = [net.ch] * (not net.wide_conv_in) + list(net.widths)
     if not net.norm_fewest and any(width < 1 or width % net.norm_groups for width in widths):
         raise ValueError(
             f"Widths {widths} (ch={net.ch}, then ch * ch_mult, ch_mult={net.ch_mult}) must all be multiples "
@@ -279,6 +307,12 @@ def _check_settings(net: UNet) -> None:
         norm_groups(width, net._norm)
     if (net.num_heads is None) == (net.head_dim is None):
         raise ValueError(f"num_heads={net.num_heads} and head_dim={net.head_dim}; give exactly one of the two.")
+    if net.num_heads_up is not None and net.num_heads is None:
+        raise ValueError(f"num_heads_up={net.num_heads_up} needs num_heads; head_dim holds for all attention.")
+    if net.resblock_resample and not net.conv_resample:
+        raise ValueError("resblock_resample=True resamples in residual blocks; leave conv_resample at True.")
+    if net.down_padding not in DOWN_PADDINGS:
+        raise ValueError(f"down_padding is {net.down_padding}; it must be one of {DOWN_PADDINGS}, (before, after).")
     net._heads(widths[-1])  # the middle always has attention; other levels are known once an image is
     check_rates(net)
     if net.augment_dim < 0:

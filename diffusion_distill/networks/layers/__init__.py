@@ -12,6 +12,7 @@ from diffusion_distill.networks.layers.initial import INIT_RULES, Role, initial
 from diffusion_distill.networks.layers.norm import GroupNorm, NormSettings, group_norm, group_norm_swish, norm_groups
 from diffusion_distill.networks.layers.recompute import remat
 from diffusion_distill.networks.layers.resampling import (
+    RESAMPLE,
     Resample,
     Resampling,
     downsample,
@@ -24,6 +25,7 @@ from diffusion_distill.networks.layers.residual import ResidualBlock, residual_s
 
 __all__ = [
     "INIT_RULES",
+    "RESAMPLE",
     "Attention",
     "Conv",
     "FourierFeatures",

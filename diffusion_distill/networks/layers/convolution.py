@@ -14,24 +14,25 @@ from diffusion_distill.networks.layers.initial import Role, initial
 from diffusion_distill.networks.layers.resampling import filter_down, filter_padding, filter_parameter, filter_up
 
 
-def convolution(x: Array, kernel: Array, stride: int = 1, padding: int | None = None) -> Array:
+def convolution(x: Array, kernel: Array, stride: int = 1, padding: int | tuple[int, int] | None = None) -> Array:
     """[batch, h, w, in] * [kh, kw, in, out] -> [batch, ceil(h / stride), ceil(w / stride), out].
 
     Padding is with zeros, XLA's SAME: at stride 2 and even sizes none before, one after, as in BTD and DDPM;
-    or `padding` of them on each side.
+    or `padding` of them: on each side, or (before, after).
     """
     if stride == 1 and padding is None and kernel_gradient.is_faster(x, kernel):
         return kernel_gradient.convolution(x, kernel)
-    pads = "SAME" if padding is None else [(padding, padding)] * 2
+    pads = "SAME" if padding is None else [padding if isinstance(padding, tuple) else (padding, padding)] * 2
     return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 class Conv(nn.Module):
-    """Convolution with bias; parameters kernel [size, size, in, features], bias [features]."""
+    """Convolution with bias; parameters kernel [size, size, in, features], bias [features]; see `convolution`."""
 
     features: int
     size: int = 3
     stride: int = 1
+    padding: int | tuple[int, int] | None = None
     init_rule: str = "lecun"
     role: Role = "layer"
     dtype: str = "float32"
@@ -39,7 +40,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x, kernel, bias = _conv_parameters(self, x)
-        return convolution(x, kernel, self.stride) + bias
+        return convolution(x, kernel, self.stride, self.padding) + bias
 
 
 def _conv_parameters(conv: Conv | FusedConv, x: Array) -> tuple[Array, Array, Array]:

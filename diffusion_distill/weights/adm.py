@@ -1,0 +1,214 @@
+"""The networks of improved DDPM (arXiv:2102.09672) and ADM (arXiv:2105.05233), and ADM's classifier.
+
+Their programs number the blocks in order of evaluation:
+
+    input_blocks.0.0           conv_in
+    input_blocks.k.0, .1       residual block and attention, or what halves the image (`.0.op` if a convolution)
+    middle_block.0, .1, .2     residual, attention, residual
+    output_blocks.k.0, .1      residual block and attention
+    output_blocks.k.1 or .2    what doubles the image, after a level's last block (`.conv` if a convolution)
+    out.0, out.2               norm_out, conv_out
+
+q, k and v are one kernel. Improved DDPM orders its outputs (heads, {q, k, v}, channels), as does ADM unless it was made
+with use_new_attention_order: ({q, k, v}, heads, channels). The shapes are equal, so that no file shows which it is.
+OpenAI's consistency models (arXiv:2303.01469) are ADM's network in the new order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import count
+from typing import Any
+
+from diffusion_distill.networks import UNet
+from diffusion_distill.networks.noisy_classifier import NoisyClassifier
+from diffusion_distill.weights.arguments import REQUIRED, Arguments
+from diffusion_distill.weights.matching import Shape
+from diffusion_distill.weights.torch_layout import LEAVES, Place
+
+_SHARED: dict[str, Any] = {
+    "image_size": REQUIRED,
+    "in_channels": 3,
+    "model_channels": REQUIRED,
+    "out_channels": REQUIRED,
+    "num_res_blocks": REQUIRED,
+    "attention_resolutions": REQUIRED,
+    "dropout": 0.0,
+    "channel_mult": (1, 2, 4, 8),
+    "conv_resample": True,
+    "dims": 2,
+    "use_checkpoint": False,
+    "use_fp16": False,
+    "num_heads": 1,
+    "num_heads_upsample": -1,
+    "use_scale_shift_norm": False,
+}
+IMPROVED = {**_SHARED, "num_classes": None}
+GUIDED = {
+    **IMPROVED,
+    "num_head_channels": -1,
+    "resblock_updown": False,
+    "use_new_attention_order": False,
+}
+CLASSIFIER = {
+    **_SHARED,
+    "num_head_channels": -1,
+    "resblock_updown": False,
+    "use_new_attention_order": False,
+    "pool": "adaptive",
+}
+#: What the three programs have in common, and progressive distillation's network has not.
+SETTINGS: dict[str, Any] = {
+    "cos_first": True,
+    "frequency_shift": 0.0,
+    "norm_epsilon": 1e-5,
+    "wide_conv_in": True,
+    "label_bias": False,
+    "down_padding": (1, 1),
+    "init_rule": "uniform",
+}
+
+
+def improved(config: Mapping[str, Any]) -> tuple[UNet, Shape]:
+    """Improved DDPM's network, and the shape of its images; image_size is not among its program's arguments.
+
+    Raises:
+      WeightsError: an argument is unknown, or has a value that the library does not compute with.
+    """
+    return _network(Arguments(config, IMPROVED, "improved DDPM's network"))
+
+
+def guided(config: Mapping[str, Any]) -> tuple[UNet, Shape]:
+    """ADM's network, and the shape of its images.
+
+    Raises:
+      WeightsError: an argument is unknown, or has a value that the library does not compute with.
+    """
+    return _network(Arguments(config, GUIDED, "ADM's network"))
+
+
+def classifier(config: Mapping[str, Any]) -> tuple[NoisyClassifier, Shape]:
+    """ADM's classifier of noisy images, and the shape of its images.
+
+    Raises:
+      WeightsError: an argument is unknown, or has a value that the library does not compute with.
+    """
+    given = Arguments(config, CLASSIFIER, "ADM's classifier")
+    given.only("which is unknown here", pool=("attention", "adaptive"))
+    pool_head_dim = given.whole("num_head_channels") if given.values["pool"] == "attention" else 0
+    fields, shape = _fields(given)
+    return NoisyClassifier(**fields, pool=given.values["pool"], pool_head_dim=pool_head_dim), shape
+
+
+def _network(given: Arguments) -> tuple[UNet, Shape]:
+    fields, shape = _fields(given)
+    classes = given.values["num_classes"]
+    return UNet(**fields, num_classes=1 if classes is None else given.whole("num_classes", 2)), shape
+
+
+def _fields(given: Arguments) -> tuple[dict[str, Any], Shape]:
+    """The network's fields but for labels, and the shape of its images."""
+    given.only("and only images are known here", dims=(2,))
+    values = given.values
+    size, ch = given.whole("image_size"), given.whole("model_channels")
+    factors = given.numbers("attention_resolutions")
+    if any(size % factor for factor in factors):
+        raise given.refuse("attention_resolutions", f"which do not divide the image size {size}")
+    by_width = values.get("num_head_channels", -1) != -1
+    up = None if by_width or values["num_heads_upsample"] == -1 else given.whole("num_heads_upsample")
+    updown = given.flag("resblock_updown") if "resblock_updown" in values else False
+    fields = {
+        "ch": ch,
+        "emb_ch": 4 * ch,
+        "out_ch": given.whole("out_channels"),
+        "ch_mult": given.numbers("channel_mult", whole=False),
+        "num_res_blocks": given.whole("num_res_blocks"),
+        "attn_resolutions": tuple(size // factor for factor in factors),
+        "num_heads": None if by_width else given.whole("num_heads"),
+        "head_dim": given.whole("num_head_channels") if by_width else None,
+        "num_heads_up": up,
+        "film": given.flag("use_scale_shift_norm"),
+        "resblock_resample": updown,
+        "conv_resample": updown or given.flag("conv_resample"),
+        **SETTINGS,
+    }
+    return fields, (size, size, given.whole("in_channels"))
+
+
+# ---------------------------------------------------------------- where parameters are
+
+_INNER = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "temb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "nin_shortcut": "skip_connection",
+    "norm": "norm",
+    "q": "qkv",
+    "k": "qkv",
+    "v": "qkv",
+    "proj_out": "proj_out",
+}
+_OUTER = {
+    "dense0": "time_embed.0",
+    "dense1": "time_embed.2",
+    "class_emb": "label_emb",
+    "conv_in": "input_blocks.0.0",
+    "norm_out": "out.0",
+    "conv_out": "out.2",
+    "mid.block_1": "middle_block.0",
+    "mid.attn_1": "middle_block.1",
+    "mid.block_2": "middle_block.2",
+    "pool_attention": "out.2",  # the classifier's
+    "pool_conv": "out.3",
+}
+_POOL = {"q": "qkv_proj", "k": "qkv_proj", "v": "qkv_proj", "proj_out": "c_proj"}
+
+
+def places(network: UNet, paths: Iterable[str], order: str) -> Callable[[str], Place]:
+    """Path of a parameter -> where it is stored.
+
+    Args:
+      paths: of all parameters; they show which blocks are followed by attention.
+      order: of q, k and v, see `torch_layout`: 'hqc', or 'qhc' in the new order.
+    """
+    modules = _OUTER | _numbered(network, {path.split("/")[0] for path in paths})
+
+    def place(path: str) -> Place:
+        module, *inner, leaf = path.split("/")
+        if module == "class_emb":
+            return Place(f"{modules[module]}.weight", "table")
+        if leaf == "positional_embedding":
+            return Place(f"{modules[module]}.{leaf}")
+        pool = module == "pool_attention"
+        names = [(_POOL if pool else _INNER)[name] for name in inner]
+        packed = bool(inner) and inner[-1] in ("q", "k", "v")
+        one_axis = packed or inner[-1:] == ["proj_out"]
+        ones = 1 if one_axis else 2 * (inner[-1:] == ["nin_shortcut"] or module == "pool_conv")
+        packing = ("qhc" if pool else order) if packed else ""
+        return Place(".".join((modules[module], *names, LEAVES[leaf])), packing, ones * (leaf == "kernel"))
+
+    return place
+
+
+def _numbered(network: UNet, there: set[str]) -> dict[str, str]:
+    """Names of the numbered blocks; a block that resamples without parameters has a number too."""
+    names, number = {}, count(1)
+    suffix = "" if network.resblock_resample else ".op"
+    for level in range(len(network.ch_mult)):
+        for block in range(network.num_res_blocks):
+            k = next(number)
+            names[f"down_{level}.block_{block}"] = f"input_blocks.{k}.0"
+            names[f"down_{level}.attn_{block}"] = f"input_blocks.{k}.1"
+        if level < len(network.ch_mult) - 1:
+            names[f"down_{level}.downsample"] = f"input_blocks.{next(number)}.0{suffix}"
+    suffix, last = "" if network.resblock_resample else ".conv", network.num_res_blocks
+    for i, level in enumerate(reversed(range(len(network.ch_mult)))):
+        for block in range(last + 1):
+            k = i * (last + 1) + block
+            names[f"up_{level}.block_{block}"] = f"output_blocks.{k}.0"
+            names[f"up_{level}.attn_{block}"] = f"output_blocks.{k}.1"
+        after = 2 if f"up_{level}.attn_{last}" in there else 1
+        names[f"up_{level}.upsample"] = f"output_blocks.{i * (last + 1) + last}.{after}{suffix}"
+    return names

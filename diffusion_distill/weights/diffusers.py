@@ -1,0 +1,199 @@
+"""UNet2DModel of the library diffusers (Hugging Face): its settings, as config.json has them, and where parameters are.
+
+The blocks are named in order of evaluation: `up_blocks.0` is our coarsest level. Before 2023 the parts of an attention
+had other names; both are read (`renamed`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from diffusion_distill.networks import UNet
+from diffusion_distill.weights.arguments import REQUIRED, Arguments
+from diffusion_distill.weights.matching import Shape
+from diffusion_distill.weights.torch_layout import LEAVES, Place
+
+ARGUMENTS: dict[str, Any] = {
+    "sample_size": REQUIRED,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2D",
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "block_out_channels": (224, 448, 672, 896),
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+}
+#: Block -> (whether it has attention, how it resamples: None is as downsample_type and upsample_type say).
+BLOCKS = {
+    "down": {
+        "DownBlock2D": (False, "conv"),
+        "AttnDownBlock2D": (True, None),
+        "ResnetDownsampleBlock2D": (False, "resnet"),
+    },
+    "up": {"UpBlock2D": (False, "conv"), "AttnUpBlock2D": (True, None), "ResnetUpsampleBlock2D": (False, "resnet")},
+}
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def network(config: Mapping[str, Any]) -> tuple[UNet, Shape]:
+    """The network of constructor arguments, and the shape [height, width, channels] of its images.
+
+    Raises:
+      WeightsError: an argument is unknown, or has a value that the library does not compute with.
+    """
+    given = Arguments({k: v for k, v in config.items() if not k.startswith("_")}, ARGUMENTS, "UNet2DModel")
+    _check_fixed(given)
+    widths, (attention, residual) = given.numbers("block_out_channels"), _blocks(given)
+    if len(widths) != len(attention):
+        raise given.refuse("block_out_channels", f"but there are {len(attention)} blocks on the way down")
+    size, ch, film = _size(given), widths[0], given.values["resnet_time_scale_shift"] == "scale_shift"
+    head_dim = given.values["attention_head_dim"]
+    unet = UNet(
+        ch=ch,
+        emb_ch=4 * ch,
+        out_ch=given.whole("out_channels"),
+        ch_mult=tuple(width // ch if width % ch == 0 else width / ch for width in widths),
+        num_res_blocks=given.whole("layers_per_block"),
+        attn_resolutions=tuple(size[0] >> level for level, has in enumerate(attention) if has),
+        num_heads=1 if head_dim is None else None,
+        head_dim=None if head_dim is None else given.whole("attention_head_dim"),
+        num_classes=1 if given.values["num_class_embeds"] is None else given.whole("num_class_embeds", 2),
+        cos_first=given.flag("flip_sin_to_cos"),
+        frequency_shift=float(given.whole("freq_shift", 0)),
+        norm_groups=given.whole("norm_num_groups"),
+        norm_epsilon=given.number("norm_eps"),
+        label_bias=False,
+        init_rule="uniform",
+        film=film,
+        resblock_resample=residual,
+        down_padding=(0, 1) if given.values["downsample_padding"] == 0 else (1, 1),
+    )
+    return unet, (*size, given.whole("in_channels"))
+
+
+def _check_fixed(given: Arguments) -> None:
+    """Refuses what the network here does not do."""
+    given.only(
+        "which the library does not compute",
+        center_input_sample=(False,),
+        time_embedding_type=("positional",),
+        time_embedding_dim=(None,),
+        mid_block_type=("UNetMidBlock2D",),
+        mid_block_scale_factor=(1, 1.0),
+        downsample_padding=(0, 1),
+        downsample_type=("conv", "resnet"),
+        upsample_type=("conv", "resnet"),
+        act_fn=("silu", "swish"),
+        resnet_time_scale_shift=("default", "scale_shift"),
+        add_attention=(True,),
+        class_embed_type=(None,),
+    )
+    groups = given.values["attn_norm_num_groups"]
+    if given.values["resnet_time_scale_shift"] == "scale_shift" and groups is None:
+        raise given.refuse("attn_norm_num_groups", "so that the middle attention has no norm, which ours always has")
+    if groups not in (None, given.values["norm_num_groups"]):
+        raise given.refuse("attn_norm_num_groups", "but all norms here have the same number of groups")
+
+
+def _blocks(given: Arguments) -> tuple[list[bool], bool]:
+    """Which levels have attention, and whether residual blocks resample."""
+    down, up = (_named(given, f"{half}_block_types", known) for half, known in BLOCKS.items())
+    attention = [has for has, _ in down]
+    if attention != [has for has, _ in reversed(up)]:
+        raise given.refuse("up_block_types", "with attention on other levels than down_block_types")
+    # The last block of a half does not resample.
+    ways = {way or given.values["downsample_type"] for _, way in down[:-1]}
+    ways |= {way or given.values["upsample_type"] for _, way in up[:-1]}
+    if len(ways) > 1:
+        raise given.refuse("down_block_types", "which resample partly by convolutions, partly in residual blocks")
+    return attention, ways == {"resnet"}
+
+
+def _named(given: Arguments, name: str, known: Mapping[str, tuple[bool, str | None]]) -> list[tuple[bool, str | None]]:
+    value = given.values[name]
+    if not isinstance(value, Sequence) or not value or not all(type(each) is str and each in known for each in value):
+        raise given.refuse(name, f"not a list of {', '.join(known)}")
+    return [known[each] for each in value]
+
+
+def _size(given: Arguments) -> tuple[int, int]:
+    value = given.values["sample_size"]
+    if not isinstance(value, list | tuple):
+        return (given.whole("sample_size"),) * 2
+    if len(value) != 2:
+        raise given.refuse("sample_size", "not one number or two")
+    height, width = given.numbers("sample_size")
+    return height, width
+
+
+# ---------------------------------------------------------------- where parameters are
+
+_INNER = {
+    "norm": "group_norm",
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "proj_out": "to_out.0",
+    "temb_proj": "time_emb_proj",
+    "nin_shortcut": "conv_shortcut",
+}
+_OUTER = {
+    "dense0": "time_embedding.linear_1",
+    "dense1": "time_embedding.linear_2",
+    "class_emb": "class_embedding",
+    "norm_out": "conv_norm_out",
+    "mid.block_1": "mid_block.resnets.0",
+    "mid.attn_1": "mid_block.attentions.0",
+    "mid.block_2": "mid_block.resnets.1",
+}
+_KINDS = {"block": "resnets", "attn": "attentions", "downsample": "downsamplers", "upsample": "upsamplers"}
+
+
+def places(network: UNet) -> Callable[[str], Place]:
+    """Path of a parameter -> where it is stored."""
+
+    def place(path: str) -> Place:
+        module, *inner, leaf = path.split("/")
+        if module == "class_emb":
+            return Place("class_embedding.weight", "table")
+        names = [_INNER.get(name, name) for name in inner]
+        outer = _OUTER.get(module, module)
+        if found := re.fullmatch(r"(down|up)_(\d+)\.(\w+?)(?:_(\d+))?", module):
+            half, level, kind, index = found.groups()
+            level = int(level) if half == "down" else len(network.ch_mult) - 1 - int(level)
+            conv = ".conv" if "sample" in kind and not network.resblock_resample else ""
+            outer = f"{half}_blocks.{level}.{_KINDS[kind]}.{index or 0}{conv}"
+        ones = 2 * (leaf == "kernel" and inner[-1:] == ["nin_shortcut"])
+        return Place(".".join((outer, *names, LEAVES[leaf])), ones=ones)
+
+    return place
+
+
+def renamed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors with today's names of the parts of an attention."""
+    pattern = re.compile(rf"(?<=\.)({'|'.join(OLD_NAMES)})(?=\.(?:weight|bias)$)")
+    return {pattern.sub(lambda found: OLD_NAMES[found[1]], name): tensor for name, tensor in tensors.items()}
