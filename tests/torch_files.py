@@ -22,18 +22,28 @@ import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
 
-CLASSES = {"f4": "FloatStorage", "f8": "DoubleStorage", "f2": "HalfStorage", "i8": "LongStorage"}
-Rebuild = lambda *arguments: None  # noqa: E731
-Rebuild.__module__, Rebuild.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
-Rebuild.__name__ = Rebuild.__qualname__
+CLASSES = {
+    "f4": "FloatStorage", "f8": "DoubleStorage", "f2": "HalfStorage", "V2": "BFloat16Storage", "i8": "LongStorage",
+    "i4": "IntStorage", "i2": "ShortStorage", "i1": "CharStorage", "u1": "ByteStorage", "b1": "BoolStorage",
+}  # fmt: skip
+
+
+def function(name: str) -> Callable[..., None]:
+    """A stand-in for a function of torch._utils."""
+    made = lambda *arguments: None  # noqa: E731
+    made.__module__, made.__qualname__, made.__name__ = "torch._utils", name, name
+    return made
+
+
+Rebuild, RebuildParameter = function("_rebuild_tensor_v2"), function("_rebuild_parameter")
 KINDS = {code: type(name, (), {"__module__": "torch"}) for code, name in CLASSES.items()}
 
 
 class Storage:
-    """Elements that pickles name by a key."""
+    """Elements that pickles name by a key; `view`, in the legacy format only, says that a part of them is meant."""
 
-    def __init__(self, elements: np.ndarray, key: str) -> None:
-        self.elements, self.key = elements, key
+    def __init__(self, elements: np.ndarray, key: str, view: tuple[str, int, int] | None = None) -> None:
+        self.elements, self.key, self.view = elements, key, view
 
 
 class Tensor:
@@ -44,6 +54,16 @@ class Tensor:
 
     def __reduce__(self) -> Any:
         return Rebuild, self.arguments
+
+
+class Parameter:
+    """A tensor that is trained."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    def __reduce__(self) -> Any:
+        return RebuildParameter, (self.tensor, True, OrderedDict())
 
 
 class Pickler(pickle.Pickler):
@@ -58,7 +78,7 @@ class Pickler(pickle.Pickler):
             return None
         self.storages[obj.key] = obj.elements
         kind = KINDS[obj.elements.dtype.str[1:]]
-        return ("storage", kind, obj.key, "cpu", obj.elements.size) + (None,) * self.legacy
+        return ("storage", kind, obj.key, "cpu", obj.elements.size) + (obj.view,) * self.legacy
 
 
 def tensors(arrays: Arrays) -> dict[str, Tensor]:
@@ -114,7 +134,7 @@ def pickled(content: Any, legacy: bool) -> tuple[bytes, dict[str, np.ndarray]]:
 
 def _modules(content: Any) -> dict[str, ModuleType]:
     """The modules that a pickler looks for when it writes a name."""
-    things, todo, seen = [Rebuild, *KINDS.values()], [content], set()
+    things, todo, seen = [Rebuild, RebuildParameter, *KINDS.values()], [content], set()
     while todo:
         module = todo.pop()
         if type(module).__module__.startswith("__torch__") and id(module) not in seen:

@@ -14,7 +14,6 @@ Arrays are read-only views of the memory-mapped file, which must not be changed 
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import numpy as np
 
 from diffusion_distill.base.errors import WeightsError
 from diffusion_distill.base.files import user_path
+from diffusion_distill.formats.mapped import mapped
 
 FLOAT32 = 1
 MAX_NODES = 2**14  # the network of FID has a thousand
@@ -41,9 +41,7 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
       OSError: it cannot be opened.
     """
     path = user_path(path)
-    with open(path, "rb") as file:
-        size = path.stat().st_size
-        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+    content = mapped(path)
     try:
         return _Graph(content).constants()
     except (WeightsError, ValueError) as error:  # ValueError: a name that is not UTF-8

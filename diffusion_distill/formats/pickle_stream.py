@@ -20,7 +20,8 @@ MAX_OPERATIONS = 2**20  # of one file, streams in streams included; a large netw
 MAX_STACK = 2**14  # items; a pickler writes at most 1000 pairs at once
 MAX_TEXT = 2**24  # bytes of all text of one file
 MAX_INTEGER = 10  # bytes of a LONG1
-MAX_NAME = 100  # characters of a name in a dictionary, or in what GLOBAL spells out
+MAX_NAME = 100  # characters in what GLOBAL spells out, and, unless the dialect says more, of a name in a dictionary
+MAX_KEY = 2**31  # of whole numbers as keys; larger ones could be chosen to have equal hashes
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,16 @@ class Dialect:
       opcodes: names in `OPERATIONS`.
       globals: the names it may use, and their replacements.
       persistent: turns the argument of BINPERSID into a value.
+      max_name: characters of a name in a dictionary.
+      whole_numbers_as_keys: whether keys of dictionaries may be whole numbers from 0 to `MAX_KEY`, and not only text.
     """
 
     protocol: int
     opcodes: frozenset[str]
     globals: Mapping[tuple[str, str], Global] = field(default_factory=dict)
     persistent: Callable[[Any], Any] | None = None
+    max_name: int = MAX_NAME
+    whole_numbers_as_keys: bool = False
 
 
 @dataclass
@@ -240,9 +245,15 @@ class _Machine:
         if len(items) % 2:
             raise WeightsError("a name without a value")
         for name, value in zip(items[::2], items[1::2], strict=True):
-            if type(name) is not str or len(name) > MAX_NAME or name in entries:
+            if not self.is_key(name) or name in entries:
                 raise WeightsError(f"a name that stands twice, is no text or a very long one: {kind_of(name)}")
             entries[name] = value
+
+    def is_key(self, value: Any) -> bool:
+        """Whether a dictionary may have it as a key."""
+        if type(value) is int:
+            return self.dialect.whole_numbers_as_keys and 0 <= value < MAX_KEY
+        return type(value) is str and len(value) <= self.dialect.max_name
 
     def add(self, items: list[Any]) -> None:
         if not all(type(item) is str for item in items):

@@ -18,7 +18,6 @@ Arrays are read-only views of the memory-mapped file, which must not be changed 
 from __future__ import annotations
 
 import math
-import mmap
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ import numpy as np
 from diffusion_distill.base.errors import WeightsError
 from diffusion_distill.base.files import stand_in_of, user_path
 from diffusion_distill.formats import pickle_stream
+from diffusion_distill.formats.mapped import mapped
 from diffusion_distill.formats.pickle_stream import Buildable, Bytes, Dialect, Global, Source, kind_of
 
 MAX_DEPTH = 16  # of modules, and of lists and dictionaries in their attributes
@@ -91,9 +91,7 @@ def read(path: str | Path, entry: str = "ema") -> Module:
       OSError: it cannot be opened.
     """
     path = user_path(path)
-    with open(path, "rb") as file:
-        size = path.stat().st_size
-        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+    content = mapped(path)
     source = Source(content)
     try:
         if content[:1] != b"\x80":
@@ -113,16 +111,24 @@ def read(path: str | Path, entry: str = "ema") -> Module:
         raise WeightsError(f"{path} cannot be read as a snapshot of PyTorch modules: {error}.") from error
 
 
-def as_tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:
+def as_tensor(
+    storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], most: int | None = None
+) -> np.ndarray:
     """The elements offset + sum(index·stride) of a storage, an array [count], as a read-only view [*size].
 
+    Args:
+      most: how many elements a tensor may have that repeats some (a stride of 0), or 0 of a tensor without any. By
+        default there are no empty tensors, and none has more elements than the storage.
+
     Raises:
-      WeightsError: it is empty, has more elements than the storage, or reaches beyond it.
+      WeightsError: it has too many elements, or reaches beyond the storage.
     """
     if len(size) != len(stride) or len(size) > MAX_DIMENSIONS or min((offset, *stride), default=0) < 0:
         raise WeightsError(f"a tensor of size {_said(size)} with strides {_said(stride)} from element {offset}")
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if min(size, default=1) < 1 or math.prod(size) > storage.size or last >= storage.size:
+    fewest, count = (1, storage.size) if most is None else (0, max(most, storage.size))
+    within = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    last = offset - 1 if 0 in size else offset + within
+    if min(size, default=1) < fewest or math.prod(max(n, 1) for n in size) > count or last >= storage.size:
         raise WeightsError(
             f"a tensor of size {_said(size)} with strides {_said(stride)} from element {offset} is not in its storage "
             f"of {storage.size} elements"

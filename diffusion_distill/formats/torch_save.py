@@ -1,4 +1,4 @@
-"""Reads files of torch.save and torch.jit.save as names and arrays; nothing in a file is executed.
+"""Reads files of torch.save and torch.jit.save as plain values and arrays; nothing in a file is executed.
 
 Three formats, told apart by their first bytes:
 
@@ -9,20 +9,17 @@ Three formats, told apart by their first bytes:
                   each a class below __torch__ with its attributes
 
 In the pickles a storage is the persistent id ("storage", class, key, location, count), and a tensor the call of
-_rebuild_tensor_v2(storage, offset, size, stride, ...), in elements. The object may be a dictionary of tensors, such as
-a state_dict, or a tree of modules, whose tensors are named by their paths ("layers.conv.weight"). Arrays are read-only
-views of the memory-mapped file, which must not be changed while they are in use.
+_rebuild_tensor_v2(storage, offset, size, stride, ...), in elements; `torch_objects` has all that they may hold. Arrays
+are read-only views of the memory-mapped file, which must not be changed while they are in use.
 """
 
 from __future__ import annotations
 
-import mmap
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,20 +29,24 @@ import numpy as np
 from diffusion_distill.base.errors import WeightsError
 from diffusion_distill.base.files import stand_in, user_path
 from diffusion_distill.formats import pickle_stream, torch_pickle
-from diffusion_distill.formats.pickle_stream import Buildable, Dialect, Global, Source, kind_of
+from diffusion_distill.formats.mapped import elements, mapped
+from diffusion_distill.formats.pickle_stream import Source, kind_of
+from diffusion_distill.formats.torch_objects import Script, Storage, Storages, Tensor, dialect
 
 Arrays = dict[str, np.ndarray]
+#: A storage -> its elements.
+Elements = Callable[[Storage], np.ndarray]
 
 LEGACY = b"\x80\x02\x8a\x0a"  # protocol 2 and a whole number of ten bytes
 ZIP = b"PK\x03\x04"
-STORAGES = {**torch_pickle.STORAGES, "LongStorage": np.dtype("<i8")}
-MAX_ENTRIES = 2**13  # of an archive; the network of FID has a thousand
+MAX_ENTRIES = 2**14  # of an archive: with its optimizer, a network of a thousand tensors has four thousand
 MAX_DIRECTORY = 2**22  # bytes of an archive's list of entries
-MAX_TENSORS = 2**13
-MAX_DEPTH = 16  # of modules, which may stand in several places
+MAX_TENSORS = 2**14
+MAX_VALUES = 2**17  # numbers, texts, tensors and containers in an object, each counted where it stands
+MAX_DEPTH = 16  # of modules, lists and dictionaries, which may stand in several places
 MAX_MODULES = 2**13
-SCRIPT = "__torch__"
-TYPED_LISTS = ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
+MAX_REPEATED = 2**17  # elements of a tensor that repeats those of its storage
+MAX_SHARED = 2**20  # bytes that all tensors may have beyond twice the file's, because they share or repeat elements
 
 
 def is_torch(content: bytes) -> bool:
@@ -56,14 +57,40 @@ def is_torch(content: bytes) -> bool:
 def read(path: str | Path) -> Arrays:
     """The tensors of a file by name, in its order.
 
+    The object must be a dictionary of tensors, such as a state_dict, or a tree of modules, whose tensors are named by
+    their paths ("layers.conv.weight").
+
+    Raises:
+      WeightsError: as `read_object`; or the file holds something else.
+      OSError: it cannot be opened.
+    """
+    found = read_object(path)
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path}: the file holds {kind_of(found)}; read are dictionaries of tensors and modules.")
+    for name, value in found.items():
+        if not isinstance(value, np.ndarray):
+            raise WeightsError(
+                f"{path}: {kind_of(name)} is {kind_of(value)}, not a tensor; read are dictionaries of tensors."
+            )
+    if not found:
+        raise WeightsError(f"{path}: there are 0 tensors; at least one is needed.")
+    return found
+
+
+def read_object(path: str | Path) -> Any:
+    """The object that was saved, as plain values.
+
+    Returns:
+      An array, a number, text, a truth value or None; or lists, tuples and dictionaries of these, whose keys are text
+      or whole numbers. An OrderedDict is a dictionary, a parameter is its tensor. A tree of modules is the dictionary
+      of its tensors by their paths.
+
     Raises:
       WeightsError: the file is damaged, exceeds a limit, or has unexpected contents; the message says what and where.
       OSError: it cannot be opened.
     """
     path = user_path(path)
-    with open(path, "rb") as file:
-        size = path.stat().st_size
-        content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b"")
+    content = mapped(path)
     try:
         if content[: len(ZIP)] == ZIP:
             return _read_zip(path, content)
@@ -77,34 +104,31 @@ def read(path: str | Path) -> Arrays:
 # ---------------------------------------------------------------- the formats
 
 
-def _read_legacy(content: memoryview) -> Arrays:
-    source, at, found = Source(content), 0, []
+def _read_legacy(content: memoryview) -> Any:
+    source, storages, at, found = Source(content), Storages(), 0, []
+    pickles = dialect(storages)
     for _ in range(5):
-        value, at = pickle_stream.load(source, DIALECT, at, len(content))
+        value, at = pickle_stream.load(source, pickles, at, len(content))
         found.append(value)
     magic, protocol, system, tree, keys = found
     if (magic, protocol) != (torch_pickle.MAGIC, torch_pickle.PROTOCOL) or system != torch_pickle.SYSTEM:
         raise WeightsError(f"another format than number {torch_pickle.PROTOCOL}, little-endian")
-    tensors = _tensors(tree)
-    announced = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
-    if any(tensor.storage != announced[tensor.storage.key] for tensor in tensors.values()):
-        raise WeightsError("a storage is announced twice, and differently")
-    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(announced):
+    if type(keys) is not list or not all(type(key) is str for key in keys) or sorted(keys) != sorted(storages.whole):
         raise WeightsError("the storages that follow are not those that the tensors name")
-    storages: Arrays = {}
+    arrays: Arrays = {}
     for key in keys:
-        begin, size = at + 8, announced[key].nbytes
+        storage, begin = storages.whole[key], at + 8
         count = struct.unpack_from("<q", content, at)[0] if len(content) >= begin else -1
-        if count != announced[key].count or len(content) - begin < size:
-            raise WeightsError(f"storage {key} of {announced[key].count} elements is not at byte {at}, or not whole")
-        storages[key] = np.frombuffer(content, announced[key].dtype, count, begin)
-        at = begin + size
+        if count != storage.count or len(content) - begin < storage.nbytes:
+            raise WeightsError(f"storage {key} of {storage.count} elements is not at byte {at}, or not whole")
+        arrays[key] = elements(content, storage.dtype, count, begin)
+        at = begin + storage.nbytes
     if at != len(content):
         raise WeightsError(f"{len(content) - at} bytes follow the last storage")
-    return _arrays(tensors, lambda storage: storages[storage.key], len(content))
+    return _Plain(lambda storage: arrays[storage.key], len(content)).object(tree)
 
 
-def _read_zip(path: Path, content: memoryview) -> Arrays:
+def _read_zip(path: Path, content: memoryview) -> Any:
     entries = _entries(path, content)
     pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
     if len(pickles) != 1:
@@ -115,23 +139,23 @@ def _read_zip(path: Path, content: memoryview) -> Arrays:
         raise WeightsError("the archive's byte order is not little-endian")
     main = entries[pickles[0]]
     _check_sum(content, pickles[0], main)
-    tree, end = pickle_stream.load(Source(content), DIALECT, main.begin, main.end)
+    tree, end = pickle_stream.load(Source(content), dialect(Storages()), main.begin, main.end)
     if end != main.end:
         raise WeightsError(f"{main.end - end} bytes follow the end of the pickle")
 
-    checked: dict[_Storage, np.ndarray] = {}
+    checked: dict[Storage, np.ndarray] = {}
 
-    def elements(storage: _Storage) -> np.ndarray:
+    def stored(storage: Storage) -> np.ndarray:
         if storage not in checked:
             name = f"{folder}data/{storage.key}"
-            entry = entries.get(name)
+            entry = None if "/" in storage.key else entries.get(name)
             if entry is None or entry.end - entry.begin != storage.nbytes:
                 raise WeightsError(f"there is no entry {kind_of(name)} of {storage.nbytes} bytes")
             _check_sum(content, name, entry)
-            checked[storage] = np.frombuffer(content, storage.dtype, storage.count, entry.begin)
+            checked[storage] = elements(content, storage.dtype, storage.count, entry.begin)
         return checked[storage]
 
-    return _arrays(_tensors(tree), elements, len(content))
+    return _Plain(stored, len(content)).object(tree)
 
 
 class _Entry(NamedTuple):
@@ -198,170 +222,77 @@ def _check_sum(content: memoryview, name: str, entry: _Entry) -> None:
         raise WeightsError(f"the entry {kind_of(name)} is damaged: its checksum differs")
 
 
-# ---------------------------------------------------------------- what the pickles may name
+# ---------------------------------------------------------------- from the pickle's values to plain ones
 
 
-@dataclass(frozen=True)
-class _Storage:
-    """A storage as a persistent id announces it."""
+@dataclass
+class _Plain:
+    """A walk over the object in a file, whose values may be shared or contain themselves.
 
-    dtype: np.dtype
-    key: str
-    count: int
+    Attributes:
+      elements: gives the elements of a storage, and checks them.
+      size: bytes of the file.
+      values, tensors, modules, claimed: what was met so far; the last is the bytes of all tensors.
+    """
 
-    @property
-    def nbytes(self) -> int:
-        return self.count * self.dtype.itemsize
+    elements: Elements
+    size: int
+    values: int = 0
+    tensors: int = 0
+    modules: int = 0
+    claimed: int = 0
 
+    def object(self, tree: Any) -> Any:
+        """The whole object."""
+        if not isinstance(tree, Script):
+            return self.value(tree, "", 0)
+        found: Arrays = {}
+        self.module(tree, "", 0, found)
+        return found
 
-@dataclass(frozen=True)
-class _Tensor:
-    """A tensor before its elements are reached."""
+    def value(self, value: Any, where: str, depth: int) -> Any:
+        """A value and everything in it; `where` is its name in the dictionary around it."""
+        self.values += 1
+        if self.values > MAX_VALUES or depth > MAX_DEPTH:
+            raise WeightsError(f"there are more than {MAX_VALUES} values, or some lie more than {MAX_DEPTH} deep")
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if isinstance(value, Tensor):
+            return self.array(value, where)
+        if isinstance(value, dict):
+            return {name: self.value(inner, str(name), depth + 1) for name, inner in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(self.value(inner, where, depth + 1) for inner in value)
+        raise WeightsError(f"{kind_of(where)} is {kind_of(value)}; read are tensors, numbers, text and containers")
 
-    storage: _Storage
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
+    def module(self, module: Script, above: str, depth: int, found: Arrays) -> None:
+        """The tensors of a module and of its submodules; other attributes, numbers and text, are not weights."""
+        self.modules += 1
+        if depth > MAX_DEPTH or self.modules > MAX_MODULES or module.state is None:
+            raise WeightsError(
+                f"the module {kind_of(above)} is empty, or lies more than {MAX_DEPTH} deep or after {MAX_MODULES} "
+                "others"
+            )
+        for name, value in module.state.items():
+            if isinstance(value, Tensor | Script) and (not name or "." in str(name)):
+                raise WeightsError(f"the module {kind_of(above)} has a part called {kind_of(name)}")
+            if isinstance(value, Tensor):
+                found[f"{above}{name}"] = self.array(value, f"{above}{name}")
+            elif isinstance(value, Script):
+                self.module(value, f"{above}{name}.", depth + 1, found)
 
-
-class _Ordered(dict, Buildable):
-    """An OrderedDict; its attributes (a state_dict has `_metadata`) are checked but not used."""
-
-    def build(self, state: Any) -> None:
-        if type(state) is not dict:
-            raise WeightsError(f"the attributes of an OrderedDict are {kind_of(state)}")
-
-
-class _Script(Buildable):
-    """A module of TorchScript."""
-
-    state: dict[str, Any] | None = None
-
-    def build(self, state: Any) -> None:
-        if self.state is not None or type(state) is not dict:
-            raise WeightsError(f"the state of a module that is {kind_of(state)} or stands twice")
-        self.state = state
-
-
-class _Named(dict):
-    """The names that a pickle may use: those of a table, and every class below __torch__, which is read as a module."""
-
-    def get(self, place: Any, default: Any = None) -> Any:
-        module, name = place
-        if module == SCRIPT or module.startswith(f"{SCRIPT}."):
-            return Global(name, new=partial(_empty, _Script))
-        return super().get(place, default)
-
-
-def _empty(kind: Callable[[], Any], arguments: tuple) -> Any:
-    if arguments:
-        raise WeightsError(f"a container made from {kind_of(arguments[0])}, where it should be empty")
-    return kind()
-
-
-STORAGE_ID = [str, Global, str, str, int]
-
-
-def _storage(identity: Any) -> _Storage:
-    """The storage that a persistent id describes; a sixth item must say that it is not part of another storage."""
-    given = list(identity) if type(identity) is tuple else []
-    if list(map(type, given)) in (STORAGE_ID, [*STORAGE_ID, type(None)]):
-        what, kind, key, _, count, *_ = given
-        if what == "storage" and kind.name in STORAGES and count > 0:
-            return _Storage(STORAGES[kind.name], key, count)
-    raise WeightsError(f"a persistent id of ({', '.join(map(kind_of, given[:8]))}), which is no storage's")
-
-
-def _tensor(arguments: tuple) -> _Tensor:
-    if tuple(map(type, arguments[:4])) != (_Storage, int, tuple, tuple):
-        raise WeightsError(f"a tensor of ({', '.join(map(kind_of, arguments[:8]))})")
-    storage, offset, size, stride = arguments[:4]
-    if not all(type(n) is int for n in (*size, *stride)):
-        raise WeightsError("a tensor whose size or strides are not whole numbers")
-    return _Tensor(storage, offset, size, stride)
-
-
-def _wrapped(arguments: tuple) -> Any:
-    """A list that TorchScript gives a type."""
-    if not arguments:
-        raise WeightsError("a list that is not there")
-    return arguments[0]
-
-
-def _parameter(arguments: tuple) -> _Tensor:
-    if not arguments or not isinstance(arguments[0], _Tensor):
-        raise WeightsError("a parameter that is no tensor")
-    return arguments[0]
-
-
-OPCODES = (
-    "PROTO STOP MARK BINPUT LONG_BINPUT BINGET LONG_BINGET NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT "
-    "BINUNICODE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 TUPLE EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS GLOBAL "
-    "REDUCE NEWOBJ BUILD BINPERSID"
-)
-DIALECT = Dialect(
-    2,
-    frozenset(OPCODES.split()),
-    _Named(
-        {
-            ("collections", "OrderedDict"): Global("OrderedDict", partial(_empty, _Ordered)),
-            ("torch._utils", "_rebuild_tensor_v2"): Global("_rebuild_tensor_v2", _tensor),
-            ("torch._utils", "_rebuild_parameter"): Global("_rebuild_parameter", _parameter),
-            **{("torch", name): Global(name) for name in STORAGES},
-            **{("torch.jit._pickle", name): Global(name, _wrapped) for name in TYPED_LISTS},
-        }
-    ),
-    _storage,
-)
-
-
-# ---------------------------------------------------------------- from the object to arrays
-
-
-def _tensors(tree: Any) -> dict[str, _Tensor]:
-    """The tensors of a state_dict, or of a tree of modules, by name."""
-    found: dict[str, _Tensor] = {}
-    if isinstance(tree, _Script):
-        _walk(tree, "", 0, found, [])
-    elif isinstance(tree, dict):
-        for name, value in tree.items():
-            if not isinstance(value, _Tensor):
-                raise WeightsError(
-                    f"{kind_of(name)} is {kind_of(value)}, not a tensor; read are dictionaries of tensors"
-                )
-            found[name] = value
-    else:
-        raise WeightsError(f"the file holds {kind_of(tree)}; read are dictionaries of tensors and trees of modules")
-    if not 0 < len(found) <= MAX_TENSORS:
-        raise WeightsError(f"there are {len(found)} tensors; read are 1 to {MAX_TENSORS}")
-    return found
-
-
-def _walk(module: _Script, above: str, depth: int, found: dict[str, _Tensor], seen: list[_Script]) -> None:
-    """The tensors of a module and of its submodules; other attributes, such as numbers and text, are not weights."""
-    if depth > MAX_DEPTH or len(seen) >= MAX_MODULES or len(found) > MAX_TENSORS or module.state is None:
-        raise WeightsError(
-            f"the module {kind_of(above)} is empty, or lies more than {MAX_DEPTH} deep or after {MAX_MODULES} others"
-        )
-    seen.append(module)
-    for name, value in module.state.items():
-        if isinstance(value, _Tensor | _Script) and (not name or "." in name):
-            raise WeightsError(f"the module {kind_of(above)} has a part called {kind_of(name)}")
-        if isinstance(value, _Tensor):
-            found[above + name] = value
-        elif isinstance(value, _Script):
-            _walk(value, f"{above}{name}.", depth + 1, found, seen)
-
-
-def _arrays(tensors: Mapping[str, _Tensor], elements: Callable[[_Storage], np.ndarray], size: int) -> Arrays:
-    """Tensors as views; together they may not be larger than the file is."""
-    found: Arrays = {}
-    for name, tensor in tensors.items():
+    def array(self, tensor: Tensor, where: str) -> np.ndarray:
+        """A tensor as a view; together they may not be much larger than the file is."""
+        self.tensors += 1
+        if self.tensors > MAX_TENSORS:
+            raise WeightsError(f"there are more than {MAX_TENSORS} tensors")
+        part = tensor.part
         try:
-            found[name] = torch_pickle.as_tensor(elements(tensor.storage), tensor.offset, tensor.size, tensor.stride)
+            storage = self.elements(part.storage)[part.begin : part.begin + part.count]
+            found = torch_pickle.as_tensor(storage, tensor.offset, tensor.size, tensor.stride, MAX_REPEATED)
         except WeightsError as error:
-            raise WeightsError(f"{kind_of(name)}: {error}") from error
-        size -= found[name].nbytes
-        if size < 0:
-            raise WeightsError(f"{kind_of(name)}: all tensors together are larger than the file")
-    return found
+            raise WeightsError(f"{kind_of(where)}: {error}") from error
+        self.claimed += found.nbytes
+        if self.claimed > 2 * self.size + MAX_SHARED:
+            raise WeightsError(f"{kind_of(where)}: all tensors together are larger than the file, even twice")
+        return found

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_distill.base.files import plain, stand_in_of, user_path
+from diffusion_distill.base.files import plain, user_path
 from diffusion_distill.base.typing import Params
 from diffusion_distill.base.whole import whole
 from diffusion_distill.denoisers.model import Model
+from diffusion_distill.formats import safetensors_file
 from diffusion_distill.process import grids
 from diffusion_distill.weights import old_words
 from diffusion_distill.weights.matching import Checkpoint, WeightsError, flatten, match, shapes_of, unflatten
@@ -34,10 +35,11 @@ def save(path: str | Path, params: Params, description: Mapping[str, Any]) -> Pa
       TypeError, ValueError: the description is not JSON-ready.
       WeightsError: a parameter's name is empty or contains "/", or safetensors does not know its type.
     """
-    _need_safetensors()
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise ImportError("This needs safetensors: `pip install safetensors` (the extra [export]).") from error
     path = user_path(path)
     metadata = {KEY: json.dumps(description, allow_nan=False, default=plain)}
     arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in flatten(params).items()}
@@ -52,23 +54,14 @@ def save(path: str | Path, params: Params, description: Mapping[str, Any]) -> Pa
 def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads what `save` wrote: (nested dictionaries of NumPy arrays, description).
 
+    The arrays are read-only views of the file, which must not be changed while they are in use.
+
     Raises:
-      ImportError: safetensors is not installed.
       WeightsError: the file is damaged, no safetensors file, or was not written by `save`.
       OSError: it cannot be opened.
     """
-    _need_safetensors()
-    from safetensors import SafetensorError, safe_open
-
     path = user_path(path)
-    with open(path, "rb"):
-        pass  # a file that cannot be opened is no damaged file
-    try:
-        with safe_open(path, framework="np") as stored:
-            metadata = stored.metadata() or {}
-            arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        raise WeightsError(f"{path} is damaged or no safetensors file: {stand_in_of(path) or error}.") from error
+    arrays, metadata = safetensors_file.read_with_metadata(path)
     return unflatten(arrays), _description(path, metadata)
 
 
@@ -79,7 +72,6 @@ def read(path: str | Path, model: Model | None = None) -> Checkpoint:
       model: what the file must hold; by default what it says.
 
     Raises:
-      ImportError: safetensors is not installed.
       WeightsError: as `load`; a description that lacks something or describes no plausible model; another model than
         `model`; arrays that do not fit it, see `matching.match`.
       OSError: it cannot be opened.
@@ -146,10 +138,3 @@ def _description(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if not isinstance(description, dict):
         raise WeightsError(f"{path}: the description under {KEY!r} is no JSON object.")
     return description
-
-
-def _need_safetensors() -> None:
-    try:
-        import safetensors  # noqa: F401
-    except ImportError as error:
-        raise ImportError("This needs safetensors: `pip install safetensors` (the extra [export]).") from error

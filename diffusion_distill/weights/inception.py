@@ -175,7 +175,6 @@ def load_inception(folder: str | Path) -> InceptionWeights:
     """Reads what `save_inception` wrote.
 
     Raises:
-      ImportError: safetensors is not installed.
       WeightsError: the folder holds something else, or its two files are not of one network.
       OSError: a file cannot be opened.
     """

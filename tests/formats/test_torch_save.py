@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch_files
@@ -28,6 +29,9 @@ ARRAYS: Flat = {
     "a.double": np.linspace(0, 1, 5),
     "b.half": np.arange(3, dtype="f2"),
     "b.count": np.array(3),
+    "b.brain": np.arange(3).astype(jnp.bfloat16),
+    "b.empty": np.zeros((0, 3), "f4"),
+    **{f"c.{kind}": np.arange(3).astype(kind) for kind in ("i4", "i2", "i1", "u1", "bool")},
 }
 
 
@@ -54,6 +58,52 @@ def test_tensors_may_be_views_of_one_storage(how: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["row"], elements[20:])
 
 
+@pytest.mark.fast
+def test_tensors_may_repeat_elements_and_be_part_of_a_part(tmp_path: Path) -> None:
+    elements = np.arange(24, dtype="f4")
+    storage, view = torch_files.Storage(elements, "0"), torch_files.Storage(elements, "0", ("7", 4, 10))
+    row = torch_files.Tensor(storage, 2, (3, 30), (1, 0))
+    found = torch_save.read(torch_files.write_zip(tmp_path / "file", {"row": row}))
+    np.testing.assert_array_equal(found["row"], np.repeat(elements[2:5, None], 30, axis=1))
+    content = {"row": row, "part": torch_files.Tensor(view, 1, (3,), (3,))}
+    found = torch_save.read(torch_files.write_legacy(tmp_path / "file", content))
+    np.testing.assert_array_equal(found["part"], elements[4 + 1 : 4 + 8 : 3])
+    for size, other in (((4,), ("7", 4, 10)), ((3,), ("7", 20, 10)), ((3,), ("7", -1, 10)), ((3,), ("7", 4))):
+        storage = torch_files.Storage(elements, "0", other)  # type: ignore[arg-type]
+        with pytest.raises(WeightsError, match=r"is not in its storage|not \(key, begin, count\)"):
+            torch_save.read(
+                torch_files.write_legacy(tmp_path / "file", {"t": torch_files.Tensor(storage, 1, size, (3,))})
+            )
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("how", ["write_zip", "write_legacy"])
+def test_objects_are_read_whole(how: str, tmp_path: Path) -> None:
+    arrays = {"a": np.arange(4, dtype="f4"), "b": np.ones((2, 2), "f2")}
+    made = torch_files.tensors(arrays)
+    plain = {"lr": 1e-3, "betas": (0.9, 0.999), "name": "adam", "amsgrad": False, "hook": None, "params": [0, 1]}
+    content = [
+        OrderedDict(made),
+        {"state": {0: {"step": 3, "first": made["a"]}}, "param_groups": [plain]},
+        {"a": torch_files.Parameter(made["a"])},
+        17,
+    ]
+    weights, optimizer, parameters, step = torch_save.read_object(getattr(torch_files, how)(tmp_path / "file", content))
+    assert (step, optimizer["param_groups"], optimizer["state"][0]["step"]) == (17, [plain], 3)
+    for array in (weights["a"], optimizer["state"][0]["first"], parameters["a"]):
+        np.testing.assert_array_equal(array, arrays["a"])
+    np.testing.assert_array_equal(weights["b"], arrays["b"])
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("shift", range(8))
+def test_entries_may_begin_at_any_byte(shift: int, tmp_path: Path) -> None:
+    arrays = {"a": np.arange(5.0), "b": np.arange(3).astype(jnp.bfloat16)}
+    path = torch_files.write_zip(tmp_path / "file", torch_files.state_dict(arrays), folder="x" * (8 + shift))
+    for name, array in torch_save.read(path).items():
+        np.testing.assert_array_equal(array, arrays[name])
+
+
 def view(size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> dict[str, Any]:
     return {"t": torch_files.Tensor(torch_files.Storage(np.arange(6, dtype="f4"), "0"), offset, size, stride)}
 
@@ -69,6 +119,20 @@ def entry(name: str, content: bytes | None) -> Callable[[dict[str, bytes]], Any]
     return lambda entries: entries.pop(name) if content is None else entries.update({name: content})
 
 
+def nested(depth: int, width: int) -> Any:
+    """Few lists that stand in each other very often."""
+    found: Any = [1]
+    for _ in range(depth):
+        found = [found] * width
+    return found
+
+
+def conjugated() -> dict[str, Any]:
+    found = view((6,), (1,))
+    found["t"].arguments += ({"neg": True},)
+    return found
+
+
 def wide(count: int) -> dict[str, Any]:
     """Many tensors that are the same bytes."""
     storage = torch_files.Storage(np.arange(600, dtype="f4"), "0")
@@ -81,8 +145,18 @@ BAD_ZIPS: dict[str, tuple[Any, Callable[[dict[str, bytes]], Any] | None, str]] =
     "a call below a module": ({"a": [Bomb()]}, None, "nothing of it is run"),
     "beyond its storage": (view((2, 4), (4, 1)), None, r"'t': a tensor of size \(2, 4\).* is not in its storage of 6"),
     "before its storage": (view((2,), (1,), -1), None, "from element -1"),
-    "empty": (view((0,), (1,)), None, "is not in its storage"),
+    "empty, and beyond its storage": (view((0,), (1,), 7), None, "is not in its storage"),
     "huge": (view((2**62,), (0,)), None, "is not in its storage"),
+    "negated": (conjugated(), None, "a tensor of \\(Part, 0, tuple, tuple, False, Ordered, dict\\)"),
+    "no boolean": (
+        torch_files.state_dict({"t": np.ones(3, "bool")}),
+        entry("data/0", b"\0\1\2"),
+        "'t': a boolean that is neither 0 nor 1",
+    ),
+    "lists in lists": ({"a": nested(15, 10)}, None, "more than 131072 values"),
+    "deep lists": ({"a": nested(20, 1)}, None, "more than 16 deep"),
+    "a negative key": ({-1: 1}, None, "a name that stands twice, is no text"),
+    "a large key": ({2**40: 1}, None, "a name that stands twice, is no text"),
     "more than the file": (wide(1000), None, "all tensors together are larger than the file"),
     "no tensor": ({"t": 3}, None, "'t' is 3, not a tensor"),
     "no dictionary": ([1], None, "the file holds list"),
