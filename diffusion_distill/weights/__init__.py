@@ -1,7 +1,7 @@
 """Weights: strict, safe importers of published files, their registry, download, and exchange as safetensors."""
 
 from diffusion_distill.base.errors import WeightsError
-from diffusion_distill.weights import edm, exchange, inception, progressive
+from diffusion_distill.weights import edm, exchange, inception, progressive, state_dict
 from diffusion_distill.weights.download import Fetched, fetch
 from diffusion_distill.weights.matching import Checkpoint, digest, flatten, match, shapes_of, unflatten
 from diffusion_distill.weights.registry import PUBLISHED, READERS, Published
@@ -22,5 +22,6 @@ __all__ = [
     "match",
     "progressive",
     "shapes_of",
+    "state_dict",
     "unflatten",
 ]
