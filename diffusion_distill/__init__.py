@@ -33,8 +33,16 @@ from diffusion_distill.denoisers.model import Model
 from diffusion_distill.denoisers.network import Functions, Network
 from diffusion_distill.methods import DISTILLERS, Denoising, Knowledge, Progressive, Tract
 from diffusion_distill.networks import ADM, NETWORKS, DiT, SongUNet, UNet
-from diffusion_distill.process.processes import PROCESSES, VE, Cosine, LinearBeta, LinearBetaDiscrete, RectifiedFlow
-from diffusion_distill.process.time_input import EDMInput, FlowInput, LogsnrInput
+from diffusion_distill.process.processes import (
+    PROCESSES,
+    VE,
+    Cosine,
+    DiscreteBetas,
+    LinearBeta,
+    LinearBetaDiscrete,
+    RectifiedFlow,
+)
+from diffusion_distill.process.time_input import EDMInput, FlowInput, LogsnrInput, TimeOfProcess
 from diffusion_distill.solvers import SOLVERS
 from diffusion_distill.solvers.fitted import FittedSolver
 from diffusion_distill.solvers.steps import ddim_step, heun_step, midpoint_step, rk4_step
@@ -55,6 +63,7 @@ __all__ = [
     "Cosine",
     "Denoising",
     "DiT",
+    "DiscreteBetas",
     "EDMInput",
     "FitSettings",
     "FittedSolver",
@@ -73,6 +82,7 @@ __all__ = [
     "Settings",
     "SongUNet",
     "Thresholded",
+    "TimeOfProcess",
     "Tract",
     "UNet",
     "__version__",

@@ -42,14 +42,4 @@ def to_state_dict(network: nn.Module, shape: Shape, params: Any) -> dict[str, np
 
 def _joined(entry: Entry, parts: list[np.ndarray]) -> np.ndarray:
     """The tensor from its parameters."""
-    if not parts:
-        return np.array(FIXED_FILTER[None, None])
-    if len(parts) == 3:
-        heads, size = entry.path_shapes[0][-2:]
-        stacked = np.stack([part.reshape(-1, heads, size) for part in parts], axis=-1)
-        return np.ascontiguousarray(stacked.transpose(1, 2, 3, 0)).reshape(entry.shape)
-    [part] = parts
-    if part.ndim < 2 or entry.name.endswith(".resample_filter"):
-        return np.array(part.reshape(entry.shape))
-    outputs, inputs, *places = entry.shape
-    return np.ascontiguousarray(np.moveaxis(part.reshape(*places, inputs, outputs), (-1, -2), (0, 1)))
+    return np.ascontiguousarray(entry.whole(parts)) if parts else np.array(FIXED_FILTER[None, None])

@@ -21,6 +21,7 @@ from diffusion_distill.process.levels import Level, from_logsnr
 from diffusion_distill.process.processes import (
     VE,
     Cosine,
+    DiscreteBetas,
     IDDPMCosine,
     LinearBeta,
     LinearBetaDiscrete,
@@ -36,7 +37,7 @@ PROCESSES = {
     type(process).__name__: process
     for process in (
         *(Cosine(), LinearBeta(), LinearBetaDiscrete(), LinearAlphaDiscrete(), IDDPMCosine()),
-        *(VE(1.0), RectifiedFlow(3.0)),
+        *(DiscreteBetas("cosine", logsnr_min=-10.2), VE(1.0), RectifiedFlow(3.0)),
     )
 }
 every_schedule = parameterized.named_parameters(*PROCESSES.items())

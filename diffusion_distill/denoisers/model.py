@@ -22,11 +22,12 @@ from diffusion_distill.denoisers.adapters import Linen, adapt
 from diffusion_distill.denoisers.network import Network
 from diffusion_distill.process import predictions
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import Cosine, LinearBetaDiscrete, Process
+from diffusion_distill.process.processes import Cosine, Process
 from diffusion_distill.process.time_input import IDDPMInput, LogsnrInput, TimeInput
+from diffusion_distill.process.vp_discrete import Discrete
 
 #: Parts of a model that know so many `steps` and nothing between them.
-DISCRETE = (LinearBetaDiscrete, IDDPMInput)
+DISCRETE = (Discrete, IDDPMInput)
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,8 @@ def singlestep(
 def ddim_indices(rule: str, steps: int, count: int = 1000) -> np.ndarray:
     """The indices [steps] of `count` betas that published DDIM programs visit, decreasing.
 
-    'uniform': multiples of count // steps. 'uniform_torch': count·k / steps in float32, cut off, which for some numbers
+    'uniform': multiples of count // steps. 'uniform_all': all of them below `count`, which are more than `steps` where
+    steps is no divisor; published fits of D-DDIM sample their teachers so. 'uniform_torch': count·k / steps in float32, cut off, which for some numbers
     of steps gives one less than exact arithmetic. 'quad': squares of equal steps up to 0.8·count, cut off.
 
     Raises:
@@ -252,6 +253,10 @@ def _uniform(steps: int, count: int) -> np.ndarray:
     return np.arange(steps) * (count // steps)
 
 
+def _uniform_all(steps: int, count: int) -> np.ndarray:
+    return np.arange(0, count, count // steps)
+
+
 def _uniform_torch(steps: int, count: int) -> np.ndarray:
     """The float32 line from 0 to count, built from both of its ends."""
     each, k = np.float32(count) / np.float32(steps), np.arange(steps + 1, dtype=np.float32)
@@ -263,4 +268,4 @@ def _quad(steps: int, count: int) -> np.ndarray:
     return (np.linspace(0, (0.8 * count) ** 0.5, steps) ** 2).astype(np.int64)
 
 
-DDIM_INDICES = {"uniform": _uniform, "uniform_torch": _uniform_torch, "quad": _quad}
+DDIM_INDICES = {"uniform": _uniform, "uniform_all": _uniform_all, "uniform_torch": _uniform_torch, "quad": _quad}

@@ -27,7 +27,7 @@ from diffusion_distill.process.flow import RectifiedFlow
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.ve import VE
 from diffusion_distill.process.vp import Cosine, IDDPMCosine, LinearBeta
-from diffusion_distill.process.vp_discrete import LinearBetaDiscrete
+from diffusion_distill.process.vp_discrete import DiscreteBetas, LinearBetaDiscrete
 
 
 @runtime_checkable
@@ -47,6 +47,7 @@ PROCESSES: dict[str, type] = {
     "cosine": Cosine,
     "linear": LinearBeta,
     "linear_discrete": LinearBetaDiscrete,
+    "discrete": DiscreteBetas,
     "iddpm_cosine": IDDPMCosine,
     "ve": VE,
     "flow": RectifiedFlow,

@@ -1,33 +1,177 @@
 """Variance-preserving processes of N discrete betas, with times between them too.
 
 DDPM (arXiv:2006.11239 section 4) has N betas in equal steps; at the time i/N, a knot, alpha² is the product of
-(1 - beta_j) over the first i of them. Between two knots -log alpha is linear in t (`LinearBetaDiscrete`, as in
-DPM-Solver, arXiv:2206.00927), or alpha² is (`LinearAlphaDiscrete`, as in DEIS, arXiv:2204.13902).
+(1 - beta_j) over the first i of them. Between two knots -log alpha is linear in t, as in DPM-Solver
+(arXiv:2206.00927), or alpha² is, as in DEIS (arXiv:2204.13902). The betas come from a rule of `BETAS`:
+
+    linear          equal steps from beta_start to beta_end           DDPM
+    scaled_linear   equal steps of their roots, also called quad      latent diffusion, DDIM
+    sigmoid         a sigmoid from -6 to 6 between the two            DDPM's later programs
+    const           beta_end
+    jsd             1/N, 1/(N - 1), ... 1                             arXiv:1503.03585
+    cosine          alpha² = cos²((t + 0.008)/1.008 · pi/2) / cos²(0.008/1.008 · pi/2), with betas of at most 0.999
+                                                                      improved DDPM, arXiv:2102.09672 Eq. 17
+
+A new rule is one line there. `LinearBetaDiscrete` is the first of them under its own name.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from diffusion_distill.base.arrays import Array, namespace
-from diffusion_distill.base.errors import positive_int
+from diffusion_distill.base.errors import choose, positive_int
 from diffusion_distill.process.vp import Decaying
+
+#: The least alpha² where alpha² is linear between knots, as in the published programs.
+LEAST_ALPHA2 = 1e-7
+
+
+def _cosine(steps: int, start: float, end: float) -> np.ndarray:
+    alpha2 = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
+    return np.minimum(1 - alpha2[1:] / alpha2[:-1], 0.999)
+
+
+def _scaled_linear(steps: int, start: float, end: float) -> np.ndarray:
+    return np.linspace(start**0.5, end**0.5, steps) ** 2
+
+
+#: (steps, beta_start, beta_end) -> betas [steps]
+BETAS: dict[str, Callable[[int, float, float], np.ndarray]] = {
+    "linear": lambda steps, start, end: np.linspace(start, end, steps),
+    "scaled_linear": _scaled_linear,
+    "quad": _scaled_linear,
+    "sigmoid": lambda steps, start, end: start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, steps))),
+    "const": lambda steps, start, end: np.full(steps, end),
+    "jsd": lambda steps, start, end: 1 / np.linspace(steps, 1, steps),
+    "cosine": _cosine,
+}
+
+
+class Discrete(Decaying):
+    """What processes of discrete betas share. Networks made for one know the times of its knots only.
+
+    Attributes:
+      steps: the number of betas, N.
+      logsnr_max: of the knot at time 0. With inf, time 0 is zero noise, where weightings that contain the SNR are
+        infinite: for comparisons and for sampling only. With None there is no such knot: the line between the first
+        two betas' knots goes on below them, as in DPM-Solver, and levels end a little above time 0.
+      logsnr_min: betas at the noisy end whose knots are below it are left out, and time 1 is the last knot that stays
+        (DPM-Solver has -10.2); None keeps them all.
+      between: what is linear between knots, 'log_alpha' or 'alpha2'; alpha² is then at least 1e-7 (DEIS).
+    """
+
+    steps: int
+    logsnr_max: float | None
+    logsnr_min: float | None = None
+    between: str = "log_alpha"
+
+    @property
+    def betas(self) -> np.ndarray:
+        """All betas [steps], float64, also those that `logsnr_min` leaves out."""
+        raise NotImplementedError
+
+    @property
+    def count(self) -> int:
+        """The number of betas that are not left out: M of the times i/M of the knots."""
+        return len(_knots(self).time) - 1
+
+    @property
+    def knots(self) -> np.ndarray:
+        """The times between which the process is smooth, [count + 1], rising."""
+        return _knots(self).time
+
+    def rate(self, t: Array) -> Array:
+        """The derivative of -log alpha at time t; at a knot (to rounding), that of the later times."""
+        knots = _knots(self)
+        k = np.clip(np.floor(np.multiply(t, self.count) + 1e-9).astype(int), 0, self.count - 1)
+        if self.between == "log_alpha":
+            return self.count * knots.rate[k]
+        return -0.5 * (np.diff(knots.alpha2) / np.diff(knots.time))[k] / self._alpha2(t)
+
+    def _decay(self, t: Array) -> Array:
+        if self.between == "alpha2":
+            return -0.5 * namespace(t).log(self._alpha2(t))
+        knots, (k, since) = _knots(self), self._place(t)
+        return _take(knots.decay, k, since) + since * _take(knots.rate, k, since)
+
+    def _time(self, decay: Array) -> Array:
+        xp, knots, dtype = namespace(decay), _knots(self), decay.dtype
+        if self.between == "alpha2":
+            return xp.interp(-xp.exp(-2 * decay), -knots.alpha2, knots.time)
+        return xp.interp(decay, knots.decay.astype(dtype), knots.time.astype(dtype))
+
+    def _place(self, t: Array) -> tuple[Array, Array]:
+        """(the knot at or before time t, how far t is from it in units of a step)."""
+        xp = namespace(t)
+        at = xp.multiply(t, self.count)
+        k = xp.clip(xp.floor(at), 0, self.count - 1)
+        return k.astype(np.int32), at - k
+
+    def _alpha2(self, t: Array) -> Array:
+        xp = namespace(t)
+        return xp.maximum(xp.interp(t, _knots(self).time, _knots(self).alpha2), LEAST_ALPHA2)
+
+    def _check_ends(self) -> None:
+        """Raises ValueError unless the first beta's knot is between the two ends."""
+        beta = float(self.betas[0])
+        first = math.log((1 - beta) / beta) if beta < 1 else -math.inf
+        if self.logsnr_max is not None and not self.logsnr_max > first:
+            raise ValueError(f"logsnr_max must be above the logsnr {first:.6g} of the first step, got {self}.")
+        if self.logsnr_min is not None and not self.logsnr_min < first:
+            raise ValueError(f"logsnr_min must be below the logsnr {first:.6g} of the first step, got {self}.")
 
 
 @dataclass(frozen=True)
-class LinearBetaDiscrete(Decaying):
+class DiscreteBetas(Discrete):
+    """A process of N betas by the name of their rule, as `DiscreteBetas("cosine", 4000)` of improved DDPM.
+
+    Train with `Denoising(steps=N)`. For the attributes, see `Discrete`; beta_start and beta_end are not used by the
+    rules 'cosine' and 'jsd'.
+
+    Raises:
+      ValueError: an unknown rule or line, steps below 1, betas not between 0 and 1, or the first beta's knot is not
+        between logsnr_min and logsnr_max.
+    """
+
+    kind: str = "linear"
+    steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    logsnr_max: float | None = 20.0
+    logsnr_min: float | None = None
+    between: str = "log_alpha"
+
+    def __post_init__(self) -> None:
+        choose("rule of betas", self.kind, BETAS)
+        choose("line between knots", self.between, {"log_alpha": None, "alpha2": None})
+        positive_int("The number of betas", self.steps)
+        if not (0 < self.beta_start < 1 and 0 < self.beta_end < 1):
+            raise ValueError(f"beta_start and beta_end must be between 0 and 1, got {self}.")
+        if self.logsnr_max is None and self.steps < 2:
+            raise ValueError(f"Without logsnr_max, time 0 is on the line through two betas' knots, got {self}.")
+        self._check_ends()
+
+    @property
+    def betas(self) -> np.ndarray:
+        """All betas [steps], float64, also those that `logsnr_min` leaves out."""
+        return BETAS[self.kind](self.steps, self.beta_start, self.beta_end)
+
+
+@dataclass(frozen=True)
+class LinearBetaDiscrete(Discrete):
     """The process of Ho et al.: N = `steps` betas from beta_start to beta_end, knots at the times i/N.
 
     Networks made for it know the times 1/N, 2/N, ... 1 only: train with `Denoising(steps=N)`.
 
     Attributes:
-      logsnr_max: of the knot at time 0. With inf, time 0 is zero noise, where weightings that contain the SNR are
-        infinite: for comparisons and for sampling only.
+      logsnr_max: of the knot at time 0; see `Discrete`.
 
     Raises:
       ValueError: steps below 1, not 0 < beta_start <= beta_end < 1, or more noise at time 0 than at 1/N.
@@ -42,68 +186,40 @@ class LinearBetaDiscrete(Decaying):
         positive_int("The number of betas", self.steps)
         if not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(f"A linear beta needs 0 < beta_start <= beta_end < 1, got {self}.")
-        first = math.log((1 - self.beta_start) / self.beta_start)
-        if not self.logsnr_max > first:
-            raise ValueError(f"logsnr_max must be above the logsnr {first:.6g} of the first step, got {self}.")
+        self._check_ends()
 
     @property
-    def knots(self) -> np.ndarray:
-        """The times between which the process is smooth, [steps + 1], rising."""
-        return _knots(self).time
-
-    def _decay(self, t: Array) -> Array:
-        knots, (k, since) = _knots(self), self._place(t)
-        return _take(knots.decay, k, since) + since * _take(knots.rate, k, since)
-
-    def _time(self, decay: Array) -> Array:
-        knots, dtype = _knots(self), decay.dtype
-        return namespace(decay).interp(decay, knots.decay.astype(dtype), knots.time.astype(dtype))
-
-    def _place(self, t: Array) -> tuple[Array, Array]:
-        """(the knot at or before time t, how far t is from it in units of 1/N)."""
-        xp = namespace(t)
-        at = xp.multiply(t, self.steps)
-        k = xp.clip(xp.floor(at), 0, self.steps - 1)
-        return k.astype(np.int32), at - k
+    def betas(self) -> np.ndarray:
+        """The betas [steps], float64."""
+        return BETAS["linear"](self.steps, self.beta_start, self.beta_end)
 
 
 @dataclass(frozen=True)
 class LinearAlphaDiscrete(LinearBetaDiscrete):
     """`LinearBetaDiscrete` with alpha² linear between its knots, as the published iPNDM and DEIS programs assume."""
 
-    def _decay(self, t: Array) -> Array:
-        return -0.5 * namespace(t).log(self._alpha2(t))
-
-    def _alpha2(self, t: Array) -> Array:
-        return namespace(t).interp(t, _knots(self).time, np.exp(-2 * _knots(self).decay))
-
-    def rate(self, t: Array) -> Array:
-        """The derivative of -log alpha at time t; at a knot (to rounding), that of the later times."""
-        alpha2, time = np.exp(-2 * _knots(self).decay), _knots(self).time
-        k = np.clip(np.floor(np.multiply(t, self.steps) + 1e-9).astype(int), 0, self.steps - 1)
-        return -0.5 * (np.diff(alpha2) / np.diff(time))[k] / self._alpha2(t)
-
-    def _time(self, decay: Array) -> Array:
-        xp, knots = namespace(decay), _knots(self)
-        return xp.interp(-xp.exp(-2 * decay), -np.exp(-2 * knots.decay), knots.time)
+    between: ClassVar[str] = "alpha2"
 
 
 class _Knots(NamedTuple):
     """Tables on the host, float64."""
 
-    time: np.ndarray  # i/N for i = 0 .. N
+    time: np.ndarray  # i/M for i = 0 .. M
     decay: np.ndarray
     rate: np.ndarray  # growth of the decay from knot i to i + 1
+    alpha2: np.ndarray
 
 
 @lru_cache(maxsize=16)
-def _knots(process: LinearBetaDiscrete) -> _Knots:
-    betas = np.linspace(process.beta_start, process.beta_end, process.steps)
-    at_zero = 0.5 * math.log1p(math.exp(-process.logsnr_max))
-    rate = -0.5 * np.log1p(-betas)
+def _knots(process: Discrete) -> _Knots:
+    # Half of the spacing of float64 below 1 stands for the noise that a beta of 1 (jsd's last) takes away.
+    rate = -0.5 * np.log1p(-np.minimum(process.betas, 1 - 2**-53))
+    at_zero = rate[0] - rate[1] if process.logsnr_max is None else 0.5 * math.log1p(math.exp(-process.logsnr_max))
     rate[0] -= at_zero
     decay = np.cumsum([at_zero, *rate])
-    return _Knots(np.arange(len(decay)) / process.steps, decay, rate)
+    if process.logsnr_min is not None:
+        decay = decay[decay <= 0.5 * np.logaddexp(0, -process.logsnr_min)]
+    return _Knots(np.arange(len(decay)) / (len(decay) - 1), decay, rate[: len(decay) - 1], np.exp(-2 * decay))
 
 
 def _take(table: np.ndarray, index: Array, like: Array) -> Array:

@@ -69,31 +69,31 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def improved(config: Mapping[str, Any]) -> tuple[UNet, Shape]:
+def improved(arguments: Mapping[str, Any]) -> tuple[UNet, Shape]:
     """Improved DDPM's network, and the shape of its images; image_size is not among its program's arguments.
 
     Raises:
       WeightsError: an argument is unknown, or has a value that the library does not compute with.
     """
-    return _network(Arguments(config, IMPROVED, "improved DDPM's network"))
+    return _network(Arguments(arguments, IMPROVED, "improved DDPM's network"))
 
 
-def guided(config: Mapping[str, Any]) -> tuple[UNet, Shape]:
+def guided(arguments: Mapping[str, Any]) -> tuple[UNet, Shape]:
     """ADM's network, and the shape of its images.
 
     Raises:
       WeightsError: an argument is unknown, or has a value that the library does not compute with.
     """
-    return _network(Arguments(config, GUIDED, "ADM's network"))
+    return _network(Arguments(arguments, GUIDED, "ADM's network"))
 
 
-def classifier(config: Mapping[str, Any]) -> tuple[NoisyClassifier, Shape]:
+def classifier(arguments: Mapping[str, Any]) -> tuple[NoisyClassifier, Shape]:
     """ADM's classifier of noisy images, and the shape of its images.
 
     Raises:
       WeightsError: an argument is unknown, or has a value that the library does not compute with.
     """
-    given = Arguments(config, CLASSIFIER, "ADM's classifier")
+    given = Arguments(arguments, CLASSIFIER, "ADM's classifier")
     given.only("which is unknown here", pool=("attention", "adaptive"))
     pool_head_dim = given.whole("num_head_channels") if given.values["pool"] == "attention" else 0
     fields, shape = _fields(given)

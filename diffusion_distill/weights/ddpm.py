@@ -32,13 +32,13 @@ UNUSED = ("logvar",)
 PRODUCTS = ("q", "k", "v", "proj_out", "nin_shortcut")  # stored as 1x1 convolutions
 
 
-def network(config: Mapping[str, Any]) -> tuple[UNet, Shape]:
+def network(arguments: Mapping[str, Any]) -> tuple[UNet, Shape]:
     """The network of constructor arguments, and the shape [height, width, channels] of its images.
 
     Raises:
       WeightsError: an argument is unknown, or has a value that the library does not compute with.
     """
-    given = Arguments(config, ARGUMENTS, "DDPM's network")
+    given = Arguments(arguments, ARGUMENTS, "DDPM's network")
     given.only("which is unknown", type=("simple", "bayesian"))
     size, ch = given.whole("image_size"), given.whole("ch")
     unet = UNet(

@@ -59,13 +59,13 @@ BLOCKS = {
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def network(config: Mapping[str, Any]) -> tuple[UNet, Shape]:
+def network(arguments: Mapping[str, Any]) -> tuple[UNet, Shape]:
     """The network of constructor arguments, and the shape [height, width, channels] of its images.
 
     Raises:
       WeightsError: an argument is unknown, or has a value that the library does not compute with.
     """
-    given = Arguments({k: v for k, v in config.items() if not k.startswith("_")}, ARGUMENTS, "UNet2DModel")
+    given = Arguments({k: v for k, v in arguments.items() if not k.startswith("_")}, ARGUMENTS, "UNet2DModel")
     _check_fixed(given)
     widths, (attention, residual) = given.numbers("block_out_channels"), _blocks(given)
     if len(widths) != len(attention):
@@ -143,11 +143,12 @@ def _named(given: Arguments, name: str, known: Mapping[str, tuple[bool, str | No
 def _size(given: Arguments) -> tuple[int, int]:
     value = given.values["sample_size"]
     if not isinstance(value, list | tuple):
-        return (given.whole("sample_size"),) * 2
-    if len(value) != 2:
+        size = given.whole("sample_size")
+        return size, size
+    sizes = given.numbers("sample_size")
+    if len(sizes) != 2:
         raise given.refuse("sample_size", "not one number or two")
-    height, width = given.numbers("sample_size")
-    return height, width
+    return sizes[0], sizes[1]
 
 
 # ---------------------------------------------------------------- where parameters are

@@ -18,18 +18,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill.networks import UNet
 from diffusion_distill.networks.layers import filter_of
-from diffusion_distill.weights import matching
+from diffusion_distill.weights import matching, torch_layout
 from diffusion_distill.weights.matching import Shape, WeightsError
+from diffusion_distill.weights.torch_layout import Entry
 
 
 def to_params(
@@ -62,44 +61,10 @@ def to_params(
             f"{what}: {len(foreign)} filters differ from the mean of 2x2 pixels, the only one that this network "
             f"resamples with: {', '.join(foreign[: matching.LISTED])}."
         )
-    flat = {
-        path: part
-        for entry in correspondence
-        for path, part in zip(entry.paths, entry.parts(filled[entry.name]), strict=True)
-    }
-    return matching.unflatten(flat)
+    return torch_layout.filled_params(correspondence, filled)
 
 
 # ---------------------------------------------------------------- correspondence
-
-
-class Entry(NamedTuple):
-    """A tensor and the parameters it becomes: none (a fixed buffer), one, or q, k and v.
-
-    Attributes:
-      name, shape: of the tensor.
-      paths, path_shapes: of the parameters.
-    """
-
-    name: str
-    shape: Shape
-    paths: tuple[str, ...] = ()
-    path_shapes: tuple[Shape, ...] = ()
-
-    def parts(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """The parameters in a tensor, as views."""
-        if not self.paths:
-            return []
-        if len(self.paths) == 3:  # (heads, C / heads, 3, inputs) -> inputs, heads, C / heads
-            heads, size = self.path_shapes[0][-2:]
-            split = tensor.reshape(heads, size, 3, -1)
-            return [split[:, :, j].transpose(2, 0, 1).reshape(self.path_shapes[j]) for j in range(3)]
-        return [_channels_last(tensor).reshape(self.path_shapes[0])]
-
-
-def _channels_last(tensor: np.ndarray) -> np.ndarray:
-    """(out, in, ...) -> (..., in, out); filters (1, 1, k, k) too."""
-    return np.moveaxis(tensor, (0, 1), (-1, -2)) if tensor.ndim > 1 else tensor
 
 
 FIXED_FILTER = filter_of((1, 1))
@@ -119,7 +84,7 @@ _INNER = {
     "v": "qkv",
     "proj_out": "proj",
 }
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "filter": "resample_filter", "freqs": "freqs"}
+_LEAVES = {**torch_layout.LEAVES, "filter": "resample_filter", "freqs": "freqs"}
 _OUTER = {
     "dense0": "map_layer0",
     "dense1": "map_layer1",
@@ -145,28 +110,19 @@ _MIDDLE = {"mid.block_1": "in0", "mid.attn_1": "in0", "mid.block_2": "in1"}
 @lru_cache(maxsize=8)  # a network is traced for it, which takes a second
 def entries(network: nn.Module, shape: Shape) -> tuple[Entry, ...]:
     """The correspondence for a network, every tensor once."""
-    shapes, names = _parameter_shapes(network, shape), {}
+    shapes, names = torch_layout.parameter_shapes(network, shape), {}
     for path in shapes:
         names.setdefault(_name(path, len(network.ch_mult), shape[0]), []).append(path)  # type: ignore[attr-defined]
     found = []
     for name, paths in names.items():
         paths = tuple(sorted(paths, key=lambda path: "qkv".find(path.split("/")[-2])))
-        found.append(Entry(name, _shape(name, shapes[paths[0]]), paths, tuple(shapes[path] for path in paths)))
+        order = "hcq" if len(paths) == 3 else ""
+        found.append(Entry(name, _shape(name, shapes[paths[0]]), paths, tuple(shapes[path] for path in paths), order))
     if isinstance(network, UNet):
         halves = sorted({name.split(".conv0.")[0] for name in names if re.search(r"_(down|up)\.conv0\.", name)})
         filters = [f"{half}.{conv}.resample_filter" for half in halves for conv in ("conv0", "skip")]
-        found += [Entry(name, (1, 1, *FIXED_FILTER.shape)) for name in filters]
+        found += [Entry(name, (1, 1, *FIXED_FILTER.shape), (), ()) for name in filters]
     return tuple(found)
-
-
-def _parameter_shapes(network: nn.Module, shape: Shape) -> dict[str, Shape]:
-    x = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-    time = jax.ShapeDtypeStruct((1,), jnp.float32)
-    try:
-        tree = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), x, time)["params"]
-    except (ValueError, TypeError) as error:
-        raise WeightsError(f"The network does not take images of shape {shape}: {error}") from error
-    return {path: leaf.shape for path, leaf in matching.flatten(tree).items()}
 
 
 def _name(path: str, levels: int, resolution: int) -> str:

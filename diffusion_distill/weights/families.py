@@ -1,7 +1,7 @@
 """Families of networks whose published weights are files of PyTorch or safetensors, by the names of their programs.
 
-A family knows the network that its program builds from a config, and which tensor each parameter is stored in, both
-ways.
+A family knows the network that its program builds from constructor arguments, and which tensor each parameter is
+stored in, both ways.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Family:
     """One program's networks.
 
     Attributes:
-      network: config -> (network, shape of its images).
-      places: (network, shapes of its parameters, config) -> where each parameter is stored.
+      network: constructor arguments -> (network, shape of its images).
+      places: (network, shapes of its parameters, constructor arguments) -> where each parameter is stored.
       unused: tensors of files that no forward pass uses.
       renamed: gives tensors that older versions named otherwise their names of today.
     """
@@ -36,46 +36,46 @@ class Family:
     unused: tuple[str, ...] = ()
     renamed: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = dict
 
-    def entries(self, config: Mapping[str, Any]) -> tuple[Entry, ...]:
-        """The tensors of a config's network, and the parameters they become.
+    def entries(self, arguments: Mapping[str, Any]) -> tuple[Entry, ...]:
+        """The tensors of a network of these arguments, and the parameters they become.
 
         Raises:
-          WeightsError: the config is not one of this family's, see `network`.
+          WeightsError: the arguments are not those of this family, see `network`.
         """
-        network, shape = self.network(config)
+        network, shape = self.network(arguments)
         shapes = torch_layout.parameter_shapes(network, shape)
-        return torch_layout.entries(shapes, self.places(network, shapes, config))
+        return torch_layout.entries(shapes, self.places(network, shapes, arguments))
 
     def to_params(
-        self, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray], what: str = "The tensors"
+        self, arguments: Mapping[str, Any], tensors: Mapping[str, np.ndarray], what: str = "The tensors"
     ) -> dict[str, Any]:
-        """Parameters of a config's network from the tensors of a file, see `torch_layout.to_params`.
+        """Parameters of a network of these arguments from the tensors of a file, see `torch_layout.to_params`.
 
         Raises:
-          WeightsError: the config is not one of this family's, or the tensors are not those of its network.
+          WeightsError: the arguments are not those of this family, or the tensors are not those of its network.
         """
         used = {name: tensor for name, tensor in self.renamed(tensors).items() if name not in self.unused}
-        network, _ = self.network(config)
+        network, _ = self.network(arguments)
         blocks = network.num_res_blocks * len(network.ch_mult)
         if blocks > len(used):  # before the network is traced, which takes as long as it claims to have blocks
             raise WeightsError(f"{what}: {len(used)} tensors cannot be those of a network with {blocks} blocks.")
-        return torch_layout.to_params(self.entries(config), used, what)
+        return torch_layout.to_params(self.entries(arguments), used, what)
 
-    def to_tensors(self, config: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def to_tensors(self, arguments: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """The tensors of parameters: the inverse of `to_params`."""
-        return torch_layout.to_tensors(self.entries(config), params)
+        return torch_layout.to_tensors(self.entries(arguments), params)
 
 
-def _adm_places(network: nn.Module, shapes: Mapping[str, Shape], config: Mapping[str, Any]) -> Places:
-    return adm.places(network, shapes, "qhc" if config.get("use_new_attention_order") else "hqc")  # type: ignore[arg-type]
+def _adm_places(network: nn.Module, shapes: Mapping[str, Shape], arguments: Mapping[str, Any]) -> Places:
+    return adm.places(network, shapes, "qhc" if arguments.get("use_new_attention_order") else "hqc")  # type: ignore[arg-type]
 
 
 FAMILIES: dict[str, Family] = {
-    "ddpm": Family(ddpm.network, lambda network, shapes, config: ddpm.place, unused=ddpm.UNUSED),
+    "ddpm": Family(ddpm.network, lambda network, shapes, arguments: ddpm.place, unused=ddpm.UNUSED),
     "improved_ddpm": Family(adm.improved, _adm_places),
     "guided_diffusion": Family(adm.guided, _adm_places),
     "guided_diffusion_classifier": Family(adm.classifier, _adm_places),
     "diffusers_unet2d": Family(
-        diffusers.network, lambda network, shapes, config: diffusers.places(network), renamed=diffusers.renamed
+        diffusers.network, lambda network, shapes, arguments: diffusers.places(network), renamed=diffusers.renamed
     ),
 }

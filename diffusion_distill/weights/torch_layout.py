@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A tensor and the parameters it becomes: one, or q, k and v.
+    """A tensor and the parameters it becomes: none (a fixed buffer), one, or q, k and v.
 
     Attributes:
       name, shape: of the tensor.
@@ -60,6 +60,8 @@ class Entry(NamedTuple):
 
     def parts(self, tensor: np.ndarray) -> list[np.ndarray]:
         """The parameters in a tensor, as views where that is possible."""
+        if not self.paths:
+            return []
         if self.order in ("", "table"):
             kernel = tensor if self.order else _channels_last(tensor)
             return [kernel.reshape(self.path_shapes[0])]
@@ -109,7 +111,12 @@ def to_params(
       WeightsError: tensors missing, left over, of another shape or type or not finite, see `matching.match`. Axes of
         size 1 at the end may differ: programs store products as convolutions over no, one or two axes.
     """
-    filled = matching.match(tensors, {entry.name: entry.shape for entry in correspondence}, what, [_same_but_ones])
+    wanted = {entry.name: entry.shape for entry in correspondence}
+    return filled_params(correspondence, matching.match(tensors, wanted, what, [_same_but_ones]))
+
+
+def filled_params(correspondence: Sequence[Entry], filled: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Nested parameters from tensors of the right shapes."""
     flat = {
         path: part
         for entry in correspondence

@@ -23,6 +23,7 @@ from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import (
     VE,
     Cosine,
+    DiscreteBetas,
     IDDPMCosine,
     LinearBeta,
     LinearBetaDiscrete,
@@ -40,6 +41,7 @@ PROCESSES: list[Process] = [
     LinearBetaDiscrete(),
     LinearAlphaDiscrete(),
     IDDPMCosine(),
+    DiscreteBetas("cosine", 4000, logsnr_min=-10.2),
     VE(),
 ]
 FLOWS = [RectifiedFlow(), RectifiedFlow(3.0)]

@@ -22,6 +22,7 @@ from diffusion_distill.process.predictions import PREDICTIONS
 from diffusion_distill.process.processes import (
     VE,
     Cosine,
+    DiscreteBetas,
     IDDPMCosine,
     LinearBeta,
     LinearBetaDiscrete,
@@ -50,6 +51,7 @@ PROCESSES: dict[str, Process] = {
     "linear beta": LinearBeta(),
     "linear beta to zero noise": LinearBeta(t_min=0.0),
     "discrete linear beta": LinearBetaDiscrete(),
+    "discrete cosine": DiscreteBetas("cosine", logsnr_min=-10.2),
     "iDDPM cosine": IDDPMCosine(),
     "VE": VE(),
     "rectified flow": RectifiedFlow(),
