@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import golden_check
 import numpy as np
 import places
 import pytest
-from golden_checks import eval_inception
+from golden_checks import ddpm_files, eval_inception
 from golden_checks.inception_weights import random_tensor
 
 from diffusion_distill import weights
@@ -23,7 +24,7 @@ from diffusion_distill.weights import edm
 SMALL = places.SMALL
 FULL = places.GOLDEN
 #: What the library implements so far.
-IN_SCOPE = ("btd/*", "tract/*", "edm/*", "solvers/*", "ddpm/guidance.npz", "eval/*")
+IN_SCOPE = ("btd/*", "tract/*", "edm/*", "solvers/*", "ddpm/guidance.npz", "ddpm/files*", "eval/*")
 #: Minutes on real data: `python tests/golden_check.py ../shared/golden/eval --only real_data.json`.
 BY_HAND = ("eval/real_data.json",)
 #: A quarter of a minute and more of CPU each.
@@ -139,6 +140,31 @@ def test_a_damaged_file_fails_alone(tmp_path: Path) -> None:
     (tmp_path / "damaged.npz").write_bytes((SMALL / "btd/dpm.npz").read_bytes()[:1000])
     tally = golden_check.check(tmp_path)
     assert (tally.count("PASS"), tally.count("FAIL")) == (10, 1)
+
+
+FILES = "ddpm/files.tar.xz"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(FILES not in FOUND, reason="needs the optional sibling folder ../shared/golden")
+def test_other_expectations_of_weight_files_fail(tmp_path: Path) -> None:
+    root = ddpm_files.unpacked(FULL / FILES, tmp_path / "files")
+    expected = json.loads((root / "expected.json").read_text())
+    good, bad = {"views.pt": None, "dtypes.pt": None, "adm.pt": None}, {"sane_control.pt": None, "eval.pt": None}
+    expected["good"] = {name: expected["good"][name] for name in good}
+    expected["bad"] = {name: expected["bad"][name] for name in bad}
+    expected["good"]["views.pt"]["tensors"]["slice"][2] = 16 * "0"
+    expected["good"]["dtypes.pt"]["tensors"]["more"] = [[1], "float32", 16 * "0"]
+    expected["nets"]["adm"]["config"]["num_heads"] = expected["nets"]["adm"]["config"]["num_head_channels"] = 1
+    expected["bad"]["sane_control.pt"]["expect"], expected["bad"]["eval.pt"]["expect"] = "error", "ok"
+    (root / "expected.json").write_text(json.dumps(expected))
+    with tarfile.open(tmp_path / "files.tar.xz", "w:xz") as archive:
+        archive.add(root, "files")
+    tally = golden_check.check(tmp_path / "files.tar.xz")
+    failed = " ".join(line.array for line in tally.lines if line.verdict == "FAIL")
+    assert all(
+        name in failed for name in ("views.pt", "dtypes.pt", "adm.pt: adm/out", "sane_control.pt", "eval.pt", "listed")
+    )
 
 
 def test_a_folder_without_data_fails(tmp_path: Path) -> None:

@@ -159,7 +159,8 @@ def write_zip(path: Path, content: Any, folder: str = "archive", change: Callabl
         change(entries)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, content in entries.items():
-            archive.writestr(f"{folder}/{name}", content)
+            compression = zipfile.ZIP_DEFLATED if name.startswith("code/") else zipfile.ZIP_STORED  # as PyTorch does
+            archive.writestr(f"{folder}/{name}", content, compression)
     return path
 
 
@@ -167,7 +168,7 @@ def write_script(path: Path, arrays: Arrays) -> Path:
     """torch.jit.save's format: the same with program text and constants."""
 
     def more(entries: dict[str, bytes]) -> None:
-        entries["code/__torch__/root.py"] = b"raise SystemExit\n"
+        entries["code/__torch__/root.py"] = b"raise SystemExit\n" * 99
         entries["constants.pkl"] = pickle.dumps((), 2)
 
     return write_zip(path, script(arrays), "inception", more)

@@ -5,8 +5,8 @@ Three formats, told apart by their first bytes:
     legacy        pickles of protocol 2 one after another: a magic number, 1001, {protocol_version, little_endian,
                   type_sizes}, the object, [keys of its storages]; then for each key its count as int64 and its elements
     zip           stored, not compressed: NAME/data.pkl, the object, and NAME/data/KEY, the elements of a storage
-    TorchScript   such a zip with program text in NAME/code/, which is never used; the object is a tree of modules,
-                  each a class below __torch__ with its attributes
+    TorchScript   such a zip with program text in NAME/code/, which is never used and may be compressed; the object is
+                  a tree of modules, each a class below __torch__ with its attributes
 
 In the pickles a storage is the persistent id ("storage", class, key, location, count), and a tensor the call of
 _rebuild_tensor_v2(storage, offset, size, stride, ...), in elements; `torch_objects` has all that they may hold. Arrays
@@ -134,11 +134,11 @@ def _read_zip(path: Path, content: memoryview) -> Any:
     if len(pickles) != 1:
         raise WeightsError(f"the archive has {len(pickles)} entries NAME/data.pkl instead of one")
     folder = pickles[0].removesuffix("data.pkl")
-    order = entries.get(f"{folder}byteorder")
-    if order is not None and bytes(content[order.begin : min(order.end, order.begin + 9)]) != b"little":
+    order = entries.get(name := f"{folder}byteorder")
+    if order is not None and bytes(_checked(content, name, order)[:9]) != b"little":
         raise WeightsError("the archive's byte order is not little-endian")
     main = entries[pickles[0]]
-    _check_sum(content, pickles[0], main)
+    _checked(content, pickles[0], main)
     tree, end = pickle_stream.load(Source(content), dialect(Storages()), main.begin, main.end)
     if end != main.end:
         raise WeightsError(f"{main.end - end} bytes follow the end of the pickle")
@@ -149,9 +149,9 @@ def _read_zip(path: Path, content: memoryview) -> Any:
         if storage not in checked:
             name = f"{folder}data/{storage.key}"
             entry = None if "/" in storage.key else entries.get(name)
-            if entry is None or entry.end - entry.begin != storage.nbytes:
+            if entry is None or (entry.plain and entry.end - entry.begin != storage.nbytes):
                 raise WeightsError(f"there is no entry {kind_of(name)} of {storage.nbytes} bytes")
-            _check_sum(content, name, entry)
+            _checked(content, name, entry)
             checked[storage] = elements(content, storage.dtype, storage.count, entry.begin)
         return checked[storage]
 
@@ -159,12 +159,13 @@ def _read_zip(path: Path, content: memoryview) -> Any:
 
 
 class _Entry(NamedTuple):
-    """Where an entry's header and bytes lie in the file, and their CRC-32."""
+    """Where an entry's header and bytes lie, their CRC-32, and whether they are neither compressed nor encrypted."""
 
     header: int
     begin: int
     end: int
     crc: int
+    plain: bool
 
 
 def _entries(path: Path, content: memoryview) -> dict[str, _Entry]:
@@ -180,10 +181,6 @@ def _entries(path: Path, content: memoryview) -> dict[str, _Entry]:
         raise WeightsError(f"the archive has more than {MAX_ENTRIES} entries")
     found: dict[str, _Entry] = {}
     for entry in listed:
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.file_size != entry.compress_size:
-            raise WeightsError(
-                f"the entry {kind_of(entry.filename)} is compressed or encrypted, which PyTorch's are not"
-            )
         if entry.filename in found:
             raise WeightsError(f"the entry {kind_of(entry.filename)} stands twice")
         found[entry.filename] = _place(content, entry)
@@ -212,14 +209,19 @@ def _place(content: memoryview, entry: zipfile.ZipInfo) -> _Entry:
     if not 0 <= header <= len(content) - 30 or content[header : header + 4] != ZIP:
         raise WeightsError(f"the entry {kind_of(entry.filename)} is not where the archive says")
     begin = header + 30 + sum(struct.unpack_from("<HH", content, header + 26))
-    if begin + entry.file_size > len(content):
+    if begin + entry.compress_size > len(content):
         raise WeightsError(f"the entry {kind_of(entry.filename)} reaches beyond the end of the file")
-    return _Entry(header, begin, begin + entry.file_size, entry.CRC)
+    plain = entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1
+    return _Entry(header, begin, begin + entry.compress_size, entry.CRC, plain)
 
 
-def _check_sum(content: memoryview, name: str, entry: _Entry) -> None:
-    if zlib.crc32(content[entry.begin : entry.end]) != entry.crc:
+def _checked(content: memoryview, name: str, entry: _Entry) -> memoryview:
+    """The bytes of an entry, which must be neither compressed nor damaged."""
+    if not entry.plain:
+        raise WeightsError(f"the entry {kind_of(name)} is compressed or encrypted, which PyTorch's are not")
+    if zlib.crc32(found := content[entry.begin : entry.end]) != entry.crc:
         raise WeightsError(f"the entry {kind_of(name)} is damaged: its checksum differs")
+    return found
 
 
 # ---------------------------------------------------------------- from the pickle's values to plain ones

@@ -46,7 +46,8 @@ MAX_INDEX = 2**21  # bytes
 MAX_FILES = 2**10  # that an index lists
 LISTED = 8  # names in an error
 READ = "Read are files of PyTorch (.pt, .pth, .ckpt, .bin), safetensors, and folders of diffusers with a config.json."
-BY_HAND = "In PyTorch, save what is meant with torch.save(model.state_dict(), path), or name it with entry=..."
+BY_HAND = "In PyTorch, save what is meant with torch.save(model.state_dict(), path)."
+BY_NAME = "Name the one that is meant with entry=..."
 
 
 class StateDict(NamedTuple):
@@ -96,7 +97,11 @@ def _read_file(path: Path, entry: str | None) -> StateDict:
         begin = file.read(safetensors_file.LENGTH + 1)
     facts = {"files": [path.name], "format": "torch", "entry": None, "prefix": "", "subfolder": None}
     if torch_save.is_torch(begin):
-        tensors, taken = _chosen(torch_save.read_object(path), entry, path)
+        try:
+            found = torch_save.read_object(path)
+        except WeightsError as error:
+            raise WeightsError(f"{error} Download it again, if it is not whole. {BY_HAND}") from error
+        tensors, taken = _chosen(found, entry, path)
         prefix = PREFIX if taken is not None and all(name.startswith(PREFIX) for name in tensors) else ""
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         facts |= {"entry": taken, "prefix": prefix}
@@ -112,7 +117,7 @@ def _read_file(path: Path, entry: str | None) -> StateDict:
 
 def _checked(tensors: Tensors, path: Path) -> Tensors:
     if not tensors:
-        raise WeightsError(f"{path} holds no tensors. {BY_HAND}")
+        raise WeightsError(f"{path} holds no tensors. Download it again.")
     for name in tensors:
         if not name or not name.isprintable():
             raise WeightsError(f"{path}: a tensor is called {name[:80]!r}; names are text that can be printed.")
@@ -135,7 +140,7 @@ def _chosen(found: Any, entry: str | None, path: Path) -> tuple[Tensors, str | N
     name = default if entry is None else entry
     if not _is_state_dict(value := named.get(name)):
         what = f"its entry {name!r} is {kind_of(value)}" if name in named else f"it has no entry {name!r}"
-        raise WeightsError(f"{path}: {what}.{near_matches(name, named)} {_listed(named)} {BY_HAND}")
+        raise WeightsError(f"{path}: {what}.{near_matches(name, named)} {_listed(named)} {BY_NAME} {BY_HAND}")
     return value, name
 
 
@@ -147,12 +152,12 @@ def _known(named: dict[str, Any], path: Path) -> str:
         if name in AVERAGES and isinstance(value, dict | list | tuple) and value:
             raise WeightsError(
                 f"{path}: its entry {name!r} seems to hold an average of the weights, but is no state dict, and the "
-                f"other weights are not the ones to sample with. {_listed(named)} Name the one that is meant with "
-                "entry=..."
+                f"other weights are not the ones to sample with. {_listed(named)} {BY_NAME}"
             )
     known = ", ".join((*AVERAGES, *NETWORKS))
     raise WeightsError(
-        f"{path}: none of its entries is a state dict with a name that is known ({known}). {_listed(named)} {BY_HAND}"
+        f"{path}: it is no state dict, and no entry of a known name ({known}) is one. {_listed(named)} {BY_NAME} "
+        f"{BY_HAND}"
     )
 
 

@@ -204,12 +204,18 @@ def entries_of(content: Any, place: str = "") -> Iterator[tuple[str, dict[str, A
         content = {str(index): value for index, value in enumerate(content)}
     if not isinstance(content, dict):
         return
-    counted = bool(COUNTS & set(content)) and branch_of_arguments(content) is not None
+    counted = any(map(_is_count, content.items())) and branch_of_arguments(content) is not None
     if isinstance(content.get("params"), dict) or "same_params_as" in content or counted:
         yield place, content
         return
     for name, value in content.items():
         yield from entries_of(value, f"{place}/{name}" if place else name)
+
+
+def _is_count(item: tuple[str, Any]) -> bool:
+    """Whether a value is one of the `COUNTS` of an entry; a digest is one word."""
+    name, value = item
+    return type(value) is COUNTS.get(name) and " " not in str(value)
 
 
 def model_of_entry(fixture: Fixture, name: str, place: str, entry: Mapping[str, Any]) -> Model:
@@ -230,7 +236,7 @@ def model_of_entry(fixture: Fixture, name: str, place: str, entry: Mapping[str, 
     return model_of({field: value for field, value in given.items() if value is not None}, image)
 
 
-COUNTS = {"num_params", "num_tensors", "digest"}
+COUNTS = {"num_params": int, "num_tensors": int, "digest": str}
 ARGUMENTS = (*sorted(set(UNet.__dataclass_fields__) - {"parent", "name"}), "logsnr_input_type", "logsnr_scale_range")
 IMAGE_SHAPES = ("data_shape", "shape", "image")
 
@@ -298,7 +304,7 @@ def not_of_weights(fixture: Fixture) -> list[tuple[list[str], str]]:
 
 def _is_manifest(fixture: Fixture) -> bool:
     entries = list(entries_of(fixture.meta)) if fixture.path.suffix == ".json" else []
-    known = {"data_shape", "same_params_as"} | COUNTS
+    known = {"data_shape", "same_params_as", *COUNTS}
     return bool(entries) and all(known & set(entry) or branch_of_arguments(entry) is not None for _, entry in entries)
 
 

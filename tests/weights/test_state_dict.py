@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import places
 import pytest
 import safetensors_files
 import torch_files
+from golden_checks import ddpm_files
 
 from diffusion_distill.weights import WeightsError, state_dict
 
@@ -70,7 +73,7 @@ def test_which_tensors_are_meant(name: str, tmp_path: Path) -> None:
 #: content, `entry`, what the refusal says
 NOT_MEANT: dict[str, tuple[Any, str | None, str]] = {
     "a number": (3, None, "holds 3, no state dict"),
-    "nothing": ({}, None, "none of its entries is a state dict"),
+    "nothing": ({}, None, "it is no state dict, and no entry of a known name"),
     "an empty list": ([], None, "it has no entry '0'"),
     "tensors with something else": ({**made(1), "step": 3}, None, "'step': 3"),
     "no known name": ({"generator": made(1)}, None, "'generator': a state dict of 2 tensors"),
@@ -204,3 +207,55 @@ def test_folders_that_are_refused(name: str, tmp_path: Path) -> None:
     files, said = BAD_FOLDERS[name]
     with pytest.raises(WeightsError, match=said):
         state_dict.read(folder_of(tmp_path, files))
+
+
+# ---------------------------------------------------------------- damaged and hostile files
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("how", ["write_zip", "write_legacy", "safetensors"])
+def test_cut_or_changed_anywhere_a_file_is_read_or_refused(how: str, tmp_path: Path) -> None:
+    path, rng = tmp_path / "file", np.random.default_rng(0)
+    if how == "safetensors":
+        safetensors_files.write(path, ARRAYS)
+    else:
+        getattr(torch_files, how)(path, [made(1, "module."), {"state": {0: {"step": 3}}}, 17, made(2)])
+    good = path.read_bytes()
+    for trial in range(300):
+        bad = bytearray(good)
+        at = int(rng.integers(len(good)))
+        bad[at : at + 1] = b"" if trial % 3 == 0 else rng.bytes(1)
+        path.write_bytes(bad[:at] if trial % 5 == 0 else bad)
+        try:
+            state_dict.read(path)
+        except WeightsError:
+            continue
+
+
+HOSTILE = places.GOLDEN / "ddpm" / "files.tar.xz"
+EXPECTED = json.loads(HOSTILE.with_name("files_expected.json").read_text())["bad"] if HOSTILE.is_file() else {}
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ddpm_files.unpacked(HOSTILE, tmp_path_factory.mktemp("files")) / "bad"
+
+
+@pytest.mark.skipif(not EXPECTED, reason="needs the optional sibling folder ../shared/golden")
+@pytest.mark.parametrize("name", [name for name, facts in EXPECTED.items() if facts["kind"] != "content"])
+def test_hostile_files(name: str, unpacked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOSTILE_MARKER", str(tmp_path / "marker"))
+    with ddpm_files.watched() as events:
+        _, said = ddpm_files.outcome(unpacked / name)
+    assert EXPECTED[name]["expect"] in ("either", "error" if said else "ok")
+    assert not events
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.fast
+def test_what_a_payload_does_would_be_seen(tmp_path: Path) -> None:
+    with ddpm_files.watched() as events:
+        (tmp_path / "read").write_bytes(b"")
+        (tmp_path / "read").read_bytes()
+        os.system("true")
+    assert [event.split()[0] for event in events] == ["open", "os.system"]
