@@ -24,7 +24,7 @@ from diffusion_distill.weights import edm
 SMALL = places.SMALL
 FULL = places.GOLDEN
 #: What the library implements so far.
-IN_SCOPE = ("btd/*", "tract/*", "edm/*", "solvers/*", "ddpm/guidance.npz", "ddpm/files*", "eval/*")
+IN_SCOPE = ("btd/*", "tract/*", "edm/*", "solvers/*", "ddpm/*", "eval/*")
 #: Minutes on real data: `python tests/golden_check.py ../shared/golden/eval --only real_data.json`.
 BY_HAND = ("eval/real_data.json",)
 #: A quarter of a minute and more of CPU each.

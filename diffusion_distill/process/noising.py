@@ -59,7 +59,7 @@ def ddim_step(z: Data, x_hat: Data, level_t: Level, level_s: Level) -> Data:
     return r * z + d * x_hat
 
 
-def posterior_coefficients(level_t: Level, level_s: Level, gamma: float = 0.0) -> tuple[Array, Array, Array]:
+def posterior_coefficients(level_t: Level, level_s: Level, gamma: Array = 0.0) -> tuple[Array, Array, Array]:
     """(factor of z_t, factor of x, log-variance) of the reverse step from level t to level s.
 
     gamma in [0, 1] chooses the variance: 0 the posterior's own ('small'), 1 'large'.

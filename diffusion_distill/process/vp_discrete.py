@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -70,7 +70,7 @@ class Discrete(Decaying):
     steps: int
     logsnr_max: float | None
     logsnr_min: float | None = None
-    between: str = "log_alpha"
+    between = "log_alpha"
 
     @property
     def betas(self) -> np.ndarray:
@@ -180,7 +180,7 @@ class LinearBetaDiscrete(Discrete):
     steps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
-    logsnr_max: float = 20.0
+    logsnr_max: float | None = 20.0
 
     def __post_init__(self) -> None:
         positive_int("The number of betas", self.steps)
@@ -198,7 +198,7 @@ class LinearBetaDiscrete(Discrete):
 class LinearAlphaDiscrete(LinearBetaDiscrete):
     """`LinearBetaDiscrete` with alpha² linear between its knots, as the published iPNDM and DEIS programs assume."""
 
-    between: ClassVar[str] = "alpha2"
+    between = "alpha2"
 
 
 class _Knots(NamedTuple):

@@ -27,6 +27,7 @@ from diffusion_distill.process.processes import (
     PROCESSES,
     VE,
     Cosine,
+    DiscreteBetas,
     IDDPMCosine,
     LinearBeta,
     LinearBetaDiscrete,
@@ -42,6 +43,7 @@ pytestmark = pytest.mark.fast
 COSINES = [Cosine(), Cosine(-10, 15), Cosine(-4.5, 9.25)]
 BETAS = [LinearBeta(), LinearBeta(0.5, 30.0, 1e-3), LinearBetaDiscrete(), LinearBetaDiscrete(50, 2e-3, 0.1, 12.0)]
 IDDPM = [IDDPMCosine(), IDDPMCosine(0.02, 1e-3, 0.99)]
+NAMED = [DiscreteBetas("cosine", 4000, logsnr_min=-10.2), DiscreteBetas("scaled_linear", 1000, 8.5e-4, 0.012)]
 LINEAR_ALPHAS = [LinearAlphaDiscrete(), LinearAlphaDiscrete(50, 2e-3, 0.1, 12.0)]
 #: Their time 0 is zero noise.
 TO_ZERO = [LinearBeta(t_min=0.0), LinearBetaDiscrete(logsnr_max=math.inf), VE(1.0)]
@@ -152,7 +154,7 @@ def test_levels_of_vp_schedules_lose_signal_with_time(process: Process) -> None:
     assert level.sigma[0] > 0 and (np.diff(level.logsnr) < 0).all()
 
 
-@pytest.mark.parametrize("process", [*COSINES, *BETAS, *IDDPM], ids=str)
+@pytest.mark.parametrize("process", [*COSINES, *BETAS, *NAMED[1:], *IDDPM], ids=str)
 def test_float32_levels_are_accurate_at_both_ends(process: Process) -> None:
     near = np.logspace(-7, -1, 200)
     t = np.unique(np.float32(np.concatenate([[0.0], near, np.linspace(0.1, 0.9, 100), 1 - near, [1.0]])))
@@ -165,7 +167,7 @@ def test_float32_levels_are_accurate_at_both_ends(process: Process) -> None:
     chex.assert_trees_all_close(level.sigma, exact.sigma, rtol=5e-7)
 
 
-@pytest.mark.parametrize("process", [COSINES[1], *BETAS, *TO_ZERO, *IDDPM], ids=str)
+@pytest.mark.parametrize("process", [COSINES[1], *BETAS, *NAMED, *TO_ZERO, *IDDPM], ids=str)
 def test_schedules_can_be_written_down(process: Process, tiny_model: Model) -> None:
     model = dataclasses.replace(tiny_model, process=process)
     again = Model.from_dict(json.loads(json.dumps(model.to_dict())))
@@ -173,7 +175,7 @@ def test_schedules_can_be_written_down(process: Process, tiny_model: Model) -> N
     assert type(process) in PROCESSES.values()
 
 
-@pytest.mark.parametrize("process", [Cosine(-9, 9), *BETAS, *TO_ZERO, *IDDPM, *LINEAR_ALPHAS], ids=str)
+@pytest.mark.parametrize("process", [Cosine(-9, 9), *BETAS, *TO_ZERO, *NAMED[:1], *IDDPM, *LINEAR_ALPHAS], ids=str)
 def test_ddim_goes_to_the_exact_flow(process: Process, gaussian: toys.Gaussian) -> None:
     """Ten times the steps, a tenth of the error; the last step goes from a little noise to where time 0 is."""
     z = np.random.default_rng(0).standard_normal((1, 2, 2, 1))
