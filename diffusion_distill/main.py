@@ -27,13 +27,17 @@ from diffusion_distill.base import interrupts
 from diffusion_distill.base.compilation import keep_compiled
 from diffusion_distill.base.errors import in_words
 from diffusion_distill.base.files import user_path
-from diffusion_distill.cli.modes import MODES, WITHOUT_CONFIG
+from diffusion_distill.cli.modes import MODES, WITHOUT_CONFIG, Asked
 from diffusion_distill.training.sharding import use_cpu_devices
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_string="A file with get_config().")
 _CPU_DEVICES = flags.DEFINE_integer("cpu_devices", 0, "Split the CPU into so many devices; one per core is fastest.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a TPU pod or cluster first.")
 _MODEL = flags.DEFINE_string("model", "", "import: a published name or a file. export: an artefact's folder.")
+_FAMILY = flags.DEFINE_string("family", "", "import: the program that a file is of, a name in weights.FAMILIES.")
+_ARGUMENTS = flags.DEFINE_string(
+    "arguments", "", 'import: JSON of what a file does not show, such as \'{"image_size": 64, "num_heads": 4}\'.'
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, artefacts, results.")
 
 
@@ -61,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
         if mode in MODES:
             MODES[mode](_CONFIG.value, workdir)
         else:
-            WITHOUT_CONFIG[mode](_CONFIG.value, workdir, _MODEL.value)
+            WITHOUT_CONFIG[mode](_CONFIG.value, workdir, Asked(_MODEL.value, _FAMILY.value, _ARGUMENTS.value))
     except interrupts.Interrupted as request:
         print(f"Stopped by {request}; what was done is saved. The same command goes on from here.", file=sys.stderr)
         sys.exit(interrupts.EXIT_STATUS)

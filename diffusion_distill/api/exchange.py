@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +25,34 @@ PICKLE = ".pkl"
 PROGRAMS = {"progressive": "progressive distillation (Google)", "edm": "EDM (NVIDIA)"}
 
 
-def import_weights(name: str | Path, folder: str | Path, model: Model | None = None) -> Artefact:
+def import_weights(
+    name: str | Path,
+    folder: str | Path,
+    model: Model | None = None,
+    *,
+    family: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Artefact:
     """Turns published or exported weights into an artefact.
 
     Args:
       name: one of `weights.PUBLISHED`, which is downloaded; or a file: one of Google's (by its published name, or
-        with `model`), a '.pkl' of EDM, which says itself what it holds, or a '.safetensors' made by `export_weights`.
+        with `model`), a '.pkl' of EDM, which says itself what it holds, a '.safetensors' made by `export_weights`,
+        a file of PyTorch or safetensors of another program, or a folder of diffusers (`weights.torch_models`).
       folder: becomes the artefact's folder; downloads are kept in FOLDER/download, so that they can be taken up.
-      model: what the file holds, if its name does not say; a '.pkl' or '.safetensors' that holds another is refused.
+      model: what the file holds, if its name does not say; a file that says that it holds another is refused.
+      family, arguments: what a file of PyTorch or safetensors does not show, see `weights.torch_models`.
 
     Raises:
       FileNotFoundError: name is neither published nor a file.
       WeightsError: the file is not what it should be.
     """
     path, folder = user_path(name), writable(folder)
-    if path.suffix == SAFETENSORS and path.is_file():
+    if path.suffix == SAFETENSORS and path.is_file() and weights.exchange.is_ours(path):
         found = weights.exchange.read(path, model)
         artefact = Artefact(found.model, _to_device(found.params), found.steps, found.facts, found.grid)
     else:
-        artefact = _foreign(str(name), folder, model)
+        artefact = _foreign(str(name), folder, model, family, arguments or {})
     artefact.save(folder)
     return artefact
 
@@ -51,9 +61,8 @@ def is_inception(name: str | Path) -> bool:
     """Whether a published name, or the name of a file, belongs to FID's InceptionV3."""
     path = user_path(name)
     if path.is_file():
-        return path.suffix in (".pth", ".pt", ".pb") or path.name in {
-            Path(f.url).name for f in INCEPTION_FILES.values()
-        }
+        named = path.name in {Path(f.url).name for f in INCEPTION_FILES.values()}
+        return named or (path.suffix in (".pth", ".pt", ".pb") and not weights.torch_models.is_known(path))
     return str(name) in INCEPTION_FILES
 
 
@@ -80,17 +89,19 @@ def export_weights(artefact: Artefact, path: str | Path) -> Path:
     return weights.exchange.save(path, artefact.params, about)
 
 
-def _foreign(name: str, folder: Path, model: Model | None) -> Artefact:
+def _foreign(
+    name: str, folder: Path, model: Model | None, family: str | None, arguments: Mapping[str, Any]
+) -> Artefact:
     """Weights of another program, by their published name or from a file."""
     path, facts = user_path(name), {}
     published = weights.PUBLISHED.get(path.stem if path.is_file() else name)
-    kind = "edm" if path.suffix == PICKLE else published.format if published else "progressive"
+    kind = _kind(path, published)
     if path.is_file():
         with path.open("rb") as file:
             facts = {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    elif published is not None:
+    elif published is not None and not path.is_dir():
         path, facts = _download(published, folder / "download")
-    else:
+    elif not path.is_dir():
         raise FileNotFoundError(
             f"{name} is neither a file nor a published model.{near_matches(name, weights.PUBLISHED)} "
             f"Published: {', '.join(weights.PUBLISHED)}."
@@ -102,9 +113,24 @@ def _foreign(name: str, folder: Path, model: Model | None) -> Artefact:
             f"Which network does {path} hold? Name the file as it was published (for example cifar_original), or give "
             "a config that describes the model."
         )
-    found = weights.READERS[kind](path, model)
-    provenance = {"imported_from": {"program": PROGRAMS[kind], **facts, **found.facts}, "updates": found.step}
-    return Artefact(found.model, _to_device(found.params), found.steps, provenance)
+    told = {}
+    if kind == "torch":
+        known = published if published is not None and "url" in facts else None
+        told = {
+            "family": family or (known and known.family),
+            "arguments": {**(known.arguments if known else {}), **arguments},
+        }
+    found = weights.READERS[kind](path, model, **told)
+    program = PROGRAMS.get(kind, found.facts.get("family"))
+    provenance = {"imported_from": {"program": program, **facts, **found.facts}, "updates": found.step}
+    return Artefact(found.model, _to_device(found.params), found.steps, provenance, found.grid)
+
+
+def _kind(path: Path, published: weights.Published | None) -> str:
+    """The format of a file, by its beginning, or of a published model: a name in `weights.READERS`."""
+    if path.is_dir() or (path.is_file() and path.suffix != PICKLE and weights.state_dict.is_known(path)):
+        return "torch"
+    return "edm" if path.suffix == PICKLE else published.format if published else "progressive"
 
 
 def _to_device(params: Params) -> Params:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -147,31 +148,57 @@ def classifier(config: Any, workdir: Path) -> None:
     )
 
 
-def import_weights(config: Any, workdir: Path, model: str) -> None:
+class Asked(NamedTuple):
+    """What --mode=import and --mode=export are told.
+
+    Attributes:
+      model: a published name, a file or a folder.
+      family, arguments: what a file does not show; the arguments are JSON.
+    """
+
+    model: str
+    family: str = ""
+    arguments: str = ""
+
+
+def import_weights(config: Any, workdir: Path, asked: Asked) -> None:
     """Turns the published weights or the file --model into the artefact WORKDIR, or FID's network into features."""
-    name = _asked(model, "a published name or a file")
+    name = _named(asked, "a published name or a file")
     if api.is_inception(name):
         weights = api.import_inception(name, workdir)
         print(f"FID's InceptionV3 ({weights.layout}, input rule {weights.rule}) is in {workdir}: measure with "
               f"--config.evaluation.features={workdir}")  # fmt: skip
         return
     described = build.model(config) if config is not None else None
-    artefact = api.import_weights(name, workdir, described)
+    artefact = api.import_weights(
+        name, workdir, described, family=asked.family or None, arguments=_arguments(asked.arguments)
+    )
     print(f"The artefact is in {workdir}: {_in_words(artefact)}")
 
 
-def export_weights(config: Any, workdir: Path, model: str) -> None:
+def export_weights(config: Any, workdir: Path, asked: Asked) -> None:
     """Writes the artefact in the folder --model as WORKDIR/<its name>.safetensors."""
-    folder = user_path(_asked(model, "an artefact's folder")).absolute()  # which has a name, be it '.'
+    folder = user_path(_named(asked, "an artefact's folder")).absolute()  # which has a name, be it '.'
     writable(workdir, f"{folder.name}.safetensors")
     path = api.export_weights(Artefact.load(folder), workdir / f"{folder.name}.safetensors")
     print(f"The export is {path}")
 
 
-def _asked(model: str, what: str) -> str:
-    if not model:
+def _named(asked: Asked, what: str) -> str:
+    if not asked.model:
         raise ValueError(f"This mode needs --model: {what}.")
-    return model
+    return asked.model
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    """The JSON object of --arguments; nothing is an empty one."""
+    try:
+        found = json.loads(text) if text else {}
+    except ValueError as error:
+        raise ValueError(f"--arguments is {text!r:.80}, which is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"--arguments is {text!r:.80}; it must be a JSON object, such as '{{\"image_size\": 64}}'.")
+    return found
 
 
 def _in_words(artefact: Artefact) -> str:
@@ -192,5 +219,5 @@ MODES: dict[str, Callable[[Any, Path], None]] = {
     "lambdas": lambdas,
     "classifier": classifier,
 }
-#: Modes that are told all they need without a config, by --model: (config, workdir, model).
-WITHOUT_CONFIG: dict[str, Callable[[Any, Path, str], None]] = {"import": import_weights, "export": export_weights}
+#: Modes that are told all they need without a config: (config, workdir, what was asked for).
+WITHOUT_CONFIG: dict[str, Callable[[Any, Path, Asked], None]] = {"import": import_weights, "export": export_weights}

@@ -201,8 +201,9 @@ def ddim_indices(rule: str, steps: int, count: int = 1000) -> np.ndarray:
     """The indices [steps] of `count` betas that published DDIM programs visit, decreasing.
 
     'uniform': multiples of count // steps. 'uniform_all': all of them below `count`, which are more than `steps` where
-    steps is no divisor; published fits of D-DDIM sample their teachers so. 'uniform_torch': count·k / steps in float32, cut off, which for some numbers
-    of steps gives one less than exact arithmetic. 'quad': squares of equal steps up to 0.8·count, cut off.
+    steps is no divisor; published fits of D-DDIM sample their teachers so. 'uniform_torch': count·k / steps in float32,
+    cut off, which for some numbers of steps gives one less than exact arithmetic. 'quad': squares of equal steps up to
+    0.8·count, cut off.
 
     Raises:
       ValueError: an unknown rule, or not between 1 and `count` steps.

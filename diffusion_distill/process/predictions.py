@@ -18,6 +18,9 @@ error of x_hat is sigma times that of a v or eps network, far below the rounding
     v              -sigma         alpha          BTD, section 4
     velocity       -1             1              rectified flows: dz/dt of z = (1 - t)·x + t·eps (arXiv:2209.03003)
     edm            sigma/(sd·n)   -sd·alpha/n    EDM's F (arXiv:2206.00364, Table 1), n = hypot(sigma, sd·alpha)
+    consistency    d·n/(sd·w)     -sd·s·n/(d·w)  consistency models (arXiv:2303.01469, Eq. 5 and appendix C): edm, but
+                                                 x_hat = z at s = 0.002, with s = sigma/alpha, d = s - 0.002,
+                                                 n = hypot(s, sd), w = d² + sd²
     score          0              -1/sigma       the gradient of log p(z)
     scaled_score   0              -1             sigma·score, the networks of EDM's VE wrapper
     eps_var        0              1              eps and a variance, which is not used (iDDPM, arXiv:2102.09672)
@@ -68,12 +71,25 @@ def _edm(level: Level, sigma_data: float) -> tuple[Array, Array]:
     return level.sigma / (sigma_data * n), -sigma_data * level.alpha / n
 
 
+#: The level at which a consistency model is the identity, and the least distance from it that is told apart.
+SIGMA_IDENTITY, LEAST_DISTANCE = 0.002, 1e-6
+
+
+def _consistency(level: Level, sigma_data: float) -> tuple[Array, Array]:
+    xp = namespace(*level)
+    s = level.sigma / level.alpha
+    distance = xp.maximum(s - SIGMA_IDENTITY, LEAST_DISTANCE)
+    n, w = xp.hypot(s, sigma_data), distance**2 + sigma_data**2
+    return distance * n / (sigma_data * w), -sigma_data * s * n / (distance * w)
+
+
 PREDICTIONS: dict[str, Prediction] = {
     "x": Prediction(lambda level, sigma_data: (1.0, 0.0)),
     "eps": Prediction(lambda level, sigma_data: (0.0, 1.0)),
     "v": Prediction(lambda level, sigma_data: (-level.sigma, level.alpha)),
     "velocity": Prediction(lambda level, sigma_data: (-1.0, 1.0)),
     "edm": Prediction(_edm),
+    "consistency": Prediction(_consistency),
     "score": Prediction(lambda level, sigma_data: (0.0, -1 / level.sigma)),
     "scaled_score": Prediction(lambda level, sigma_data: (0.0, -1.0)),
     "eps_var": Prediction(lambda level, sigma_data: (0.0, 1.0), outputs=2),

@@ -4,7 +4,7 @@ With s = sigma / alpha, a network is called with scale·z and embeds a time:
 
                     scale·z                        time
     LogsnrInput     z                              1000·f(level)                     BTD (arXiv:2202.00512)
-    EDMInput        (z/alpha) / sqrt(s² + sd²)     log(s) / 4                        EDM (arXiv:2206.00364, Table 1)
+    EDMInput        (z/alpha) / sqrt(s² + sd²)     factor·log(s) / 4                 EDM (arXiv:2206.00364, Table 1)
     VPInput         (z/alpha) / sqrt(s² + 1)       (M - 1)·t(s) of the VP process    EDM's wrapper of DDPM++
     VEInput         z/alpha                        log(s / 2)                        EDM's wrapper of NCSN++
     IDDPMInput      (z/alpha) / sqrt(s² + 1)       M - 1 - (nearest level of s)      EDM's wrapper of iDDPM
@@ -103,19 +103,22 @@ class LogsnrInput:
 class EDMInput:
     """EDM's own preconditioning; sigma_data is the standard deviation of the data.
 
+    Consistency models (arXiv:2303.01469) are told 1000 times EDM's number: their factor is 1000.
+
     Raises:
-      ValueError: sigma_data is not positive.
+      ValueError: sigma_data or factor is not positive.
     """
 
     sigma_data: float = 0.5
+    factor: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.sigma_data > 0:
-            raise ValueError(f"sigma_data must be positive, got {self.sigma_data}.")
+        if not (self.sigma_data > 0 and self.factor > 0):
+            raise ValueError(f"sigma_data and factor must be positive, got {self}.")
 
     def time(self, level: Level, process: Process) -> Array:
-        """log(s) / 4."""
-        return namespace(*level).log(_ratio(level)) / 4
+        """factor·log(s) / 4."""
+        return self.factor * (namespace(*level).log(_ratio(level)) / 4)
 
     def scale(self, level: Level) -> Array:
         """1 / sqrt(sigma² + (sigma_data·alpha)²)."""

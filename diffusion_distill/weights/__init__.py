@@ -1,12 +1,15 @@
 """Weights: strict, safe importers of published files, their registry, download, and exchange as safetensors."""
 
 from diffusion_distill.base.errors import WeightsError
-from diffusion_distill.weights import edm, exchange, inception, progressive, state_dict
+from diffusion_distill.weights import edm, exchange, inception, progressive, state_dict, torch_models
 from diffusion_distill.weights.download import Fetched, fetch
+from diffusion_distill.weights.families import FAMILIES
 from diffusion_distill.weights.matching import Checkpoint, digest, flatten, match, shapes_of, unflatten
-from diffusion_distill.weights.registry import PUBLISHED, READERS, Published
+from diffusion_distill.weights.published import Published
+from diffusion_distill.weights.registry import PUBLISHED, READERS
 
 __all__ = [
+    "FAMILIES",
     "PUBLISHED",
     "READERS",
     "Checkpoint",
@@ -23,5 +26,6 @@ __all__ = [
     "progressive",
     "shapes_of",
     "state_dict",
+    "torch_models",
     "unflatten",
 ]

@@ -20,11 +20,13 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from typing import Any
 
+import numpy as np
+
 from diffusion_distill.networks import UNet
 from diffusion_distill.networks.noisy_classifier import NoisyClassifier
 from diffusion_distill.weights.arguments import REQUIRED, Arguments
 from diffusion_distill.weights.matching import Shape
-from diffusion_distill.weights.torch_layout import LEAVES, Place
+from diffusion_distill.weights.torch_layout import LEAVES, Place, count_of
 
 _SHARED: dict[str, Any] = {
     "image_size": REQUIRED,
@@ -40,23 +42,14 @@ _SHARED: dict[str, Any] = {
     "use_checkpoint": False,
     "use_fp16": False,
     "num_heads": 1,
+    "num_head_channels": -1,
     "num_heads_upsample": -1,
     "use_scale_shift_norm": False,
-}
-IMPROVED = {**_SHARED, "num_classes": None}
-GUIDED = {
-    **IMPROVED,
-    "num_head_channels": -1,
     "resblock_updown": False,
     "use_new_attention_order": False,
 }
-CLASSIFIER = {
-    **_SHARED,
-    "num_head_channels": -1,
-    "resblock_updown": False,
-    "use_new_attention_order": False,
-    "pool": "adaptive",
-}
+GUIDED = {**_SHARED, "num_classes": None}
+CLASSIFIER = {**_SHARED, "pool": "adaptive"}
 #: What the three programs have in common, and progressive distillation's network has not.
 SETTINGS: dict[str, Any] = {
     "cos_first": True,
@@ -69,22 +62,16 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def improved(arguments: Mapping[str, Any]) -> tuple[UNet, Shape]:
-    """Improved DDPM's network, and the shape of its images; image_size is not among its program's arguments.
-
-    Raises:
-      WeightsError: an argument is unknown, or has a value that the library does not compute with.
-    """
-    return _network(Arguments(arguments, IMPROVED, "improved DDPM's network"))
-
-
 def guided(arguments: Mapping[str, Any]) -> tuple[UNet, Shape]:
-    """ADM's network, and the shape of its images.
+    """The network of ADM, or of improved DDPM, whose arguments are some of ADM's; and the shape of its images.
 
     Raises:
       WeightsError: an argument is unknown, or has a value that the library does not compute with.
     """
-    return _network(Arguments(arguments, GUIDED, "ADM's network"))
+    given = Arguments(arguments, GUIDED, "ADM's network")
+    fields, shape = _fields(given)
+    classes = given.values["num_classes"]
+    return UNet(**fields, num_classes=1 if classes is None else given.whole("num_classes", 2)), shape
 
 
 def classifier(arguments: Mapping[str, Any]) -> tuple[NoisyClassifier, Shape]:
@@ -100,12 +87,6 @@ def classifier(arguments: Mapping[str, Any]) -> tuple[NoisyClassifier, Shape]:
     return NoisyClassifier(**fields, pool=given.values["pool"], pool_head_dim=pool_head_dim), shape
 
 
-def _network(given: Arguments) -> tuple[UNet, Shape]:
-    fields, shape = _fields(given)
-    classes = given.values["num_classes"]
-    return UNet(**fields, num_classes=1 if classes is None else given.whole("num_classes", 2)), shape
-
-
 def _fields(given: Arguments) -> tuple[dict[str, Any], Shape]:
     """The network's fields but for labels, and the shape of its images."""
     given.only("and only images are known here", dims=(2,))
@@ -114,9 +95,9 @@ def _fields(given: Arguments) -> tuple[dict[str, Any], Shape]:
     factors = given.numbers("attention_resolutions")
     if any(size % factor for factor in factors):
         raise given.refuse("attention_resolutions", f"which do not divide the image size {size}")
-    by_width = values.get("num_head_channels", -1) != -1
+    by_width = values["num_head_channels"] != -1
     up = None if by_width or values["num_heads_upsample"] == -1 else given.whole("num_heads_upsample")
-    updown = given.flag("resblock_updown") if "resblock_updown" in values else False
+    updown = given.flag("resblock_updown")
     fields = {
         "ch": ch,
         "emb_ch": 4 * ch,
@@ -133,6 +114,54 @@ def _fields(given: Arguments) -> tuple[dict[str, Any], Shape]:
         **SETTINGS,
     }
     return fields, (size, size, given.whole("in_channels"))
+
+
+# ---------------------------------------------------------------- what tensors show
+
+
+def inferred(tensors: Mapping[str, np.ndarray], image_size: int) -> dict[str, Any]:
+    """The constructor arguments that tensors show: not the size of the images, heads, and order of q, k and v.
+
+    Raises:
+      KeyError: they are not the tensors of such a network.
+    """
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    ch, blocks = shapes["time_embed.0.weight"][1], count_of(shapes, r"output_blocks\.(\d+)\.")
+    per_level = _blocks_of_a_level(shapes, blocks)  # on the way up: one more than num_res_blocks
+    levels = blocks // per_level
+    firsts = [f"input_blocks.{1 + level * per_level}" for level in range(levels)]
+    widths = [shapes[f"{first}.0.out_layers.3.weight"][0] for first in firsts]
+    down = f"input_blocks.{per_level}.0"
+    label = shapes.get("label_emb.weight")
+    return {
+        "image_size": image_size,
+        "in_channels": shapes["input_blocks.0.0.weight"][1],
+        "model_channels": ch,
+        "out_channels": shapes["out.2.weight"][0],
+        "num_res_blocks": per_level - 1,
+        "attention_resolutions": tuple(2**k for k, first in enumerate(firsts) if f"{first}.1.norm.weight" in shapes),
+        "channel_mult": tuple(width // ch if width % ch == 0 else width / ch for width in widths),
+        "conv_resample": levels == 1 or any(name.startswith(f"{down}.") for name in shapes),
+        "resblock_updown": levels > 1 and f"{down}.in_layers.0.weight" in shapes,
+        "use_scale_shift_norm": shapes[f"{firsts[0]}.0.emb_layers.1.weight"][0] == 2 * widths[0],
+        "num_classes": label[0] if label else None,
+    }
+
+
+def _blocks_of_a_level(shapes: Mapping[str, Shape], blocks: int) -> int:
+    """Blocks of a level on the way up. The last of them is followed by what doubles the image, if that has tensors.
+
+    Without tensors, what halves the image leaves a gap in the numbers of the way down.
+    """
+    for k in range(blocks):
+        parts = [
+            f"output_blocks.{k}.{part}.{name}" for part in (1, 2) for name in ("conv.weight", "in_layers.0.weight")
+        ]
+        if any(part in shapes for part in parts):
+            return k + 1
+        if k and not any(name.startswith(f"input_blocks.{k}.") for name in shapes):
+            return k
+    return max(blocks, 1)
 
 
 # ---------------------------------------------------------------- where parameters are

@@ -22,7 +22,7 @@ class Arguments:
       what: whose they are, in error messages.
 
     Raises:
-      WeightsError: an unknown name.
+      WeightsError: an unknown name, or one that is missing and has no default.
     """
 
     def __init__(self, given: Mapping[str, Any], defaults: Mapping[str, Any], what: str):
@@ -33,6 +33,8 @@ class Arguments:
         except ValueError as error:
             raise WeightsError(str(error)) from error
         self.values = {**defaults, **given}
+        if missing := [name for name, value in self.values.items() if value is REQUIRED]:
+            raise WeightsError(f"{what} needs the arguments {', '.join(missing)}.")
 
     def refuse(self, name: str, reason: str) -> WeightsError:
         """The error for a value."""

@@ -10,10 +10,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from diffusion_distill.networks import UNet
 from diffusion_distill.weights.arguments import REQUIRED, Arguments
 from diffusion_distill.weights.matching import Shape
-from diffusion_distill.weights.torch_layout import LEAVES, Place
+from diffusion_distill.weights.torch_layout import LEAVES, Place, count_of
 
 ARGUMENTS = {
     "image_size": REQUIRED,
@@ -66,3 +68,25 @@ def place(path: str) -> Place:
         module = f"{'.'.join(found.groups())}.conv"
     product = leaf == "kernel" and bool(inner) and inner[-1] in PRODUCTS
     return Place(".".join((module, *inner, LEAVES[leaf])), ones=2 * product)
+
+
+def inferred(tensors: Mapping[str, np.ndarray], image_size: int) -> dict[str, Any]:
+    """The constructor arguments that tensors show; the size of the images is not among them.
+
+    Raises:
+      KeyError: they are not the tensors of such a network.
+    """
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    ch, in_channels = shapes["conv_in.weight"][:2]
+    levels = count_of(shapes, r"down\.(\d+)\.")
+    widths = [shapes[f"down.{level}.block.0.conv1.weight"][0] for level in range(levels)]
+    return {
+        "image_size": image_size,
+        "in_channels": in_channels,
+        "out_ch": shapes["conv_out.weight"][0],
+        "ch": ch,
+        "ch_mult": tuple(width // ch for width in widths),
+        "num_res_blocks": count_of(shapes, r"down\.0\.block\.(\d+)\."),
+        "attn_resolutions": tuple(image_size >> k for k in range(levels) if f"down.{k}.attn.0.q.weight" in shapes),
+        "resamp_with_conv": levels == 1 or "down.0.downsample.conv.weight" in shapes,
+    }

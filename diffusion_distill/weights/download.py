@@ -276,7 +276,7 @@ def _check_address(url: str) -> None:
 
 def _name(url: str) -> str:
     """The last part of an address, as the name of a file."""
-    name = unquote(urlsplit(url).path.rpartition("/")[2])
+    name = unquote(urlsplit(url).path.rstrip("/").rpartition("/")[2])
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise WeightsError(f"{url} does not end with the name of a file.")
     return name

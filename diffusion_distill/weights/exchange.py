@@ -65,6 +65,15 @@ def load(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return unflatten(arrays), _description(path, metadata)
 
 
+def is_ours(path: str | Path) -> bool:
+    """Whether a safetensors file has a description that `save` writes.
+
+    Raises:
+      WeightsError, OSError: as `load`.
+    """
+    return KEY in safetensors_file.read_with_metadata(user_path(path))[1]
+
+
 def read(path: str | Path, model: Model | None = None) -> Checkpoint:
     """An exported model, checked like the weights of any other program.
 

@@ -7,7 +7,7 @@ stored in, both ways.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
@@ -27,12 +27,22 @@ class Family:
     Attributes:
       network: constructor arguments -> (network, shape of its images).
       places: (network, shapes of its parameters, constructor arguments) -> where each parameter is stored.
+      mark: a tensor that all files of the family have.
+      asked: what tensors do not show, alternatives together.
+      inferred: (tensors, image size) -> the constructor arguments that tensors show.
+      fixed: constructor arguments that are the same for the whole family.
+      consistency: whether these are consistency models, or their teachers.
       unused: tensors of files that no forward pass uses.
       renamed: gives tensors that older versions named otherwise their names of today.
     """
 
     network: Callable[[Mapping[str, Any]], tuple[Any, Shape]]
     places: Callable[[Any, Mapping[str, Shape], Mapping[str, Any]], Places]
+    mark: str
+    asked: tuple[tuple[str, ...], ...] = ()
+    inferred: Callable[[Mapping[str, np.ndarray], int], dict[str, Any]] | None = None
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    consistency: bool = False
     unused: tuple[str, ...] = ()
     renamed: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = dict
 
@@ -70,12 +80,34 @@ def _adm_places(network: nn.Module, shapes: Mapping[str, Shape], arguments: Mapp
     return adm.places(network, shapes, "qhc" if arguments.get("use_new_attention_order") else "hqc")  # type: ignore[arg-type]
 
 
+SIZE = ("image_size",)
+_ADM: dict[str, Any] = {
+    "places": _adm_places,
+    "mark": "input_blocks.0.0.weight",
+    "asked": (SIZE, ("num_heads", "num_head_channels")),
+    "inferred": adm.inferred,
+}
+_CONSISTENCY: dict[str, Any] = {"fixed": {"use_new_attention_order": True}, "consistency": True}
+
 FAMILIES: dict[str, Family] = {
-    "ddpm": Family(ddpm.network, lambda network, shapes, arguments: ddpm.place, unused=ddpm.UNUSED),
-    "improved_ddpm": Family(adm.improved, _adm_places),
-    "guided_diffusion": Family(adm.guided, _adm_places),
-    "guided_diffusion_classifier": Family(adm.classifier, _adm_places),
+    "ddpm": Family(
+        ddpm.network,
+        lambda network, shapes, arguments: ddpm.place,
+        mark="temb.dense.0.weight",
+        asked=(SIZE,),
+        inferred=ddpm.inferred,
+        unused=ddpm.UNUSED,
+    ),
+    "improved_ddpm": Family(adm.guided, **{**_ADM, "fixed": {"use_new_attention_order": False}}),
+    "guided_diffusion": Family(adm.guided, **{**_ADM, "asked": (*_ADM["asked"], ("use_new_attention_order",))}),
+    "consistency_models": Family(adm.guided, **_ADM, **_CONSISTENCY),
+    "consistency_models_edm": Family(adm.guided, **_ADM, **_CONSISTENCY),
+    "guided_diffusion_classifier": Family(adm.classifier, **{**_ADM, "mark": "out.2.c_proj.weight", "inferred": None}),
     "diffusers_unet2d": Family(
-        diffusers.network, lambda network, shapes, arguments: diffusers.places(network), renamed=diffusers.renamed
+        diffusers.network,
+        lambda network, shapes, arguments: diffusers.places(network),
+        mark="time_embedding.linear_1.weight",
+        asked=(("sample_size",),),
+        renamed=diffusers.renamed,
     ),
 }

@@ -8,51 +8,30 @@ EDM (Karras et al., arXiv:2206.00364): networks trained as in the paper's config
 `ve` name the network, DDPM++ or NCSN++), and the networks it starts from (`baseline-...`, configuration A). The files
 hold their hyper-parameters. For the baselines we list the defaults of their classes.
 
+DDPM, improved DDPM, ADM, consistency models and diffusers' copies of DDPM: see `noise_prediction`.
+
 Dropout, which has no parameters, is 0 here. Shapes of parameters are not listed, since they follow from the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.networks import UNet
 from diffusion_distill.process.processes import Cosine
 from diffusion_distill.process.time_input import LogsnrInput
-from diffusion_distill.weights import edm, progressive
+from diffusion_distill.weights import edm, noise_prediction, progressive, torch_models
 from diffusion_distill.weights.matching import Checkpoint
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published file of weights.
-
-    Attributes:
-      name: its name here.
-      model: everything but the parameters.
-      steps: the sampling steps a student was made for; 0 for a teacher.
-      dataset: what it was trained on.
-      url: where it is.
-      source: paper, publisher and licence.
-      format: a name in `READERS`.
-      size, sha256: of the file, in bytes and hexadecimal; None where they have not been published.
-    """
-
-    name: str
-    model: Model
-    steps: int
-    dataset: str
-    url: str
-    source: str
-    format: str = "progressive"
-    size: int | None = None
-    sha256: str | None = None
-
+from diffusion_distill.weights.published import Published
 
 #: format -> function(path, model) that reads such a file; files of EDM say what model they hold.
-READERS: dict[str, Callable[..., Checkpoint]] = {"progressive": progressive.read, "edm": edm.read}
+READERS: dict[str, Callable[..., Checkpoint]] = {
+    "progressive": progressive.read,
+    "edm": edm.read,
+    "torch": torch_models.read,
+}
 
 # ---------------------------------------------------------------- progressive distillation
 
@@ -163,4 +142,4 @@ def _edm_file(
     return Published(name, model, 0, dataset, f"{EDM_SITE}{folder}{name}.pkl", EDM_SOURCE, "edm")
 
 
-PUBLISHED: dict[str, Published] = _progressive() | _edm()
+PUBLISHED: dict[str, Published] = _progressive() | _edm() | {entry.name: entry for entry in noise_prediction.FILES}

@@ -83,6 +83,13 @@ def read(path: str | Path, *, entry: str | None = None) -> StateDict:
     return _read_folder(path, entry) if path.is_dir() else _read_file(path, entry)
 
 
+def is_known(path: Path) -> bool:
+    """Whether a file begins as those that are read here do."""
+    with open(path, "rb") as file:
+        begin = file.read(safetensors_file.LENGTH + 1)
+    return torch_save.is_torch(begin) or safetensors_file.is_safetensors(begin)
+
+
 # ---------------------------------------------------------------- files
 
 

@@ -14,7 +14,8 @@ products. Each importer says which tensor a parameter comes from (`Place`); shap
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -145,6 +146,12 @@ def parameter_shapes(network: nn.Module, shape: Shape) -> dict[str, Shape]:
     except (ValueError, TypeError) as error:
         raise WeightsError(f"The network does not take images of shape {shape}: {error}") from error
     return {path: leaf.shape for path, leaf in matching.flatten(tree).items()}
+
+
+def count_of(names: Iterable[str], pattern: str) -> int:
+    """How many numbers 0, 1, ... a pattern finds at the beginnings of names: one more than the largest; 0 for none."""
+    found = (re.match(pattern, name) for name in names)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def _channels_last(tensor: np.ndarray) -> np.ndarray:
