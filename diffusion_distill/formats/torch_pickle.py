@@ -117,8 +117,8 @@ def as_tensor(
     """The elements offset + sum(index·stride) of a storage, an array [count], as a read-only view [*size].
 
     Args:
-      most: how many elements a tensor may have that repeats some (a stride of 0), or 0 of a tensor without any. By
-        default there are no empty tensors, and none has more elements than the storage.
+      most: if given, a tensor may be empty, and one that repeats elements (a stride of 0) may have up to this many. By
+        default neither occurs.
 
     Raises:
       WeightsError: it has too many elements, or reaches beyond the storage.

@@ -45,7 +45,7 @@ MAX_TENSORS = 2**14
 MAX_VALUES = 2**17  # numbers, texts, tensors and containers in an object, each counted where it stands
 MAX_DEPTH = 16  # of modules, lists and dictionaries, which may stand in several places
 MAX_MODULES = 2**13
-MAX_REPEATED = 2**17  # elements of a tensor that repeats those of its storage
+MAX_REPEATED = 2**24  # elements of a tensor that repeats those of its storage
 MAX_SHARED = 2**20  # bytes that all tensors may have beyond twice the file's, because they share or repeat elements
 
 

@@ -50,7 +50,10 @@ BY_HAND = "In PyTorch, save what is meant with torch.save(model.state_dict(), pa
 BY_NAME = "Name the one that is meant with entry=..."
 
 
-class StateDict(NamedTuple):
+class StateDict(
+    # A call, since only the command line has variables called `config`, which are then its own; a test reads that.
+    NamedTuple("StateDict", [("tensors", Tensors), ("config", dict[str, Any] | None), ("facts", dict[str, Any])])
+):
     """The tensors that were read.
 
     Attributes:
@@ -61,9 +64,7 @@ class StateDict(NamedTuple):
         pipeline, else None.
     """
 
-    tensors: Tensors
-    config: dict[str, Any] | None
-    facts: dict[str, Any]
+    __slots__ = ()
 
 
 def read(path: str | Path, *, entry: str | None = None) -> StateDict:
@@ -106,13 +107,17 @@ def _read_file(path: Path, entry: str | None) -> StateDict:
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         facts |= {"entry": taken, "prefix": prefix}
     elif safetensors_file.is_safetensors(begin):
-        if entry is not None:
-            raise WeightsError(f"{path} is a safetensors file, which has no entries. Leave out entry={entry!r}.")
+        _need_no(entry, path)
         tensors = safetensors_file.read(path)
         facts |= {"format": "safetensors"}
     else:
         raise WeightsError(f"{path} is {stand_in_of(path) or f'of a kind that begins with {begin!r}'}. {READ}")
     return StateDict(_checked(tensors, path), None, facts)
+
+
+def _need_no(entry: str | None, path: Path) -> None:
+    if entry is not None:
+        raise WeightsError(f"{path} is of safetensors, which have no entries. Leave out entry={entry!r}.")
 
 
 def _checked(tensors: Tensors, path: Path) -> Tensors:
@@ -193,9 +198,9 @@ def _read_folder(folder: Path, entry: str | None, subfolder: str | None = None) 
         return _read_folder(folder / part, entry, part)
     if not (folder / CONFIG).is_file():
         raise WeightsError(f"{folder} has no {CONFIG}, but {_names(_files(folder))}. {READ} Give a file of it.")
-    config = _json(folder / CONFIG, MAX_CONFIG)
+    described = _json(folder / CONFIG, MAX_CONFIG)
     found = _read_weights(folder, entry)
-    return found._replace(config=config, facts=found.facts | {"subfolder": subfolder})
+    return found._replace(config=described, facts=found.facts | {"subfolder": subfolder})
 
 
 def _read_weights(folder: Path, entry: str | None) -> StateDict:
@@ -206,6 +211,7 @@ def _read_weights(folder: Path, entry: str | None) -> StateDict:
         raise WeightsError(f"{folder} has several indices: {_names(index)}. Leave the one that is meant.")
     for name in (f"{STEM}.safetensors", *index, f"{STEM}.fp16.safetensors", f"{STEM}.bin"):
         if name in files and name in index:
+            _need_no(entry, folder / name)
             return _read_index(folder / name)
         if name in files:
             return _read_file(folder / name, entry)

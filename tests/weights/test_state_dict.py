@@ -101,8 +101,10 @@ def test_without_a_state_dict_the_error_lists_what_there_is(name: str, tmp_path:
 def test_first_bytes_tell_the_format(tmp_path: Path) -> None:
     path = safetensors_files.write(tmp_path / "model.ckpt", ARRAYS)
     assert state_dict.read(path).facts["format"] == "safetensors"
-    with pytest.raises(WeightsError, match=r"no entries\. Leave out entry='ema'"):
+    with pytest.raises(WeightsError, match=r"have no entries\. Leave out entry='ema'"):
         state_dict.read(path, entry="ema")
+    with pytest.raises(WeightsError, match=r"index\.json is of safetensors"):
+        state_dict.read(folder_of(tmp_path / "folder", SHARDED), entry="ema")
     for content, said in ((b"", "empty"), (b"<html>", "an HTML page"), (b"\x80\x04.", "a pickle"), (b"abc", "b'abc'")):
         path.write_bytes(content)
         with pytest.raises(WeightsError, match=f"{said}.* Read are files of PyTorch"):
