@@ -198,6 +198,35 @@ def _openai() -> Iterator[Published]:
         yield _entry(name, "guided_diffusion", arguments, dataset, url, ADM_SOURCE, schedule)
 
 
+# ---------------------------------------------------------------- classifiers of noisy images
+
+
+def _classifier(size: int, depth: int = 2, **schedule: Any) -> dict[str, Any]:
+    return {
+        "image_size": size,
+        "model_channels": 128,
+        "out_channels": 1000,
+        "num_res_blocks": depth,
+        "attention_resolutions": (size // 32, size // 16, size // 8),
+        "channel_mult": MULTIPLES[size],
+        "num_head_channels": 64,
+        "use_scale_shift_norm": True,
+        "resblock_updown": True,
+        "pool": "attention",
+        **schedule,
+    }
+
+
+#: Address of a classifier of ImageNet -> its arguments, for `torch_models.read_classifier`. The first goes with
+#: adm-imagenet64, and so on.
+CLASSIFIERS: dict[str, dict[str, Any]] = {
+    f"{OPENAI}diffusion/jul-2021/64x64_classifier.pt": _classifier(64, 4, beta_schedule="cosine"),
+    f"{OPENAI}diffusion/jul-2021/128x128_classifier.pt": _classifier(128),
+    f"{OPENAI}diffusion/jul-2021/256x256_classifier.pt": _classifier(256),
+    f"{OPENAI}diffusion/jul-2021/512x512_classifier.pt": _classifier(512),
+}
+
+
 # ---------------------------------------------------------------- consistency models
 
 CM_SOURCE = f"Song, Dhariwal, Chen & Sutskever, Consistency Models, arXiv:2303.01469. {OPENAI_SOURCE}"

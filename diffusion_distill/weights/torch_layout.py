@@ -16,7 +16,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -134,7 +135,8 @@ def to_tensors(correspondence: Sequence[Entry], params: Mapping[str, Any]) -> di
     }
 
 
-def parameter_shapes(network: nn.Module, shape: Shape) -> dict[str, Shape]:
+@lru_cache(maxsize=16)  # a network is traced for it, which takes a second
+def parameter_shapes(network: nn.Module, shape: Shape) -> Mapping[str, Shape]:
     """{path: shape} of a network's parameters for images [height, width, channels]; none is allocated.
 
     Raises:
@@ -145,7 +147,7 @@ def parameter_shapes(network: nn.Module, shape: Shape) -> dict[str, Shape]:
         tree = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), x, time)["params"]
     except (ValueError, TypeError) as error:
         raise WeightsError(f"The network does not take images of shape {shape}: {error}") from error
-    return {path: leaf.shape for path, leaf in matching.flatten(tree).items()}
+    return MappingProxyType({path: leaf.shape for path, leaf in matching.flatten(tree).items()})
 
 
 def count_of(names: Iterable[str], pattern: str) -> int:

@@ -25,8 +25,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from diffusion_distill.base.errors import choose
 from diffusion_distill.base.files import user_path
+from diffusion_distill.denoisers.guidance import NoisyLogProb
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.formats import strict_json
 from diffusion_distill.formats.mapped import mapped
@@ -98,6 +102,25 @@ def read(
         _check_same(model, found, path)
     facts = {**stored.facts, "family": described.family, "arguments": _plain(described.arguments)}
     return Checkpoint(model or found, params, steps, facts=facts, grid=grid)
+
+
+def read_classifier(path: str | Path, arguments: Mapping[str, Any]) -> NoisyLogProb:
+    """ADM's classifier of noisy images, as `ClassifierGuided` takes it.
+
+    Args:
+      arguments: the network's constructor arguments, such as those in `noise_prediction.CLASSIFIERS`, and its schedule.
+
+    Raises:
+      WeightsError: the file is damaged, or not of such a classifier.
+      OSError: it cannot be opened.
+    """
+    family, stored = FAMILIES["guided_diffusion_classifier"], state_dict.read(path)
+    schedule = {name: value for name, value in arguments.items() if name in SCHEDULE}
+    arguments = {name: value for name, value in arguments.items() if name not in SCHEDULE}
+    process, time_input, _ = _diffusion(schedule)
+    params = family.to_params(arguments, stored.tensors, str(path))
+    network, _ = family.network(arguments)
+    return NoisyLogProb(jax.tree.map(jnp.asarray, params), network, process, time_input)
 
 
 def is_known(path: str | Path) -> bool:
