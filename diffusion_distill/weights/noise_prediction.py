@@ -8,6 +8,7 @@ the hash is recorded at the first download. ADM writes attention as image sizes 
     iddpm-*                 Nichol & Dhariwal, arXiv:2102.09672
     adm-*                   Dhariwal & Nichol, arXiv:2105.05233
     cd-*, ct-*, cm-edm-*    Song et al., arXiv:2303.01469: distilled, trained alone, and the teachers
+    dit-xl-2-*              Peebles & Xie, arXiv:2212.09748
 """
 
 from __future__ import annotations
@@ -198,6 +199,27 @@ def _openai() -> Iterator[Published]:
         yield _entry(name, "guided_diffusion", arguments, dataset, url, ADM_SOURCE, schedule)
 
 
+# ---------------------------------------------------------------- DiT
+
+DIT_SOURCE = (
+    "Peebles & Xie, Scalable Diffusion Models with Transformers, arXiv:2212.09748. Released by Meta under CC BY-NC "
+    "4.0: not for commercial use. Its images are latents of Stable Diffusion's autoencoder, times 0.18215."
+)
+
+
+def _dit() -> Iterator[Published]:
+    for size in (256, 512):
+        arguments = {
+            "image_size": size // 8,
+            "out_channels": 8,
+            "hidden_size": 1152,
+            "depth": 28,
+            "num_heads": 16,
+        }
+        url = f"https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-{size}x{size}.pt"
+        yield _entry(f"dit-xl-2-{size}", "dit", arguments, f"ImageNet {size}x{size}", url, DIT_SOURCE)
+
+
 # ---------------------------------------------------------------- classifiers of noisy images
 
 
@@ -256,4 +278,4 @@ def _consistency() -> Iterator[Published]:
             yield _entry(name, family, arguments, dataset, f"{OPENAI}consistency/{file}.pt", CM_SOURCE)
 
 
-FILES: tuple[Published, ...] = (*_ddpm(), *_openai(), *_consistency())
+FILES: tuple[Published, ...] = (*_ddpm(), *_openai(), *_consistency(), *_dit())

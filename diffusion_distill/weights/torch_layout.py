@@ -38,11 +38,13 @@ class Place(NamedTuple):
       name: of the tensor.
       order: see above.
       ones: trailing axes of size 1, which a product stored as a convolution has.
+      places: height and width of a convolution that is a matrix product of patches here.
     """
 
     name: str
     order: str = ""
     ones: int = 0
+    places: tuple[int, ...] = ()
 
 
 class Entry(NamedTuple):
@@ -171,6 +173,8 @@ def _tensor_shape(path: str, shape: Shape, place: Place) -> Shape:
         return (times * math.prod(shape),) if leaf in LEAVES else shape[::-1]
     if len(shape) == 4:
         return (*shape[:1:-1], *shape[:2])
+    if place.places:
+        return (shape[1], shape[0] // math.prod(place.places), *place.places)
     inputs = shape[:-1] if module == "proj_out" else shape[:1]
     return (times * math.prod(shape[len(inputs) :]), math.prod(inputs), *[1] * place.ones)
 

@@ -146,7 +146,9 @@ def model_of(described: Described) -> tuple[Model, int, Level | None]:
     twice = network.out_ch == 2 * shape[-1]
     if prediction not in (None, "eps") and twice:
         raise WeightsError(f"A network with a variance beside its output predicts 'eps', not {prediction!r}.")
-    return Model(network, shape, process, "eps_var" if twice else prediction or "eps", time_input), 0, None
+    said = "eps_var" if twice else prediction or "eps"
+    bounds = None if family.latent else (-1.0, 1.0)
+    return Model(network, shape, process, said, time_input, data_range=bounds), 0, None
 
 
 # ---------------------------------------------------------------- schedules

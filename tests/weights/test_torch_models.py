@@ -18,6 +18,7 @@ import torch_files
 
 from diffusion_distill.api import import_weights
 from diffusion_distill.denoisers.guidance import ClassifierGuided
+from diffusion_distill.networks.dit import place_features
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import DiscreteBetas, LinearBetaDiscrete
 from diffusion_distill.training.artefact import Artefact
@@ -99,6 +100,8 @@ def test_published_models_are_what_their_tensors_show(name: str) -> None:
     if family.inferred is not None:
         zero = np.zeros((), np.float32)
         tensors = {part.name: np.broadcast_to(zero, part.shape) for part in family.entries(arguments)}
+        if entry.family == "dit":  # whose table of labels has a row for no label
+            tensors["y_embedder.embedding_table.weight"] = np.broadcast_to(zero, (1001, 1152))
         shown = family.inferred(tensors, arguments["image_size"])
         told = {**shown, **family.fixed, **asked_of(entry.family, arguments)}
         assert family.network(told) == (entry.model.network, entry.model.shape)
@@ -124,6 +127,54 @@ def test_published_models_have_the_recorded_tensors(manifest: str) -> None:
     arguments = {k: v for k, v in entry.arguments.items() if k not in torch_models.SCHEDULE}
     found = {part.name: list(part.shape) for part in FAMILIES[str(entry.family)].entries(arguments)}
     assert found == recorded
+
+
+def test_dit_is_its_program(tmp_path: Path) -> None:
+    """Its formulas, written with the program's names, against the network that the file becomes."""
+    arguments = dict(
+        image_size=4, in_channels=4, out_channels=8, hidden_size=16, depth=2, num_heads=2, patch_size=2, num_classes=5,
+    )  # fmt: skip
+    tensors = tensors_of("dit", arguments)
+    classes, nothing = tensors.pop("y_embedder.classes"), tensors.pop("y_embedder.no_class")
+    table = np.concatenate([classes + nothing, nothing[None]])
+    tensors |= {"y_embedder.embedding_table.weight": table, "pos_embed": place_features(2, 2, 16)[None]}
+    torch_files.write_zip(tmp_path / "dit.pt", torch_files.state_dict(tensors))
+    found = torch_models.read(tmp_path / "dit.pt", family="dit", arguments={"image_size": 4, "num_heads": 2})
+    x, time, labels = jax.random.normal(jax.random.key(0), (3, 4, 4, 4)), jnp.array([0.0, 7.0, 999.0]), [0, 4, 5]
+    got = jax.jit(found.model.network.apply)({"params": found.params}, x, time, jnp.array(labels))
+    np.testing.assert_allclose(got, dit_by_names(tensors, np.asarray(x), np.asarray(time), labels), atol=2e-5)
+    assert found.model.data_range is None
+    assert found.model.prediction == "eps_var"
+
+
+def dit_by_names(tensors: Mapping[str, np.ndarray], x: np.ndarray, time: np.ndarray, labels: list[int]) -> np.ndarray:
+    """DiT of patch 2 with two heads, in NumPy float64."""
+    w = {name: np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
+    silu = lambda a: a / (1 + np.exp(-a))  # noqa: E731
+    gelu = lambda a: 0.5 * a * (1 + np.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a**3)))  # noqa: E731
+    linear = lambda a, name: a @ w[f"{name}.weight"].T + w[f"{name}.bias"]  # noqa: E731
+    norm = lambda a: (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-6)  # noqa: E731
+    kernel = w["x_embedder.proj.weight"]
+    tokens = np.einsum("bhiwjc,dcij->bhwd", x.reshape(3, 2, 2, 2, 2, 4), kernel).reshape(3, 4, -1)
+    h = tokens + w["x_embedder.proj.bias"] + w["pos_embed"]
+    angles = time[:, None] * np.exp(-np.log(10_000) * np.arange(128) / 128)
+    t = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
+    c = linear(silu(linear(t, "t_embedder.mlp.0")), "t_embedder.mlp.2")
+    c = silu(c + w["y_embedder.embedding_table.weight"][labels])[:, None]
+    for k in range(2):
+        parts = np.split(linear(c, f"blocks.{k}.adaLN_modulation.1"), 6, axis=-1)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
+        qkv = linear(norm(h) * (1 + scale) + shift, f"blocks.{k}.attn.qkv").reshape(3, 4, 3, 2, 8)
+        q, key, v = qkv.transpose(2, 0, 3, 1, 4)
+        logits = q @ key.swapaxes(-1, -2) / np.sqrt(8)
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        mixed = (weights / weights.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(3, 4, 16)
+        h = h + gate * linear(mixed, f"blocks.{k}.attn.proj")
+        hidden = gelu(linear(norm(h) * (1 + mlp_scale) + mlp_shift, f"blocks.{k}.mlp.fc1"))
+        h = h + mlp_gate * linear(hidden, f"blocks.{k}.mlp.fc2")
+    shift, scale = np.split(linear(c, "final_layer.adaLN_modulation.1"), 2, axis=-1)
+    out = linear(norm(h) * (1 + scale) + shift, "final_layer.linear").reshape(3, 2, 2, 2, 2, 8)
+    return out.transpose(0, 1, 3, 2, 4, 5).reshape(3, 4, 4, 8)
 
 
 def folder_of(path: Path, changes: Mapping[str, Any], scheduler: Mapping[str, Any] | None = None) -> Path:
@@ -250,7 +301,7 @@ def test_a_classifier_of_noisy_images_guides(tmp_path: Path) -> None:
     logits = jax.jit(log_prob.network.apply)({"params": log_prob.params}, z, jnp.array([499.0, 249.0]))
     expected = jax.nn.log_softmax(logits)[jnp.arange(2), labels]
     np.testing.assert_allclose(jax.jit(lambda z: log_prob(z, level, labels))(z), expected, rtol=1e-4)
-    guided = ClassifierGuided(lambda z, level, cond: 0.5 * z, log_prob, scale=2.0)
+    guided = ClassifierGuided(lambda z, level, cond=None: 0.5 * z, log_prob, scale=2.0)
     x_hat = jax.jit(lambda z: guided(z, level, labels))(z)
     assert jnp.abs(x_hat - 0.5 * z).max() > 0
 
