@@ -63,7 +63,7 @@ every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 ONE_OUTPUT = [name for name, prediction in PREDICTIONS.items() if prediction.outputs == 1]
 ONE_HEAD = [name for name, prediction in PREDICTIONS.items() if prediction.second is None]
 SIGMA_DATA = 0.7
-#: Times, both ends among them. The score at zero noise is infinite, which is why it is left out there.
+#: Times, both ends among them. Outputs that are infinite at zero noise are left out there, see `times_of`.
 TIMES = np.array([0.0, 1e-4, 0.02, 0.2, 0.5, 0.8, 0.98, 0.9999, 1.0])
 
 #: prediction -> (x, eps, alpha, sigma) -> what a perfect network returns, as its paper defines it
@@ -81,12 +81,24 @@ DEFINITIONS: dict[str, Callable[..., list[Any]]] = {
     "edm": lambda x, eps, alpha, sigma: [
         (sigma * x - SIGMA_DATA**2 * alpha * eps) / (SIGMA_DATA * np.sqrt(sigma**2 + (SIGMA_DATA * alpha) ** 2))
     ],
+    "consistency": lambda x, eps, alpha, sigma: [consistency(x, eps, alpha, sigma)],
 }
+
+
+def consistency(x: Any, eps: Any, alpha: Any, sigma: Any) -> Any:
+    """Consistency models, appendix C: EDM's F with s - 0.002 in place of s in c_skip and before the root of c_out.
+
+    F = (x - c_skip·y) / c_out, c_skip = sd²/((s - e)² + sd²), c_out = (s - e)·sd/sqrt(s² + sd²), cleared as above.
+    """
+    from_identity = sigma - 0.002 * alpha
+    mixture = from_identity**2 * x - SIGMA_DATA**2 * alpha * sigma * eps
+    whole = from_identity**2 + (SIGMA_DATA * alpha) ** 2
+    return np.sqrt(sigma**2 + (SIGMA_DATA * alpha) ** 2) * mixture / (SIGMA_DATA * from_identity * whole)
 
 
 def times_of(prediction: str) -> np.ndarray:
     """All times at which a perfect network is finite."""
-    return TIMES[1:] if prediction == "score" else TIMES
+    return TIMES[{"score": 1, "consistency": 2}.get(prediction, 0) :]  # the latter is z itself at s = 0.002
 
 
 def samples(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
