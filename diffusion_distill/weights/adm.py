@@ -70,8 +70,7 @@ def guided(arguments: Mapping[str, Any]) -> tuple[UNet, Shape]:
     """
     given = Arguments(arguments, GUIDED, "ADM's network")
     fields, shape = _fields(given)
-    classes = given.values["num_classes"]
-    return UNet(**fields, num_classes=1 if classes is None else given.whole("num_classes", 2)), shape
+    return UNet(**fields, num_classes=given.classes("num_classes")), shape
 
 
 def classifier(arguments: Mapping[str, Any]) -> tuple[NoisyClassifier, Shape]:
