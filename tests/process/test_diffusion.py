@@ -84,6 +84,7 @@ def decay(process: LinearBeta | LinearBetaDiscrete) -> Callable[[Decimal], Decim
 
         return integral
     betas = map(Decimal, np.linspace(process.beta_start, process.beta_end, process.steps).tolist())
+    assert process.logsnr_max is not None
     knots = [(1 + (-Decimal(process.logsnr_max)).exp()).ln() / 2]
     product = Decimal(1)
     for beta in betas:
@@ -564,9 +565,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an unknown time input": (lambda: LogsnrInput("inv_cosine"), r"'inv_cosine'.*Did you mean 'inv_cos'"),
     "an empty input range": (lambda: LogsnrInput("linear", 1.0, 1.0), r"must not be empty, got \[1.0, 1.0\]"),
     "an unknown prediction": (
-        lambda: predictions.to_x("epsilon", X, Z, LEVELS), r"prediction 'epsilon'.*Known: both, edm, eps"),
+        lambda: predictions.to_x("epsilon", X, Z, LEVELS), r"prediction 'epsilon'.*Known: both, consistency, edm, eps"),
     "an unknown prediction's error": (
-        lambda: predictions.x_error("noise", X, X, X, LEVELS), r"prediction 'noise'.*Known: both, edm, eps"),
+        lambda: predictions.x_error("noise", X, X, X, LEVELS), r"prediction 'noise'.*Known: both, consistency, edm, eps"),
     "an unknown weighting": (lambda: weighting.check("snr_trunk", "x"), r"'snr_trunk'.*Did you mean 'snr_trunc'"),
     "a name that is no text": (lambda: choose("solver", 3, {"ddim": 1}), r"solver 3\. Known: ddim"),  # type: ignore[arg-type]
 }  # fmt: skip
