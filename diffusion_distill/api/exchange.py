@@ -8,20 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_distill import weights
-from diffusion_distill.base.errors import near_matches
+from diffusion_distill.base.errors import choose, near_matches
 from diffusion_distill.base.files import user_path, writable
 from diffusion_distill.base.typing import Params
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process import grids
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.progress import Progress
-from diffusion_distill.weights import inception
+from diffusion_distill.weights import exports, inception
+from diffusion_distill.weights.exports import Export
 from diffusion_distill.weights.inception import INCEPTION_FILES, InceptionWeights
+from diffusion_distill.weights.matching import Checkpoint
 
 SAFETENSORS = ".safetensors"
 PICKLE = ".pkl"
+#: Formats of exports, with what their names end in.
+EXPORTS = {"safetensors": SAFETENSORS, "diffusers": "-diffusers", "pytorch": "-pytorch"}
 PROGRAMS = {"progressive": "progressive distillation (Google)", "edm": "EDM (NVIDIA)"}
 
 
@@ -79,14 +84,37 @@ def import_inception(name: str | Path, folder: str | Path) -> InceptionWeights:
     return found
 
 
-def export_weights(artefact: Artefact, path: str | Path) -> Path:
-    """Writes an artefact as one safetensors file with its description in the metadata."""
-    path = user_path(path)
+def export_weights(artefact: Artefact, path: str | Path, format: str = "safetensors") -> Path:
+    """Writes an artefact for other programs, and reads it again; see `exported`, which says how they differ."""
+    return exported(artefact, path, format).place
+
+
+def exported(artefact: Artefact, path: str | Path, format: str = "safetensors") -> Export:
+    """Writes an artefact for other programs, reads it again, and compares.
+
+    Args:
+      path: of a '.safetensors' file; of the other formats a folder, which gets a model card too. What stands there is
+        replaced if it is such a file or an export.
+      format: 'safetensors', with this library's own names and description of the model; 'diffusers', a folder for its
+        `from_pretrained`; 'pytorch', a folder with the names of ADM's program. See `weights.exports`.
+
+    Raises:
+      WeightsError: the other program cannot compute what the model does; the message says why.
+      ValueError: an unknown format, or what stands at the path is no export.
+      ImportError: safetensors is not installed.
+    """
+    choose("format of exports", format, EXPORTS)
+    path, provenance = user_path(path), dict(artefact.provenance)
+    if format != "safetensors":
+        found = Checkpoint(artefact.model, artefact.params, artefact.steps, facts=provenance, grid=artefact.grid)
+        return exports.write(path, found, format)
     if path.suffix != SAFETENSORS:
         raise ValueError(f"Exports are {SAFETENSORS} files, got {path}.")
     about = {"model": artefact.model.to_dict(), "steps": artefact.steps, "grid": grids.to_numbers(artefact.grid)}
-    about["provenance"] = dict(artefact.provenance)
-    return weights.exchange.save(path, artefact.params, about)
+    weights.exchange.save(path, artefact.params, about | {"provenance": provenance})
+    read = weights.flatten(weights.exchange.load(path)[0])
+    pairs = ((np.asarray(value, np.float64), read[name]) for name, value in weights.flatten(artefact.params).items())
+    return Export(path, max((float(np.abs(ours - theirs).max(initial=0)) for ours, theirs in pairs), default=0.0))
 
 
 def _foreign(

@@ -1,7 +1,7 @@
 """Weights: strict, safe importers of published files, their registry, download, and exchange as safetensors."""
 
 from diffusion_distill.base.errors import WeightsError
-from diffusion_distill.weights import edm, exchange, inception, progressive, state_dict, torch_models
+from diffusion_distill.weights import edm, exchange, exports, inception, progressive, state_dict, torch_models
 from diffusion_distill.weights.download import Fetched, fetch
 from diffusion_distill.weights.families import FAMILIES
 from diffusion_distill.weights.matching import Checkpoint, digest, flatten, match, shapes_of, unflatten
@@ -19,6 +19,7 @@ __all__ = [
     "digest",
     "edm",
     "exchange",
+    "exports",
     "fetch",
     "flatten",
     "inception",
