@@ -192,14 +192,14 @@ def _family_of(tensors: Mapping[str, Any], what: str) -> str:
 
 def _of_folder(folder: Path, stored: state_dict.StateDict, given: Mapping[str, Any]) -> Described:
     """From the descriptions in a folder of diffusers, and what was given."""
-    config = dict(stored.config or {})
-    kind = config.get("_class_name", "UNet2DModel")
+    said = dict(stored.config or {})
+    kind = said.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise WeightsError(
             f"{folder} holds a network of the class {str(kind)[:80]!r}. Of diffusers, UNet2DModel is read. A network "
             "of another class can be used if it is written in JAX, see docs/models."
         )
-    if "attention_head_dim" not in {**config, **given}:
+    if "attention_head_dim" not in {**said, **given}:
         raise WeightsError(
             f"{folder}: config.json does not say attention_head_dim. Older files mean one head by that (null), later "
             "programs heads of 8 channels. Give it as an argument, for example arguments={'attention_head_dim': None}."
@@ -207,11 +207,11 @@ def _of_folder(folder: Path, stored: state_dict.StateDict, given: Mapping[str, A
     places = [folder / SCHEDULER, folder / "scheduler" / SCHEDULER]
     found = next((place for place in places if place.is_file()), None)
     schedule = _of_scheduler(found) if found else {}
-    steps = config.pop("num_train_timesteps", None)
+    steps = said.pop("num_train_timesteps", None)
     if steps is not None:
         schedule.setdefault("num_diffusion_timesteps", steps)
     schedule |= {key: value for key, value in given.items() if key in SCHEDULE}
-    arguments = {**config, **{key: value for key, value in given.items() if key not in SCHEDULE}}
+    arguments = {**said, **{key: value for key, value in given.items() if key not in SCHEDULE}}
     return Described("diffusers_unet2d", arguments, schedule)
 
 
