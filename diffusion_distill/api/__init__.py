@@ -8,7 +8,15 @@ images = sample(teacher, 16, fitted=fit_solver(teacher, "ddim", 10))
 """
 
 from diffusion_distill.api.evaluation import evaluate
-from diffusion_distill.api.exchange import EXPORTS, export_weights, exported, import_inception, import_weights, is_inception
+from diffusion_distill.api.exchange import (
+    EXPORTS,
+    SAFETENSORS,
+    export_weights,
+    exported,
+    import_inception,
+    import_weights,
+    is_inception,
+)
 from diffusion_distill.api.fitting import FitSettings, fit_solver
 from diffusion_distill.api.sampling import TEACHER_STEPS, denoiser_of, grid_for, sample, table_for
 from diffusion_distill.api.training import distill, train
@@ -17,6 +25,7 @@ from diffusion_distill.training.settings import Settings
 
 __all__ = [
     "EXPORTS",
+    "SAFETENSORS",
     "TEACHER_STEPS",
     "FitSettings",
     "SamplerSpec",

@@ -183,7 +183,7 @@ def export_weights(config: Any, workdir: Path, asked: Asked) -> None:
     """Writes the artefact in the folder --model into WORKDIR, as a file or folder called after it."""
     folder = user_path(_named(asked, "an artefact's folder")).absolute()  # which has a name, be it '.'
     name = f"{folder.name}{errors.choose('format of exports', asked.format, api.EXPORTS)}"
-    writable(workdir)
+    writable(workdir, *([name] if name.endswith(api.SAFETENSORS) else []))
     found = api.exported(Artefact.load(folder), workdir / name, asked.format)
     print(f"The export is {found.place}; read back: largest difference {found.difference:.3g}")
 

@@ -89,7 +89,9 @@ def arguments_of(unet: Any, shape: Shape) -> dict[str, Any]:
     """
     ours, (height, width, channels) = same_network.unet_of(unet, NAME), shape
     if height != width:
-        raise WeightsError(f"{NAME} is for square images, not for images of {height} by {width}. Export as safetensors.")
+        raise WeightsError(
+            f"{NAME} is for square images, not for images of {height} by {width}. Export as safetensors."
+        )
     attention = same_network.heads(ours, shape)
     arguments = {
         "image_size": height,

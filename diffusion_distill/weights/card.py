@@ -65,7 +65,10 @@ def of_diffusers(found: Checkpoint, pipeline: str) -> str:
     if found.steps:
         how += f"\nIt was made for {steps} steps; other numbers give worse images.\n"
     if model.prediction == "eps_var":
-        how += "\nThe network's variance is left out: deterministic samplers do not use it, and diffusers' do not take it.\n"
+        how += (
+            "\nThe network's variance is left out: deterministic samplers do not use it, and `DDIMScheduler` does not "
+        )
+        how += "take it.\n"
     return _card(found, "library_name: diffusers\n", how)
 
 
@@ -140,5 +143,7 @@ def _licence(facts: Mapping[str, Any]) -> str:
     if (published := PUBLISHED.get(imported.get("name", ""))) is not None:
         return f"It was made from `{published.name}` ({published.dataset}). {published.source}"
     if imported:
-        return "It was made from weights of others, whose licence is not recorded here. Find it out before passing it on."
+        return (
+            "It was made from weights of others, whose licence is not recorded here. Find it out before passing it on."
+        )
     return "Not stated: whoever trained it decides."

@@ -69,8 +69,8 @@ def _consistency(model: Model) -> dict[str, Any]:
     process, told = model.process, model.time_input
     if not (isinstance(process, VE) and isinstance(told, EDMInput) and told.factor == 1000):
         raise WeightsError(
-            f"diffusers knows consistency models of the process VE that are told 250·log(sigma), EDMInput(factor=1000); "
-            f"this one has {process} and {told}. Export it as safetensors."
+            "diffusers knows consistency models of the process VE that are told 250·log(sigma), by "
+            f"EDMInput(factor=1000); this one has {process} and {told}. Export it as safetensors."
         )
     return {
         "_class_name": "CMStochasticIterativeScheduler",
