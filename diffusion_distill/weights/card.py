@@ -17,7 +17,7 @@ DIFFUSERS = """\
 from diffusers import {pipeline}
 
 pipe = {pipeline}.from_pretrained("FOLDER")
-images = pipe(batch_size=16, num_inference_steps={steps}).images
+images = pipe(batch_size=16, num_inference_steps={steps}{clipped}).images
 ```
 """
 LABELLED = """\
@@ -58,9 +58,10 @@ def of_diffusers(found: Checkpoint, pipeline: str) -> str:
     model, steps = found.model, found.steps or (1 if pipeline == "ConsistencyModelPipeline" else 50)
     height, width, channels = model.shape
     text = LABELLED if model.num_classes > 1 else DIFFUSERS
+    clipped = ", use_clipped_model_output=True" if pipeline == "DDIMPipeline" else ""
     how = text.format(
         pipeline=pipeline, scheduler=SCHEDULERS[pipeline], steps=steps, classes=model.num_classes,
-        channels=channels, height=height, width=width,
+        channels=channels, height=height, width=width, clipped=clipped,
     )  # fmt: skip
     if found.steps:
         how += f"\nIt was made for {steps} steps; other numbers give worse images.\n"
