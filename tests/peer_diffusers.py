@@ -4,12 +4,14 @@
 
 FOLDER/question.json has {"loaded": names, "made": {name: [arguments of UNet2DModel, of DDIMScheduler]}, "steps": n},
 FOLDER/inputs.npz has x [batch, channels, height, width], times and labels [batch] by "NAME/...". The program loads the
-pipelines in FOLDER/NAME, writes those that it makes there, and answers in FOLDER/answers.npz.
+pipelines in FOLDER/NAME, also as their model cards say, writes those that it makes there, and answers in
+FOLDER/answers.npz.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +59,9 @@ def answers(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     question, stored = json.loads((folder / "question.json").read_text()), np.load(folder / "inputs.npz")
     pipelines = {name: made(folder / name, *how) for name, how in question["made"].items()}
     pipelines |= {name: DiffusionPipeline.from_pretrained(folder / name) for name in question["loaded"]}
+    for name in question["loaded"]:  # as their model cards say
+        code = re.findall(r"```python\n(.*?)```", (folder / name / "README.md").read_text(), re.DOTALL)[0]
+        exec(code.replace("FOLDER", str(folder / name)).replace("50", "2"), {})
     for name, pipeline in pipelines.items():
         x, times, labels = (torch.from_numpy(stored[f"{name}/{what}"]) for what in ("x", "times", "labels"))
         unet, scheduler, steps = pipeline.unet.eval(), pipeline.scheduler, question["steps"]

@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch_files
 import toys
 from absl import flags
 from flax import serialization
@@ -37,7 +38,7 @@ from places import ROOT
 import diffusion_distill as dd
 from diffusion_distill import weights
 from diffusion_distill.base.arrays import Array
-from diffusion_distill.cli.modes import MODES, WITHOUT_CONFIG
+from diffusion_distill.cli.modes import MODES, WITHOUT_CONFIG, Asked
 from diffusion_distill.networks import NETWORKS
 from diffusion_distill.networks.inputs import label_vectors
 from diffusion_distill.solvers import registry
@@ -59,6 +60,7 @@ CHANGES = {
     "docs/models/text.md": [('"64K"', "64")],
     "docs/models/rectified_flow_transformer.md": [('"24K"', "64"), ('"16K"', "128"), ("depth=3", "depth=1")],
     "docs/models/latents.md": [('"128K"', "64"), ('"64K"', "64")],
+    "docs/weights.md": [("next(iter(dd.weights.noise_prediction.CLASSIFIERS.values()))", f"{torch_files.CLASSIFIER}")],
     "docs/runs.md": [
         ('"96K"', "256"),
         ("use_cpu_devices(2)", ""),  # it must come before JAX starts, which it has
@@ -66,6 +68,8 @@ CHANGES = {
 }
 #: Pages whose code another test runs, with more checks; their commands are run here.
 ELSEWHERE = {"docs/from_google_btd.md": "test_from_google_btd.py"}
+#: Packages of other programs that the tests do not need; code that imports them is compiled, not run.
+ABSENT = ("diffusers", "guided_diffusion")
 #: Commands that cannot run in a test, by a pattern, and why.
 NOT_RUN = {
     "git clone *": "the tests run in a checkout",
@@ -136,6 +140,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             encoded = io.BytesIO()
             Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(encoded, "PNG")
             archive.writestr(f"{('train', 'test')[split]}/{label}/{number}.png", encoded.getvalue())
+    torch_files.write_adm(folder / "ema_0.9999_200000.pt", folder / "64x64_classifier.pt")
     (folder / "published").mkdir()
     for entry in published():
         content = {"step": 1, "num_sample_steps": 0, "ema_params": toys.parameters(entry.model), "optimizer": None}
@@ -182,7 +187,9 @@ def test_a_page_can_be_followed(name: str, small_world: None) -> None:
             for old, new in changes:
                 used |= {old} if old in block else set()
                 block = block.replace(old, new)
-            exec(compile(block, f"{name}, a block of code", "exec"), namespace)
+            code = compile(block, f"{name}, a block of code", "exec")
+            if not any(re.search(rf"^(from|import) {package}\b", block, re.MULTILINE) for package in ABSENT):
+                exec(code, namespace)
         elif language == "bash":
             for line in block.replace("\\\n", " ").splitlines():
                 follow(shlex.split(line, comments=True))
@@ -195,10 +202,10 @@ def follow(words: list[str]) -> None:
     """Runs a command, or checks what can be checked of it."""
     command = " ".join(words)
     if words[:3] == ["python", "-m", "diffusion_distill.main"]:
-        mode, config, workdir, model = parsed(words[3:])
+        mode, config, workdir, asked = parsed(words[3:])
         if not any(fnmatch.fnmatch(command, pattern) for pattern in NOT_RUN):
             if mode in WITHOUT_CONFIG:
-                WITHOUT_CONFIG[mode](config, workdir, model)
+                WITHOUT_CONFIG[mode](config, workdir, asked)
             else:
                 MODES[mode](config, workdir)
     elif words[:1] == ["make"]:
@@ -210,18 +217,20 @@ def follow(words: list[str]) -> None:
         assert not words or any(fnmatch.fnmatch(command, pattern) for pattern in NOT_RUN), f"Unknown: {command}"
 
 
-def parsed(arguments: list[str]) -> tuple[str, Any, Path, str]:
-    """(mode, small config, workdir, model) of a command's arguments, read as the program reads them."""
+def parsed(arguments: list[str]) -> tuple[str, Any, Path, Asked]:
+    """(mode, small config, workdir, what is asked for) of a command's arguments, read as the program reads them."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
     flags.DEFINE_enum("mode", None, [*MODES, *WITHOUT_CONFIG], "", flag_values=values, required=True)
     flags.DEFINE_string("workdir", None, "", flag_values=values, required=True)
-    flags.DEFINE_string("model", "", "", flag_values=values)
+    for name in Asked._fields:
+        flags.DEFINE_string(name, Asked._field_defaults.get(name, ""), "", flag_values=values)
     with mock.patch.object(sys, "argv", ["main", *arguments]):  # where changes of the config are looked for
         values(sys.argv)
     if values.config is not None:
         make_small(values.config, {argument.partition("=")[0] for argument in arguments})
-    return values.mode, values.config, Path(values.workdir), values.model
+    asked = Asked(*(getattr(values, name) for name in Asked._fields))
+    return values.mode, values.config, Path(values.workdir), asked
 
 
 def make_small(config: Any, asked: set[str]) -> None:

@@ -20,6 +20,8 @@ from unittest import mock
 
 import numpy as np
 
+from diffusion_distill.weights import FAMILIES
+
 Arrays = Mapping[str, np.ndarray]
 
 CLASSES = {
@@ -224,3 +226,23 @@ def write_graph(path: Path, arrays: Arrays) -> Path:
     nodes += [constant("pool_3/_reshape/shape", np.array([1, 2048], "<i4")), node("softmax", b"Softmax")]
     path.write_bytes(b"".join(nodes) + field(4, field(1, 8)))
     return path
+
+
+#: Arguments of a small network of ADM, and of its classifier.
+ADM = {
+    "image_size": 64, "model_channels": 64, "out_channels": 3, "num_res_blocks": 1, "attention_resolutions": [],
+    "channel_mult": [1], "num_head_channels": 64,
+}  # fmt: skip
+CLASSIFIER = {**ADM, "out_channels": 10, "pool": "adaptive"}
+
+
+def write_adm(network: Path, classifier: Path) -> None:
+    """Files of such a network, and of a classifier, with random weights."""
+    rng = np.random.default_rng(0)
+    for path, family, arguments in (
+        (network, "guided_diffusion", ADM),
+        (classifier, "guided_diffusion_classifier", CLASSIFIER),
+    ):
+        entries = FAMILIES[family].entries(arguments)
+        arrays = {entry.name: 0.1 * rng.standard_normal(entry.shape).astype(np.float32) for entry in entries}
+        write_zip(path, state_dict(arrays))

@@ -27,10 +27,12 @@ import numpy as np
 from flax import struct
 
 from diffusion_distill.base.arrays import Array, enable_x64, expand, namespace
-from diffusion_distill.base.typing import Cond, Data, Labels
+from diffusion_distill.base.typing import Cond, Data, Labels, Params
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.denoise import Denoise
 from diffusion_distill.process.levels import Level
+from diffusion_distill.process.processes import Process
+from diffusion_distill.process.time_input import TimeInput
 
 
 class LogProb(Protocol):
@@ -144,6 +146,29 @@ class ClassifierGuided(struct.PyTreeNode):
             return jax.grad(total)(z)
         with enable_x64(True):  # on the host, where float64 stays float64
             return np.asarray(jax.grad(total)(z))
+
+
+class NoisyLogProb(struct.PyTreeNode):
+    """The log-probabilities of labels by a network that classifies noisy samples, for `ClassifierGuided`.
+
+    Attributes:
+      params: the network's parameters.
+      network: called as network.apply({"params": params}, z, time) -> logits [batch, classes].
+      process: maps levels to times.
+      time_input: what the network is told of a level, as of a `Model`.
+    """
+
+    params: Params
+    network: Any = struct.field(pytree_node=False)
+    process: Process = struct.field(pytree_node=False)
+    time_input: TimeInput = struct.field(pytree_node=False)
+
+    def __call__(self, z: Data, level: Level, cond: Labels) -> Array:
+        """log p(cond | z, level), [batch]; cond: labels [batch]."""
+        level = Level(*(jnp.broadcast_to(a, (len(z),)) for a in level))
+        time, scale = self.time_input.time(level, self.process), self.time_input.scale(level)
+        z = z if scale is None else expand(scale, z) * z
+        return label_log_prob(self.network.apply({"params": self.params}, z, time), cond)
 
 
 def label_log_prob(logits: Array, labels: Labels) -> Array:

@@ -1,7 +1,16 @@
 """Weights: strict, safe importers of published files, their registry, download, and exchange as safetensors."""
 
 from diffusion_distill.base.errors import WeightsError
-from diffusion_distill.weights import edm, exchange, exports, inception, progressive, state_dict, torch_models
+from diffusion_distill.weights import (
+    edm,
+    exchange,
+    exports,
+    inception,
+    noise_prediction,
+    progressive,
+    state_dict,
+    torch_models,
+)
 from diffusion_distill.weights.download import Fetched, fetch
 from diffusion_distill.weights.families import FAMILIES
 from diffusion_distill.weights.matching import Checkpoint, digest, flatten, match, shapes_of, unflatten
@@ -24,6 +33,7 @@ __all__ = [
     "flatten",
     "inception",
     "match",
+    "noise_prediction",
     "progressive",
     "shapes_of",
     "state_dict",

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import numpy as np
 
-from diffusion_distill.weights import adm, ddpm, diffusers, torch_layout
+from diffusion_distill.weights import adm, ddpm, diffusers, dit, torch_layout
 from diffusion_distill.weights.matching import Shape, WeightsError
 from diffusion_distill.weights.torch_layout import Entry, Place
 
@@ -32,6 +33,7 @@ class Family:
       inferred: (tensors, image size) -> the constructor arguments that tensors show.
       fixed: constructor arguments that are the same for the whole family.
       consistency: whether these are consistency models, or their teachers.
+      latent: whether its images are latents of an autoencoder, which have no bounds.
       unused: tensors of files that no forward pass uses.
       renamed: gives tensors that older versions named otherwise their names of today.
     """
@@ -43,6 +45,7 @@ class Family:
     inferred: Callable[[Mapping[str, np.ndarray], int], dict[str, Any]] | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
     consistency: bool = False
+    latent: bool = False
     unused: tuple[str, ...] = ()
     renamed: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = dict
 
@@ -66,7 +69,7 @@ class Family:
         """
         used = {name: tensor for name, tensor in self.renamed(tensors).items() if name not in self.unused}
         network, _ = self.network(arguments)
-        blocks = network.num_res_blocks * len(network.ch_mult)
+        blocks = getattr(network, "depth", 0) or network.num_res_blocks * len(network.ch_mult)
         if blocks > len(used):  # before the network is traced, which takes as long as it claims to have blocks
             raise WeightsError(f"{what}: {len(used)} tensors cannot be those of a network with {blocks} blocks.")
         return torch_layout.to_params(self.entries(arguments), used, what)
@@ -103,6 +106,15 @@ FAMILIES: dict[str, Family] = {
     "consistency_models": Family(adm.guided, **_ADM, **_CONSISTENCY),
     "consistency_models_edm": Family(adm.guided, **_ADM, **_CONSISTENCY),
     "guided_diffusion_classifier": Family(adm.classifier, **{**_ADM, "mark": "out.2.c_proj.weight", "inferred": None}),
+    "dit": Family(
+        dit.network,
+        lambda network, shapes, arguments: partial(dit.place, patch=network.patch),
+        mark="x_embedder.proj.weight",
+        asked=(SIZE, ("num_heads",)),
+        inferred=dit.inferred,
+        renamed=dit.renamed,
+        latent=True,
+    ),
     "diffusers_unet2d": Family(
         diffusers.network,
         lambda network, shapes, arguments: diffusers.places(network),

@@ -8,6 +8,7 @@ the hash is recorded at the first download. ADM writes attention as image sizes 
     iddpm-*                 Nichol & Dhariwal, arXiv:2102.09672
     adm-*                   Dhariwal & Nichol, arXiv:2105.05233
     cd-*, ct-*, cm-edm-*    Song et al., arXiv:2303.01469: distilled, trained alone, and the teachers
+    dit-xl-2-*              Peebles & Xie, arXiv:2212.09748
 """
 
 from __future__ import annotations
@@ -198,6 +199,56 @@ def _openai() -> Iterator[Published]:
         yield _entry(name, "guided_diffusion", arguments, dataset, url, ADM_SOURCE, schedule)
 
 
+# ---------------------------------------------------------------- DiT
+
+DIT_SOURCE = (
+    "Peebles & Xie, Scalable Diffusion Models with Transformers, arXiv:2212.09748. Released by Meta under CC BY-NC "
+    "4.0: not for commercial use. Its images are latents of Stable Diffusion's autoencoder, times 0.18215."
+)
+
+
+def _dit() -> Iterator[Published]:
+    for size in (256, 512):
+        arguments = {
+            "image_size": size // 8,
+            "out_channels": 8,
+            "hidden_size": 1152,
+            "depth": 28,
+            "num_heads": 16,
+        }
+        url = f"https://dl.fbaipublicfiles.com/DiT/models/DiT-XL-2-{size}x{size}.pt"
+        yield _entry(f"dit-xl-2-{size}", "dit", arguments, f"ImageNet {size}x{size}", url, DIT_SOURCE)
+
+
+# ---------------------------------------------------------------- classifiers of noisy images
+
+
+def _classifier(size: int, depth: int = 2, **schedule: Any) -> dict[str, Any]:
+    return {
+        "image_size": size,
+        "model_channels": 128,
+        "out_channels": 1000,
+        "num_res_blocks": depth,
+        "attention_resolutions": (size // 32, size // 16, size // 8),
+        "channel_mult": MULTIPLES[size],
+        "num_head_channels": 64,
+        "use_scale_shift_norm": True,
+        "resblock_updown": True,
+        "pool": "attention",
+        **schedule,
+    }
+
+
+#: Address of a classifier of ImageNet -> its arguments, for `torch_models.read_classifier`. The first goes with
+#: adm-imagenet64, and so on.
+CLASSIFIERS: dict[str, dict[str, Any]] = {
+    f"{OPENAI}diffusion/jul-2021/64x64_classifier.pt": _classifier(64, 4, beta_schedule="cosine"),
+    f"{OPENAI}diffusion/jul-2021/128x128_classifier.pt": _classifier(128),
+    f"{OPENAI}diffusion/jul-2021/256x256_classifier.pt": _classifier(256),
+    f"{OPENAI}diffusion/jul-2021/512x512_classifier.pt": _classifier(512),
+}
+
+
 # ---------------------------------------------------------------- consistency models
 
 CM_SOURCE = f"Song, Dhariwal, Chen & Sutskever, Consistency Models, arXiv:2303.01469. {OPENAI_SOURCE}"
@@ -227,4 +278,4 @@ def _consistency() -> Iterator[Published]:
             yield _entry(name, family, arguments, dataset, f"{OPENAI}consistency/{file}.pt", CM_SOURCE)
 
 
-FILES: tuple[Published, ...] = (*_ddpm(), *_openai(), *_consistency())
+FILES: tuple[Published, ...] = (*_ddpm(), *_openai(), *_consistency(), *_dit())

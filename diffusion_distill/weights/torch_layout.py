@@ -16,7 +16,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -37,11 +38,13 @@ class Place(NamedTuple):
       name: of the tensor.
       order: see above.
       ones: trailing axes of size 1, which a product stored as a convolution has.
+      places: height and width of a convolution that is a matrix product of patches here.
     """
 
     name: str
     order: str = ""
     ones: int = 0
+    places: tuple[int, ...] = ()
 
 
 class Entry(NamedTuple):
@@ -134,7 +137,8 @@ def to_tensors(correspondence: Sequence[Entry], params: Mapping[str, Any]) -> di
     }
 
 
-def parameter_shapes(network: nn.Module, shape: Shape) -> dict[str, Shape]:
+@lru_cache(maxsize=16)  # a network is traced for it, which takes a second
+def parameter_shapes(network: nn.Module, shape: Shape) -> Mapping[str, Shape]:
     """{path: shape} of a network's parameters for images [height, width, channels]; none is allocated.
 
     Raises:
@@ -145,7 +149,7 @@ def parameter_shapes(network: nn.Module, shape: Shape) -> dict[str, Shape]:
         tree = jax.eval_shape(partial(network.init, train=False), jax.random.key(0), x, time)["params"]
     except (ValueError, TypeError) as error:
         raise WeightsError(f"The network does not take images of shape {shape}: {error}") from error
-    return {path: leaf.shape for path, leaf in matching.flatten(tree).items()}
+    return MappingProxyType({path: leaf.shape for path, leaf in matching.flatten(tree).items()})
 
 
 def count_of(names: Iterable[str], pattern: str) -> int:
@@ -169,6 +173,8 @@ def _tensor_shape(path: str, shape: Shape, place: Place) -> Shape:
         return (times * math.prod(shape),) if leaf in LEAVES else shape[::-1]
     if len(shape) == 4:
         return (*shape[:1:-1], *shape[:2])
+    if place.places:
+        return (shape[1], shape[0] // math.prod(place.places), *place.places)
     inputs = shape[:-1] if module == "proj_out" else shape[:1]
     return (times * math.prod(shape[len(inputs) :]), math.prod(inputs), *[1] * place.ones)
 

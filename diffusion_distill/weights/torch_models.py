@@ -25,8 +25,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from diffusion_distill.base.errors import choose
 from diffusion_distill.base.files import user_path
+from diffusion_distill.denoisers.guidance import NoisyLogProb
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.formats import strict_json
 from diffusion_distill.formats.mapped import mapped
@@ -100,6 +104,25 @@ def read(
     return Checkpoint(model or found, params, steps, facts=facts, grid=grid)
 
 
+def read_classifier(path: str | Path, arguments: Mapping[str, Any]) -> NoisyLogProb:
+    """ADM's classifier of noisy images, as `ClassifierGuided` takes it.
+
+    Args:
+      arguments: the network's constructor arguments, such as those in `noise_prediction.CLASSIFIERS`, and its schedule.
+
+    Raises:
+      WeightsError: the file is damaged, or not of such a classifier.
+      OSError: it cannot be opened.
+    """
+    family, stored = FAMILIES["guided_diffusion_classifier"], state_dict.read(path)
+    schedule = {name: value for name, value in arguments.items() if name in SCHEDULE}
+    arguments = {name: value for name, value in arguments.items() if name not in SCHEDULE}
+    process, time_input, _ = _diffusion(schedule)
+    params = family.to_params(arguments, stored.tensors, str(path))
+    network, _ = family.network(arguments)
+    return NoisyLogProb(jax.tree.map(jnp.asarray, params), network, process, time_input)
+
+
 def is_known(path: str | Path) -> bool:
     """Whether a file can be read and has tensors named as those of one of `FAMILIES`."""
     try:
@@ -123,7 +146,9 @@ def model_of(described: Described) -> tuple[Model, int, Level | None]:
     twice = network.out_ch == 2 * shape[-1]
     if prediction not in (None, "eps") and twice:
         raise WeightsError(f"A network with a variance beside its output predicts 'eps', not {prediction!r}.")
-    return Model(network, shape, process, "eps_var" if twice else prediction or "eps", time_input), 0, None
+    said = "eps_var" if twice else prediction or "eps"
+    bounds = None if family.latent else (-1.0, 1.0)
+    return Model(network, shape, process, said, time_input, data_range=bounds), 0, None
 
 
 # ---------------------------------------------------------------- schedules

@@ -203,7 +203,7 @@ def test_inception_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str
         size = [shape[axes.index(axis)] for axis in range(len(shape))]
         arrays[layout.name(path)] = rng.random(size, np.float32)
     file = torch_files.write_zip(tmp_path / "weights.pth", torch_files.state_dict(arrays))
-    modes.import_weights(None, tmp_path / "inception", str(file))
+    modes.import_weights(None, tmp_path / "inception", modes.Asked(str(file)))
     assert "InceptionV3 (pytorch_fid, input rule pytorch_fid)" in capsys.readouterr().out
     found = features_named(f"{tmp_path / 'inception'}:tensorflow", (32, 32, 3))
     assert found.name.startswith("inception, tensorflow")
@@ -241,17 +241,17 @@ def test_import_and_export(tmp_path: Path) -> None:
                    resblock_resample=True)  # fmt: skip
     config = ConfigDict({"model": Model(network, (4, 4, 1)).to_dict()})
     file = ROOT / "tests" / "golden" / "btd" / "checkpoints" / "old_layout.msgpack"
-    modes.import_weights(config, tmp_path / "imported", str(file))
+    modes.import_weights(config, tmp_path / "imported", modes.Asked(str(file)))
     artefact = Artefact.load(tmp_path / "imported")
     assert artefact.steps == 0 and artefact.provenance["imported_from"]["file"] == file.name
-    modes.export_weights(None, tmp_path / "out", str(tmp_path / "imported"))
-    modes.import_weights(None, tmp_path / "again", str(tmp_path / "out" / "imported.safetensors"))
+    modes.export_weights(None, tmp_path / "out", modes.Asked(str(tmp_path / "imported")))
+    modes.import_weights(None, tmp_path / "again", modes.Asked(str(tmp_path / "out" / "imported.safetensors")))
     again = Artefact.load(tmp_path / "again")
     assert equal(again.params, artefact.params) and (again.model, again.steps) == (artefact.model, 0)
     with pytest.raises(FileNotFoundError, match="mean 'cifar_original'"):
-        modes.import_weights(None, tmp_path / "nothing", "cifar_orginal")
+        modes.import_weights(None, tmp_path / "nothing", modes.Asked("cifar_orginal"))
     with pytest.raises(ValueError, match=r"Which network does .* hold"):
-        modes.import_weights(None, tmp_path / "nothing", str(file))
+        modes.import_weights(None, tmp_path / "nothing", modes.Asked(str(file)))
 
 
 def test_fitted_solvers_are_measured_as_what_they_are(tmp_path: Path, teacher: Artefact) -> None:
@@ -311,6 +311,7 @@ STATED = {
         "learning_rate=RATE",
     ),
     "cifar10_edm_solvers": ("18.85, 9.79 and 7.17, D-DDIM 8.67, 8.18 and 6.55 (Tables 2 and 4)",),
+    "dode_solvers": ("DDIM 18.85, 9.79, 7.17; D-DDIM 8.67, 8.18, 6.55", "batch B = 100 (25 for bedroom)", "3 seeds"),
 }
 
 
@@ -321,10 +322,28 @@ def test_configs_state_the_papers_numbers() -> None:
         for words in stated:
             assert words in headers[name], (name, words)
     dode = [header for header in headers.values() if "2309.16421" in header]
-    assert len(dode) == 2 and not any(f"Table{s} {n}" in header for header in dode for s in ("", "s") for n in "56789")
+    assert len(dode) == 3 and not any(f"Table{s} {n}" in header for header in dode for s in ("", "s") for n in "56789")
     published = weights.PUBLISHED["edm-cifar10-32x32-uncond-ve"].model
     assert published.num_classes <= 1 and published.shape == (32, 32, 3)
     assert config_of("cifar10_edm_solvers").solvers.repetitions == 3
+
+
+@pytest.mark.fast
+def test_the_data_sets_of_dode(tmp_path: Path) -> None:
+    """Teachers can be imported and are of images of that size; sets that TFDS lacks are asked for."""
+    (tmp_path / "train").mkdir()
+    Image.fromarray(np.zeros((140, 130, 3), np.uint8)).save(tmp_path / "train" / "0.png")
+    module = importlib.import_module("configs.dode_solvers")
+    header = module.__doc__ or ""
+    for name, row in module.ROWS.items():
+        config = config_of("dode_solvers", run=f"{name},{tmp_path}")
+        shape = (row.size, row.size, 3)
+        assert build.source(config).shape == shape and not build.spec(config).clip
+        assert build.fitting(config).batch_size == (25 if name == "bedroom256" else 100)
+        assert f" {name} " in header and row.teacher in header
+        assert not row.teacher or weights.PUBLISHED[row.teacher].model.shape == shape
+    with pytest.raises(ValueError, match="ffhq64 needs a folder or zip"):
+        config_of("dode_solvers", run="ffhq64")
 
 
 @pytest.mark.fast
