@@ -78,6 +78,8 @@ NOT_RUN = {
     "python benchmarks/*": "measures for minutes",
     "tfds build *": "downloads a data set, and needs TensorFlow",
     "* --model=inception-pytorch-fid *": "downloads 95 MB; evaluation/test_inception.py imports a small one",
+    "* --format=diffusers": "the networks here are perceptrons; weights/test_exports.py exports U-Nets",
+    "* --format=pytorch": "the networks here are perceptrons; weights/test_exports.py exports U-Nets",
     "* --config.evaluation.features=runs/inception*": "needs FID's network, whose compilation takes minutes",
 }
 #: Fields of configs that are given small values, where a config has them.

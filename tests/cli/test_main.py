@@ -235,8 +235,8 @@ def test_samples_as_files(form: str, tmp_path: Path) -> None:
         image_writer.save_images(images, tmp_path, form, labels[:3])
 
 
-def test_import_and_export(tmp_path: Path) -> None:
-    """A file in the published layout to an artefact, to safetensors, and back."""
+def test_import_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file in the published layout to an artefact, to safetensors, and back; for diffusers there is no such model."""
     network = UNet(ch=32, emb_ch=8, out_ch=1, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_heads=1,
                    resblock_resample=True)  # fmt: skip
     config = ConfigDict({"model": Model(network, (4, 4, 1)).to_dict()})
@@ -245,6 +245,9 @@ def test_import_and_export(tmp_path: Path) -> None:
     artefact = Artefact.load(tmp_path / "imported")
     assert artefact.steps == 0 and artefact.provenance["imported_from"]["file"] == file.name
     modes.export_weights(None, tmp_path / "out", modes.Asked(str(tmp_path / "imported")))
+    assert capsys.readouterr().out.endswith("imported.safetensors; read back: largest difference 0\n")
+    with pytest.raises(weights.WeightsError, match="the index of a step"):
+        modes.export_weights(None, tmp_path / "out", modes.Asked(str(tmp_path / "imported"), format="diffusers"))
     modes.import_weights(None, tmp_path / "again", modes.Asked(str(tmp_path / "out" / "imported.safetensors")))
     again = Artefact.load(tmp_path / "again")
     assert equal(again.params, artefact.params) and (again.model, again.steps) == (artefact.model, 0)
