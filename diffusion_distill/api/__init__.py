@@ -10,7 +10,6 @@ images = sample(teacher, 16, fitted=fit_solver(teacher, "ddim", 10))
 from diffusion_distill.api.evaluation import evaluate
 from diffusion_distill.api.exchange import (
     EXPORTS,
-    SAFETENSORS,
     export_weights,
     exported,
     import_inception,
@@ -25,7 +24,6 @@ from diffusion_distill.training.settings import Settings
 
 __all__ = [
     "EXPORTS",
-    "SAFETENSORS",
     "TEACHER_STEPS",
     "FitSettings",
     "SamplerSpec",

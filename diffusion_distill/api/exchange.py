@@ -18,7 +18,7 @@ from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process import grids
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.progress import Progress
-from diffusion_distill.weights import exports, inception
+from diffusion_distill.weights import exports, inception, stablehlo
 from diffusion_distill.weights.exports import Export
 from diffusion_distill.weights.inception import INCEPTION_FILES, InceptionWeights
 from diffusion_distill.weights.matching import Checkpoint
@@ -26,7 +26,12 @@ from diffusion_distill.weights.matching import Checkpoint
 SAFETENSORS = ".safetensors"
 PICKLE = ".pkl"
 #: Formats of exports, with what their names end in.
-EXPORTS = {"safetensors": SAFETENSORS, "diffusers": "-diffusers", "pytorch": "-pytorch"}
+EXPORTS = {
+    "safetensors": SAFETENSORS,
+    "stablehlo": ".stablehlo",
+    "diffusers": "-diffusers",
+    "pytorch": "-pytorch",
+}
 PROGRAMS = {"progressive": "progressive distillation (Google)", "edm": "EDM (NVIDIA)"}
 
 
@@ -93,23 +98,26 @@ def exported(artefact: Artefact, path: str | Path, format: str = "safetensors") 
     """Writes an artefact for other programs, reads it again, and compares.
 
     Args:
-      path: of a '.safetensors' file; of the other formats a folder, which gets a model card too. What stands there is
-        replaced if it is such a file or an export.
-      format: 'safetensors', with this library's own names and description of the model; 'diffusers', a folder for its
-        `from_pretrained`; 'pytorch', a folder with the names of ADM's program. See `weights.exports`.
+      path: of a '.safetensors' or '.stablehlo' file; of the other formats a folder, which gets a model card too. What
+        stands there is replaced if it is a file or an export.
+      format: 'safetensors', with this library's own names and description of the model; 'stablehlo', one compiled
+        function, see `weights.stablehlo`; 'diffusers', a folder for its `from_pretrained`, and 'pytorch', a folder with
+        the names of ADM's program, see `weights.exports`.
 
     Raises:
       WeightsError: the other program cannot compute what the model does; the message says why.
       ValueError: an unknown format, or what stands at the path is no export.
       ImportError: safetensors is not installed.
     """
-    choose("format of exports", format, EXPORTS)
+    ending = choose("format of exports", format, EXPORTS)
     path, provenance = user_path(path), dict(artefact.provenance)
+    if ending.startswith(".") and path.suffix != ending:
+        raise ValueError(f"Exports of the format {format} are {ending} files, got {path}.")
+    if format == "stablehlo":
+        return stablehlo.save(path, artefact.model, artefact.params)
     if format != "safetensors":
         found = Checkpoint(artefact.model, artefact.params, artefact.steps, facts=provenance, grid=artefact.grid)
         return exports.write(path, found, format)
-    if path.suffix != SAFETENSORS:
-        raise ValueError(f"Exports are {SAFETENSORS} files, got {path}.")
     about = {"model": artefact.model.to_dict(), "steps": artefact.steps, "grid": grids.to_numbers(artefact.grid)}
     weights.exchange.save(path, artefact.params, about | {"provenance": provenance})
     read = weights.flatten(weights.exchange.load(path)[0])

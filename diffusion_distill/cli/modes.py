@@ -182,10 +182,13 @@ def import_weights(config: Any, workdir: Path, asked: Asked) -> None:
 def export_weights(config: Any, workdir: Path, asked: Asked) -> None:
     """Writes the artefact in the folder --model into WORKDIR, as a file or folder called after it."""
     folder = user_path(_named(asked, "an artefact's folder")).absolute()  # which has a name, be it '.'
-    name = f"{folder.name}{errors.choose('format of exports', asked.format, api.EXPORTS)}"
-    writable(workdir, *([name] if name.endswith(api.SAFETENSORS) else []))
+    ending = errors.choose("format of exports", asked.format, api.EXPORTS)
+    name = f"{folder.name}{ending}"
+    writable(workdir, *[name] * ending.startswith("."))  # files; folders are looked at later
     found = api.exported(Artefact.load(folder), workdir / name, asked.format)
     print(f"The export is {found.place}; read back: largest difference {found.difference:.3g}")
+    if found.note:
+        print(f"It has the {found.note}.")
 
 
 def _named(asked: Asked, what: str) -> str:

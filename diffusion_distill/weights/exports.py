@@ -40,13 +40,15 @@ class Export(NamedTuple):
     """What was written.
 
     Attributes:
-      place: the folder.
+      place: the file or folder.
       difference: the largest one between the exported network's outputs and those of the network that was read back; of
         files of this library, between parameters.
+      note: what else is to be known of it.
     """
 
     place: Path
     difference: float
+    note: str = ""
 
 
 def write(folder: str | Path, found: Checkpoint, form: str) -> Export:

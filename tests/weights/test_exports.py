@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import places
@@ -63,7 +65,7 @@ HAS_DIFFUSERS = "import sys; from importlib.util import find_spec; sys.exit(find
 STEPS = 8
 
 
-def teacher(name: str) -> Artefact:
+def artefact_of(name: str) -> Artefact:
     model = MODELS[name]
     return Artefact(model, parameters(model.network, channels=3), provenance={"method": "none", "updates": 3})
 
@@ -86,7 +88,7 @@ def inputs_of(names: list[str]) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_folder_of_diffusers_is_read_as_it_was_written(name: str, tmp_path: Path) -> None:
-    artefact = teacher(name)
+    artefact = artefact_of(name)
     found = api.exported(artefact, tmp_path / "out", "diffusers")
     assert found.difference <= 1e-6
     stored = {path.relative_to(found.place).as_posix() for path in found.place.rglob("*") if path.is_file()}
@@ -105,7 +107,7 @@ def test_a_folder_of_diffusers_is_read_as_it_was_written(name: str, tmp_path: Pa
 
 @pytest.mark.parametrize("name", PYTORCH)
 def test_a_state_dict_is_read_as_it_was_written(name: str, tmp_path: Path) -> None:
-    artefact = teacher(name)
+    artefact = artefact_of(name)
     found = api.exported(artefact, tmp_path / "out", "pytorch")
     assert found.difference == 0
     said, tensors = json.loads((found.place / "arguments.json").read_text()), found.place / "model.safetensors"
@@ -157,8 +159,18 @@ def test_what_others_cannot_compute_is_refused_and_leaves_nothing(name: str, tmp
     assert os.listdir(tmp_path) == []
 
 
+def test_a_function_in_stablehlo_takes_any_batch(teacher: Artefact, tmp_path: Path) -> None:
+    found = api.exported(teacher, tmp_path / "teacher.stablehlo", "stablehlo")
+    assert found.difference < 1e-5 and "calling convention" in found.note
+    function = jax.export.deserialize(bytearray(found.place.read_bytes()))
+    for batch in (1, 3):
+        z, level = jnp.ones((batch, *teacher.model.shape)), Level(jnp.full(batch, 0.6), jnp.full(batch, 0.8))
+        wanted = teacher.denoiser(clip=False)(z, level)
+        np.testing.assert_allclose(function.call(z, *level), wanted, atol=1e-5)
+
+
 def test_a_student_is_exported_if_the_scheduler_has_its_levels(tmp_path: Path) -> None:
-    artefact = teacher("ddpm")
+    artefact = artefact_of("ddpm")
     student = dataclasses.replace(artefact, steps=4)
     place = api.export_weights(student, tmp_path / "out", "diffusers")
     assert "num_inference_steps=4" in (place / "README.md").read_text(encoding="utf-8")
@@ -168,7 +180,7 @@ def test_a_student_is_exported_if_the_scheduler_has_its_levels(tmp_path: Path) -
 
 
 def test_nothing_but_an_export_is_replaced(tmp_path: Path) -> None:
-    artefact = teacher("ddpm")
+    artefact = artefact_of("ddpm")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match="is no export"):
@@ -181,7 +193,7 @@ def test_nothing_but_an_export_is_replaced(tmp_path: Path) -> None:
 def test_the_card_says_where_the_weights_are_from(tmp_path: Path) -> None:
     imported = {"imported_from": {"name": "google/ddpm-cifar10-32", "program": "diffusers_unet2d"}}
     facts = {"method": {"name": "tract", "schedule": [4]}, "updates": 7, "teacher": imported}
-    artefact = dataclasses.replace(teacher("ddpm"), provenance=facts)
+    artefact = dataclasses.replace(artefact_of("ddpm"), provenance=facts)
     card = (api.export_weights(artefact, tmp_path / "out", "diffusers") / "README.md").read_text(encoding="utf-8")
     for said in (
         "8 x 8 pixels",
@@ -191,7 +203,9 @@ def test_the_card_says_where_the_weights_are_from(tmp_path: Path) -> None:
     ):
         assert said in card
     assert "The licence stands on the model's page." in card and "DDIMPipeline.from_pretrained" in card
-    card = (api.export_weights(teacher("adm"), tmp_path / "adm", "diffusers") / "README.md").read_text(encoding="utf-8")
+    card = (api.export_weights(artefact_of("adm"), tmp_path / "adm", "diffusers") / "README.md").read_text(
+        encoding="utf-8"
+    )
     assert "The network's variance is left out" in card and "labels = torch.arange(16) % 5" in card
     assert "Not stated" in card
 
@@ -230,7 +244,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.
         pytest.skip("needs the library diffusers, here or in the Python that PEER_PYTHON names")
     folder, inputs = tmp_path_factory.mktemp("peer"), inputs_of([*MODELS, *MADE])
     for name in MODELS:
-        api.export_weights(teacher(name), folder / name, "diffusers")
+        api.export_weights(artefact_of(name), folder / name, "diffusers")
     np.savez(folder / "inputs.npz", **inputs)  # type: ignore[arg-type]
     question = {"loaded": list(MODELS), "made": MADE, "steps": STEPS}
     (folder / "question.json").write_text(json.dumps(question))
@@ -255,7 +269,7 @@ def test_networks_of_diffusers_are_read(name: str, asked: Any) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_diffusers_reads_our_networks(name: str, asked: Any) -> None:
     _, inputs, answers = asked
-    artefact = teacher(name)
+    artefact = artefact_of(name)
     assert_close(answers[f"{name}/outputs"], raw(artefact.model, artefact.params, inputs, name)[:, :3], 1e-4)
 
 
@@ -263,7 +277,7 @@ def test_diffusers_reads_our_networks(name: str, asked: Any) -> None:
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "consistency"])
 def test_diffusers_samples_as_we_do(name: str, solver: str, asked: Any) -> None:
     _, inputs, answers = asked
-    artefact, alpha2 = teacher(name), np.append(answers[f"{name}/alpha2"][answers[f"{name}/timesteps"]], 1.0)
+    artefact, alpha2 = artefact_of(name), np.append(answers[f"{name}/alpha2"][answers[f"{name}/timesteps"]], 1.0)
     grid = Level(np.sqrt(alpha2.astype(np.float64)), np.sqrt(1 - alpha2.astype(np.float64)))
     assert_close(alpha2[:-1], artefact.model.process.level(np.arange(STEPS, 0, -1) / STEPS).alpha ** 2, 1e-2)
     table = tabulate(solver, grid, artefact.model.process).plain()
@@ -276,7 +290,7 @@ def test_diffusers_samples_as_we_do(name: str, solver: str, asked: Any) -> None:
 
 def test_diffusers_samples_consistency_models_in_one_step(asked: Any) -> None:
     _, inputs, answers = asked
-    artefact = teacher("consistency")
+    artefact = artefact_of("consistency")
     table = tabulate("ddim", Level(np.ones(2), np.array([80.0, 0.0])), artefact.model.process).plain()
     noise = jnp.asarray(inputs["consistency/x"].transpose(0, 2, 3, 1))
     found = np.asarray(engine.integrate(artefact.denoiser(), table, noise)).transpose(0, 3, 1, 2)
