@@ -1,9 +1,9 @@
-"""Weights from elsewhere to artefacts, and artefacts to a format that other programs read."""
+"""Weights from elsewhere to artefacts, and artefacts to formats that other programs read."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,9 @@ def export_weights(artefact: Artefact, path: str | Path, format: str = "safetens
     return exported(artefact, path, format).place
 
 
-def exported(artefact: Artefact, path: str | Path, format: str = "safetensors") -> Export:
+def exported(
+    artefact: Artefact, path: str | Path, format: str = "safetensors", results: Sequence[Mapping[str, Any]] = ()
+) -> Export:
     """Writes an artefact for other programs, reads it again, and compares.
 
     Args:
@@ -103,6 +105,7 @@ def exported(artefact: Artefact, path: str | Path, format: str = "safetensors") 
       format: 'safetensors', with this library's own names and description of the model; 'stablehlo', one compiled
         function, see `weights.stablehlo`; 'diffusers', a folder for its `from_pretrained`, and 'pytorch', a folder with
         the names of ADM's program, see `weights.exports`.
+      results: rows of an evaluation, {name: value}, for the model card.
 
     Raises:
       WeightsError: the other program cannot compute what the model does; the message says why.
@@ -116,7 +119,8 @@ def exported(artefact: Artefact, path: str | Path, format: str = "safetensors") 
     if format == "stablehlo":
         return stablehlo.save(path, artefact.model, artefact.params)
     if format != "safetensors":
-        found = Checkpoint(artefact.model, artefact.params, artefact.steps, facts=provenance, grid=artefact.grid)
+        facts = {**provenance, "results": list(results)}
+        found = Checkpoint(artefact.model, artefact.params, artefact.steps, facts=facts, grid=artefact.grid)
         return exports.write(path, found, format)
     about = {"model": artefact.model.to_dict(), "steps": artefact.steps, "grid": grids.to_numbers(artefact.grid)}
     weights.exchange.save(path, artefact.params, about | {"provenance": provenance})

@@ -1,4 +1,4 @@
-"""Weights: strict, safe importers of published files, their registry, download, and exchange as safetensors."""
+"""Weights: strict, safe importers of published files, their registry, download, and exports for other programs."""
 
 from diffusion_distill.base.errors import WeightsError
 from diffusion_distill.weights import (

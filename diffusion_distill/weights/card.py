@@ -98,7 +98,7 @@ def _card(found: Checkpoint, header: str, how: str) -> str:
 
 {origin}
 
-## Licence
+{_numbers(found.facts)}## Licence
 
 {_licence(found.facts)}
 
@@ -128,6 +128,15 @@ def _origin(facts: Mapping[str, Any]) -> Iterator[str]:
             yield f"imported from, {name}: {value}"
     if isinstance(teacher := facts.get("teacher"), Mapping):
         yield from (f"teacher, {line}" for line in _origin(teacher))
+
+
+def _numbers(facts: Mapping[str, Any]) -> str:
+    """A table of the results, if there are some."""
+    if not (rows := facts.get("results")):
+        return ""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, ["---"] * len(names), *([str(row.get(name, "")) for name in names] for row in rows)]
+    return "## Numbers\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n\n"
 
 
 def _short(value: Any) -> str:

@@ -26,7 +26,7 @@ from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.formats import safetensors_file
 from diffusion_distill.process.time_input import TimeOfProcess
-from diffusion_distill.weights import adm, card, diffusers, schedulers, state_dict, torch_models
+from diffusion_distill.weights import adm, card, diffusers, same_network, schedulers, state_dict, torch_models
 from diffusion_distill.weights.families import FAMILIES, Family
 from diffusion_distill.weights.matching import Checkpoint, WeightsError, flatten, unflatten
 
@@ -109,12 +109,15 @@ def without_variance(model: Model, params: Params) -> tuple[Model, dict[str, Any
     """A model that predicts the noise alone; of one that predicts a variance beside it, the noise's half.
 
     Deterministic samplers do not use the variance, and the noise is the same.
+
+    Raises:
+      WeightsError: the network that predicts a variance is no U-Net.
     """
     if model.prediction != "eps_var":
         return model, dict(params)
-    channels, flat = model.shape[-1], flatten(params)
+    channels = model.shape[-1]
+    network, flat = same_network.unet_of(model.network, diffusers.NAME).clone(out_ch=channels), flatten(params)
     flat |= {name: flat[name][..., :channels] for name in ("conv_out/kernel", "conv_out/bias")}
-    network = model.network.clone(out_ch=channels)
     return replace(model, network=network, prediction="eps"), unflatten(flat)
 
 

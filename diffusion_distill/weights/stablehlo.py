@@ -39,7 +39,8 @@ def save(path: Path, model: Model, params: Params) -> Export:
         return denoise(*first)[0]
 
     (batch,) = export.symbolic_shape("batch")
-    conds = [] if (described := conditions.structs(model, batch)) is None else [described]
+    described = conditions.structs(model, batch)  # type: ignore[arg-type]
+    conds = [] if described is None else [described]
     level = [jax.ShapeDtypeStruct((batch,), jnp.float32)] * 2
     z = jax.ShapeDtypeStruct((batch, *model.shape), jnp.float32)
     made = export.export(jax.jit(jax.vmap(x_hat)), platforms=PLATFORMS)(z, *level, *conds)

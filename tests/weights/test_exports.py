@@ -33,7 +33,7 @@ from diffusion_distill.process.time_input import EDMInput, LogsnrInput, TimeOfPr
 from diffusion_distill.process.ve import VE
 from diffusion_distill.solvers import engine, tabulate
 from diffusion_distill.training.artefact import Artefact
-from diffusion_distill.weights import FAMILIES, WeightsError, adm, flatten, torch_models
+from diffusion_distill.weights import FAMILIES, PUBLISHED, WeightsError, adm, diffusers, flatten, torch_models
 
 INDEX = TimeOfProcess(1000, -1)  # what networks of 1000 betas are told
 SMALL: dict[str, Any] = dict(ch=32, emb_ch=128, out_ch=3, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,))
@@ -130,6 +130,11 @@ def changed(name: str, network: Any = None, **fields: Any) -> Model:
 #: model, format, what the error says
 REFUSED = {
     "another network": (changed("x", DiT(width=32, depth=1, num_heads=2, out_ch=3, patch=2)), "diffusers", "kind DiT"),
+    "another with a variance": (
+        changed("adm", DiT(width=32, depth=1, num_heads=2, out_ch=6, patch=2)),
+        "diffusers",
+        "kind DiT",
+    ),
     "heads of the way up": (changed("x", UNet(**SMALL, num_heads=1, num_heads_up=2)), "diffusers", "on the way up"),
     "few groups": (changed("x", UNet(**SMALL, num_heads=1, norm_fewest=4)), "diffusers", "norm_fewest is 4, there 0"),
     "labels with a bias": (changed("x", UNet(**SMALL, num_heads=1, num_classes=3)), "diffusers", "label_bias is True"),
@@ -157,6 +162,18 @@ def test_what_others_cannot_compute_is_refused_and_leaves_nothing(name: str, tmp
     with pytest.raises((WeightsError, ValueError), match=said):
         api.export_weights(Artefact(model, {}), tmp_path / "out", form)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.fast
+def test_published_networks_keep_their_arguments() -> None:
+    """What an export says of a published network builds it again: all of the two programs, at their real sizes."""
+    families = {"diffusers_unet2d": diffusers, "guided_diffusion": adm, "improved_ddpm": adm, "consistency_models": adm}
+    found = [entry for entry in PUBLISHED.values() if entry.family in families]
+    assert len(found) > 20
+    for entry in found:
+        program, network, shape = families[str(entry.family)], entry.model.network, entry.model.shape
+        build = program.network if program is diffusers else program.guided
+        assert build(program.arguments_of(network, shape)) == (network, shape), entry.name
 
 
 def test_a_function_in_stablehlo_takes_any_batch(teacher: Artefact, tmp_path: Path) -> None:
@@ -194,7 +211,10 @@ def test_the_card_says_where_the_weights_are_from(tmp_path: Path) -> None:
     imported = {"imported_from": {"name": "google/ddpm-cifar10-32", "program": "diffusers_unet2d"}}
     facts = {"method": {"name": "tract", "schedule": [4]}, "updates": 7, "teacher": imported}
     artefact = dataclasses.replace(artefact_of("ddpm"), provenance=facts)
-    card = (api.export_weights(artefact, tmp_path / "out", "diffusers") / "README.md").read_text(encoding="utf-8")
+    results = [{"sampler": "ddim", "fid": "3.17 ± 0.01"}, {"sampler": "unipc", "nfe": 5}]
+    place = api.exported(artefact, tmp_path / "out", "diffusers", results).place
+    card = (place / "README.md").read_text(encoding="utf-8")
+    assert "| sampler | fid | nfe |\n| --- | --- | --- |\n| ddim | 3.17 ± 0.01 |  |\n| unipc |  | 5 |\n" in card
     for said in (
         "8 x 8 pixels",
         "method: name tract",
