@@ -3,8 +3,7 @@
 TRACT with a single group that ends at zero noise has consistency distillation's target: the teacher makes one step, and
 the student's own average answers from there (arXiv:2303.04248, section 3). D-ODE compares with it.
 
-    paper      one step: FID 3.55, two steps: 2.93, with the LPIPS metric; with squared errors, as here, its Figure 3 has
-               more
+    paper      one step: FID 3.55, two steps: 2.93, with the LPIPS metric; with squared errors, as here, more (Figure 3)
     teacher    NCSN++, unconditional: edm-cifar10-32x32-uncond-ve, of which a Heun step is taken on 18 levels of EDM
     training   batch 512, 800,000 updates, learning rate 4e-4, constant weighting; the target's average has momentum 0,
                that is the student's last parameters; the average that is sampled from has 0.9999 (appendix C)

@@ -84,5 +84,5 @@ def get_config(run: str = "cifar10"):
         steps=10,
         comparison=Comparison(row.solvers, nfe=(5, 10, 15, 20, 25, 50), repetitions=3),
     )
-    config.fit.batch_size = row.batch
+    config.update_from_flattened_dict({"fit.batch_size": row.batch})
     return config

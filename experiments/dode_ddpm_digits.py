@@ -21,9 +21,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from digits import BATCH, CORES, NETWORK, SAMPLES, images, train_judge
 
 import diffusion_distill as dd
+from diffusion_distill.api.features import features_named
 from diffusion_distill.base.compilation import keep_compiled
 from diffusion_distill.studies.comparison import Comparison, Setting, compare_solvers
 from diffusion_distill.training.sharding import use_cpu_devices
@@ -62,6 +64,15 @@ def compare(teacher: dd.Artefact, features: str, seed: int, count: int, nfe: Seq
     setting = Setting(teacher, count, seed, batch_size=300, spec=dd.SamplerSpec(clip=False))
     solvers = Comparison(tuple(SOLVERS.values()), tuple(nfe), features=features, truth="ddim", truth_steps=STEPS)
     return compare_solvers(setting, solvers, dd.FitSettings(), dd.data.digits("train"), folder)
+
+
+def floors(teacher: dd.Artefact, features: str, seed: int, count: int) -> dict[str, float]:
+    """Fréchet distances from the training images that no solver is expected to pass."""
+    train, heldout = (s.gather(np.arange(len(s)))["x"] for s in map(dd.data.digits, ("train", "heldout")))
+    fine = dd.sample(teacher, count, STEPS, solver="ddim", clip=False, seed=seed, batch_size=300)
+    judge = features_named(features, MODEL.shape)
+    sets = {f"{STEPS} steps of DDIM": fine, "real digits, held out": heldout}
+    return {name: dd.evaluate(images, train, features=judge)["frechet"] for name, images in sets.items()}
 
 
 def table(rows: Sequence[Mapping[str, Any]], measure: str) -> str:
@@ -108,9 +119,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         train_judge(seed, arguments.scale, folder / "classifier")
     rows = compare(teacher, features, seed, arguments.count, arguments.nfe, folder / "comparison")
     seen = "pixels" if features == "pixels" else "a classifier's features"
+    known = floors(teacher, features, seed, arguments.count)
+    below = ", ".join(f"{name} {value:.3g}" for name, value in known.items())
     parts = {
         f"Distance from {STEPS} steps of DDIM from the same noise": table(rows, "error"),
-        f"Fréchet distance of {seen}": table(rows, "frechet"),
+        f"Fréchet distance of {seen} ({below})": table(rows, "frechet"),
     }
     text = "\n\n".join(f"{title}:\n\n{lines}" for title, lines in parts.items())
     (folder / "table.md").write_text(text + "\n", encoding="utf-8")

@@ -73,8 +73,7 @@ def guided(arguments: Mapping[str, Any]) -> tuple[UNet, Shape]:
     """
     given = Arguments(arguments, GUIDED, NAME)
     fields, shape = _fields(given)
-    classes = given.values["num_classes"]
-    return UNet(**fields, num_classes=1 if classes is None else given.whole("num_classes", 2)), shape
+    return UNet(**fields, num_classes=given.classes("num_classes")), shape
 
 
 def arguments_of(unet: Any, shape: Shape) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from diffusion_distill.base.errors import choose
 from diffusion_distill.weights.matching import WeightsError
 
 #: The largest values taken: a config's claims cost memory and time before its tensors are compared with them.
-LARGEST, LONGEST = 2**20, 64
+LARGEST, MOST_CLASSES, LONGEST = 2**14, 2**20, 64
 REQUIRED = object()
 
 
@@ -40,12 +40,16 @@ class Arguments:
         """The error for a value."""
         return WeightsError(f"{self.what}: {name} is {self.values[name]!r:.80}, {reason}.")
 
-    def whole(self, name: str, least: int = 1) -> int:
+    def whole(self, name: str, least: int = 1, most: int = LARGEST) -> int:
         """A whole number."""
         value = self.values[name]
-        if type(value) is not int or not least <= value <= LARGEST:
-            raise self.refuse(name, f"not a whole number from {least} to {LARGEST}")
+        if type(value) is not int or not least <= value <= most:
+            raise self.refuse(name, f"not a whole number from {least} to {most}")
         return value
+
+    def classes(self, name: str) -> int:
+        """A number of classes, 1 if there are none."""
+        return 1 if self.values[name] is None else self.whole(name, 2, MOST_CLASSES)
 
     def number(self, name: str) -> float:
         """A positive number."""

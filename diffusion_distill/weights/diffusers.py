@@ -84,7 +84,7 @@ def network(arguments: Mapping[str, Any]) -> tuple[UNet, Shape]:
         attn_resolutions=tuple(size[0] >> level for level, has in enumerate(attention) if has),
         num_heads=1 if head_dim is None else None,
         head_dim=None if head_dim is None else given.whole("attention_head_dim"),
-        num_classes=1 if given.values["num_class_embeds"] is None else given.whole("num_class_embeds", 2),
+        num_classes=given.classes("num_class_embeds"),
         cos_first=given.flag("flip_sin_to_cos"),
         frequency_shift=float(given.whole("freq_shift", 0)),
         norm_groups=given.whole("norm_num_groups"),

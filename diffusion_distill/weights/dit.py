@@ -59,7 +59,7 @@ def network(arguments: Mapping[str, Any]) -> tuple[DiT, Shape]:
         out_ch=given.whole("out_channels"),
         patch=given.whole("patch_size"),
         mlp_ratio=given.whole("mlp_ratio"),
-        num_classes=given.whole("num_classes"),
+        num_classes=given.classes("num_classes"),
     )
     return transformer, (size, size, given.whole("in_channels"))
 

@@ -19,6 +19,8 @@ from diffusion_distill.weights.matching import Shape, WeightsError
 from diffusion_distill.weights.torch_layout import Entry, Place
 
 Places = Callable[[str], Place]
+#: The least number of tensors that a block has: two norms or products of the condition, and its layers.
+TENSORS_OF_A_BLOCK = 8
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Family:
     """One program's networks.
 
     Attributes:
-      network: constructor arguments -> (network, shape of its images).
+      make: constructor arguments -> (network, shape of its images), see `network`.
       places: (network, shapes of its parameters, constructor arguments) -> where each parameter is stored.
       mark: a tensor that all files of the family have.
       asked: what tensors do not show, alternatives together.
@@ -38,7 +40,7 @@ class Family:
       renamed: gives tensors that older versions named otherwise their names of today.
     """
 
-    network: Callable[[Mapping[str, Any]], tuple[Any, Shape]]
+    make: Callable[[Mapping[str, Any]], tuple[Any, Shape]]
     places: Callable[[Any, Mapping[str, Shape], Mapping[str, Any]], Places]
     mark: str
     asked: tuple[tuple[str, ...], ...] = ()
@@ -48,6 +50,17 @@ class Family:
     latent: bool = False
     unused: tuple[str, ...] = ()
     renamed: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = dict
+
+    def network(self, arguments: Mapping[str, Any]) -> tuple[Any, Shape]:
+        """The network of constructor arguments, and the shape [height, width, channels] of its images.
+
+        Raises:
+          WeightsError: an argument is unknown or missing, or they describe no network that the library has.
+        """
+        try:
+            return self.make(arguments)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise WeightsError(str(error)) from error
 
     def entries(self, arguments: Mapping[str, Any]) -> tuple[Entry, ...]:
         """The tensors of a network of these arguments, and the parameters they become.
@@ -70,7 +83,9 @@ class Family:
         used = {name: tensor for name, tensor in self.renamed(tensors).items() if name not in self.unused}
         network, _ = self.network(arguments)
         blocks = getattr(network, "depth", 0) or network.num_res_blocks * len(network.ch_mult)
-        if blocks > len(used):  # before the network is traced, which takes as long as it claims to have blocks
+        if TENSORS_OF_A_BLOCK * blocks > len(
+            used
+        ):  # before the network is traced, which takes as long as it claims to have blocks
             raise WeightsError(f"{what}: {len(used)} tensors cannot be those of a network with {blocks} blocks.")
         return torch_layout.to_params(self.entries(arguments), used, what)
 

@@ -22,7 +22,7 @@ from diffusion_distill.process.time_input import EDMInput, TimeOfProcess
 from diffusion_distill.process.ve import VE
 from diffusion_distill.process.vp_discrete import BETAS, Discrete
 from diffusion_distill.weights.matching import WeightsError
-from diffusion_distill.weights.torch_models import LARGEST_STEPS, PREDICTED, SCHEDULES
+from diffusion_distill.weights.torch_models import MOST_STEPS, PREDICTED, SCHEDULES
 
 #: Our predictions -> diffusers' names.
 NAMES = {ours: theirs for theirs, ours in PREDICTED.items()}
@@ -93,9 +93,9 @@ def _alpha2(model: Model) -> np.ndarray:
             "That fits only networks that are told the time of their process, TimeOfProcess ('t' in configs). Export "
             "it as safetensors."
         )
-    if not (1 <= told.factor <= LARGEST_STEPS and -1 <= told.offset <= 0):
+    if not (1 <= told.factor <= MOST_STEPS and -1 <= told.offset <= 0):
         raise WeightsError(
-            f"diffusers tells networks 0, 1, ... N - 1 with N of at most {LARGEST_STEPS}; by {told} these are not the "
+            f"diffusers tells networks 0, 1, ... N - 1 with N of at most {MOST_STEPS}; by {told} these are not the "
             "times from 0 to 1. Export it as safetensors."
         )
     times = (np.arange(int(told.factor + 1e-6)) - told.offset) / told.factor

@@ -60,7 +60,7 @@ SCHEDULER = "scheduler_config.json"
 MAX_SCHEDULER = 2**20  # bytes
 #: What the network of a training run is told apart by, and a teacher's has not.
 TRAINING = ("dropout", "label_dropout", "dtype", "remat", "init_rule")
-LARGEST_STEPS = 2**16
+MOST_STEPS = 2**16
 
 
 class Described(NamedTuple):
@@ -147,8 +147,16 @@ def model_of(described: Described) -> tuple[Model, int, Level | None]:
     if prediction not in (None, "eps") and twice:
         raise WeightsError(f"A network with a variance beside its output predicts 'eps', not {prediction!r}.")
     said = "eps_var" if twice else prediction or "eps"
-    bounds = None if family.latent else (-1.0, 1.0)
-    return Model(network, shape, process, said, time_input, data_range=bounds), 0, None
+    return _model(network, shape, process, said, time_input, None if family.latent else (-1.0, 1.0)), 0, None
+
+
+def _model(*fields: Any) -> Model:
+    """Model(network, shape, process, prediction, time input, data range), refused as a file's is."""
+    names = ("network", "shape", "process", "prediction", "time_input", "data_range")
+    try:
+        return Model(**dict(zip(names, fields, strict=True)))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(str(error)) from error
 
 
 # ---------------------------------------------------------------- schedules
@@ -156,9 +164,7 @@ def model_of(described: Described) -> tuple[Model, int, Level | None]:
 
 def _diffusion(schedule: Mapping[str, Any]) -> tuple[Process, TimeOfProcess, str | None]:
     given = Arguments(schedule, SCHEDULE, "the schedule")
-    steps = given.whole("num_diffusion_timesteps")
-    if steps > LARGEST_STEPS:
-        raise given.refuse("num_diffusion_timesteps", f"more than {LARGEST_STEPS}")
+    steps = given.whole("num_diffusion_timesteps", most=MOST_STEPS)
     given.only("which is unknown", prediction=(None, "eps", "x", "v"))
     rule, ends = given.values["beta_schedule"], (given.number("beta_start"), given.number("beta_end"))
     try:
@@ -173,7 +179,7 @@ def _diffusion(schedule: Mapping[str, Any]) -> tuple[Process, TimeOfProcess, str
 def _consistency_model(network: Any, shape: tuple[int, ...], family: str) -> tuple[Model, int, Level | None]:
     teacher = family == "consistency_models_edm"
     process, time_input = VE(), EDMInput(factor=1000.0)
-    model = Model(network, shape, process, "edm" if teacher else "consistency", time_input)
+    model = _model(network, shape, process, "edm" if teacher else "consistency", time_input, (-1.0, 1.0))
     return (model, 0, None) if teacher else (model, 1, Level((1.0, 1.0), (process.sigma_max, 0.0)))
 
 
@@ -194,8 +200,11 @@ def _of_tensors(tensors: Mapping[str, Any], family: str | None, given: Mapping[s
         )
     try:
         shown = known.inferred(tensors, given["image_size"]) if known.inferred else {}
-    except (KeyError, IndexError, ValueError, TypeError) as error:
+    except (LookupError, ValueError, TypeError, ArithmeticError) as error:
         raise WeightsError(f"{what}: the tensors are not those of {name}: {error} is missing or misshaped.") from error
+    if wrong := [key for key, value in known.fixed.items() if given.get(key, value) != value]:
+        said = ", ".join(f"{key}={known.fixed[key]}" for key in wrong)
+        raise WeightsError(f"{what}: all networks of {name} have {said}. Leave it out, or give another family.")
     return Described(name, {**shown, **known.fixed, **given}, schedule)
 
 

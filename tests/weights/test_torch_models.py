@@ -230,7 +230,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         {"arguments": {"image_size": 8, "num_diffusion_timesteps": 2**19}},
         "num_diffusion_timesteps",
     ),
-    "a huge network": ("ddpm", {"arguments": {"image_size": 8, "num_res_blocks": 2**16}}, "cannot be those of"),
+    "a huge network": ("ddpm", {"arguments": {"image_size": 8, "num_res_blocks": 2**13}}, "cannot be those of"),
 }
 
 
