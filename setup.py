@@ -39,7 +39,7 @@ EXTRAS = {
     "wandb": ["wandb>=0.22"],
     "export": EXPORT,
     "prepare": ["tensorflow-cpu>=2.20"],  # only to prepare a TFDS data set, once
-    "bench": ["torch>=2.5", "pytorch-fid>=0.3", "torch-fidelity>=0.3"],
+    "bench": ["torch>=2.5", "diffusers>=0.30", "pytorch-fid>=0.3", "torch-fidelity>=0.3"],
     "tpu-compile": ["jax[tpu]>=0.7.2"],  # the compiler of TPUs, which needs none; JAX says which of its versions
     "test": TESTS,
     "dev": [*TESTS, "nbmake>=1.5", "ipykernel>=6.29", *CHECKERS],

@@ -23,6 +23,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from diffusion_distill.api import EXPORTS
 from diffusion_distill.base import interrupts
 from diffusion_distill.base.compilation import keep_compiled
 from diffusion_distill.base.errors import in_words
@@ -38,6 +39,7 @@ _FAMILY = flags.DEFINE_string("family", "", "import: the program that a file is 
 _ARGUMENTS = flags.DEFINE_string(
     "arguments", "", 'import: JSON of what a file does not show, such as \'{"image_size": 64, "num_heads": 4}\'.'
 )
+_FORMAT = flags.DEFINE_enum("format", "safetensors", list(EXPORTS), "export: for which program.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, artefacts, results.")
 
 
@@ -65,7 +67,8 @@ def main(argv: Sequence[str]) -> None:
         if mode in MODES:
             MODES[mode](_CONFIG.value, workdir)
         else:
-            WITHOUT_CONFIG[mode](_CONFIG.value, workdir, Asked(_MODEL.value, _FAMILY.value, _ARGUMENTS.value))
+            asked = Asked(_MODEL.value, _FAMILY.value, _ARGUMENTS.value, str(_FORMAT.value))
+            WITHOUT_CONFIG[mode](_CONFIG.value, workdir, asked)
     except interrupts.Interrupted as request:
         print(f"Stopped by {request}; what was done is saved. The same command goes on from here.", file=sys.stderr)
         sys.exit(interrupts.EXIT_STATUS)

@@ -68,6 +68,8 @@ CHANGES = {
 }
 #: Pages whose code another test runs, with more checks; their commands are run here.
 ELSEWHERE = {"docs/from_google_btd.md": "test_from_google_btd.py"}
+#: Packages of other programs that the tests do not need; code that imports them is compiled, not run.
+ABSENT = ("diffusers", "guided_diffusion")
 #: Commands that cannot run in a test, by a pattern, and why.
 NOT_RUN = {
     "git clone *": "the tests run in a checkout",
@@ -77,6 +79,8 @@ NOT_RUN = {
     "python experiments/dode_ddpm_digits.py *": "takes most of an hour; test_experiments.py runs it with a toy",
     "tfds build *": "downloads a data set, and needs TensorFlow",
     "* --model=inception-pytorch-fid *": "downloads 95 MB; evaluation/test_inception.py imports a small one",
+    "* --format=diffusers": "the networks here are perceptrons; weights/test_exports.py exports U-Nets",
+    "* --format=pytorch": "the networks here are perceptrons; weights/test_exports.py exports U-Nets",
     "* --config.evaluation.features=runs/inception*": "needs FID's network, whose compilation takes minutes",
 }
 #: Fields of configs that are given small values, where a config has them.
@@ -186,7 +190,9 @@ def test_a_page_can_be_followed(name: str, small_world: None) -> None:
             for old, new in changes:
                 used |= {old} if old in block else set()
                 block = block.replace(old, new)
-            exec(compile(block, f"{name}, a block of code", "exec"), namespace)
+            code = compile(block, f"{name}, a block of code", "exec")
+            if not any(re.search(rf"^(from|import) {package}\b", block, re.MULTILINE) for package in ABSENT):
+                exec(code, namespace)
         elif language == "bash":
             for line in block.replace("\\\n", " ").splitlines():
                 follow(shlex.split(line, comments=True))
@@ -221,7 +227,7 @@ def parsed(arguments: list[str]) -> tuple[str, Any, Path, Asked]:
     flags.DEFINE_enum("mode", None, [*MODES, *WITHOUT_CONFIG], "", flag_values=values, required=True)
     flags.DEFINE_string("workdir", None, "", flag_values=values, required=True)
     for name in Asked._fields:
-        flags.DEFINE_string(name, "", "", flag_values=values)
+        flags.DEFINE_string(name, Asked._field_defaults.get(name, ""), "", flag_values=values)
     with mock.patch.object(sys, "argv", ["main", *arguments]):  # where changes of the config are looked for
         values(sys.argv)
     if values.config is not None:

@@ -8,7 +8,14 @@ images = sample(teacher, 16, fitted=fit_solver(teacher, "ddim", 10))
 """
 
 from diffusion_distill.api.evaluation import evaluate
-from diffusion_distill.api.exchange import export_weights, import_inception, import_weights, is_inception
+from diffusion_distill.api.exchange import (
+    EXPORTS,
+    export_weights,
+    exported,
+    import_inception,
+    import_weights,
+    is_inception,
+)
 from diffusion_distill.api.fitting import FitSettings, fit_solver
 from diffusion_distill.api.sampling import TEACHER_STEPS, denoiser_of, grid_for, sample, table_for
 from diffusion_distill.api.training import distill, train
@@ -16,6 +23,7 @@ from diffusion_distill.solvers.spec import SamplerSpec
 from diffusion_distill.training.settings import Settings
 
 __all__ = [
+    "EXPORTS",
     "TEACHER_STEPS",
     "FitSettings",
     "SamplerSpec",
@@ -24,6 +32,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export_weights",
+    "exported",
     "fit_solver",
     "grid_for",
     "import_inception",

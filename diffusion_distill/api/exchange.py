@@ -1,27 +1,37 @@
-"""Weights from elsewhere to artefacts, and artefacts to a format that other programs read."""
+"""Weights from elsewhere to artefacts, and artefacts to formats that other programs read."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from diffusion_distill import weights
-from diffusion_distill.base.errors import near_matches
+from diffusion_distill.base.errors import choose, near_matches
 from diffusion_distill.base.files import user_path, writable
 from diffusion_distill.base.typing import Params
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process import grids
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.progress import Progress
-from diffusion_distill.weights import inception
+from diffusion_distill.weights import exports, inception, stablehlo
+from diffusion_distill.weights.exports import Export
 from diffusion_distill.weights.inception import INCEPTION_FILES, InceptionWeights
+from diffusion_distill.weights.matching import Checkpoint
 
 SAFETENSORS = ".safetensors"
 PICKLE = ".pkl"
+#: Formats of exports, with what their names end in.
+EXPORTS = {
+    "safetensors": SAFETENSORS,
+    "stablehlo": ".stablehlo",
+    "diffusers": "-diffusers",
+    "pytorch": "-pytorch",
+}
 PROGRAMS = {"progressive": "progressive distillation (Google)", "edm": "EDM (NVIDIA)"}
 
 
@@ -79,14 +89,44 @@ def import_inception(name: str | Path, folder: str | Path) -> InceptionWeights:
     return found
 
 
-def export_weights(artefact: Artefact, path: str | Path) -> Path:
-    """Writes an artefact as one safetensors file with its description in the metadata."""
-    path = user_path(path)
-    if path.suffix != SAFETENSORS:
-        raise ValueError(f"Exports are {SAFETENSORS} files, got {path}.")
+def export_weights(artefact: Artefact, path: str | Path, format: str = "safetensors") -> Path:
+    """Writes an artefact for other programs, and reads it again; see `exported`, which says how they differ."""
+    return exported(artefact, path, format).place
+
+
+def exported(
+    artefact: Artefact, path: str | Path, format: str = "safetensors", results: Sequence[Mapping[str, Any]] = ()
+) -> Export:
+    """Writes an artefact for other programs, reads it again, and compares.
+
+    Args:
+      path: of a '.safetensors' or '.stablehlo' file; of the other formats a folder, which gets a model card too. What
+        stands there is replaced if it is a file or an export.
+      format: 'safetensors', with this library's own names and description of the model; 'stablehlo', one compiled
+        function, see `weights.stablehlo`; 'diffusers', a folder for its `from_pretrained`, and 'pytorch', a folder with
+        the names of ADM's program, see `weights.exports`.
+      results: rows of an evaluation, {name: value}, for the model card.
+
+    Raises:
+      WeightsError: the other program cannot compute what the model does; the message says why.
+      ValueError: an unknown format, or what stands at the path is no export.
+      ImportError: safetensors is not installed.
+    """
+    ending = choose("format of exports", format, EXPORTS)
+    path, provenance = user_path(path), dict(artefact.provenance)
+    if ending.startswith(".") and path.suffix != ending:
+        raise ValueError(f"Exports of the format {format} are {ending} files, got {path}.")
+    if format == "stablehlo":
+        return stablehlo.save(path, artefact.model, artefact.params)
+    if format != "safetensors":
+        facts = {**provenance, "results": list(results)}
+        found = Checkpoint(artefact.model, artefact.params, artefact.steps, facts=facts, grid=artefact.grid)
+        return exports.write(path, found, format)
     about = {"model": artefact.model.to_dict(), "steps": artefact.steps, "grid": grids.to_numbers(artefact.grid)}
-    about["provenance"] = dict(artefact.provenance)
-    return weights.exchange.save(path, artefact.params, about)
+    weights.exchange.save(path, artefact.params, about | {"provenance": provenance})
+    read = weights.flatten(weights.exchange.load(path)[0])
+    pairs = ((np.asarray(value, np.float64), read[name]) for name, value in weights.flatten(artefact.params).items())
+    return Export(path, max((float(np.abs(ours - theirs).max(initial=0)) for ours, theirs in pairs), default=0.0))
 
 
 def _foreign(

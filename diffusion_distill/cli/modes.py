@@ -13,7 +13,8 @@ import jax
 from diffusion_distill import api
 from diffusion_distill.api import evaluation
 from diffusion_distill.api.classifier import train_classifier
-from diffusion_distill.base.files import user_path, writable
+from diffusion_distill.base import errors
+from diffusion_distill.base.files import read_json, user_path, writable
 from diffusion_distill.cli import build
 from diffusion_distill.data import image_writer
 from diffusion_distill.denoisers import conditions
@@ -154,11 +155,13 @@ class Asked(NamedTuple):
     Attributes:
       model: a published name, a file or a folder.
       family, arguments: what a file does not show; the arguments are JSON.
+      format: of an export, a name in `api.EXPORTS`.
     """
 
     model: str
     family: str = ""
     arguments: str = ""
+    format: str = "safetensors"
 
 
 def import_weights(config: Any, workdir: Path, asked: Asked) -> None:
@@ -177,11 +180,21 @@ def import_weights(config: Any, workdir: Path, asked: Asked) -> None:
 
 
 def export_weights(config: Any, workdir: Path, asked: Asked) -> None:
-    """Writes the artefact in the folder --model as WORKDIR/<its name>.safetensors."""
+    """Writes the artefact in the folder --model into WORKDIR, as a file or folder called after it.
+
+    Results of --mode=evaluate that stand in the artefact's folder are put on the model card.
+    """
     folder = user_path(_named(asked, "an artefact's folder")).absolute()  # which has a name, be it '.'
-    writable(workdir, f"{folder.name}.safetensors")
-    path = api.export_weights(Artefact.load(folder), workdir / f"{folder.name}.safetensors")
-    print(f"The export is {path}")
+    ending = errors.choose("format of exports", asked.format, api.EXPORTS)
+    name = f"{folder.name}{ending}"
+    writable(workdir, *[name] * ending.startswith("."))  # files; folders are looked at later
+    measured = folder / "results.json"
+    rows = read_json(measured, "Measure again.").get("rows", []) if measured.is_file() else []
+    results = [evaluation.in_short(row) for row in rows]
+    found = api.exported(Artefact.load(folder), workdir / name, asked.format, results)
+    print(f"The export is {found.place}; read back: largest difference {found.difference:.3g}")
+    if found.note:
+        print(f"It has the {found.note}.")
 
 
 def _named(asked: Asked, what: str) -> str:

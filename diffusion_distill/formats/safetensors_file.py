@@ -1,4 +1,4 @@
-"""Reads safetensors files, checking all of the format's rules.
+"""Safetensors files, read with all of the format's rules checked.
 
     8 bytes      the length n of the header, a whole number, little-endian
     n bytes      the header, a JSON object, spaces at its end; its first byte is "{"
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ import numpy as np
 
 from diffusion_distill.base.errors import WeightsError
 from diffusion_distill.base.files import stand_in, user_path
+from diffusion_distill.base.whole import whole
 from diffusion_distill.formats import strict_json
 from diffusion_distill.formats.mapped import elements, mapped
 
@@ -76,6 +78,26 @@ def read_with_metadata(path: str | Path) -> tuple[dict[str, np.ndarray], dict[st
         return {name: _array(content, begin, name, entry) for name, entry in entries.items()}, metadata
     except WeightsError as error:
         raise WeightsError(f"{path} is damaged or no safetensors file: {error}.") from error
+
+
+def write(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes a file; an interrupted write leaves none.
+
+    Raises:
+      ImportError: safetensors is not installed.
+      WeightsError: safetensors does not know the type of a tensor.
+    """
+    try:
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+    except ImportError as error:
+        raise ImportError("This needs safetensors: `pip install safetensors` (the extra [export]).") from error
+    arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in tensors.items()}
+    try:
+        with whole(path) as half:
+            save_file(arrays, half, dict(metadata))
+    except SafetensorError as error:
+        raise WeightsError(f"{path} cannot be written: {error}") from error
 
 
 class _Entry(NamedTuple):

@@ -1,9 +1,10 @@
-"""Weights: strict, safe importers of published files, their registry, download, and exchange as safetensors."""
+"""Weights: strict, safe importers of published files, their registry, download, and exports for other programs."""
 
 from diffusion_distill.base.errors import WeightsError
 from diffusion_distill.weights import (
     edm,
     exchange,
+    exports,
     inception,
     noise_prediction,
     progressive,
@@ -27,6 +28,7 @@ __all__ = [
     "digest",
     "edm",
     "exchange",
+    "exports",
     "fetch",
     "flatten",
     "inception",

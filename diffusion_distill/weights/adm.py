@@ -24,8 +24,9 @@ import numpy as np
 
 from diffusion_distill.networks import UNet
 from diffusion_distill.networks.noisy_classifier import NoisyClassifier
+from diffusion_distill.weights import same_network
 from diffusion_distill.weights.arguments import REQUIRED, Arguments
-from diffusion_distill.weights.matching import Shape
+from diffusion_distill.weights.matching import Shape, WeightsError
 from diffusion_distill.weights.torch_layout import LEAVES, Place, count_of
 
 _SHARED: dict[str, Any] = {
@@ -50,6 +51,8 @@ _SHARED: dict[str, Any] = {
 }
 GUIDED = {**_SHARED, "num_classes": None}
 CLASSIFIER = {**_SHARED, "pool": "adaptive"}
+#: The network, in messages.
+NAME = "ADM's network"
 #: What the three programs have in common, and progressive distillation's network has not.
 SETTINGS: dict[str, Any] = {
     "cos_first": True,
@@ -68,9 +71,47 @@ def guided(arguments: Mapping[str, Any]) -> tuple[UNet, Shape]:
     Raises:
       WeightsError: an argument is unknown, or has a value that the library does not compute with.
     """
-    given = Arguments(arguments, GUIDED, "ADM's network")
+    given = Arguments(arguments, GUIDED, NAME)
     fields, shape = _fields(given)
     return UNet(**fields, num_classes=given.classes("num_classes")), shape
+
+
+def arguments_of(unet: Any, shape: Shape) -> dict[str, Any]:
+    """The constructor arguments of ADM's network for a U-Net: the inverse of `guided`.
+
+    Args:
+      unet: a `UNet`.
+      shape: of its images, [height, width, channels].
+
+    Raises:
+      WeightsError: ADM's network cannot compute what the U-Net does; the message says which settings differ.
+    """
+    ours, (height, width, channels) = same_network.unet_of(unet, NAME), shape
+    if height != width:
+        raise WeightsError(
+            f"{NAME} is for square images, not for images of {height} by {width}. Export as safetensors."
+        )
+    attention = same_network.heads(ours, shape)
+    arguments = {
+        "image_size": height,
+        "in_channels": channels,
+        "model_channels": ours.ch,
+        "out_channels": ours.out_ch,
+        "num_res_blocks": ours.num_res_blocks,
+        "attention_resolutions": [2**level for level, count in enumerate(attention) if count],
+        "dropout": ours.dropout,
+        "channel_mult": list(ours.ch_mult),
+        "num_classes": ours.num_classes if ours.num_classes > 1 else None,
+        "conv_resample": ours.conv_resample,
+        "num_heads": ours.num_heads or 1,
+        "num_head_channels": ours.head_dim or -1,
+        "num_heads_upsample": ours.num_heads_up or -1,
+        "use_scale_shift_norm": ours.film,
+        "resblock_updown": ours.resblock_resample,
+        "use_new_attention_order": False,
+    }
+    same_network.check(ours, guided(arguments)[0], shape, NAME)
+    return arguments
 
 
 def classifier(arguments: Mapping[str, Any]) -> tuple[NoisyClassifier, Shape]:

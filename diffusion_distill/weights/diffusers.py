@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_distill.networks import UNet
+from diffusion_distill.weights import same_network
 from diffusion_distill.weights.arguments import REQUIRED, Arguments
 from diffusion_distill.weights.matching import Shape
 from diffusion_distill.weights.torch_layout import LEAVES, Place
@@ -56,6 +57,8 @@ BLOCKS = {
     },
     "up": {"UpBlock2D": (False, "conv"), "AttnUpBlock2D": (True, None), "ResnetUpsampleBlock2D": (False, "resnet")},
 }
+#: The network, in messages.
+NAME = "UNet2DModel"
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -65,16 +68,16 @@ def network(arguments: Mapping[str, Any]) -> tuple[UNet, Shape]:
     Raises:
       WeightsError: an argument is unknown, or has a value that the library does not compute with.
     """
-    given = Arguments({k: v for k, v in arguments.items() if not k.startswith("_")}, ARGUMENTS, "UNet2DModel")
+    given = Arguments({k: v for k, v in arguments.items() if not k.startswith("_")}, ARGUMENTS, NAME)
     _check_fixed(given)
     widths, (attention, residual) = given.numbers("block_out_channels"), _blocks(given)
     if len(widths) != len(attention):
         raise given.refuse("block_out_channels", f"but there are {len(attention)} blocks on the way down")
     size, ch, film = _size(given), widths[0], given.values["resnet_time_scale_shift"] == "scale_shift"
-    head_dim = given.values["attention_head_dim"]
+    head_dim, emb_ch = given.values["attention_head_dim"], given.values["time_embedding_dim"]
     unet = UNet(
         ch=ch,
-        emb_ch=4 * ch,
+        emb_ch=4 * ch if emb_ch is None else given.whole("time_embedding_dim"),
         out_ch=given.whole("out_channels"),
         ch_mult=tuple(width // ch if width % ch == 0 else width / ch for width in widths),
         num_res_blocks=given.whole("layers_per_block"),
@@ -95,13 +98,58 @@ def network(arguments: Mapping[str, Any]) -> tuple[UNet, Shape]:
     return unet, (*size, given.whole("in_channels"))
 
 
+def arguments_of(unet: Any, shape: Shape) -> dict[str, Any]:
+    """The constructor arguments of UNet2DModel for a U-Net: the inverse of `network`.
+
+    Args:
+      unet: a `UNet`.
+      shape: of its images, [height, width, channels].
+
+    Raises:
+      WeightsError: UNet2DModel cannot compute what the network does; the message says which settings differ.
+    """
+    ours, (height, width, channels) = same_network.unet_of(unet, NAME), shape
+    attention, residual = [bool(count) for count in same_network.heads(ours, shape)], ours.resblock_resample
+    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if residual else ("DownBlock2D", "UpBlock2D")
+    resample = "resnet" if residual else "conv"
+    arguments = {
+        "sample_size": height if height == width else [height, width],
+        "in_channels": channels,
+        "out_channels": ours.out_ch,
+        "time_embedding_dim": None if ours.emb_ch == 4 * ours.ch else ours.emb_ch,
+        "freq_shift": int(ours.frequency_shift),
+        "flip_sin_to_cos": ours.cos_first,
+        "down_block_types": ["AttnDownBlock2D" if has else plain[0] for has in attention],
+        "up_block_types": ["AttnUpBlock2D" if has else plain[1] for has in reversed(attention)],
+        "block_out_channels": list(ours.widths),
+        "layers_per_block": ours.num_res_blocks,
+        "downsample_padding": 0 if ours.down_padding == (0, 1) else 1,
+        "downsample_type": resample,
+        "upsample_type": resample,
+        "dropout": ours.dropout,
+        "attention_head_dim": _head_dim(ours, shape),
+        "norm_num_groups": ours.norm_groups,
+        "attn_norm_num_groups": ours.norm_groups if ours.film else None,
+        "norm_eps": ours.norm_epsilon,
+        "resnet_time_scale_shift": "scale_shift" if ours.film else "default",
+        "num_class_embeds": ours.num_classes if ours.num_classes > 1 else None,
+    }
+    same_network.check(ours, network(arguments)[0], shape, NAME)
+    return arguments
+
+
+def _head_dim(network: UNet, shape: Shape) -> int | None:
+    """The channels of a head, or None for one head on every level; the middle decides where levels differ."""
+    counts = {count for count in same_network.heads(network, shape) if count} | {network._heads(network.widths[-1])}
+    return None if counts == {1} else network.widths[-1] // max(network._heads(network.widths[-1]), 1)
+
+
 def _check_fixed(given: Arguments) -> None:
     """Refuses what the network here does not do."""
     given.only(
         "which the library does not compute",
         center_input_sample=(False,),
         time_embedding_type=("positional",),
-        time_embedding_dim=(None,),
         mid_block_type=("UNetMidBlock2D",),
         mid_block_scale_factor=(1, 1.0),
         downsample_padding=(0, 1),

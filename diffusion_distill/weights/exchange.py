@@ -11,11 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from diffusion_distill.base.files import plain, user_path
 from diffusion_distill.base.typing import Params
-from diffusion_distill.base.whole import whole
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.formats import safetensors_file
 from diffusion_distill.process import grids
@@ -35,19 +32,9 @@ def save(path: str | Path, params: Params, description: Mapping[str, Any]) -> Pa
       TypeError, ValueError: the description is not JSON-ready.
       WeightsError: a parameter's name is empty or contains "/", or safetensors does not know its type.
     """
-    try:
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
-    except ImportError as error:
-        raise ImportError("This needs safetensors: `pip install safetensors` (the extra [export]).") from error
     path = user_path(path)
     metadata = {KEY: json.dumps(description, allow_nan=False, default=plain)}
-    arrays = {name: np.ascontiguousarray(value).reshape(np.shape(value)) for name, value in flatten(params).items()}
-    try:
-        with whole(path) as half:
-            save_file(arrays, half, metadata)
-    except SafetensorError as error:
-        raise WeightsError(f"{path} cannot be written: {error}") from error
+    safetensors_file.write(path, flatten(params), metadata)
     return path
 
 

@@ -240,7 +240,7 @@ def _of_folder(folder: Path, stored: state_dict.StateDict, given: Mapping[str, A
         )
     places = [folder / SCHEDULER, folder / "scheduler" / SCHEDULER]
     found = next((place for place in places if place.is_file()), None)
-    schedule = _of_scheduler(found) if found else {}
+    schedule = _of_scheduler(found, given) if found else {}
     steps = said.pop("num_train_timesteps", None)
     if steps is not None:
         schedule.setdefault("num_diffusion_timesteps", steps)
@@ -249,14 +249,14 @@ def _of_folder(folder: Path, stored: state_dict.StateDict, given: Mapping[str, A
     return Described("diffusers_unet2d", arguments, schedule)
 
 
-def _of_scheduler(path: Path) -> dict[str, Any]:
+def _of_scheduler(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """The schedule in a scheduler_config.json; networks of diffusers are told the index."""
     try:
         said = strict_json.loads(mapped(path), MAX_SCHEDULER)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}.") from error
     for name in ("trained_betas", "rescale_betas_zero_snr"):
-        if said.get(name):
+        if said.get(name) and "beta_schedule" not in given:
             raise WeightsError(f"{path}: {name} is not known here. Give beta_schedule and its ends as arguments.")
     names = {"beta_start": "beta_start", "beta_end": "beta_end", "num_train_timesteps": "num_diffusion_timesteps"}
     found = {ours: said[theirs] for theirs, ours in names.items() if theirs in said}

@@ -203,7 +203,7 @@ def test_inception_is_imported(tmp_path: Path, capsys: pytest.CaptureFixture[str
         size = [shape[axes.index(axis)] for axis in range(len(shape))]
         arrays[layout.name(path)] = rng.random(size, np.float32)
     file = torch_files.write_zip(tmp_path / "weights.pth", torch_files.state_dict(arrays))
-    modes.import_weights(None, tmp_path / "inception", str(file))
+    modes.import_weights(None, tmp_path / "inception", modes.Asked(str(file)))
     assert "InceptionV3 (pytorch_fid, input rule pytorch_fid)" in capsys.readouterr().out
     found = features_named(f"{tmp_path / 'inception'}:tensorflow", (32, 32, 3))
     assert found.name.startswith("inception, tensorflow")
@@ -235,23 +235,26 @@ def test_samples_as_files(form: str, tmp_path: Path) -> None:
         image_writer.save_images(images, tmp_path, form, labels[:3])
 
 
-def test_import_and_export(tmp_path: Path) -> None:
-    """A file in the published layout to an artefact, to safetensors, and back."""
+def test_import_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file in the published layout to an artefact, to safetensors, and back; for diffusers there is no such model."""
     network = UNet(ch=32, emb_ch=8, out_ch=1, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), num_heads=1,
                    resblock_resample=True)  # fmt: skip
     config = ConfigDict({"model": Model(network, (4, 4, 1)).to_dict()})
     file = ROOT / "tests" / "golden" / "btd" / "checkpoints" / "old_layout.msgpack"
-    modes.import_weights(config, tmp_path / "imported", str(file))
+    modes.import_weights(config, tmp_path / "imported", modes.Asked(str(file)))
     artefact = Artefact.load(tmp_path / "imported")
     assert artefact.steps == 0 and artefact.provenance["imported_from"]["file"] == file.name
-    modes.export_weights(None, tmp_path / "out", str(tmp_path / "imported"))
-    modes.import_weights(None, tmp_path / "again", str(tmp_path / "out" / "imported.safetensors"))
+    modes.export_weights(None, tmp_path / "out", modes.Asked(str(tmp_path / "imported")))
+    assert capsys.readouterr().out.endswith("imported.safetensors; read back: largest difference 0\n")
+    with pytest.raises(weights.WeightsError, match="the index of a step"):
+        modes.export_weights(None, tmp_path / "out", modes.Asked(str(tmp_path / "imported"), format="diffusers"))
+    modes.import_weights(None, tmp_path / "again", modes.Asked(str(tmp_path / "out" / "imported.safetensors")))
     again = Artefact.load(tmp_path / "again")
     assert equal(again.params, artefact.params) and (again.model, again.steps) == (artefact.model, 0)
     with pytest.raises(FileNotFoundError, match="mean 'cifar_original'"):
-        modes.import_weights(None, tmp_path / "nothing", "cifar_orginal")
+        modes.import_weights(None, tmp_path / "nothing", modes.Asked("cifar_orginal"))
     with pytest.raises(ValueError, match=r"Which network does .* hold"):
-        modes.import_weights(None, tmp_path / "nothing", str(file))
+        modes.import_weights(None, tmp_path / "nothing", modes.Asked(str(file)))
 
 
 def test_fitted_solvers_are_measured_as_what_they_are(tmp_path: Path, teacher: Artefact) -> None:
