@@ -565,9 +565,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an unknown time input": (lambda: LogsnrInput("inv_cosine"), r"'inv_cosine'.*Did you mean 'inv_cos'"),
     "an empty input range": (lambda: LogsnrInput("linear", 1.0, 1.0), r"must not be empty, got \[1.0, 1.0\]"),
     "an unknown prediction": (
-        lambda: predictions.to_x("epsilon", X, Z, LEVELS), r"prediction 'epsilon'.*Known: both, consistency, edm, eps"),
+        lambda: predictions.to_x("epsilon", X, Z, LEVELS), r"prediction 'epsilon'.*Known: both, consistency, edm"),
     "an unknown prediction's error": (
-        lambda: predictions.x_error("noise", X, X, X, LEVELS), r"prediction 'noise'.*Known: both, consistency, edm, eps"),
+        lambda: predictions.x_error("noise", X, X, X, LEVELS), r"prediction 'noise'.*Known: both, consistency, edm"),
     "an unknown weighting": (lambda: weighting.check("snr_trunk", "x"), r"'snr_trunk'.*Did you mean 'snr_trunc'"),
     "a name that is no text": (lambda: choose("solver", 3, {"ddim": 1}), r"solver 3\. Known: ddim"),  # type: ignore[arg-type]
 }  # fmt: skip
