@@ -167,9 +167,9 @@ def by_hand_unet(net: UNet, size: int, channels: int, resampled_by: Callable[[in
             total += 4 * height**2 * width**2 + 2 * height**4 * width
 
     last = len(net.ch_mult) - 1
-    for level, mult in enumerate(net.ch_mult):
+    for level, features in enumerate(net.widths):
         for _ in range(net.num_res_blocks):
-            block(size**2, net.ch * mult)
+            block(size**2, features)
             attention(size)
             kept.append(width)
         if level < last:
@@ -179,10 +179,10 @@ def by_hand_unet(net: UNet, size: int, channels: int, resampled_by: Callable[[in
     block(size**2, width)
     attention(size, always=True)
     block(size**2, width)
-    for level, mult in reversed(list(enumerate(net.ch_mult))):
+    for level, features in reversed(list(enumerate(net.widths))):
         for _ in range(net.num_res_blocks + 1):
             width += kept.pop()
-            block(size**2, net.ch * mult)
+            block(size**2, features)
             attention(size)
         if level > 0:
             size *= 2
