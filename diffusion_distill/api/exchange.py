@@ -134,7 +134,7 @@ def _foreign(
 ) -> Artefact:
     """Weights of another program, by their published name or from a file."""
     path, facts = user_path(name), {}
-    published = weights.PUBLISHED.get(path.stem if path.is_file() else name)
+    published = _published(path) if path.is_file() else weights.PUBLISHED.get(name)
     kind = _kind(path, published)
     if path.is_file():
         with path.open("rb") as file:
@@ -155,15 +155,23 @@ def _foreign(
         )
     told = {}
     if kind == "torch":
-        known = published if published is not None and "url" in facts else None
-        told = {
-            "family": family or (known and known.family),
-            "arguments": {**(known.arguments if known else {}), **arguments},
-        }
+        if published is not None and ("url" in facts or not (family or arguments)):
+            family, arguments = family or published.family, {**published.arguments, **arguments}
+        told = {"family": family, "arguments": arguments}
     found = weights.READERS[kind](path, model, **told)
     program = PROGRAMS.get(kind, found.facts.get("family"))
     provenance = {"imported_from": {"program": program, **facts, **found.facts}, "updates": found.step}
     return Artefact(found.model, _to_device(found.params), found.steps, provenance, found.grid)
+
+
+def _published(path: Path) -> weights.Published | None:
+    """The published model whose name or file's name a file has, if it is only one."""
+    named = [
+        entry
+        for name, entry in weights.PUBLISHED.items()
+        if name == path.stem or (entry.format == "torch" and Path(entry.url).name == path.name)
+    ]
+    return named[0] if len(named) == 1 else None
 
 
 def _kind(path: Path, published: weights.Published | None) -> str:

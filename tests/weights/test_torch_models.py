@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -84,6 +85,19 @@ def test_a_file_becomes_its_model(name: str, tmp_path: Path) -> None:
     assert loaded.provenance["imported_from"]["family"] == family
     written = FAMILIES[family].to_tensors(arguments, loaded.params)
     chex.assert_trees_all_equal(written, tensors)
+
+
+def test_a_published_file_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was downloaded by hand; what is said of it comes first."""
+    entry = dataclasses.replace(PUBLISHED["adm-imagenet256"], arguments=ADM)
+    monkeypatch.setitem(PUBLISHED, entry.name, entry)
+    path = tmp_path / Path(entry.url).name
+    torch_files.write_zip(path, torch_files.state_dict(tensors_of("guided_diffusion", ADM)))
+    known = import_weights(path, tmp_path / "known")
+    assert known.model.network == FAMILIES["guided_diffusion"].network(ADM)[0]
+    said = {**asked_of("guided_diffusion", ADM), "use_new_attention_order": True}
+    other = import_weights(path, tmp_path / "said", family="guided_diffusion", arguments=said)
+    assert np.abs(other.params["mid.attn_1"]["q"]["kernel"] - known.params["mid.attn_1"]["q"]["kernel"]).max() > 0
 
 
 @pytest.mark.slow
