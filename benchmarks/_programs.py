@@ -244,6 +244,11 @@ def _sample_keys(case: Case, mesh: Mesh) -> Program:
     return Program(sampling.sample_keys, (_key(), numbers, split(mesh)))
 
 
+def _noise(case: Case, mesh: Mesh) -> Program:
+    keys = jax.eval_shape(lambda key: engine.sample_keys(key, np.arange(case.batch)), jax.random.key(0))
+    return Program(engine.noise, (shapes(keys, split(mesh)), 0, case.vp.shape))
+
+
 def _solver_step(case: Case, mesh: Mesh, *, traced: bool) -> Program:
     """A step of Heun's method, between levels of JAX arrays or of the host."""
     denoise, cond, images, _ = _sampling(case, mesh)
@@ -312,6 +317,7 @@ PROGRAMS: dict[str, Callable[[Case, Mesh], Program]] = UPDATES | {
     "step of Heun": partial(_solver_step, traced=False),
     "step of Heun, traced": partial(_solver_step, traced=True),
     "keys of samples": _sample_keys,
+    "noise of samples": _noise,
     "trajectories": _study(trajectories._norms),
     "similarity": _study(similarity._similarity, "eps"),
     "features of a classifier": _classifier_features,
