@@ -60,7 +60,7 @@ CHANGES = {
     "docs/models/text.md": [('"64K"', "64")],
     "docs/models/rectified_flow_transformer.md": [('"24K"', "64"), ('"16K"', "128"), ("depth=3", "depth=1")],
     "docs/models/latents.md": [('"128K"', "64"), ('"64K"', "64")],
-    "docs/weights.md": [("next(iter(dd.weights.noise_prediction.CLASSIFIERS.values()))", f"{torch_files.CLASSIFIER}")],
+    "docs/weights.md": [("next(iter(dd.weights.published_torch.CLASSIFIERS.values()))", f"{torch_files.CLASSIFIER}")],
     "docs/runs.md": [
         ('"96K"', "256"),
         ("use_cpu_devices(2)", ""),  # it must come before JAX starts, which it has

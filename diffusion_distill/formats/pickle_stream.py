@@ -55,6 +55,18 @@ class Buildable:
         raise NotImplementedError
 
 
+class Stateful(Buildable):
+    """An object whose state is a dictionary; `what` is its name in messages."""
+
+    what = "an object"
+    state: dict[str, Any] | None = None
+
+    def build(self, state: Any) -> None:
+        if self.state is not None or type(state) is not dict:
+            raise WeightsError(f"the state of {self.what} that is {kind_of(state)} or stands twice")
+        self.state = state
+
+
 @dataclass(frozen=True)
 class Dialect:
     """The contents that a stream may have.

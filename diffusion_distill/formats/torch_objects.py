@@ -17,7 +17,7 @@ import numpy as np
 
 from diffusion_distill.base.errors import WeightsError
 from diffusion_distill.formats import torch_pickle
-from diffusion_distill.formats.pickle_stream import Buildable, Dialect, Global, kind_of
+from diffusion_distill.formats.pickle_stream import Buildable, Dialect, Global, Stateful, kind_of
 
 STORAGES = {
     **torch_pickle.STORAGES,
@@ -76,15 +76,10 @@ class Ordered(dict, Buildable):
             raise WeightsError(f"the attributes of an OrderedDict are {kind_of(state)}")
 
 
-class Script(Buildable):
+class Script(Stateful):
     """A module of TorchScript."""
 
-    state: dict[str, Any] | None = None
-
-    def build(self, state: Any) -> None:
-        if self.state is not None or type(state) is not dict:
-            raise WeightsError(f"the state of a module that is {kind_of(state)} or stands twice")
-        self.state = state
+    what = "a module"
 
 
 @dataclass

@@ -31,7 +31,7 @@ from diffusion_distill.base.errors import WeightsError
 from diffusion_distill.base.files import stand_in_of, user_path
 from diffusion_distill.formats import pickle_stream
 from diffusion_distill.formats.mapped import mapped
-from diffusion_distill.formats.pickle_stream import Buildable, Bytes, Dialect, Global, Source, kind_of
+from diffusion_distill.formats.pickle_stream import Buildable, Bytes, Dialect, Global, Source, Stateful, kind_of
 
 MAX_DEPTH = 16  # of modules, and of lists and dictionaries in their attributes
 MAX_MODULES = 2**12
@@ -148,15 +148,10 @@ class _Object:
     state: dict[str, Any]
 
 
-class _ModuleDict(Buildable):
+class _ModuleDict(Stateful):
     """torch.nn.ModuleDict, which is pickled without a source text."""
 
-    state: dict[str, Any] | None = None
-
-    def build(self, state: Any) -> None:
-        if self.state is not None or type(state) is not dict:
-            raise WeightsError(f"the state of a ModuleDict that is {kind_of(state)} or stands twice")
-        self.state = state
+    what = "a ModuleDict"
 
 
 class _Float64(Buildable):

@@ -6,8 +6,8 @@ from diffusion_distill.weights import (
     exchange,
     exports,
     inception,
-    noise_prediction,
     progressive,
+    published_torch,
     state_dict,
     torch_models,
 )
@@ -33,7 +33,7 @@ __all__ = [
     "flatten",
     "inception",
     "match",
-    "noise_prediction",
+    "published_torch",
     "progressive",
     "shapes_of",
     "state_dict",

@@ -34,7 +34,7 @@ class Family:
       asked: what tensors do not show, alternatives together.
       inferred: (tensors, image size) -> the constructor arguments that tensors show.
       fixed: constructor arguments that are the same for the whole family.
-      consistency: whether these are consistency models, or their teachers.
+      edm: of networks with EDM's levels, what they predict; empty for those of discrete betas.
       latent: whether its images are latents of an autoencoder, which have no bounds.
       unused: tensors of files that no forward pass uses.
       renamed: gives tensors that older versions named otherwise their names of today.
@@ -46,7 +46,7 @@ class Family:
     asked: tuple[tuple[str, ...], ...] = ()
     inferred: Callable[[Mapping[str, np.ndarray], int], dict[str, Any]] | None = None
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    consistency: bool = False
+    edm: str = ""
     latent: bool = False
     unused: tuple[str, ...] = ()
     renamed: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = dict
@@ -83,9 +83,8 @@ class Family:
         used = {name: tensor for name, tensor in self.renamed(tensors).items() if name not in self.unused}
         network, _ = self.network(arguments)
         blocks = getattr(network, "depth", 0) or network.num_res_blocks * len(network.ch_mult)
-        if TENSORS_OF_A_BLOCK * blocks > len(
-            used
-        ):  # before the network is traced, which takes as long as it claims to have blocks
+        # Before the network is traced, which takes as long as it claims to have blocks:
+        if TENSORS_OF_A_BLOCK * blocks > len(used):
             raise WeightsError(f"{what}: {len(used)} tensors cannot be those of a network with {blocks} blocks.")
         return torch_layout.to_params(self.entries(arguments), used, what)
 
@@ -105,7 +104,7 @@ _ADM: dict[str, Any] = {
     "asked": (SIZE, ("num_heads", "num_head_channels")),
     "inferred": adm.inferred,
 }
-_CONSISTENCY: dict[str, Any] = {"fixed": {"use_new_attention_order": True}, "consistency": True}
+_NEW_ORDER: dict[str, Any] = {**_ADM, "fixed": {"use_new_attention_order": True}}
 
 FAMILIES: dict[str, Family] = {
     "ddpm": Family(
@@ -118,8 +117,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "improved_ddpm": Family(adm.guided, **{**_ADM, "fixed": {"use_new_attention_order": False}}),
     "guided_diffusion": Family(adm.guided, **{**_ADM, "asked": (*_ADM["asked"], ("use_new_attention_order",))}),
-    "consistency_models": Family(adm.guided, **_ADM, **_CONSISTENCY),
-    "consistency_models_edm": Family(adm.guided, **_ADM, **_CONSISTENCY),
+    "consistency_models": Family(adm.guided, **_NEW_ORDER, edm="consistency"),
+    "consistency_models_edm": Family(adm.guided, **_NEW_ORDER, edm="edm"),
     "guided_diffusion_classifier": Family(adm.classifier, **{**_ADM, "mark": "out.2.c_proj.weight", "inferred": None}),
     "dit": Family(
         dit.network,

@@ -8,7 +8,7 @@ EDM (Karras et al., arXiv:2206.00364): networks trained as in the paper's config
 `ve` name the network, DDPM++ or NCSN++), and the networks it starts from (`baseline-...`, configuration A). The files
 hold their hyper-parameters. For the baselines we list the defaults of their classes.
 
-DDPM, improved DDPM, ADM, consistency models and diffusers' copies of DDPM: see `noise_prediction`.
+DDPM, improved DDPM, ADM, consistency models and diffusers' copies of DDPM: see `published_torch`.
 
 Dropout, which has no parameters, is 0 here. Shapes of parameters are not listed, since they follow from the model.
 """
@@ -22,7 +22,7 @@ from diffusion_distill.denoisers.model import Model
 from diffusion_distill.networks import UNet
 from diffusion_distill.process.processes import Cosine
 from diffusion_distill.process.time_input import LogsnrInput
-from diffusion_distill.weights import edm, noise_prediction, progressive, torch_models
+from diffusion_distill.weights import edm, progressive, published_torch, torch_models
 from diffusion_distill.weights.matching import Checkpoint
 from diffusion_distill.weights.published import Published
 
@@ -142,4 +142,4 @@ def _edm_file(
     return Published(name, model, 0, dataset, f"{EDM_SITE}{folder}{name}.pkl", EDM_SOURCE, "edm")
 
 
-PUBLISHED: dict[str, Published] = _progressive() | _edm() | {entry.name: entry for entry in noise_prediction.FILES}
+PUBLISHED: dict[str, Published] = _progressive() | _edm() | {entry.name: entry for entry in published_torch.FILES}

@@ -33,10 +33,8 @@ def save(path: Path, model: Model, params: Params) -> Export:
     denoise = model.denoiser(params)
 
     def x_hat(z: Data, alpha: Array, sigma: Array, *cond: Cond) -> Data:
-        first = jax.tree.map(
-            lambda a: a[None], (z, Level(alpha, sigma), *cond)
-        )  # a batch of one: networks ask its size
-        return denoise(*first)[0]
+        one = jax.tree.map(lambda a: a[None], (z, Level(alpha, sigma), *cond))  # networks ask for the size of a batch
+        return denoise(*one)[0]
 
     (batch,) = export.symbolic_shape("batch")
     described = conditions.structs(model, batch)  # type: ignore[arg-type]

@@ -108,15 +108,14 @@ def read_classifier(path: str | Path, arguments: Mapping[str, Any]) -> NoisyLogP
     """ADM's classifier of noisy images, as `ClassifierGuided` takes it.
 
     Args:
-      arguments: the network's constructor arguments, such as those in `noise_prediction.CLASSIFIERS`, and its schedule.
+      arguments: the network's constructor arguments, such as those in `published_torch.CLASSIFIERS`, and its schedule.
 
     Raises:
       WeightsError: the file is damaged, or not of such a classifier.
       OSError: it cannot be opened.
     """
     family, stored = FAMILIES["guided_diffusion_classifier"], state_dict.read(path)
-    schedule = {name: value for name, value in arguments.items() if name in SCHEDULE}
-    arguments = {name: value for name, value in arguments.items() if name not in SCHEDULE}
+    arguments, schedule = _apart(arguments)
     process, time_input, _ = _diffusion(schedule)
     params = family.to_params(arguments, stored.tensors, str(path))
     network, _ = family.network(arguments)
@@ -140,21 +139,21 @@ def model_of(described: Described) -> tuple[Model, int, Level | None]:
     """
     family = choose("family", described.family, FAMILIES)
     network, shape = family.network(described.arguments)
-    if family.consistency:
-        return _consistency_model(network, shape, described.family)
+    if family.edm:
+        return _edm_model(network, shape, family.edm)
     process, time_input, prediction = _diffusion(described.schedule)
     twice = network.out_ch == 2 * shape[-1]
     if prediction not in (None, "eps") and twice:
         raise WeightsError(f"A network with a variance beside its output predicts 'eps', not {prediction!r}.")
     said = "eps_var" if twice else prediction or "eps"
-    return _model(network, shape, process, said, time_input, None if family.latent else (-1.0, 1.0)), 0, None
+    bounds = None if family.latent else (-1.0, 1.0)
+    return _model(network, shape, process, said, time_input, data_range=bounds), 0, None
 
 
-def _model(*fields: Any) -> Model:
-    """Model(network, shape, process, prediction, time input, data range), refused as a file's is."""
-    names = ("network", "shape", "process", "prediction", "time_input", "data_range")
+def _model(*fields: Any, **named: Any) -> Model:
+    """Model(...), whose errors are those of a file."""
     try:
-        return Model(**dict(zip(names, fields, strict=True)))
+        return Model(*fields, **named)
     except (ValueError, TypeError) as error:
         raise WeightsError(str(error)) from error
 
@@ -176,11 +175,19 @@ def _diffusion(schedule: Mapping[str, Any]) -> tuple[Process, TimeOfProcess, str
     return process, TimeOfProcess(factor, -factor / steps), given.values["prediction"]
 
 
-def _consistency_model(network: Any, shape: tuple[int, ...], family: str) -> tuple[Model, int, Level | None]:
-    teacher = family == "consistency_models_edm"
-    process, time_input = VE(), EDMInput(factor=1000.0)
-    model = _model(network, shape, process, "edm" if teacher else "consistency", time_input, (-1.0, 1.0))
-    return (model, 0, None) if teacher else (model, 1, Level((1.0, 1.0), (process.sigma_max, 0.0)))
+def _edm_model(network: Any, shape: tuple[int, ...], prediction: str) -> tuple[Model, int, Level | None]:
+    """A consistency model, which is a student of one step, or a teacher of such models."""
+    process = VE()
+    model = _model(network, shape, process, prediction, EDMInput(factor=1000.0))
+    if prediction == "consistency":
+        return model, 1, Level((1.0, 1.0), (process.sigma_max, 0.0))
+    return model, 0, None
+
+
+def _apart(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of the network, and those of the schedule."""
+    schedule = {name: value for name, value in given.items() if name in SCHEDULE}
+    return {name: value for name, value in given.items() if name not in SCHEDULE}, schedule
 
 
 # ---------------------------------------------------------------- what a file holds
@@ -190,8 +197,7 @@ def _of_tensors(tensors: Mapping[str, Any], family: str | None, given: Mapping[s
     """From names and shapes of tensors, and what was given."""
     name = family or _family_of(tensors, what)
     known: Family = choose("family", name, FAMILIES)
-    schedule = {key: value for key, value in given.items() if key in SCHEDULE}
-    given = {key: value for key, value in given.items() if key not in SCHEDULE}
+    given, schedule = _apart(given)
     missing = [" or ".join(names) for names in known.asked if not set(names) & set(given)]
     if missing:
         raise WeightsError(
@@ -244,9 +250,8 @@ def _of_folder(folder: Path, stored: state_dict.StateDict, given: Mapping[str, A
     steps = said.pop("num_train_timesteps", None)
     if steps is not None:
         schedule.setdefault("num_diffusion_timesteps", steps)
-    schedule |= {key: value for key, value in given.items() if key in SCHEDULE}
-    arguments = {**said, **{key: value for key, value in given.items() if key not in SCHEDULE}}
-    return Described("diffusers_unet2d", arguments, schedule)
+    arguments, told = _apart(given)
+    return Described("diffusers_unet2d", {**said, **arguments}, {**schedule, **told})
 
 
 def _of_scheduler(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,10 +265,8 @@ def _of_scheduler(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             raise WeightsError(f"{path}: {name} is not known here. Give beta_schedule and its ends as arguments.")
     names = {"beta_start": "beta_start", "beta_end": "beta_end", "num_train_timesteps": "num_diffusion_timesteps"}
     found = {ours: said[theirs] for theirs, ours in names.items() if theirs in said}
-    for theirs, ours, known in (
-        ("beta_schedule", "beta_schedule", SCHEDULES),
-        ("prediction_type", "prediction", PREDICTED),
-    ):
+    words = (("beta_schedule", "beta_schedule", SCHEDULES), ("prediction_type", "prediction", PREDICTED))
+    for theirs, ours, known in words:
         if theirs in said:
             if said[theirs] not in known:
                 raise WeightsError(f"{path}: {theirs} is {said[theirs]!r:.80}; known are {', '.join(known)}.")

@@ -60,9 +60,11 @@ def test_group_norm_derivatives_are_those_of_the_plain_formula(dtype: str, swish
         return lambda x, scale, shift: jnp.sum(jax.grad(f, argnums=1)(x, scale, shift) ** 2)
 
     arguments, change = (x, scale, shift), (draw(2, 4, 4, 64), draw(2, 64), draw(2, 64))
-    rtol, atol = (1e-3, 1e-4) if dtype == "float32" else (1e-2, 0.1)  # the gradient by x is rounded to bfloat16
-    first = (jax.grad(f, argnums=(0, 1, 2))(*arguments) for f in (ours, plain))
-    chex.assert_trees_all_close(*first, rtol=rtol, atol=atol)
+    (by_x, *by_others), (wanted, *others) = (jax.grad(f, argnums=(0, 1, 2))(*arguments) for f in (ours, plain))
+    # The gradient by x is a sum of terms as coarse as x.
+    rounded = 0.0 if dtype == "float32" else 2**-8 * float(jnp.max(jnp.abs(wanted)))
+    chex.assert_trees_all_close(by_x, wanted, rtol=1e-3, atol=1e-4 + rounded)
+    chex.assert_trees_all_close(by_others, others, rtol=1e-4, atol=1e-3)
     forwards = (jax.jvp(f, arguments, change)[1] for f in (ours, plain))
     chex.assert_trees_all_close(*forwards, rtol=1e-4, atol=1e-3)
     second = (jax.grad(squared(f), argnums=2)(*arguments) for f in (ours, plain))

@@ -24,7 +24,7 @@ from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import DiscreteBetas, LinearBetaDiscrete
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.weights import FAMILIES, PUBLISHED, WeightsError, torch_models
-from diffusion_distill.weights.noise_prediction import CLASSIFIERS
+from diffusion_distill.weights.published_torch import CLASSIFIERS
 
 #: Tiny networks of each family: constructor arguments.
 DDPM = dict(image_size=8, ch=32, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(4,))

@@ -1,4 +1,4 @@
-"""Published networks that predict noise, and consistency models: files of PyTorch, with what their tensors do not show.
+"""Published files of PyTorch, with what their tensors do not show.
 
 Names, addresses and settings are those in the publishers' READMEs and scripts. Sizes and hashes were not published;
 the hash is recorded at the first download. ADM writes attention as image sizes ("32,16,8"), here they are factors.
@@ -89,7 +89,7 @@ def _ddpm() -> Iterator[Published]:
         if short in DDPM_FILES:
             url = f"{HEIBOX}{DDPM_FILES[short]}/?dl=1"
             yield _entry(f"ddpm-{short}", "ddpm", arguments, dataset, url, DDPM_SOURCE)
-        hub = f"google/ddpm-{short}-{size}" if size == 256 else f"google/ddpm-{short}-32"
+        hub = f"google/ddpm-{short}-{size}"
         url = f"{HUB}{hub}/resolve/main/diffusion_pytorch_model.bin"
         yield _entry(hub, "diffusers_unet2d", _diffusers(size, multiples), dataset, url, HUB_SOURCE)
 
