@@ -71,6 +71,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
     packages=find_packages(include=["diffusion_distill", "diffusion_distill.*"]),
+    package_data={"diffusion_distill.report": ["page.css", "page.js"]},
     python_requires=">=3.11",
     install_requires=RUNTIME,
     extras_require=EXTRAS,

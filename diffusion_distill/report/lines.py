@@ -80,7 +80,7 @@ def line_plot(rows: Sequence[Mapping[str, Panel]], path: str | Path, title: str 
         to show, or a scale is unknown.
       ImportError: matplotlib is not installed.
     """
-    panels = [(str(name), _checked(str(name), panel)) for row in rows for name, panel in row.items()]
+    panels = [(str(name), checked_panel(str(name), panel)) for row in rows for name, panel in row.items()]
     if not panels or not all(rows):
         raise ValueError("There are no panels. Pass rows [{title: Panel(lines)}, ...] of at least one panel each.")
     lines = dict(chain.from_iterable(panel.lines.items() for _, panel in panels))
@@ -106,7 +106,7 @@ def line_plot(rows: Sequence[Mapping[str, Panel]], path: str | Path, title: str 
 
 def fitting_scale(values: ArrayLike) -> str:
     """ "log" or, if some are not above 0, "asinh" for values of very different sizes; else "linear"."""
-    sizes = _sizes(values)
+    sizes = sizes_of(values)
     if not sizes.size:
         return "linear"
     if np.nanmin(values) > 0:
@@ -114,7 +114,7 @@ def fitting_scale(values: ArrayLike) -> str:
     return "asinh" if sizes.max() > WIDE * np.median(sizes) else "linear"
 
 
-def _checked(name: str, panel: Panel) -> Panel:
+def checked_panel(name: str, panel: Panel) -> Panel:
     """The panel with arrays of floats in its lines, NaN where there is nothing to show."""
     for scale in (panel.xscale, panel.yscale):
         choose("scale", scale, SCALES)
@@ -171,19 +171,19 @@ def _scale(axes: Axes, name: str, scale: str, linear: float | None, values: Sequ
     scale = fitting_scale(together) if scale == "auto" else scale
     if scale == "linear":
         return
-    sizes = _sizes(together)
+    sizes = sizes_of(together)
     width = linear or (float(np.median(sizes)) if sizes.size else 1.0)
     options = {"linear_width": width} if scale == "asinh" else {}
     axis, set_scale = (axes.xaxis, axes.set_xscale) if name == "x" else (axes.yaxis, axes.set_yscale)
     set_scale(scale, **options)
     low, high = axis.get_view_interval()
-    ticks = _round_numbers(low, high, np.log if scale == "log" else lambda value: np.arcsinh(value / width))
+    ticks = round_numbers(low, high, np.log if scale == "log" else lambda value: np.arcsinh(value / width))
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_locator(NullLocator())
 
 
-def _round_numbers(low: float, high: float, place: Callable[[float], float]) -> list[float]:
+def round_numbers(low: float, high: float, place: Callable[[float], float]) -> list[float]:
     """Round numbers between low and high that are not too close on the axis, the roundest first."""
     top = math.floor(math.log10(max(abs(low), abs(high))))
     bottom = math.floor(math.log10(low)) if low > 0 else top - 12
@@ -195,7 +195,7 @@ def _round_numbers(low: float, high: float, place: Callable[[float], float]) -> 
     return kept
 
 
-def _sizes(values: ArrayLike) -> NDArray[np.float64]:
+def sizes_of(values: ArrayLike) -> NDArray[np.float64]:
     """The absolute values of all values that are finite and not 0."""
     sizes = np.abs(np.asarray(values, np.float64))
     return sizes[np.isfinite(sizes) & (sizes > 0)]
