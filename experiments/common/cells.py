@@ -1,0 +1,327 @@
+"""Cells, the parts of an experiment that are run once each: a distillation, or solvers on a teacher, and their numbers.
+
+A cell gives rows for the experiment's table: each is told its line ('row') and its column, and has the numbers of an
+evaluation. Teachers and the classifier that judges are made once and shared by all experiments of a scale. All
+distillations of a scale start from the same teacher; seeds are those of the distillations.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import diffusion_distill as dd
+from diffusion_distill.api.classifier import train_classifier
+from diffusion_distill.api.evaluation import evaluate_samplers, reference_of
+from diffusion_distill.api.features import features_named
+from diffusion_distill.api.sampling import sampler_of
+from diffusion_distill.evaluation.measuring import Measured
+from diffusion_distill.methods.method import Method
+from diffusion_distill.studies.comparison import Comparison, Setting, compare_solvers
+
+from .scales import Scale
+
+Row = dict[str, Any]
+#: Samples are numbered from here on: teachers and students are measured from noise that nothing else has seen.
+NOISE_SEED = 1234
+NUMBERS = ("frechet", "precision", "recall", "kid", "inception_score", "error", "seconds", "fit seconds")
+
+
+class Work(NamedTuple):
+    """What a cell has to do for one seed, from which its cost follows.
+
+    Attributes:
+      model: the one that is sampled, and trained if there is a method.
+      calls: network calls for each image of the evaluation, all samplers together.
+      method: of the training; None trains nothing.
+      teacher: the model that is distilled; None in other trainings.
+    """
+
+    model: dd.Model
+    calls: int
+    method: Method | None = None
+    teacher: dd.Model | None = None
+
+
+class Cell(Protocol):
+    """A part of an experiment."""
+
+    @property
+    def name(self) -> str:
+        """What --only names; a file's name."""
+        ...
+
+    @property
+    def teacher(self) -> str:
+        """The name of its teacher in the scale."""
+        ...
+
+    def work(self, scale: Scale) -> Work:
+        """What there is to do."""
+        ...
+
+    def run(self, place: Place, seed: int) -> list[Row]:
+        """Does the work, or what is left of it, and returns the table's rows."""
+        ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """A scale, and the folder that everything of it is in: teachers, classifier, one folder for each cell."""
+
+    scale: Scale
+    folder: Path
+    experiment: str
+
+    def cell(self, name: str, seed: int) -> Path:
+        """The folder of a cell."""
+        return self.folder / self.experiment / f"{name}_{seed}"
+
+    def teacher(self, name: str) -> dd.Artefact:
+        """A teacher, imported or trained now if it is not there."""
+        described, folder = self.scale.teachers[name], self.folder / "teachers" / name
+        place = folder if described.published else folder / "teacher"
+        if (place / "model.json").is_file():
+            return dd.Artefact.load(place)
+        print(f"The teacher '{name}' is made first, in {folder}.", flush=True)
+        if described.published:
+            return dd.import_weights(described.published, folder)
+        assert described.model is not None
+        return dd.train(described.model, self.scale.source(name, "train"), described.method, described.settings, folder)
+
+    @cached_property
+    def _features(self) -> str:
+        """The folder of the classifier, trained now if it is not there, or of InceptionV3."""
+        if self.scale.judge is None:
+            return str(self.folder.parent / "inception")
+        folder = self.folder / "classifier"
+        if not (folder / "classifier" / "classifier.json").is_file():
+            print(f"A classifier to judge by is trained first, in {folder}.", flush=True)
+            train, heldout = dd.data.digits("train"), dd.data.digits("heldout")
+            train_classifier(train, heldout, self.scale.judge, folder)
+        return str(folder / "classifier")
+
+    def features(self, model: dd.Model) -> Measured:
+        """What images are compared by."""
+        return features_named(self._features, model.shape, model.data_range)
+
+    @property
+    def features_name(self) -> str:
+        """The same, as `features_named` takes it."""
+        return self._features
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """A distillation; its students are measured.
+
+    Attributes:
+      row: the line in the table; of the columns, a student's is its number of steps.
+      method: with lengths of the scale.
+      ends: steps of the students that are measured.
+      column: another column than the number of steps, of a single student.
+      teacher: a name in the scale.
+      after: the distillation whose student of `method`'s first number of steps is the teacher here.
+      student: another model than the teacher's: its network's fields that differ.
+    """
+
+    row: str
+    method: Method
+    ends: tuple[int, ...] = (1,)
+    column: Any = None
+    teacher: str = "vp"
+    after: Distilled | None = None
+    student: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """As `Cell` says."""
+        column = "-".join(map(str, self.ends)) if self.column is None else self.column
+        return file_name(f"{self.row} {column}")
+
+    def run(self, place: Place, seed: int) -> list[Row]:
+        """As `Cell` says."""
+        begun = time.monotonic()
+        students = self.students(place, seed)
+        took = round(time.monotonic() - begun)
+        rows = []
+        for steps in self.ends:
+            column = steps if self.column is None else self.column
+            found = measured(place, {self.name: students[steps]}, place.cell(self.name, seed) / str(steps))
+            rows.append({"row": self.row, "column": column, **found[0], "training seconds": took})
+        return rows
+
+    def work(self, scale: Scale) -> Work:
+        """As `Cell` says; without the distillation that comes before."""
+        teacher = self.after.work(scale).model if self.after else scale.teachers[self.teacher].described
+        return Work(teacher.with_network(**self.student), sum(self.ends), self.method, teacher)
+
+    def students(self, place: Place, seed: int) -> dict[int, dd.Artefact]:
+        """The students by steps, trained as far as they are not there."""
+        source = place.scale.source(self.teacher, "train")
+        settings = replace(place.scale.settings, seed=seed)
+        teacher = place.teacher(self.teacher)
+        if self.after:
+            before = self.after.students(place, seed)
+            first = self.method.phases(teacher.model, settings.batch_size)[0].teacher_steps
+            teacher = before[first]
+        student = teacher.model.with_network(**self.student) if self.student else None
+        return dd.distill(teacher, source, self.method, settings, place.cell(self.name, seed), student)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that is trained as a teacher is, and measured.
+
+    Attributes:
+      row, column: in the table.
+      model, method: what is trained, with a length of the scale.
+      solver, steps: how it is sampled.
+    """
+
+    row: str
+    column: Any
+    model: dd.Model
+    method: dd.Denoising
+    solver: str = "ddim"
+    steps: int = 64
+    teacher: str = "vp"
+
+    @property
+    def name(self) -> str:
+        """As `Cell` says."""
+        return file_name(f"{self.row} {self.column}")
+
+    def work(self, scale: Scale) -> Work:
+        """As `Cell` says."""
+        return Work(self.model, self.steps, self.method)
+
+    def run(self, place: Place, seed: int) -> list[Row]:
+        """As `Cell` says."""
+        folder, source = place.cell(self.name, seed), place.scale.source(self.teacher, "train")
+        found = dd.train(self.model, source, self.method, replace(place.scale.settings, seed=seed), folder)
+        numbers = measured(place, {self.name: found}, folder / "measured", solver=self.solver, steps=self.steps)
+        return [{"row": self.row, "column": self.column, **numbers[0]}]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A teacher, sampled with solvers as they are and fitted.
+
+    Attributes:
+      label: the cell's name.
+      solvers: row in the table -> solver.
+      nfe: numbers of network calls, the columns.
+      fit: settings of D-ODE fits; the fitted solvers are rows too. None fits nothing.
+      truth: a fine solver and its steps; the error is the distance from its samples from the same noise.
+      options: fields of `SamplerSpec`.
+      base: whether the solvers as they are are in the table too.
+      prefix: of the rows of fitted solvers.
+    """
+
+    label: str
+    solvers: Mapping[str, str]
+    nfe: tuple[int, ...]
+    fit: dd.FitSettings | None = None
+    teacher: str = "vp"
+    truth: tuple[str, int] = ("dpm_solver++ order=2", 100)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    base: bool = True
+    prefix: str = "D-"
+
+    @property
+    def name(self) -> str:
+        """As `Cell` says."""
+        return file_name(self.label)
+
+    def work(self, scale: Scale) -> Work:
+        """As `Cell` says; fits cost little and are left out."""
+        each = sum(self.nfe) * (2 if self.fit else 1)
+        return Work(scale.teachers[self.teacher].described, each * len(self.solvers) + self.truth[1])
+
+    def run(self, place: Place, seed: int) -> list[Row]:
+        """As `Cell` says; the seed is that of the fits."""
+        artefact, how = place.teacher(self.teacher), place.scale.evaluation
+        spec = dd.SamplerSpec(**self.options)
+        setting = Setting(artefact, how.count, NOISE_SEED, how.batch_size, spec)
+        comparison = Comparison(
+            tuple(self.solvers.values()),
+            self.nfe,
+            fit=self.fit is not None,
+            features=place.features_name,
+            repetitions=how.repetitions,
+            truth=self.truth[0],
+            truth_steps=self.truth[1],
+        )
+        fit, reference = replace(self.fit or dd.FitSettings(), seed=seed), place.scale.source(self.teacher, "reference")
+        found = compare_solvers(setting, comparison, fit, reference, place.cell(self.name, seed))
+        titles = {name: title for title, name in self.solvers.items()}
+        return [
+            {
+                "row": (self.prefix if line["fitted"] else "") + titles[line["solver"]],
+                "column": line["nfe"],
+                **numbers_of(line),
+            }
+            for line in found
+            if self.base or line["fitted"]
+        ]
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """Pictures of a teacher's solvers or of students; the rows name their files.
+
+    Attributes:
+      label: the cell's name.
+      draw: (place, seed, folder) -> caption by file, PNGs in the folder.
+      calls: network calls for each image.
+    """
+
+    label: str
+    draw: Callable[[Place, int, Path], Mapping[str, str]]
+    teacher: str = "vp"
+    calls: int = 0
+
+    @property
+    def name(self) -> str:
+        """As `Cell` says."""
+        return file_name(self.label)
+
+    def work(self, scale: Scale) -> Work:
+        """As `Cell` says; students that are drawn are another cell's."""
+        return Work(scale.teachers[self.teacher].described, self.calls)
+
+    def run(self, place: Place, seed: int) -> list[Row]:
+        """As `Cell` says."""
+        folder = place.cell(self.name, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        captions = self.draw(place, seed, folder)
+        return [{"picture": str(folder / file), "caption": caption} for file, caption in captions.items()]
+
+
+def measured(place: Place, artefacts: Mapping[str, dd.Artefact], folder: Path, **options: Any) -> list[Row]:
+    """The numbers of students, each sampled with as many DDIM steps as it was made for."""
+    features = place.features(next(iter(artefacts.values())).model)
+    settings = place.scale.evaluation
+    source = place.scale.source("", "reference")
+    reference = reference_of(source, features, settings, place.folder / "reference")
+    samplers = {
+        name: lambda artefact=artefact: sampler_of(artefact, dd.SamplerSpec(**options), seed=NOISE_SEED)
+        for name, artefact in artefacts.items()
+    }
+    rows = evaluate_samplers(samplers, features, reference, settings, {"seed": NOISE_SEED}, folder)
+    return [numbers_of(row) for row in rows]
+
+
+def numbers_of(row: Mapping[str, Any]) -> Row:
+    """The numbers of a line of results."""
+    return {"nfe": row["nfe"], **{name: row[name] for name in NUMBERS if name in row}}
+
+
+def file_name(label: str) -> str:
+    """A label as a file's name."""
+    return "".join(c if c.isalnum() or c in "-+=." else "_" for c in label).strip("_").lower()

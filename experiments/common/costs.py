@@ -1,0 +1,169 @@
+"""What an experiment would cost, cell by cell: updates, images, FLOPs, bytes, hours, from shapes and a measured update.
+
+Hours on accelerators are the FLOPs at a utilisation of 40 %, what a TRACT update of BTD's CIFAR-10 network reached on
+an H200 (docs/performance.md); sampling for the evaluation is counted, features are not. Bytes are those of parameters,
+averages, optimizer state and gradients; activations come on top.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import diffusion_distill as dd
+from diffusion_distill.report.tables import format_table
+from diffusion_distill.training import state as training_state
+from diffusion_distill.training.logs import read_json_lines
+from diffusion_distill.training.optimizers import make_optimizer
+from diffusion_distill.training.utilisation import forward_flops, update_flops
+
+from .cells import Cell, Work
+from .scales import Scale
+
+UTILISATION = 0.4
+#: FLOP/s in bfloat16.
+DEVICES = {"H100": 989e12, "TPU v5e-8": 8 * 197e12}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a cell costs.
+
+    Attributes:
+      state: bytes of everything that training keeps.
+      seconds: here, from a measured update; None where it was not measured.
+    """
+
+    phases: str
+    updates: int
+    images: int
+    parameters: int
+    flops: float
+    state: int
+    seconds: float | None = None
+
+
+class Known(NamedTuple):
+    """What is the same for all cells of a kind: FLOPs of an update for each image, and its seconds here.
+
+    Attributes:
+      seconds: None where nothing is measured.
+    """
+
+    flops: dict[Any, int]
+    seconds: dict[Any, float] | None
+
+
+def print_costs(title: str, scale: Scale, cells: Sequence[Cell], seeds: int, measure: bool = False) -> None:
+    """Prints what the cells cost with so many seeds, and what they need."""
+    known = Known({}, {} if measure else None)
+    costs = {cell.name: cost_of(cell, scale, known) for cell in cells}
+    print(f"{title}\nScale '{scale.name}': {scale.title}. {len(cells)} cells, {seeds} seed(s).\n")
+    print(format_table([_line(name, cost) for name, cost in costs.items()]))
+    flops = seeds * sum(cost.flops for cost in costs.values())
+    hours = ", ".join(f"{name} {flops / peak / UTILISATION / 3600:.3g} h" for name, peak in DEVICES.items())
+    print(f"\nAll: {flops:.3g} FLOPs; at a utilisation of {UTILISATION:.0%}: {hours}.")
+    if measure:
+        total = seeds * sum(cost.seconds or 0.0 for cost in costs.values())
+        print(f"On this {jax.devices()[0].device_kind}, from measured updates: {total / 3600:.3g} h of training.")
+    for name in dict.fromkeys(cell.teacher for cell in cells):
+        print(f"Teacher '{name}': {_made(scale, name)}")
+    for command in scale.data:
+        print(f"Needed: {command}")
+
+
+def cost_of(cell: Cell, scale: Scale, known: Known | None = None) -> Cost:
+    """The cost of one cell and one seed, without its teacher's.
+
+    Args:
+      known: filled; None measures nothing.
+    """
+    known = known or Known({}, None)
+    work, images = cell.work(scale), scale.evaluation.count * scale.evaluation.repetitions
+    params, one_call = _of_model(work.model)
+    drawn = float(work.calls) * images * one_call
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if work.method is None:
+        return Cost("", 0, 0, size, drawn, 4 * size)
+    phases, batch = work.method.phases(work.model, scale.settings.batch_size), scale.settings.batch_size
+    state = _state(work, scale)
+    updates = sum(phase.updates for phase in phases)
+    kind = type(work.method), getattr(work.method, "teacher_solver", ""), work.model, work.teacher
+    if kind not in known.flops:
+        losses = work.method.losses
+        known.flops[kind] = update_flops(losses, work.model, work.teacher, state, phases[0].inputs)
+    flops = float(updates) * batch * known.flops[kind]
+    names = ", ".join(f"{p.teacher_steps}→{p.student_steps}" for p in phases if p.student_steps)
+    kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, state.params)))
+    seconds = None if known.seconds is None else updates * _update_seconds(work, scale, kind, known.seconds)
+    return Cost(names, updates, updates * batch, size, flops + drawn, kept, seconds)
+
+
+@cache
+def _of_model(model: dd.Model) -> tuple[Any, int]:
+    """Shapes of a model's parameters, and FLOPs of a network call for one sample."""
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    return params, forward_flops(model, params)
+
+
+def _state(work: Work, scale: Scale) -> Any:
+    """Shapes of the training state of some work."""
+    assert work.method is not None
+    optimizer = make_optimizer(scale.settings.optimizer)
+    create = partial(training_state.create, optimizer=optimizer, averages=tuple(work.method.averages))
+    params, _ = _of_model(work.model)
+    return jax.eval_shape(lambda p, t: create(p, teacher=t), params, _of_model(work.teacher)[0] if work.teacher else ())
+
+
+def _update_seconds(work: Work, scale: Scale, key: Any, known: dict[Any, float]) -> float:
+    """Seconds of an update here, measured on up to 8 images and taken to grow with the batch."""
+    if key not in known:
+        batch = min(8, scale.settings.batch_size)
+        labels = np.zeros(batch, np.int32) if work.model.num_classes > 1 else None
+        source = dd.data.from_arrays(np.zeros((batch, *work.model.shape), np.float32), labels)
+        field = "phase_length" if hasattr(work.method, "phase_length") else "length"
+        method = replace(work.method, **{field: 20 * batch})  # type: ignore[type-var]
+        settings = replace(scale.settings, batch_size=batch, flip=False, log_every=2)
+        with tempfile.TemporaryDirectory() as folder:
+            if work.teacher is None:
+                dd.train(work.model, source, method, settings, folder)  # type: ignore[arg-type]
+            else:
+                teacher = dd.Artefact(work.teacher, work.teacher.init(jax.random.key(0)))
+                student = None if work.model == work.teacher else work.model
+                dd.distill(teacher, source, method, settings, folder, student)
+            speed = max(record["images_per_second"] for record in read_json_lines(Path(folder) / "metrics.jsonl"))
+        known[key] = scale.settings.batch_size / speed
+    return known[key]
+
+
+def _line(name: str, cost: Cost) -> dict[str, Any]:
+    line = {
+        "cell": name,
+        "phases": cost.phases,
+        "updates": cost.updates,
+        "images": f"{cost.images:,}",
+        "parameters": f"{cost.parameters / 1e6:.3g}M",
+        "FLOPs": f"{cost.flops:.3g}",
+        "state GB": f"{cost.state / 1e9:.3g}",
+    }
+    line |= {f"h {name}": f"{cost.flops / peak / UTILISATION / 3600:.2g}" for name, peak in DEVICES.items()}
+    return line if cost.seconds is None else {**line, "h here": f"{cost.seconds / 3600:.2g}"}
+
+
+def _made(scale: Scale, name: str) -> str:
+    """How a teacher comes about."""
+    described = scale.teachers[name]
+    if described.published:
+        return (
+            f"python -m diffusion_distill.main --mode=import --model={described.published} "
+            f"--workdir=runs/experiments/{scale.name}/teachers/{name}"
+        )
+    assert described.method is not None
+    return f"trained at the first use, {described.method.length} images"

@@ -1,0 +1,254 @@
+"""The scales at which experiments run: teachers, data, lengths of training, and how samples are measured.
+
+    paper    as published: Google's VP teachers and NVIDIA's EDM teachers, CIFAR-10 and ImageNet 64, batches of 256
+    gpu      CIFAR-10 with a quarter of the parameters and a twelfth of the images: about a day of one H100 for an item
+    cpu      digits of 8x8 pixels, and about a 2000th of the images: minutes for a cell on two cores
+
+Lengths and momenta are written as the papers write them, and `Scale.length` and `Scale.momentum` bring them to a scale:
+a tenth of the images is a tenth of the updates, and an average keeps the same weight on the parameters at its start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import diffusion_distill as dd
+from diffusion_distill.api.classifier import ClassifierSettings
+from diffusion_distill.base.lengths import parse_length
+from diffusion_distill.evaluation.measuring import EvaluationSettings
+
+#: Images in a batch of the papers.
+PUBLISHED_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher: a published one, or one that is trained here.
+
+    Attributes:
+      solver, steps: how it is sampled at its best.
+      published: its name in `weights.PUBLISHED`; empty for one that is trained.
+      model, method, settings: of one that is trained.
+      distilling: fields of distillations from it.
+    """
+
+    solver: str
+    steps: int
+    published: str = ""
+    model: dd.Model | None = None
+    method: dd.Denoising | None = None
+    settings: dd.Settings = field(default_factory=dd.Settings)
+    distilling: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def described(self) -> dd.Model:
+        """The model, also of a published teacher that is not here."""
+        model = self.model or dd.weights.PUBLISHED[self.published].model
+        assert model is not None
+        return model
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A scale.
+
+    Attributes:
+      title: what the tables say of it.
+      teachers: by name: 'vp' predicts x or v on cosine levels, 'edm' has EDM's levels, 'eps' predicts the noise of
+        DDPM's 1000 times.
+      source: (teacher's name, 'train' or 'reference') -> images.
+      share: of the papers' training images.
+      settings: of distillations.
+      evaluation: how samples are measured.
+      judge: how the classifier is trained whose features are compared; None for InceptionV3, as in the papers.
+      data: commands that fetch what a scale needs and does not make.
+    """
+
+    name: str
+    title: str
+    teachers: Mapping[str, Teacher]
+    source: Callable[[str, str], dd.data.Source]
+    share: float
+    settings: dd.Settings
+    evaluation: EvaluationSettings
+    judge: ClassifierSettings | None = None
+    data: tuple[str, ...] = ()
+
+    def length(self, published: str) -> int:
+        """Training images at this scale of a published number such as '96M': whole batches, at least one."""
+        batch = self.settings.batch_size
+        return max(1, round(parse_length(published) * self.share / batch)) * batch
+
+    def momentum(self, published: float, length: str) -> float:
+        """The momentum that keeps as much of an average's start after a training as the published one does.
+
+        Args:
+          published: for batches of 256.
+          length: the training's, published.
+        """
+        updates = parse_length(length) / PUBLISHED_BATCH
+        return published ** (updates / (self.length(length) / self.settings.batch_size))
+
+    def tract(self, teacher: str, schedule: tuple[int, ...], length: str, **fields: Any) -> dd.Tract:
+        """TRACT from a teacher of this scale, with what is published for its kind."""
+        made = dd.Tract.edm if teacher.startswith("edm") else dd.Tract
+        return made(schedule, length=self.length(length), **{**self.teachers[teacher].distilling, **fields})
+
+    def btd(self, teacher: str, start: int, length: str, **fields: Any) -> dd.Progressive:
+        """BTD from a teacher of this scale to one step; `length` is of all phases, the last two longer by default."""
+        longer = fields.get("last_two_longer", dd.Progressive.last_two_longer)
+        shares = start.bit_length() - 3 + 2 * longer
+        one = max(1, round(self.length(length) / shares / self.settings.batch_size)) * self.settings.batch_size
+        rule = {k: v for k, v in self.teachers[teacher].distilling.items() if k not in ("clip", "anneal")}
+        if teacher.startswith("edm"):
+            rule = {"teacher_solver": "heun", "weighting": "edm", **rule}
+        return dd.Progressive(start, 1, phase_length=one, **{**rule, **fields})
+
+
+# ---------------------------------------------------------------- digits, on a CPU
+
+_DIGITS = dd.UNet(
+    ch=16,
+    emb_ch=64,
+    out_ch=1,
+    ch_mult=(1, 2),
+    num_res_blocks=1,
+    attn_resolutions=(),
+    num_heads=1,
+    resblock_resample=True,
+    norm_groups=16,
+)
+_BATCH = 64
+_TRAINED: dict[str, Any] = {"learning_rate": 3e-3, "warmup": 100, "anneal": True, "residual": 1e-3}
+_TEACHER_IMAGES = 6000 * _BATCH
+_ONCE = dd.Settings(_BATCH, checkpoint_every=1000, log_every=500)
+
+
+def _digits(teacher: str, part: str) -> dd.data.Source:
+    return dd.data.digits("train")
+
+
+CPU = Scale(
+    name="cpu",
+    title="digits of 8x8 pixels, a U-Net of width 16",
+    teachers={
+        "vp": Teacher(
+            "ddim",
+            1024,
+            model=dd.Model(_DIGITS, (8, 8, 1), prediction="v"),
+            method=dd.Denoising(_TEACHER_IMAGES, weighting="snr_plus_one", **_TRAINED),
+            settings=_ONCE,
+            distilling={"weighting": "snr_plus_one", "learning_rate": 3e-3, "anneal": True, "clip": "none"},
+        ),
+        "edm": Teacher(
+            "heun",
+            32,
+            model=dd.Model(_DIGITS, (8, 8, 1), dd.VE(20.0), "edm", dd.EDMInput(sigma_data=0.75)),
+            method=dd.Denoising(_TEACHER_IMAGES, noise="lognormal", weighting="edm", **_TRAINED),
+            settings=_ONCE,
+            distilling={"learning_rate": 3e-3, "anneal": True, "clip": "none"},
+        ),
+        "eps": Teacher(
+            "ddim",
+            1000,
+            model=dd.Model(
+                _DIGITS, (8, 8, 1), dd.LinearBetaDiscrete(1000), "eps", time_input=dd.TimeOfProcess(1000, -1)
+            ),
+            method=dd.Denoising(_TEACHER_IMAGES, steps=1000, weighting="snr", **{**_TRAINED, "learning_rate": 2e-3}),
+            settings=_ONCE,
+        ),
+    },
+    source=_digits,
+    share=1 / 2048,
+    settings=dd.Settings(_BATCH, checkpoint_every=2000, log_every=500),
+    evaluation=EvaluationSettings(count=1794, repetitions=1, batch_size=300, kept=1794),
+    judge=ClassifierSettings(1500 * _BATCH, batch_size=_BATCH, seed=0),
+)
+
+# ---------------------------------------------------------------- CIFAR-10 on one GPU
+
+
+def _tfds(teacher: str, part: str) -> dd.data.Source:
+    name = "downsampled_imagenet/64x64" if "imagenet" in teacher else "cifar10"
+    return dd.data.SOURCES["tfds"](name)
+
+
+_SMALL: dict[str, Any] = {"ch": 128, "emb_ch": 512, "dropout": 0.1, "dtype": "bfloat16"}
+_LONG = dd.Settings(PUBLISHED_BATCH, flip=True, checkpoint_every=2000)
+_GRADIENTS = dd.OptimizerSettings(grad_clip=1.0, clip_eps=1e-6)
+
+
+def _cifar(published: str, **fields: Any) -> dd.Model:
+    model = dd.weights.PUBLISHED[published].model
+    assert model is not None
+    return replace(model.with_network(**_SMALL), **fields)
+
+
+_GPU_TRAINING: dict[str, Any] = {
+    "length": "20M",
+    "learning_rate": 4e-4,
+    "warmup": 1000,
+    "anneal": True,
+    "residual": 1e-3,
+}
+GPU = Scale(
+    name="gpu",
+    title="CIFAR-10, a network of 15M parameters in bfloat16",
+    teachers={
+        "vp": Teacher(
+            "ddim",
+            1024,
+            model=_cifar("cifar_original"),
+            method=dd.Denoising(**_GPU_TRAINING),
+            settings=_LONG,
+            distilling={"learning_rate": 2e-4},
+        ),
+        "edm": Teacher(
+            "heun",
+            40,
+            model=_cifar("cifar_original", process=dd.VE(), prediction="edm", time_input=dd.EDMInput()),
+            method=dd.Denoising(noise="lognormal", weighting="edm", **_GPU_TRAINING),
+            settings=_LONG,
+        ),
+        "eps": Teacher(
+            "ddim",
+            1000,
+            model=_cifar(
+                "cifar_original",
+                process=dd.LinearBetaDiscrete(1000),
+                prediction="eps",
+                time_input=dd.TimeOfProcess(1000, -1),
+            ),
+            method=dd.Denoising(steps=1000, weighting="snr", **_GPU_TRAINING),
+            settings=_LONG,
+        ),
+    },
+    source=_tfds,
+    share=1 / 12,
+    settings=replace(_LONG, optimizer=_GRADIENTS),
+    evaluation=EvaluationSettings(count=10_000, repetitions=1, batch_size=1000),
+    data=("python -m diffusion_distill.main --mode=import --model=inception --workdir=runs/experiments/inception",),
+)
+
+# ---------------------------------------------------------------- the papers'
+
+PAPER = Scale(
+    name="paper",
+    title="the published teachers",
+    teachers={
+        "vp": Teacher("ddim", 1024, "cifar_original", distilling={"learning_rate": 2e-4}),
+        "edm": Teacher("heun", 40, "edm-cifar10-32x32-cond-vp"),
+        "eps": Teacher("ddim", 1000, "ddpm-cifar10"),
+        "vp_imagenet64": Teacher("ddim", 1024, "imagenet_original", distilling={"learning_rate": 2e-4}),
+        "edm_imagenet64": Teacher("heun", 40, "edm-imagenet-64x64-cond-adm"),
+    },
+    source=_tfds,
+    share=1.0,
+    settings=dd.Settings(PUBLISHED_BATCH, flip=True, checkpoint_every=5000, optimizer=_GRADIENTS),
+    evaluation=EvaluationSettings(count=50_000, repetitions=3, batch_size=1000),
+    data=GPU.data,
+)
+
+SCALES: dict[str, Scale] = {scale.name: scale for scale in (PAPER, GPU, CPU)}

@@ -1,0 +1,160 @@
+"""experiments/: every item says its cost at every scale, and each kind of cell runs once, resumes, and is collected."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import toys
+from places import ROOT
+
+import diffusion_distill as dd
+from diffusion_distill.evaluation.measuring import EvaluationSettings
+from experiments.common import cells as kinds
+from experiments.common import collect, costs, runner, scales
+from experiments.common.cells import Distilled, Pictured, Place, Sampled, Trained
+from experiments.common.scales import CPU, PAPER, SCALES, Scale, Teacher
+
+STEMS = sorted(p.stem for p in (ROOT / "experiments").glob("*.py") if "EXPERIMENT = " in p.read_text("utf-8"))
+pytestmark = pytest.mark.usefixtures("toy_networks")
+
+
+def experiment(name: str) -> runner.Experiment:
+    return importlib.import_module(f"experiments.{name}").EXPERIMENT
+
+
+def toy_scale() -> Scale:
+    """Eight updates of a perceptron where the papers have 96M images."""
+    model = dd.Model(toys.Perceptron(1), (8, 8, 1), prediction="v")
+    teacher = Teacher("ddim", 16, model=model, method=dd.Denoising(32), settings=dd.Settings(8))
+    source = dd.data.from_arrays(np.random.default_rng(0).normal(size=(32, 8, 8, 1)).astype(np.float32).clip(-1, 1))
+    return Scale(
+        name="toy",
+        title="a toy",
+        teachers={"vp": teacher},
+        source=lambda teacher, part: source,
+        share=64 / (96 * 2**20),
+        settings=dd.Settings(8),
+        evaluation=EvaluationSettings(count=32, repetitions=1, batch_size=16),
+    )
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Scale:
+    """The scale 'toy', measured by pixels, with results in tmp_path."""
+    found = toy_scale()
+    monkeypatch.setitem(scales.SCALES, "toy", found)
+    monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(Place, "features_name", "pixels")
+    monkeypatch.setattr(Place, "_features", "pixels")
+    for name in ("use_cpu_devices", "keep_compiled"):
+        monkeypatch.setattr(runner, name, lambda *arguments: None)
+    return found
+
+
+def picture(place: Place, seed: int, folder: Path) -> dict[str, str]:
+    dd.report.image_grid({"": np.zeros((2, 8, 8, 1), np.float32)}, folder / "black.png")
+    return {"black.png": "Nothing."}
+
+
+def toy_cells(scale: Scale) -> list[kinds.Cell]:
+    first = Distilled("TRACT", scale.tract("vp", (16, 4), "48M"), (4,))
+    model = scale.teachers["vp"].described
+    return [
+        first,
+        Distilled("TRACT", scale.tract("vp", (4, 1), "48M"), after=first),
+        Distilled("BTD", scale.btd("vp", 4, "96M"), (2, 1)),
+        Trained("x", 2, replace(model, prediction="x"), dd.Denoising(16), steps=2),
+        Sampled("solvers", {"DDIM": "ddim"}, (2,), dd.FitSettings(batch_size=8), options={"clip": False}),
+        Pictured("picture", picture),
+    ]
+
+
+def toy_experiment() -> runner.Experiment:
+    return runner.Experiment("toy", "A toy", "nothing.", toy_cells, paper={("TRACT", 1): 5.02}, scales=("toy",))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", STEMS)
+def test_every_item_says_what_it_costs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """At every scale it has; a cell's name is a file's, and its teacher is the scale's."""
+    found = experiment(name)
+    assert found.name == name
+    for scale in found.scales:
+        made = found.cells(SCALES[scale])
+        names = [cell.name for cell in made]
+        assert names and len(set(names)) == len(names)
+        assert all(kinds.file_name(n) == n for n in names) and {c.teacher for c in made} <= set(SCALES[scale].teachers)
+        if scale == "cpu":  # others trace large networks
+            found.main([f"--scale={scale}", "--dry_run"])
+            said = capsys.readouterr().out
+            assert found.title in said and all(n in said for n in names)
+
+
+@pytest.mark.fast
+def test_costs_are_counted_from_the_work() -> None:
+    """TRACT's 96M in batches of 256; twice the images are twice the FLOPs."""
+    cell = Distilled("TRACT", PAPER.tract("vp", (1024, 32, 1), "96M"))
+    model = toy_scale().teachers["vp"].described
+    scale = replace(PAPER, teachers={"vp": Teacher("ddim", 1024, model=model)})
+    cost = costs.cost_of(cell, scale)
+    assert (cost.updates, cost.images) == (393_216, 96 * 2**20) and cost.phases == "1024→32, 32→1"
+    longer = costs.cost_of(Distilled("TRACT", PAPER.tract("vp", (1024, 32, 1), "192M")), scale)
+    sampling = costs.cost_of(Sampled("", {"DDIM": "ddim"}, (1,), truth=("ddim", 0)), scale).flops
+    assert longer.flops - sampling == pytest.approx(2 * (cost.flops - sampling))
+    assert (
+        cost.parameters * 4 * 7 <= cost.state < cost.parameters * 4 * 9
+    )  # student, Adam, averages, teacher, gradients
+
+
+@pytest.mark.fast
+def test_lengths_and_momenta_come_to_a_scale_as_the_papers_mean_them() -> None:
+    """A shorter training keeps the same share of images, and its average the same share of its start."""
+    assert PAPER.length("96M") == 96 * 2**20 and CPU.length("96M") == CPU.share * 96 * 2**20
+    assert PAPER.momentum(0.99995, "48M") == pytest.approx(0.99995)
+    updates = CPU.length("48M") / CPU.settings.batch_size
+    assert CPU.momentum(0.99995, "48M") ** updates == pytest.approx(0.99995 ** (48 * 2**20 / 256))
+    phases = CPU.btd("vp", 1024, "96M").phases(CPU.teachers["vp"].described, CPU.settings.batch_size)
+    assert sum(phase.updates for phase in phases) == pytest.approx(768, rel=0.02) and len(phases) == 10
+
+
+def test_cells_run_once_go_on_and_are_collected(
+    toy: Scale, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One cell alone, then all with two seeds: nothing runs twice, and tables have mean and deviation."""
+    found, runs = toy_experiment(), f"--runs={tmp_path / 'runs'}"
+    found.main(["--scale=toy", "--only", "btd_2-1", runs])
+    assert "[1/1] btd_2-1, seed 0" in capsys.readouterr().out
+    found.main(["--scale=toy", "--seeds=2", runs])
+    said = capsys.readouterr().out
+    assert said.count(", seed 0\n") == 5 and said.count(", seed 1\n") == 6 and "btd_2-1, seed 0\n" not in said
+    monkeypatch.setattr(dd, "distill", None)
+    found.main(["--scale=toy", "--seeds=2", runs])  # all is done
+    folder = tmp_path / "results" / "toy" / "toy"
+    results = [json.loads(path.read_text("utf-8")) for path in folder.glob("*_[01].json")]
+    assert len(results) == 12 and {r["seed"] for r in results} == {0, 1}
+    one = [r["rows"][0]["frechet"] for r in results if r["cell"] == "tract_1"]
+    table = (folder / "table.md").read_text("utf-8")
+    assert f"{statistics.mean(one):.3g} ± {statistics.stdev(one):.2g} [5.02]" in table
+    assert {"TRACT", "BTD", "x", "DDIM", "D-DDIM"} <= {row["row"] for r in results for row in r["rows"] if "row" in row}
+    page = (folder / "report.html").read_text("utf-8")
+    assert "Nothing." in page and (folder / "picture_0" / "black.png").is_file()
+    with pytest.raises(SystemExit, match="No such cell: nothing"):
+        found.main(["--scale=toy", "--only", "nothing"])
+
+
+@pytest.mark.fast
+def test_tables_say_what_is_missing() -> None:
+    """A number of the paper without one of ours is there, and a single seed has no deviation."""
+    rows: list[dict[str, Any]] = [
+        {"row": "A", "column": 1, "frechet": 2.0},
+        {"row": "B", "column": "x", "frechet": 3.0},
+    ]
+    text = collect.markdown(collect.summarised(rows, "frechet"), {("A", "x"): 5.0})
+    assert text.splitlines() == ["|  | 1 | x |", "| --- | --- | --- |", "| A | 2 | – [5] |", "| B | – | 3 |"]
