@@ -233,8 +233,12 @@ def test_the_card_says_where_the_weights_are_from(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- diffusers itself
 
 _SHARED = {"sample_size": 8, "layers_per_block": 1, "block_out_channels": [32, 64]}
+_DIT = {
+    "_class_name": "DiTTransformer2DModel", "sample_size": 8, "in_channels": 3, "num_attention_heads": 2,
+    "attention_head_dim": 16, "num_layers": 2, "num_embeds_ada_norm": 5,
+}  # fmt: skip
 _PLAIN = {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
-#: name -> (arguments of UNet2DModel, of DDIMScheduler)
+#: name -> (arguments of UNet2DModel or another class, of DDIMScheduler)
 MADE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "made ddpm": (
         {
@@ -254,6 +258,8 @@ MADE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "made v": ({**_SHARED, **_PLAIN}, {"beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}),
     "made x": ({**_SHARED, **_PLAIN, "time_embedding_dim": 64}, {"prediction_type": "sample"}),
+    "made dit": ({**_DIT, "out_channels": 6}, {"beta_schedule": "scaled_linear"}),
+    "made dit, v": ({**_DIT, "patch_size": 4, "norm_eps": 1.0}, {"prediction_type": "v_prediction"}),
 }  # fmt: skip
 
 
@@ -283,7 +289,8 @@ def test_networks_of_diffusers_are_read(name: str, asked: Any) -> None:
     folder, inputs, answers = asked
     found = torch_models.read(folder / name)
     assert_close(raw(found.model, found.params, inputs, name), answers[f"{name}/outputs"], 1e-4)
-    assert torch_models.PREDICTED[MADE[name][1].get("prediction_type", "epsilon")] == found.model.prediction
+    said = "eps_var" if "out_channels" in MADE[name][0] else MADE[name][1].get("prediction_type", "epsilon")
+    assert torch_models.PREDICTED.get(said, said) == found.model.prediction
 
 
 @pytest.mark.parametrize("name", MODELS)
