@@ -49,7 +49,7 @@ def made(folder: Path, unet: dict[str, Any], scheduler: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     network = getattr(diffusers, unet.pop("_class_name", "UNet2DModel"))(**unet)
     for name, parameter in network.named_parameters():
-        torch.nn.init.normal_(parameter, float("norm" in name and name.endswith("weight")), 0.1)
+        torch.nn.init.normal_(parameter, float("norm" in name and parameter.ndim == 1 and name.endswith("weight")), 0.1)
     if hasattr(network, "transformer_blocks"):
         return saved_transformer(folder, network, DDIMScheduler(**scheduler))
     pipeline = DDIMPipeline(network, DDIMScheduler(**scheduler))

@@ -59,12 +59,21 @@ def import_weights(
     """
     path, folder = user_path(name), writable(folder)
     if path.suffix == SAFETENSORS and path.is_file() and weights.exchange.is_ours(path):
-        found = weights.exchange.read(path, model)
-        artefact = Artefact(found.model, _to_device(found.params), found.steps, found.facts, found.grid)
+        artefact = read_exported(path, model)
     else:
         artefact = _foreign(str(name), folder, model, family, arguments or {})
     artefact.save(folder)
     return artefact
+
+
+def read_exported(path: Path, model: Model | None = None) -> Artefact:
+    """The artefact in a safetensors file made by `export_weights`.
+
+    Raises:
+      WeightsError: the file is not what it should be, or holds another model than the one that is given.
+    """
+    found = weights.exchange.read(path, model)
+    return Artefact(found.model, _to_device(found.params), found.steps, found.facts, found.grid)
 
 
 def is_inception(name: str | Path) -> bool:
