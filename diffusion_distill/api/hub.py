@@ -5,8 +5,9 @@
     HubArtefact(artefact).save_pretrained("FOLDER")            or .push_to_hub("NAME/REPOSITORY")
     artefact = HubArtefact.from_pretrained("FOLDER").artefact  or "NAME/REPOSITORY"
 
-A folder has model.safetensors, as `api.export_weights` writes it, config.json with the same description of the model for
-readers, and a model card. Nothing in it is a pickle. This module needs the extra [hub]; the package does not import it.
+A folder has model.safetensors, as `api.export_weights` writes it, config.json with the same description of the model
+for readers, and a model card. Nothing in it is a pickle. This module needs the extra [hub]; the package does not import
+it.
 """
 
 from __future__ import annotations

@@ -128,12 +128,13 @@ def _kind(found: Checkpoint) -> str:
 
 
 def _what(model: Model) -> str:
+    predicts = f"The network predicts {WORDS.get(model.prediction, model.prediction)}."
     if len(model.shape) != 3:
-        return f"It makes arrays of shape {model.shape}. The network predicts {WORDS.get(model.prediction, model.prediction)}."
+        return f"It makes arrays of shape {model.shape}. {predicts}"
     height, width, channels = model.shape
     size = f"It makes images of {height} x {width} pixels with {channels} channel{'s' * (channels > 1)}"
     labels = f" of {model.num_classes} classes" if model.num_classes > 1 else ""
-    return f"{size}{labels}. The network predicts {WORDS.get(model.prediction, model.prediction)}."
+    return f"{size}{labels}. {predicts}"
 
 
 def _origin(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -151,7 +151,7 @@ REFUSED = {
     "a flow": (changed("x", process=RectifiedFlow()), "diffusers", r"alpha² \+ sigma² = 1"),
     "times between": (changed("ddpm", process=LinearBetaDiscrete(100)), "diffusers", "the 100 times"),
     "DDPM's norms": (MODELS["ddpm"], "pytorch", "norm_epsilon is 1e-06, there 1e-05"),
-    "an unknown format": (MODELS["ddpm"], "onnx", "Unknown format of exports 'onnx'"),
+    "an unknown format": (MODELS["ddpm"], "onyx", "Unknown format of exports 'onyx'"),
 }
 
 
@@ -184,6 +184,28 @@ def test_a_function_in_stablehlo_takes_any_batch(teacher: Artefact, tmp_path: Pa
         z, level = jnp.ones((batch, *teacher.model.shape)), Level(jnp.full(batch, 0.6), jnp.full(batch, 0.8))
         wanted = teacher.denoiser(clip=False)(z, level)
         np.testing.assert_allclose(function.call(z, *level), wanted, atol=1e-5)
+
+
+ONNX = {
+    "ddpm": MODELS["ddpm"],
+    "dit": changed("x", DiT(width=32, depth=1, num_heads=2, out_ch=3, num_classes=5)),
+}
+
+
+@pytest.mark.parametrize("name", ONNX)
+def test_onnxruntime_computes_what_we_do(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("jax2onnx")
+    runtime, model = pytest.importorskip("onnxruntime"), ONNX[name]
+    artefact = Artefact(model, parameters(model.network, channels=3))
+    found = api.exported(artefact, tmp_path / "any.onnx", "onnx")
+    assert found.difference < 1e-4
+    labels = {} if model.num_classes == 1 else {"labels": np.array([3], np.int32)}
+    level = Level(np.array([0.6], np.float32), np.array([0.8], np.float32))
+    z = np.random.default_rng(1).normal(size=(1, *model.shape)).astype(np.float32)
+    session = runtime.InferenceSession(found.place.read_bytes())
+    [x_hat] = session.run(None, {"z": z, "alpha": level.alpha, "sigma": level.sigma, **labels})
+    wanted = artefact.denoiser(clip=False)(z, Level(*map(jnp.asarray, level)), *map(jnp.asarray, labels.values()))
+    assert_close(x_hat, np.asarray(wanted), 1e-5)
 
 
 def test_a_student_is_exported_if_the_scheduler_has_its_levels(tmp_path: Path) -> None:
