@@ -6,9 +6,9 @@
 z is [1, *shape], alpha and sigma [1], all float32; of a model with labels there is `labels` [1] int32 too. The batch is
 1, since jax2onnx cannot pad arrays of unknown size.
 
-JAX traces the function before jax2onnx sees it, so that jax2onnx puts nothing in the place of Flax's functions. Two kinds
-of operations are exchanged for others that jax2onnx knows: forms for certain machines for the general one, and the
-comparisons of a binary search for `<` and `<=`, from which they differ only for NaN and for zeros of other signs.
+JAX traces the function before jax2onnx sees it, so that jax2onnx puts nothing in the place of Flax's functions. Two
+kinds of operations are exchanged for others that jax2onnx knows: forms for certain machines for the general one, and
+the comparisons of a binary search for `<` and `<=`, from which they differ only for NaN and for zeros of other signs.
 """
 
 from __future__ import annotations
