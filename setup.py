@@ -27,8 +27,10 @@ RUNTIME = [
 DEMO = ["scikit-learn>=1.5.2"]
 TENSORBOARD = ["tensorboardX>=2.6.2.2"]
 EXPORT = ["safetensors>=0.5", "flatbuffers>=24.3.25"]
+HUB = [*EXPORT, "huggingface_hub>=1.33"]  # 1.0 needs torch where safetensors is installed
+ONNX = ["jax2onnx>=0.13", "onnxruntime>=1.32"]
 OTHER_NETWORKS = ["dm-haiku>=0.0.15", "equinox>=0.13.2"]  # the package imports them only where a user has done so
-TESTS = [*DEMO, *TENSORBOARD, *EXPORT, *OTHER_NETWORKS, "chex>=0.1.90", "pytest>=8.3", "pytest-xdist>=3.6.1"]
+TESTS = [*DEMO, *TENSORBOARD, *HUB, *OTHER_NETWORKS, "chex>=0.1.90", "pytest>=8.3", "pytest-xdist>=3.6.1"]
 
 # Lint and types are part of `make test`: newer checkers must not change its verdict, so they are pinned.
 CHECKERS = ["ruff>=0.17.5,<0.18", "pyright[nodejs]==1.1.414"]  # the plain pyright wheel has no Node
@@ -38,6 +40,8 @@ EXTRAS = {
     "tensorboard": TENSORBOARD,
     "wandb": ["wandb>=0.22"],
     "export": EXPORT,
+    "hub": HUB,
+    "onnx": ONNX,
     "prepare": ["tensorflow-cpu>=2.20"],  # only to prepare a TFDS data set, once
     "bench": ["torch>=2.5", "diffusers>=0.30", "pytorch-fid>=0.3", "torch-fidelity>=0.3"],
     "tpu-compile": ["jax[tpu]>=0.7.2"],  # the compiler of TPUs, which needs none; JAX says which of its versions

@@ -2,10 +2,10 @@
 
     python tests/peer_diffusers.py FOLDER
 
-FOLDER/question.json has {"loaded": names, "made": {name: [arguments of UNet2DModel, of DDIMScheduler]}, "steps": n},
+FOLDER/question.json has {"loaded": names, "made": {name: [arguments of a network, of DDIMScheduler]}, "steps": n},
 FOLDER/inputs.npz has x [batch, channels, height, width], times and labels [batch] by "NAME/...". The program loads the
 pipelines in FOLDER/NAME, also as their model cards say, writes those that it makes there, and answers in
-FOLDER/answers.npz.
+FOLDER/answers.npz. A network is a UNet2DModel, or of the class `_class_name` in its arguments.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import diffusers  # type: ignore[import-not-found]
 import numpy as np
 import torch  # type: ignore[import-not-found]
 from diffusers import (  # type: ignore[import-not-found]
@@ -24,13 +26,12 @@ from diffusers import (  # type: ignore[import-not-found]
     DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
-    UNet2DModel,
 )
 
 
 def outputs(unet: Any, x: torch.Tensor, times: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The network's outputs; labels are for those that take some."""
-    return unet(x, times, labels if unet.class_embedding is not None else None).sample
+    return unet(x, times, labels if getattr(unet, "class_embedding", labels) is not None else None).sample
 
 
 def sampled(unet: Any, scheduler: Any, steps: int, z: torch.Tensor, labels: torch.Tensor, **how: Any) -> torch.Tensor:
@@ -46,12 +47,26 @@ def sampled(unet: Any, scheduler: Any, steps: int, z: torch.Tensor, labels: torc
 def made(folder: Path, unet: dict[str, Any], scheduler: dict[str, Any]) -> Any:
     """A pipeline with random weights, of which none is zero, saved into the folder."""
     torch.manual_seed(0)
-    network = UNet2DModel(**unet)
+    network = getattr(diffusers, unet.pop("_class_name", "UNet2DModel"))(**unet)
     for name, parameter in network.named_parameters():
-        torch.nn.init.normal_(parameter, float("norm" in name and name.endswith("weight")), 0.1)
+        torch.nn.init.normal_(parameter, float("norm" in name and parameter.ndim == 1 and name.endswith("weight")), 0.1)
+    if hasattr(network, "transformer_blocks"):
+        return saved_transformer(folder, network, DDIMScheduler(**scheduler))
     pipeline = DDIMPipeline(network, DDIMScheduler(**scheduler))
     pipeline.save_pretrained(folder)
     return pipeline
+
+
+def saved_transformer(folder: Path, network: Any, scheduler: Any) -> Any:
+    """Saves what a DiTPipeline has beside its autoencoder; all blocks get the first one's embeddings, as converted."""
+    first, *others = network.transformer_blocks
+    for block in others:
+        block.norm1.emb.load_state_dict(first.norm1.emb.state_dict())
+    network.save_pretrained(folder / "transformer")
+    scheduler.save_pretrained(folder / "scheduler")
+    parts = {"transformer": ["diffusers", type(network).__name__], "scheduler": ["diffusers", "DDIMScheduler"]}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "DiTPipeline", **parts}))
+    return SimpleNamespace(unet=network, scheduler=scheduler)
 
 
 def answers(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:

@@ -68,8 +68,8 @@ CHANGES = {
 }
 #: Pages whose code another test runs, with more checks; their commands are run here.
 ELSEWHERE = {"docs/from_google_btd.md": "test_from_google_btd.py"}
-#: Packages of other programs that the tests do not need; code that imports them is compiled, not run.
-ABSENT = ("diffusers", "guided_diffusion")
+#: Other programs that need not be installed, and what needs them; code that imports them is compiled, not run.
+ABSENT = ("diffusers", "guided_diffusion", "diffusion_distill.api.hub")
 #: Commands that cannot run in a test, by a pattern, and why.
 NOT_RUN = {
     "git clone *": "the tests run in a checkout",
@@ -81,6 +81,7 @@ NOT_RUN = {
     "* --model=inception-pytorch-fid *": "downloads 95 MB; evaluation/test_inception.py imports a small one",
     "* --format=diffusers": "the networks here are perceptrons; weights/test_exports.py exports U-Nets",
     "* --format=pytorch": "the networks here are perceptrons; weights/test_exports.py exports U-Nets",
+    "* --format=onnx": "needs the extra [onnx]; weights/test_exports.py exports where it is installed",
     "* --config.evaluation.features=runs/inception*": "needs FID's network, whose compilation takes minutes",
 }
 #: Fields of configs that are given small values, where a config has them.

@@ -18,7 +18,7 @@ from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process import grids
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.progress import Progress
-from diffusion_distill.weights import exports, inception, stablehlo
+from diffusion_distill.weights import exports, inception, onnx, stablehlo
 from diffusion_distill.weights.exports import Export
 from diffusion_distill.weights.inception import INCEPTION_FILES, InceptionWeights
 from diffusion_distill.weights.matching import Checkpoint
@@ -29,6 +29,7 @@ PICKLE = ".pkl"
 EXPORTS = {
     "safetensors": SAFETENSORS,
     "stablehlo": ".stablehlo",
+    "onnx": ".onnx",
     "diffusers": "-diffusers",
     "pytorch": "-pytorch",
 }
@@ -59,12 +60,21 @@ def import_weights(
     """
     path, folder = user_path(name), writable(folder)
     if path.suffix == SAFETENSORS and path.is_file() and weights.exchange.is_ours(path):
-        found = weights.exchange.read(path, model)
-        artefact = Artefact(found.model, _to_device(found.params), found.steps, found.facts, found.grid)
+        artefact = read_exported(path, model)
     else:
         artefact = _foreign(str(name), folder, model, family, arguments or {})
     artefact.save(folder)
     return artefact
+
+
+def read_exported(path: Path, model: Model | None = None) -> Artefact:
+    """The artefact in a safetensors file made by `export_weights`.
+
+    Raises:
+      WeightsError: the file is not what it should be, or holds another model than the one that is given.
+    """
+    found = weights.exchange.read(path, model)
+    return Artefact(found.model, _to_device(found.params), found.steps, found.facts, found.grid)
 
 
 def is_inception(name: str | Path) -> bool:
@@ -100,17 +110,17 @@ def exported(
     """Writes an artefact for other programs, reads it again, and compares.
 
     Args:
-      path: of a '.safetensors' or '.stablehlo' file; of the other formats a folder, which gets a model card too. What
-        stands there is replaced if it is a file or an export.
+      path: of a '.safetensors', '.stablehlo' or '.onnx' file; of the other formats a folder, which gets a model card
+        too. What stands there is replaced if it is a file or an export.
       format: 'safetensors', with this library's own names and description of the model; 'stablehlo', one compiled
-        function, see `weights.stablehlo`; 'diffusers', a folder for its `from_pretrained`, and 'pytorch', a folder with
-        the names of ADM's program, see `weights.exports`.
+        function, see `weights.stablehlo`, and 'onnx', the same in ONNX, see `weights.onnx`; 'diffusers', a folder for
+        its `from_pretrained`, and 'pytorch', a folder with the names of ADM's program, see `weights.exports`.
       results: rows of an evaluation, {name: value}, for the model card.
 
     Raises:
       WeightsError: the other program cannot compute what the model does; the message says why.
       ValueError: an unknown format, or what stands at the path is no export.
-      ImportError: safetensors is not installed.
+      ImportError: safetensors, or what ONNX needs, is not installed.
     """
     ending = choose("format of exports", format, EXPORTS)
     path, provenance = user_path(path), dict(artefact.provenance)
@@ -118,6 +128,8 @@ def exported(
         raise ValueError(f"Exports of the format {format} are {ending} files, got {path}.")
     if format == "stablehlo":
         return stablehlo.save(path, artefact.model, artefact.params)
+    if format == "onnx":
+        return onnx.save(path, artefact.model, artefact.params)
     if format != "safetensors":
         facts = {**provenance, "results": list(results)}
         found = Checkpoint(artefact.model, artefact.params, artefact.steps, facts=facts, grid=artefact.grid)

@@ -53,6 +53,9 @@ class DiT(nn.Module):
       num_classes: 1 means unconditional: no `class_emb`, labels are ignored.
       label_dropout: rate at which training replaces labels by the null label, num_classes; kept here because it
         belongs to a trained network. The network itself drops no label.
+      frequency_shift: frequency k of the time's sinusoids is 10000^(-k / (128 - shift)); 0 in the paper's program, 1 in
+        diffusers.
+      mlp_norm_epsilon: added to the variance by the norm before each perceptron; the other norms add 1e-6.
       dtype: "float32", "bfloat16" or "float16", what the products in the blocks are computed in. Parameters,
         embeddings and what they modulate blocks with, norms, softmax and the output are float32.
       remat: computes each block a second time in the backward pass, which then needs less memory.
@@ -70,6 +73,8 @@ class DiT(nn.Module):
     dropout: float = 0.0
     num_classes: int = 1
     label_dropout: float = 0.0
+    frequency_shift: float = 0.0
+    mlp_norm_epsilon: float = EPSILON
     dtype: str = "float32"
     remat: bool = False
 
@@ -100,15 +105,15 @@ class DiT(nn.Module):
         h = h + place_features(rows, columns, self.width)[None]
         block = remat(_Block, self.remat)
         for number in range(self.depth):
-            named = block(self.num_heads, self.mlp_ratio, self.dropout, self.dtype, name=f"block_{number}")
-            h = named(h, condition, train)
+            settings = (self.num_heads, self.mlp_ratio, self.dropout, self.mlp_norm_epsilon, self.dtype)
+            h = block(*settings, name=f"block_{number}")(h, condition, train)
         [shift, scale] = _modulation("modulation_out", 2, condition)
         h = _dense("dense_out", self.patch**2 * self.out_ch, zeros)(modulated(h, shift, scale))
         return image_of(h, rows, columns, self.patch)
 
     def _condition(self, time: Array, labels: Array | None) -> Array:
         """What the blocks are told about time and label: [batch, width] float32."""
-        features = sinusoidal_features(time, FREQUENCIES, shift=0.0, cos_first=True)
+        features = sinusoidal_features(time, FREQUENCIES, shift=self.frequency_shift, cos_first=True)
         hidden = nn.swish(_dense("dense0", self.width, normal(0.02))(features))
         condition = _dense("dense1", self.width, normal(0.02))(hidden)
         if self.num_classes > 1:
@@ -125,6 +130,7 @@ class _Block(nn.Module):
     num_heads: int
     mlp_ratio: int
     dropout: float
+    mlp_norm_epsilon: float
     dtype: str
 
     @nn.compact
@@ -133,7 +139,8 @@ class _Block(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=not train)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = _modulation("modulation", 6, condition)
         h = h + gate * drop(self._attention(modulated(h, shift, scale))).astype(jnp.float32)
-        return h + mlp_gate * drop(self._mlp(modulated(h, mlp_shift, mlp_scale))).astype(jnp.float32)
+        normed = modulated(h, mlp_shift, mlp_scale, self.mlp_norm_epsilon)
+        return h + mlp_gate * drop(self._mlp(normed)).astype(jnp.float32)
 
     def _attention(self, h: Array) -> Array:
         width = h.shape[-1]
@@ -176,11 +183,11 @@ def place_features(rows: int, columns: int, width: int) -> np.ndarray:
     return np.concatenate([np.sin(column), np.cos(column), np.sin(row), np.cos(row)], axis=-1).astype(np.float32)
 
 
-def modulated(h: Array, shift: Array, scale: Array) -> Array:
+def modulated(h: Array, shift: Array, scale: Array, epsilon: float = EPSILON) -> Array:
     """(1 + scale) * norm(h) + shift, where the norm is over the last axis and has no parameters of its own."""
     mean = jnp.mean(h, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(h - mean), axis=-1, keepdims=True)
-    return (h - mean) / jnp.sqrt(variance + EPSILON) * (1 + scale) + shift
+    return (h - mean) / jnp.sqrt(variance + epsilon) * (1 + scale) + shift
 
 
 def _modulation(name: str, count: int, condition: Array) -> list[Array]:

@@ -52,6 +52,17 @@ network.load_state_dict(load_file("FOLDER/model.safetensors"))
 ```
 """
 
+HUB = """\
+With `diffusion_distill[hub]` installed:
+
+```python
+import diffusion_distill as dd
+from diffusion_distill.api.hub import HubArtefact
+
+images = dd.sample(HubArtefact.from_pretrained("FOLDER").artefact, 16)
+```
+"""
+
 
 def of_diffusers(found: Checkpoint, pipeline: str) -> str:
     """The card of a folder of diffusers."""
@@ -80,6 +91,11 @@ def of_pytorch(found: Checkpoint, schedule: Mapping[str, Any] | None) -> str:
     how = f"{PYTORCH}\nThe noise levels {said}. "
     how += f"The network is told the number that `{model.time_input}` gives, and outputs `{model.prediction}`.\n"
     return _card(found, "", how)
+
+
+def of_hub(found: Checkpoint) -> str:
+    """The card of a folder or repository for `api.hub`."""
+    return _card(found, "library_name: diffusion_distill\n", HUB)
 
 
 def _card(found: Checkpoint, header: str, how: str) -> str:
@@ -112,10 +128,13 @@ def _kind(found: Checkpoint) -> str:
 
 
 def _what(model: Model) -> str:
+    predicts = f"The network predicts {WORDS.get(model.prediction, model.prediction)}."
+    if len(model.shape) != 3:
+        return f"It makes arrays of shape {model.shape}. {predicts}"
     height, width, channels = model.shape
     size = f"It makes images of {height} x {width} pixels with {channels} channel{'s' * (channels > 1)}"
     labels = f" of {model.num_classes} classes" if model.num_classes > 1 else ""
-    return f"{size}{labels}. The network predicts {WORDS.get(model.prediction, model.prediction)}."
+    return f"{size}{labels}. {predicts}"
 
 
 def _origin(facts: Mapping[str, Any]) -> Iterator[str]:

@@ -97,13 +97,20 @@ def renamed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         ours = place_features(side, side, places.shape[-1]) if side and places.shape[-1] % 4 == 0 else np.zeros(0)
         if places.shape != (1, *ours.shape) or not np.allclose(places[0], ours, atol=PLACE_TOLERANCE):
             raise WeightsError(f"{PLACES} is not the fixed sinusoids of a square of patches, which the network adds.")
-    if table is not None and table.ndim == 2:
-        table = np.asarray(table, np.float32)
-        found |= {CLASSES: table[:-1] - table[-1:], NO_CLASS: table[-1]}
-    return found
+    return found if table is None else found | labels_apart(TABLE, table)
 
 
-_NAMES = {
+def labels_apart(name: str, table: np.ndarray) -> dict[str, np.ndarray]:
+    """The two parts of a table of labels, whose last row is that of none; what is no table stays as it is."""
+    if table.ndim != 2:
+        return {name: table}
+    table = np.asarray(table, np.float32)
+    return {CLASSES: table[:-1] - table[-1:], NO_CLASS: table[-1]}
+
+
+#: Modules here -> there.
+NAMES = {
+    "block": "blocks",
     "patch_emb": "x_embedder.proj",
     "dense0": "t_embedder.mlp.0",
     "dense1": "t_embedder.mlp.2",
@@ -119,12 +126,18 @@ _NAMES = {
 }
 
 
-def place(path: str, patch: int) -> Place:
-    """Where a parameter is stored."""
+def place(path: str, patch: int, names: Mapping[str, str] = NAMES, order: str = "qhc") -> Place:
+    """Where a parameter is stored.
+
+    Args:
+      patch: height and width of a patch.
+      names: of the modules.
+      order: of q, k and v in one tensor, see `torch_layout`; empty if each has its own.
+    """
     *modules, leaf = path.split("/")
     if modules == ["class_emb"]:
         return Place(CLASSES, "table") if leaf == "kernel" else Place(NO_CLASS)
-    names = [re.sub(r"^block_(\d+)$", r"blocks.\1", _NAMES.get(name, name)) for name in modules]
-    order = "qhc" if modules[-1] in ("q", "k", "v") else ""
+    there = [names.get(name) or re.sub(r"^block_", f"{names['block']}.", name) for name in modules]
+    order = order if modules[-1] in ("q", "k", "v") else ""
     places = (patch, patch) if modules == ["patch_emb"] and leaf == "kernel" else ()
-    return Place(".".join((*names, LEAVES[leaf])), order, places=places)
+    return Place(".".join((*there, LEAVES[leaf])), order, places=places)

@@ -14,7 +14,7 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from diffusion_distill.weights import adm, ddpm, diffusers, dit, torch_layout
+from diffusion_distill.weights import adm, ddpm, diffusers, diffusers_dit, dit, torch_layout
 from diffusion_distill.weights.matching import Shape, WeightsError
 from diffusion_distill.weights.torch_layout import Entry, Place
 
@@ -38,6 +38,7 @@ class Family:
       latent: whether its images are latents of an autoencoder, which have no bounds.
       unused: tensors of files that no forward pass uses.
       renamed: gives tensors that older versions named otherwise their names of today.
+      classes: of networks of the library diffusers, what config.json calls them.
     """
 
     make: Callable[[Mapping[str, Any]], tuple[Any, Shape]]
@@ -50,6 +51,7 @@ class Family:
     latent: bool = False
     unused: tuple[str, ...] = ()
     renamed: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = dict
+    classes: tuple[str, ...] = ()
 
     def network(self, arguments: Mapping[str, Any]) -> tuple[Any, Shape]:
         """The network of constructor arguments, and the shape [height, width, channels] of its images.
@@ -135,5 +137,15 @@ FAMILIES: dict[str, Family] = {
         mark="time_embedding.linear_1.weight",
         asked=(("sample_size",),),
         renamed=diffusers.renamed,
+        classes=(diffusers.NAME,),
+    ),
+    "diffusers_dit": Family(
+        diffusers_dit.network,
+        lambda network, shapes, arguments: partial(diffusers_dit.place, patch=network.patch),
+        mark="transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight",
+        asked=(("sample_size",),),
+        renamed=diffusers_dit.renamed,
+        latent=True,
+        classes=diffusers_dit.CLASSES,
     ),
 }

@@ -38,7 +38,7 @@ from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import DiscreteBetas, LinearBetaDiscrete, Process
 from diffusion_distill.process.time_input import EDMInput, TimeOfProcess
 from diffusion_distill.process.ve import VE
-from diffusion_distill.weights import state_dict
+from diffusion_distill.weights import diffusers, state_dict
 from diffusion_distill.weights.arguments import Arguments
 from diffusion_distill.weights.families import FAMILIES, Family
 from diffusion_distill.weights.matching import Checkpoint, WeightsError
@@ -233,13 +233,15 @@ def _family_of(tensors: Mapping[str, Any], what: str) -> str:
 def _of_folder(folder: Path, stored: state_dict.StateDict, given: Mapping[str, Any]) -> Described:
     """From the descriptions in a folder of diffusers, and what was given."""
     said = dict(stored.config or {})
-    kind = said.get("_class_name", "UNet2DModel")
-    if kind != "UNet2DModel":
+    kind = said.get("_class_name", diffusers.NAME)
+    family = next((name for name, known in FAMILIES.items() if kind in known.classes), None)
+    if family is None:
+        read = ", ".join(known.classes[0] for known in FAMILIES.values() if known.classes)
         raise WeightsError(
-            f"{folder} holds a network of the class {str(kind)[:80]!r}. Of diffusers, UNet2DModel is read. A network "
-            "of another class can be used if it is written in JAX, see docs/models."
+            f"{folder} holds a network of the class {str(kind)[:80]!r}. Of diffusers, {read} are read. A network of "
+            "another class can be used if it is written in JAX, see docs/extending.md."
         )
-    if "attention_head_dim" not in {**said, **given}:
+    if kind == diffusers.NAME and "attention_head_dim" not in {**said, **given}:
         raise WeightsError(
             f"{folder}: config.json does not say attention_head_dim. Older files mean one head by that (null), later "
             "programs heads of 8 channels. Give it as an argument, for example arguments={'attention_head_dim': None}."
@@ -251,7 +253,7 @@ def _of_folder(folder: Path, stored: state_dict.StateDict, given: Mapping[str, A
     if steps is not None:
         schedule.setdefault("num_diffusion_timesteps", steps)
     arguments, told = _apart(given)
-    return Described("diffusers_unet2d", {**said, **arguments}, {**schedule, **told})
+    return Described(family, {**said, **arguments}, {**schedule, **told})
 
 
 def _of_scheduler(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def test_no_parameter_depends_on_the_size_of_the_image() -> None:
 
 def test_a_block_does_not_know_the_order_of_its_tokens() -> None:
     h, condition = images(2, 1, 7, 16)[:, 0], images(2, 1, 1, 16)[:, 0, 0]
-    block, order = dit._Block(2, 4, 0.0, "float32"), np.random.default_rng(0).permutation(7)
+    block, order = dit._Block(2, 4, 0.0, 1e-6, "float32"), np.random.default_rng(0).permutation(7)
     tree = jax.eval_shape(partial(block.init, train=False), jax.random.key(0), h, condition)
     params = jax.tree.map(lambda leaf: 0.3 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), tree)
     evaluate = jax.jit(lambda tokens: block.apply(params, tokens, condition, False))

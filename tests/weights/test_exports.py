@@ -151,7 +151,7 @@ REFUSED = {
     "a flow": (changed("x", process=RectifiedFlow()), "diffusers", r"alpha² \+ sigma² = 1"),
     "times between": (changed("ddpm", process=LinearBetaDiscrete(100)), "diffusers", "the 100 times"),
     "DDPM's norms": (MODELS["ddpm"], "pytorch", "norm_epsilon is 1e-06, there 1e-05"),
-    "an unknown format": (MODELS["ddpm"], "onnx", "Unknown format of exports 'onnx'"),
+    "an unknown format": (MODELS["ddpm"], "onyx", "Unknown format of exports 'onyx'"),
 }
 
 
@@ -184,6 +184,28 @@ def test_a_function_in_stablehlo_takes_any_batch(teacher: Artefact, tmp_path: Pa
         z, level = jnp.ones((batch, *teacher.model.shape)), Level(jnp.full(batch, 0.6), jnp.full(batch, 0.8))
         wanted = teacher.denoiser(clip=False)(z, level)
         np.testing.assert_allclose(function.call(z, *level), wanted, atol=1e-5)
+
+
+ONNX = {
+    "ddpm": MODELS["ddpm"],
+    "dit": changed("x", DiT(width=32, depth=1, num_heads=2, out_ch=3, num_classes=5)),
+}
+
+
+@pytest.mark.parametrize("name", ONNX)
+def test_onnxruntime_computes_what_we_do(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("jax2onnx")
+    runtime, model = pytest.importorskip("onnxruntime"), ONNX[name]
+    artefact = Artefact(model, parameters(model.network, channels=3))
+    found = api.exported(artefact, tmp_path / "any.onnx", "onnx")
+    assert found.difference < 1e-4
+    labels = {} if model.num_classes == 1 else {"labels": np.array([3], np.int32)}
+    level = Level(np.array([0.6], np.float32), np.array([0.8], np.float32))
+    z = np.random.default_rng(1).normal(size=(1, *model.shape)).astype(np.float32)
+    session = runtime.InferenceSession(found.place.read_bytes())
+    [x_hat] = session.run(None, {"z": z, "alpha": level.alpha, "sigma": level.sigma, **labels})
+    wanted = artefact.denoiser(clip=False)(z, Level(*map(jnp.asarray, level)), *map(jnp.asarray, labels.values()))
+    assert_close(x_hat, np.asarray(wanted), 1e-5)
 
 
 def test_a_student_is_exported_if_the_scheduler_has_its_levels(tmp_path: Path) -> None:
@@ -233,8 +255,12 @@ def test_the_card_says_where_the_weights_are_from(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- diffusers itself
 
 _SHARED = {"sample_size": 8, "layers_per_block": 1, "block_out_channels": [32, 64]}
+_DIT = {
+    "_class_name": "DiTTransformer2DModel", "sample_size": 8, "in_channels": 3, "num_attention_heads": 2,
+    "attention_head_dim": 16, "num_layers": 2, "num_embeds_ada_norm": 5,
+}  # fmt: skip
 _PLAIN = {"down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"]}
-#: name -> (arguments of UNet2DModel, of DDIMScheduler)
+#: name -> (arguments of UNet2DModel or another class, of DDIMScheduler)
 MADE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "made ddpm": (
         {
@@ -254,6 +280,8 @@ MADE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "made v": ({**_SHARED, **_PLAIN}, {"beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}),
     "made x": ({**_SHARED, **_PLAIN, "time_embedding_dim": 64}, {"prediction_type": "sample"}),
+    "made dit": ({**_DIT, "out_channels": 6}, {"beta_schedule": "scaled_linear"}),
+    "made dit, v": ({**_DIT, "patch_size": 4, "norm_eps": 1.0}, {"prediction_type": "v_prediction"}),
 }  # fmt: skip
 
 
@@ -283,7 +311,8 @@ def test_networks_of_diffusers_are_read(name: str, asked: Any) -> None:
     folder, inputs, answers = asked
     found = torch_models.read(folder / name)
     assert_close(raw(found.model, found.params, inputs, name), answers[f"{name}/outputs"], 1e-4)
-    assert torch_models.PREDICTED[MADE[name][1].get("prediction_type", "epsilon")] == found.model.prediction
+    said = "eps_var" if "out_channels" in MADE[name][0] else MADE[name][1].get("prediction_type", "epsilon")
+    assert torch_models.PREDICTED.get(said, said) == found.model.prediction
 
 
 @pytest.mark.parametrize("name", MODELS)

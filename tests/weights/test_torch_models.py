@@ -165,34 +165,152 @@ def test_dit_is_its_program(tmp_path: Path) -> None:
     assert found.model.prediction == "eps_var"
 
 
-def dit_by_names(tensors: Mapping[str, np.ndarray], x: np.ndarray, time: np.ndarray, labels: list[int]) -> np.ndarray:
-    """DiT of patch 2 with two heads, in NumPy float64."""
+def dit_by_names(
+    tensors: Mapping[str, np.ndarray],
+    x: np.ndarray,
+    time: np.ndarray,
+    labels: list[int],
+    shift: int = 0,
+    epsilon: float = 1e-6,
+) -> np.ndarray:
+    """DiT of patch 2 with two heads, in NumPy float64; shift of the frequencies, epsilon of the perceptrons' norms."""
     w = {name: np.asarray(tensor, np.float64) for name, tensor in tensors.items()}
     silu = lambda a: a / (1 + np.exp(-a))  # noqa: E731
     gelu = lambda a: 0.5 * a * (1 + np.tanh(np.sqrt(2 / np.pi) * (a + 0.044715 * a**3)))  # noqa: E731
     linear = lambda a, name: a @ w[f"{name}.weight"].T + w[f"{name}.bias"]  # noqa: E731
-    norm = lambda a: (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-6)  # noqa: E731
+    norm = lambda a, e=1e-6: (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + e)  # noqa: E731
     kernel = w["x_embedder.proj.weight"]
     tokens = np.einsum("bhiwjc,dcij->bhwd", x.reshape(3, 2, 2, 2, 2, 4), kernel).reshape(3, 4, -1)
     h = tokens + w["x_embedder.proj.bias"] + w["pos_embed"]
-    angles = time[:, None] * np.exp(-np.log(10_000) * np.arange(128) / 128)
+    angles = time[:, None] * np.exp(-np.log(10_000) * np.arange(128) / (128 - shift))
     t = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
     c = linear(silu(linear(t, "t_embedder.mlp.0")), "t_embedder.mlp.2")
     c = silu(c + w["y_embedder.embedding_table.weight"][labels])[:, None]
     for k in range(2):
         parts = np.split(linear(c, f"blocks.{k}.adaLN_modulation.1"), 6, axis=-1)
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
-        qkv = linear(norm(h) * (1 + scale) + shift, f"blocks.{k}.attn.qkv").reshape(3, 4, 3, 2, 8)
+        offset, scale, gate, mlp_offset, mlp_scale, mlp_gate = parts
+        qkv = linear(norm(h) * (1 + scale) + offset, f"blocks.{k}.attn.qkv").reshape(3, 4, 3, 2, 8)
         q, key, v = qkv.transpose(2, 0, 3, 1, 4)
         logits = q @ key.swapaxes(-1, -2) / np.sqrt(8)
         weights = np.exp(logits - logits.max(-1, keepdims=True))
         mixed = (weights / weights.sum(-1, keepdims=True) @ v).transpose(0, 2, 1, 3).reshape(3, 4, 16)
         h = h + gate * linear(mixed, f"blocks.{k}.attn.proj")
-        hidden = gelu(linear(norm(h) * (1 + mlp_scale) + mlp_shift, f"blocks.{k}.mlp.fc1"))
+        hidden = gelu(linear(norm(h, epsilon) * (1 + mlp_scale) + mlp_offset, f"blocks.{k}.mlp.fc1"))
         h = h + mlp_gate * linear(hidden, f"blocks.{k}.mlp.fc2")
-    shift, scale = np.split(linear(c, "final_layer.adaLN_modulation.1"), 2, axis=-1)
-    out = linear(norm(h) * (1 + scale) + shift, "final_layer.linear").reshape(3, 2, 2, 2, 2, 8)
+    offset, scale = np.split(linear(c, "final_layer.adaLN_modulation.1"), 2, axis=-1)
+    out = linear(norm(h) * (1 + scale) + offset, "final_layer.linear").reshape(3, 2, 2, 2, 2, 8)
     return out.transpose(0, 1, 3, 2, 4, 5).reshape(3, 4, 4, 8)
+
+
+#: Tensors of DiTTransformer2DModel with the arguments DIFFUSERS_DIT, as diffusers 0.42.1 names and shapes them, and
+#: DiT's own names of them.
+DIFFUSERS_DIT: dict[str, Any] = dict(
+    num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2, sample_size=4,
+    patch_size=2, num_embeds_ada_norm=5,
+)  # fmt: skip
+OF_ALL = {
+    "pos_embed.proj.weight": ((16, 4, 2, 2), "x_embedder.proj.weight"),
+    "pos_embed.proj.bias": ((16,), "x_embedder.proj.bias"),
+    "proj_out_1.weight": ((32, 16), "final_layer.adaLN_modulation.1.weight"),
+    "proj_out_1.bias": ((32,), "final_layer.adaLN_modulation.1.bias"),
+    "proj_out_2.weight": ((32, 16), "final_layer.linear.weight"),
+    "proj_out_2.bias": ((32,), "final_layer.linear.bias"),
+}
+OF_A_BLOCK = {
+    "norm1.linear.weight": ((96, 16), "adaLN_modulation.1.weight"),
+    "norm1.linear.bias": ((96,), "adaLN_modulation.1.bias"),
+    "attn1.to_q.weight": ((16, 16), "attn.qkv.weight"),
+    "attn1.to_q.bias": ((16,), "attn.qkv.bias"),
+    "attn1.to_k.weight": ((16, 16), "attn.qkv.weight"),
+    "attn1.to_k.bias": ((16,), "attn.qkv.bias"),
+    "attn1.to_v.weight": ((16, 16), "attn.qkv.weight"),
+    "attn1.to_v.bias": ((16,), "attn.qkv.bias"),
+    "attn1.to_out.0.weight": ((16, 16), "attn.proj.weight"),
+    "attn1.to_out.0.bias": ((16,), "attn.proj.bias"),
+    "ff.net.0.proj.weight": ((64, 16), "mlp.fc1.weight"),
+    "ff.net.0.proj.bias": ((64,), "mlp.fc1.bias"),
+    "ff.net.2.weight": ((16, 64), "mlp.fc2.weight"),
+    "ff.net.2.bias": ((16,), "mlp.fc2.bias"),
+}
+OF_ALL_BLOCKS = {
+    "norm1.emb.timestep_embedder.linear_1.weight": ((16, 256), "t_embedder.mlp.0.weight"),
+    "norm1.emb.timestep_embedder.linear_1.bias": ((16,), "t_embedder.mlp.0.bias"),
+    "norm1.emb.timestep_embedder.linear_2.weight": ((16, 16), "t_embedder.mlp.2.weight"),
+    "norm1.emb.timestep_embedder.linear_2.bias": ((16,), "t_embedder.mlp.2.bias"),
+    "norm1.emb.class_embedder.embedding_table.weight": ((6, 16), "y_embedder.embedding_table.weight"),
+}
+
+
+def diffusers_dit(path: Path, changes: Mapping[str, Any]) -> tuple[Path, dict[str, np.ndarray]]:
+    """A folder of random weights, the second block's embeddings those of the first; and the weights by DiT's names."""
+    rng, theirs, own = np.random.default_rng(0), {}, {"pos_embed": place_features(2, 2, 16)[None]}
+    for name, (shape, known) in (OF_ALL | OF_ALL_BLOCKS).items():
+        own[known] = 0.1 * rng.standard_normal(shape).astype(np.float32)
+        blocks = [f"transformer_blocks.{k}." for k in range(2)] if name in OF_ALL_BLOCKS else [""]
+        theirs |= {f"{block}{name}": own[known] for block in blocks}
+    for k in range(2):
+        parts: dict[str, list[np.ndarray]] = {}
+        for name, (shape, known) in OF_A_BLOCK.items():
+            theirs[f"transformer_blocks.{k}.{name}"] = tensor = 0.1 * rng.standard_normal(shape).astype(np.float32)
+            parts.setdefault(f"blocks.{k}.{known}", []).append(tensor)
+        own |= {name: np.concatenate(tensors) for name, tensors in parts.items()}
+    path.mkdir()
+    said = {"_class_name": "DiTTransformer2DModel", **DIFFUSERS_DIT, **changes}
+    (path / "config.json").write_text(json.dumps(said))
+    safetensors_files.write(path / "diffusion_pytorch_model.safetensors", theirs)
+    return path, own
+
+
+@pytest.mark.parametrize(("shift", "epsilon"), [(1, 0.5), (0, 1e-6)], ids=["as diffusers", "as DiT's program"])
+def test_dit_of_diffusers_is_dit(shift: int, epsilon: float, tmp_path: Path) -> None:
+    told = {} if shift else {"downscale_freq_shift": 0, "norm_eps": 1e-6}
+    folder, own = diffusers_dit(tmp_path / "model", {"norm_eps": epsilon})
+    found = torch_models.read(folder, arguments=told)
+    x, time, labels = jax.random.normal(jax.random.key(0), (3, 4, 4, 4)), jnp.array([0.0, 7.0, 999.0]), [0, 4, 5]
+    got = jax.jit(found.model.network.apply)({"params": found.params}, x, time, jnp.array(labels))
+    wanted = dit_by_names(own, np.asarray(x), np.asarray(time), labels, shift, epsilon)
+    np.testing.assert_allclose(got, wanted, atol=2e-5)
+    assert (found.model.prediction, found.model.data_range) == ("eps_var", None)
+
+
+def test_older_folders_call_dit_a_transformer(tmp_path: Path) -> None:
+    changes = {"_class_name": "Transformer2DModel", "cross_attention_dim": None, "only_cross_attention": False}
+    older, newer = diffusers_dit(tmp_path / "older", changes)[0], diffusers_dit(tmp_path / "newer", {})[0]
+    assert torch_models.read(older).model == torch_models.read(newer).model
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"norm_type": "ada_norm_single"}, "norm_type is 'ada_norm_single'"),
+        ({"activation_fn": "geglu"}, "activation_fn is 'geglu'"),
+        ({"_class_name": "Transformer2DModel", "cross_attention_dim": 768}, "cross_attention_dim is 768"),
+        ({"num_embeds_ada_norm": None}, "num_embeds_ada_norm is None"),
+        ({"register_tokens": 4}, "Unknown argument.*'register_tokens'"),
+        ({"num_layers": 3}, "missing"),
+        ({"num_layers": 3000}, "cannot be those of a network with 3000 blocks"),
+    ],
+)
+def test_a_dit_of_diffusers_that_cannot_be_computed_is_refused(
+    changes: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(WeightsError, match=said):
+        torch_models.read(diffusers_dit(tmp_path / "model", changes)[0])
+
+
+@pytest.mark.fast
+def test_blocks_with_embeddings_of_their_own_are_refused() -> None:
+    name = "transformer_blocks.{}.norm1.emb.timestep_embedder.linear_1.bias"
+    one, other = np.zeros(16, np.float32), np.full(16, 1e-3, np.float32)
+    assert list(FAMILIES["diffusers_dit"].renamed({name.format(0): one, name.format(1): one})) == [
+        name.split("norm1.")[1]
+    ]
+    for blocks in ({0: one, 1: other}, {1: one}):
+        with pytest.raises(
+            WeightsError, match=r"norm1\.emb\.timestep_embedder\.linear_1\.bias is not the same in all 2"
+        ):
+            FAMILIES["diffusers_dit"].renamed({name.format(k): tensor for k, tensor in blocks.items()})
 
 
 def folder_of(path: Path, changes: Mapping[str, Any], scheduler: Mapping[str, Any] | None = None) -> Path:
@@ -264,7 +382,11 @@ def test_what_is_missing_or_wrong_is_said(name: str, tmp_path: Path) -> None:
 
 
 FOLDERS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
-    "another class": ({"_class_name": "UNet2DConditionModel"}, None, "UNet2DConditionModel.*UNet2DModel is read"),
+    "another class": (
+        {"_class_name": "UNet2DConditionModel"},
+        None,
+        "UNet2DConditionModel.*UNet2DModel, DiT.* are read",
+    ),
     "no head width": ({"attention_head_dim": None}, None, "does not say attention_head_dim"),
     "fourier features": ({"time_embedding_type": "fourier"}, None, "time_embedding_type is 'fourier'"),
     "an unknown block": ({"down_block_types": ["DownBlock2D", "SkipDownBlock2D"]}, None, "SkipDownBlock2D"),
