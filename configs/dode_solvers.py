@@ -14,8 +14,8 @@
 
     paper      scale C = 10, batch B = 100 (25 for bedroom), uniform times (rho = 7 for EDM), nothing clipped, a teacher
                of at most 1000 steps; FID of 50,000 samples, 3 seeds, 2 to 50 evaluations
-    here       the paper's ImageNet 128 adds a classifier's gradient of scale 1.25, which is for Python alone:
-               dd.SamplerSpec(guidance={"scale": 1.25, "classifier": ...}); without it the network's classes count
+    here       the paper's ImageNet 128 adds a classifier's gradient of scale 1.25, which is not in the config: with
+               --config.sample.classifier=128x128_classifier.pt --config.sample.guidance=1.25
     cost       a fit of 10 evaluations is 110 evaluations of 100 images: seconds to minutes on one GPU
 
     python -m diffusion_distill.main --mode=import --model=ddpm-cifar10 --workdir=runs/ddpm_cifar10

@@ -15,6 +15,7 @@ from diffusion_distill.api.exchange import (
     import_inception,
     import_weights,
     is_inception,
+    read_noisy_classifier,
 )
 from diffusion_distill.api.fitting import FitSettings, fit_solver
 from diffusion_distill.api.sampling import TEACHER_STEPS, denoiser_of, grid_for, sample, table_for
@@ -38,6 +39,7 @@ __all__ = [
     "import_inception",
     "import_weights",
     "is_inception",
+    "read_noisy_classifier",
     "sample",
     "table_for",
     "train",

@@ -14,11 +14,12 @@ from diffusion_distill import weights
 from diffusion_distill.base.errors import choose, near_matches
 from diffusion_distill.base.files import user_path, writable
 from diffusion_distill.base.typing import Params
+from diffusion_distill.denoisers.guidance import NoisyLogProb
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process import grids
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.progress import Progress
-from diffusion_distill.weights import exports, inception, onnx, stablehlo
+from diffusion_distill.weights import exports, inception, onnx, published_torch, stablehlo, torch_models
 from diffusion_distill.weights.exports import Export
 from diffusion_distill.weights.inception import INCEPTION_FILES, InceptionWeights
 from diffusion_distill.weights.matching import Checkpoint
@@ -75,6 +76,20 @@ def read_exported(path: Path, model: Model | None = None) -> Artefact:
     """
     found = weights.exchange.read(path, model)
     return Artefact(found.model, _to_device(found.params), found.steps, found.facts, found.grid)
+
+
+def read_noisy_classifier(name: str | Path) -> NoisyLogProb:
+    """A classifier of noisy images in a file of ADM's program, for `SamplerSpec(guidance={"classifier": ...})`.
+
+    Args:
+      name: the file. Its arguments are those published under its name, or stand in a JSON file beside it.
+
+    Raises:
+      WeightsError: it is damaged, no such classifier, or its arguments are missing or do not fit.
+      OSError: it cannot be opened.
+    """
+    path = user_path(name)
+    return torch_models.read_classifier(path, published_torch.arguments_of_classifier(path))
 
 
 def is_inception(name: str | Path) -> bool:

@@ -11,7 +11,8 @@ A config has these parts, each read by one function below:
     artefact   folder of the artefact to sample or evaluate
     sample     the fields of `SamplerSpec`, an empty solver and 0 steps meaning those of the fitted solver, or else DDIM
                and the model's own number; of guidance, `guidance` is the scale (1: none), `null` the label of no class
-               (-1: the model's own); and count, seed, batch_size, form of what is drawn
+               (-1: the model's own), `classifier` the file of one that guides in place of the model's null label; and
+               count, seed, batch_size, form of what is drawn
     fit        how lambdas are fitted for the solver of `sample`: scale, batch_size, teacher_solver, ... -> FitSettings
     solvers    what --mode=solvers compares: solvers, nfe, ...                    -> Comparison
     evaluation how samplers are measured: count (0: that of `sample`), repetitions, ...; features, statistics (a file in
@@ -34,6 +35,7 @@ from ml_collections.config_dict import placeholder
 
 from diffusion_distill.api import FitSettings, Settings
 from diffusion_distill.api.classifier import ClassifierSettings
+from diffusion_distill.api.exchange import read_noisy_classifier
 from diffusion_distill.api.features import features_named
 from diffusion_distill.api.sampling import Sampler, sampler_of
 from diffusion_distill.base.errors import choose
@@ -85,7 +87,7 @@ def config_of(
             "method": {"name": name, **_overridable(to_mapping(method))},
             "run": {**to_mapping(settings), "optimizer": to_mapping(settings.optimizer)},
         }
-    sampling = {**to_mapping(SamplerSpec()), "guidance": 1.0, "null": -1, **DRAWN}
+    sampling = {**to_mapping(SamplerSpec()), "guidance": 1.0, "null": -1, "classifier": "", **DRAWN}
     for name in sample:
         choose("field of config.sample:", name, sampling)
     return ConfigDict(
@@ -186,8 +188,13 @@ def artefact(config: Any, part: str) -> Artefact:
 def spec(config: Any) -> SamplerSpec:
     """How config.sample says that a model is sampled."""
     values = {name: value for name, value in config.sample.to_dict().items() if name not in DRAWN}
-    scale, null = values.pop("guidance"), values.pop("null")
-    guidance = {"scale": scale, **({} if null < 0 else {"null": null})} if scale != 1 else None
+    scale, null, file = (values.pop(name) for name in ("guidance", "null", "classifier"))
+    if file:
+        if null >= 0:
+            raise ValueError("config.sample.null belongs to classifier-free guidance. Leave it out, or the classifier.")
+        guidance = {"scale": scale, "classifier": read_noisy_classifier(file)}
+    else:
+        guidance = {"scale": scale, **({} if null < 0 else {"null": null})} if scale != 1 else None
     return SamplerSpec.from_dict({**values, "guidance": guidance})
 
 
@@ -278,7 +285,7 @@ def reference(config: Any) -> Source | Part:
 
 def conventions(config: Any) -> dict[str, Any]:
     """The facts written beside the numbers of an evaluation; facts about one sampler are in its row."""
-    how, fitted = spec(config).to_dict(), fitted_solver(config)
+    how, fitted = spec(config).to_dict() | {"classifier": config.sample.classifier}, fitted_solver(config)
     how = {name: value for name, value in how.items() if name not in ("solver", "steps")} | {"seed": config.sample.seed}
     if fitted:
         grid = {name: fitted.provenance.get(name) for name in ("spacing", "end")}

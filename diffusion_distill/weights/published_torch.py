@@ -14,8 +14,11 @@ the hash is recorded at the first download. ADM writes attention as image sizes 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from diffusion_distill.base.errors import WeightsError
+from diffusion_distill.formats import strict_json
 from diffusion_distill.weights import torch_models
 from diffusion_distill.weights.published import Published
 
@@ -239,6 +242,7 @@ def _classifier(size: int, depth: int = 2, **schedule: Any) -> dict[str, Any]:
     }
 
 
+MOST_ARGUMENTS = 2**16  # bytes
 #: Address of a classifier of ImageNet -> its arguments, for `torch_models.read_classifier`. The first goes with
 #: adm-imagenet64, and so on.
 CLASSIFIERS: dict[str, dict[str, Any]] = {
@@ -247,6 +251,25 @@ CLASSIFIERS: dict[str, dict[str, Any]] = {
     f"{OPENAI}diffusion/jul-2021/256x256_classifier.pt": _classifier(256),
     f"{OPENAI}diffusion/jul-2021/512x512_classifier.pt": _classifier(512),
 }
+
+
+def arguments_of_classifier(path: Path) -> dict[str, Any]:
+    """The arguments of a classifier's file: those published under its name, or those in a JSON file beside it.
+
+    Raises:
+      WeightsError: there are neither.
+    """
+    for address, arguments in CLASSIFIERS.items():
+        if address.endswith(f"/{path.name}"):
+            return arguments
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        raise WeightsError(
+            f"The classifier {path} has none of the published names "
+            f"({', '.join(address.rpartition('/')[2] for address in CLASSIFIERS)}). Write the arguments of its network "
+            f"and its schedule, as weights.published_torch.CLASSIFIERS has them, as a JSON object into {beside}."
+        )
+    return strict_json.loads(beside.read_bytes(), MOST_ARGUMENTS)
 
 
 # ---------------------------------------------------------------- consistency models

@@ -18,6 +18,8 @@ import safetensors_files
 import torch_files
 
 from diffusion_distill.api import import_weights
+from diffusion_distill.cli import build
+from diffusion_distill.cli.build import config_of
 from diffusion_distill.denoisers.guidance import ClassifierGuided
 from diffusion_distill.networks.dit import place_features
 from diffusion_distill.process.levels import Level
@@ -444,6 +446,18 @@ def test_a_classifier_of_noisy_images_guides(tmp_path: Path) -> None:
     guided = ClassifierGuided(lambda z, level, cond=None: 0.5 * z, log_prob, scale=2.0)
     x_hat = jax.jit(lambda z: guided(z, level, labels))(z)
     assert jnp.abs(x_hat - 0.5 * z).max() > 0
+
+    config = config_of(None, None, None, {"name": "digits"}, {"name": "digits"}, classifier="", guidance=2.0)
+    config.update_from_flattened_dict({"sample.classifier": str(path)})
+    with pytest.raises(WeightsError, match=r"64x64_classifier.pt, .*classifier.json"):
+        build.spec(config)
+    path.with_suffix(".json").write_text(json.dumps({**arguments, "beta_schedule": "cosine"}), encoding="utf-8")
+    guidance = build.spec(config).guidance
+    assert guidance and guidance["scale"] == 2.0
+    chex.assert_trees_all_equal(guidance["classifier"], log_prob)
+    config.update_from_flattened_dict({"sample.null": 3})
+    with pytest.raises(ValueError, match="classifier-free"):
+        build.spec(config)
 
 
 @pytest.mark.slow
