@@ -25,7 +25,7 @@ test: lint ## Lint, types, all tests but the slow ones.
 test-slow: $(INSTALLED) ## The slow tests: whole runs, and recorded numbers (all of them if ../shared/golden is there).
 	$(RUN) -m pytest -m slow -n 2 --dist worksteal tests
 
-test-versions: $(INSTALLED) ## The fast tests with the oldest and the newest packages that setup.py allows.
+test-versions: $(INSTALLED) ## One of each fast test with the oldest and the newest packages that setup.py allows.
 	@$(RUN) tests/versions.py $(ARGS)
 
 lint: $(INSTALLED) ## Check style (ruff) and types (pyright).

@@ -4,8 +4,12 @@ The devices must be set before JAX starts, hence at the import of this file. A t
 uses `data_mesh(jax.devices()[:n])`.
 
 Most of the time goes into compiling, and many tests compile the same program: a run that is stopped and goes on, a
-training in another process. They share what was compiled in .jax_cache, which `make clean` removes, and XLA compiles
-without optimising. `make test-versions` tests the optimised programs: XLA_FLAGS in the environment is left as it is.
+training in another process. They share what was compiled in .jax_cache, which `make clean` removes. XLA compiles
+without optimising and without its fusion emitters, which would double the time of compiling. `make test-versions` tests
+the optimised programs: XLA_FLAGS in the environment is left as it is.
+
+`--one-of-each` keeps of every test function the first of its parameters that is selected, all where it is marked
+`packages`.
 """
 
 # ruff: noqa: E402
@@ -13,10 +17,16 @@ without optimising. `make test-versions` tests the optimised programs: XLA_FLAGS
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
+from packaging.version import Version
+
+XLA_FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+if Version(version("jaxlib")) < Version("0.11"):  # a newer XLA has no such flag, and ends at an unknown one
+    XLA_FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 QUICK = {  # as variables, so that the programs that tests start have them too
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": " ".join(XLA_FLAGS),
     "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).resolve().parent.parent / ".jax_cache"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.05",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -29,9 +39,9 @@ os.environ.setdefault("DIFFUSION_DISTILL_TINY", "1")  # read by the notebook
 import jax
 import pytest
 
-from diffusion_distill.training.sharding import use_cpu_devices
+from diffusion_distill.training import sharding
 
-use_cpu_devices(8, keep_memory=False)  # many tests follow each other in a process
+sharding.use_cpu_devices(8, keep_memory=False)  # many tests follow each other in a process
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import toys
@@ -42,11 +52,39 @@ from diffusion_distill.process.processes import Cosine
 from diffusion_distill.training.artefact import Artefact
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--one-of-each", action="store_true", help="the first parameters of every test function only")
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k have selected
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keeps one test of every function, where `--one-of-each` asks for it."""
+    if not config.getoption("--one-of-each"):
+        return
+    seen: set[str] = set()
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        function = item.nodeid.partition("[")[0]
+        chosen = function not in seen or item.get_closest_marker("packages") is not None
+        (kept if chosen else left_out).append(item)
+        seen.add(function)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = kept
+
+
 @pytest.fixture
 def toy_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the toy networks known by name, as artefacts and runs need."""
     for name, network in toys.NETWORKS.items():
         monkeypatch.setitem(NETWORKS, name, network)
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs for one device are compiled and run sooner than for eight, where a test is of something else."""
+    mesh = sharding.data_mesh(jax.devices()[:1])
+    monkeypatch.setattr(sharding, "data_mesh", lambda devices=None: mesh)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -60,5 +61,7 @@ def images(batch: int = 3, size: int = 8, channels: int = 2) -> tuple[jax.Array,
     return x, jnp.linspace(3.0, 900.0, batch)
 
 
-def evaluate(net: Network, params: dict, *arguments, **options) -> Any:
-    return jax.jit(lambda p, *a: net.apply({"params": p}, *a, **options), static_argnums=4)(params, *arguments)
+@partial(jax.jit, static_argnums=(0, 5), static_argnames="capture_intermediates")
+def evaluate(net: Network, params: dict, *arguments, capture_intermediates: bool = False) -> Any:
+    """A network's output for x, time and, if they are given, labels, whether it trains, and augment."""
+    return net.apply({"params": params}, *arguments, capture_intermediates=capture_intermediates)

@@ -159,7 +159,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def small_world(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def small_world(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_device: None) -> Iterator[None]:
     """A copy of that folder to work in, with small networks and without a network connection."""
     shutil.copytree(prepared, tmp_path, symlinks=True, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)

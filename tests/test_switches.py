@@ -66,7 +66,7 @@ def test_the_same_seed_draws_the_same_images(usual: dict[str, np.ndarray], switc
 
 
 @pytest.mark.parametrize("switched", EVERY, indirect=True)
-def test_training_and_distilling_stay_finite_and_float32(switched: str, toy_networks: None) -> None:
+def test_training_and_distilling_stay_finite_and_float32(switched: str, toy_networks: None, one_device: None) -> None:
     model = Model(toys.Perceptron(1, dropout=0.1, num_classes=3), (2, 2, 1), prediction="v")
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (16, 2, 2, 1), dtype=np.uint8)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import conftest
 import pytest
 import versions
 from packaging.requirements import Requirement
@@ -51,3 +56,15 @@ def test_a_requirement_without_a_lower_bound_is_refused(requirement: str) -> Non
 def test_an_unknown_run_is_told_what_is_allowed() -> None:
     with pytest.raises(SystemExit, match=r"Unknown: oldest\. Allowed: lowest, newest"):
         versions.main(["oldest"])
+
+
+def test_one_of_each_keeps_the_first_parameters_and_all_of_other_packages() -> None:
+    def item(name: str, *marks: str) -> Any:
+        return SimpleNamespace(nodeid=f"test_file.py::{name}", get_closest_marker=lambda mark: (mark in marks) or None)
+
+    items = [item("one[a]"), item("one[b]"), item("two"), item("three[a]", "packages"), item("three[b]", "packages")]
+    for asked, kept in ((True, [0, 2, 3, 4]), (False, [0, 1, 2, 3, 4])):
+        config, found = mock.Mock(), list(items)
+        config.getoption.side_effect = {"--one-of-each": asked}.get
+        conftest.pytest_collection_modifyitems(config, found)
+        assert found == [items[k] for k in kept]

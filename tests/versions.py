@@ -5,6 +5,9 @@
     newest    the newest packages on the newest Python of this machine (jax 0.11 needs Python 3.12), so what will
               break tomorrow shows today. Where `make test` ran on that Python already, there is nothing to do.
 
+What breaks is how a package is called, and other parameters of a test call it alike: of every test function the first
+of its parameters is run. Where each calls another package, the test is marked `packages`, and all are run.
+
 `python tests/versions.py lowest` runs one of the two. Each has an environment of its own, made again only when
 setup.py changes. A Python is a `python3.N` on the PATH or one of pyenv's. It may still refuse to run (a pyenv shim)
 or get no wheels yet (a very new Python): for the newest packages, the next lower is tried then.
@@ -106,8 +109,8 @@ def installed(python: Path, folder: Path, constraints: list[str]) -> Path | None
 
 
 def run_fast_tests(python: Path) -> int:
-    """Exit status of the fast tests, in two processes, with XLA's optimisations (see conftest.py)."""
-    command = [python, "-m", "pytest", "-m", "fast", "-n", "2", "--dist", "worksteal", "tests"]
+    """Exit status of one of each fast test, in two processes, with XLA's optimisations (see conftest.py)."""
+    command = [python, "-m", "pytest", "-m", "fast", "--one-of-each", "-n", "2", "--dist", "worksteal", "tests"]
     return subprocess.run(command, cwd=ROOT, env={"XLA_FLAGS": "", **os.environ}).returncode
 
 

@@ -212,7 +212,7 @@ def test_a_network_of_the_callers_own_can_be_trained(source: toys.GaussianSource
 
 
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
-    teacher: Artefact, source: toys.GaussianSource, tmp_path: Path
+    teacher: Artefact, source: toys.GaussianSource, tmp_path: Path, one_device: None
 ) -> None:
     """At every place: between updates, at the border of phases, and while it evaluates."""
     settings = dataclasses.replace(SETTINGS, checkpoint_every=100, evaluate_every=8)
@@ -283,7 +283,7 @@ def test_a_run_is_watched(teacher: Artefact, source: toys.GaussianSource, tmp_pa
 
 
 @pytest.mark.parametrize("method", [Tract((4, 2, 1), length="48"), Progressive(4, 1, "16"), Knowledge(4, length="48")])
-def test_conditional_students_with_two_heads(method: Any, toy_networks: None) -> None:
+def test_conditional_students_with_two_heads(method: Any, toy_networks: None, one_device: None) -> None:
     """Class labels and 'both' from data to samples, for every method."""
     model = Model(toys.Perceptron(2, num_classes=3), (2, 2, 1), prediction="both")
     rng = np.random.default_rng(0)
@@ -305,7 +305,9 @@ def test_conditional_students_with_two_heads(method: Any, toy_networks: None) ->
     ],
     ids=["tract in two phases", "tract to two steps", "btd"],
 )
-def test_edm_teachers_are_distilled(method: Any, toy_networks: None, source: toys.GaussianSource) -> None:
+def test_edm_teachers_are_distilled(
+    method: Any, toy_networks: None, source: toys.GaussianSource, one_device: None
+) -> None:
     """By Heun's steps on the grid the method asks for, which the students keep; later phases step by DDIM."""
     model = Model(toys.Perceptron(1), (2, 2, 1), VE(), prediction="edm", time_input=EDMInput())
     teacher = api.train(model, source, Denoising(64, noise="lognormal", weighting="edm"), SETTINGS)
@@ -324,7 +326,9 @@ def test_edm_teachers_are_distilled(method: Any, toy_networks: None, source: toy
         api.distill(first, source, Tract.edm((first.steps, 1), length="64"), SETTINGS)
 
 
-def test_distillation_to_a_smaller_network(teacher: Artefact, source: toys.GaussianSource, tmp_path: Path) -> None:
+def test_distillation_to_a_smaller_network(
+    teacher: Artefact, source: toys.GaussianSource, tmp_path: Path, one_device: None
+) -> None:
     """In time, to the smaller network, in time again; each stage begins where the one before it ended."""
     small = dataclasses.replace(teacher.model, network=toys.Perceptron(1, width=6))
     settings = dataclasses.replace(SETTINGS, checkpoint_every=100)

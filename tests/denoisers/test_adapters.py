@@ -18,7 +18,6 @@ import diffusion_distill as dd
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.denoisers.network import Network
 from diffusion_distill.process.levels import Level
-from diffusion_distill.training import sharding
 
 SHAPE, WIDTH, RATE = (3, 2), 12, 0.5
 SETTINGS = dd.Settings(batch_size=16, seed=1)
@@ -153,6 +152,8 @@ def model_of(network: Any, **fields: Any) -> dd.Model:
     return dd.Model(network, SHAPE, prediction="v", **fields)
 
 
+@pytest.mark.fast
+@pytest.mark.packages
 @every_network
 def test_a_network_of_any_library_is_a_network(make: Callable[[], Any]) -> None:
     model = model_of(make())
@@ -181,13 +182,6 @@ def test_a_network_of_any_library_is_a_network(make: Callable[[], Any]) -> None:
     silent = dataclasses.replace(model, network=model.adapter.with_dropout(0.0))
     assert not silent.adapter.drops
     np.testing.assert_allclose(silent.denoiser(params, jax.random.key(0))(z, level), plain, rtol=2e-5, atol=2e-6)
-
-
-@pytest.fixture
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs for one device are compiled sooner than for eight."""
-    mesh = sharding.data_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "data_mesh", lambda devices=None: mesh)
 
 
 @every_network

@@ -18,7 +18,6 @@ import diffusion_distill as dd
 from diffusion_distill.base.arrays import Array, expand
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.process.processes import Cosine
-from diffusion_distill.training import sharding
 
 SETTINGS = dd.Settings(batch_size=16, seed=1)
 STRUCT = jax.ShapeDtypeStruct
@@ -53,13 +52,6 @@ def drawn(model: dd.Model, count: int, seed: int = 0) -> Any:
     """Conditions of samples, none of them the null condition."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda a: rng.integers(2, 9, a.shape).astype(a.dtype), conditions.structs(model, count))
-
-
-@pytest.fixture
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Programs for one device are compiled sooner than for eight."""
-    mesh = sharding.data_mesh(jax.devices()[:1])
-    monkeypatch.setattr(sharding, "data_mesh", lambda devices=None: mesh)
 
 
 @every_kind

@@ -41,7 +41,7 @@ def result(artefact: Artefact, grid: Level, start: Any) -> np.ndarray:
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 @pytest.mark.parametrize("name", LEARNED)
 def test_a_student_reaches_the_teachers_map(
-    name: str, process: Any, gaussian: toys.Gaussian, toy_networks: None
+    name: str, process: Any, gaussian: toys.Gaussian, toy_networks: None, one_device: None
 ) -> None:
     """Few DDIM steps of the student lead where the teacher's many steps lead."""
     assert set(LEARNED) == set(DISTILLERS) - {"knowledge"}, "which needs another network"
@@ -63,7 +63,9 @@ def test_a_student_reaches_the_teachers_map(
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_students_of_a_rectified_flow_reach_the_map_of_a_mixture(name: str, toy_networks: None) -> None:
+def test_students_of_a_rectified_flow_reach_the_map_of_a_mixture(
+    name: str, toy_networks: None, one_device: None
+) -> None:
     """From pure noise to data in one step, along the flow that keeps every pixel's quantile."""
     data, process = toys.Mixture(), RectifiedFlow()
     teacher, source = toys.mixture_teacher(data, process, 32), toys.PixelSource(data.draw(4 * 4096, seed=7))

@@ -169,7 +169,7 @@ def test_images_that_patches_do_not_divide_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_students_of_a_rectified_flow_transformer_come_near_their_teacher() -> None:
+def test_students_of_a_rectified_flow_transformer_come_near_their_teacher(one_device: None) -> None:
     """The code of the page in docs/, as it is."""
     page = places.ROOT / "docs" / "models" / "rectified_flow_transformer.md"
     found: dict[str, Any] = {}

@@ -50,7 +50,7 @@ def distil(teacher: Artefact, method: Any, student: Model | None = None) -> Arte
     [Tract((4, 2, 1), length=32), Progressive(4, 1, 16, last_two_longer=1.0), Knowledge(2, length=16)],
     ids=lambda method: type(method).__name__,
 )
-def test_students_train_without_their_teachers_dropout(method: Any) -> None:
+def test_students_train_without_their_teachers_dropout(method: Any, one_device: None) -> None:
     """As if the teacher had none, bit for bit."""
     plain, dropping = model_of(), model_of(dropout=0.5)
     student = distil(Artefact(dropping, toys.parameters(plain)), method)
@@ -58,7 +58,7 @@ def test_students_train_without_their_teachers_dropout(method: Any) -> None:
     assert student.model == dropping, "an artefact tells the teacher's rate"
 
 
-def test_students_train_with_the_rate_that_is_asked_for() -> None:
+def test_students_train_with_the_rate_that_is_asked_for(one_device: None) -> None:
     """By the method, or by a student that differs from the teacher's network in it: then in several phases too."""
     method, plain, dropping = Tract((4, 2, 1), length=32), model_of(), model_of(dropout=0.5)
     params = toys.parameters(plain)
@@ -218,7 +218,7 @@ class Labelled(toys.Perceptron):
     label_dropout: float = 0.0
 
 
-def test_a_networks_own_rate_acts_in_training_and_in_distillation() -> None:
+def test_a_networks_own_rate_acts_in_training_and_in_distillation(one_device: None) -> None:
     """Weights of labels that are all dropped stay as they are: their gradient is zero."""
     model = Model(Labelled(1, num_classes=2, label_dropout=1 - 1e-9), (2, 2, 1), prediction="v")
     of_labels = lambda params: np.asarray(params["Dense_0"]["kernel"])[-2:]  # noqa: E731

@@ -23,6 +23,8 @@ from diffusion_distill.training.logs import read_json_lines
 from diffusion_distill.training.optimizers import OptimizerSettings, make_optimizer
 from diffusion_distill.training.state import create, last_good, next_phase
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SOURCE = toys.GaussianSource(toys.Gaussian(mean=0.1, std=0.4), size=20)
 SETTINGS = api.Settings(batch_size=8, log_every=3, checkpoint_every=2, keep_checkpoints=1, nonfinite_limit=6)
 
