@@ -447,7 +447,7 @@ def test_a_classifier_of_noisy_images_guides(tmp_path: Path) -> None:
     x_hat = jax.jit(lambda z: guided(z, level, labels))(z)
     assert jnp.abs(x_hat - 0.5 * z).max() > 0
 
-    config = config_of(None, None, None, {"name": "digits"}, {"name": "digits"}, classifier="", guidance=2.0)
+    config = config_of(None, None, None, {"name": "digits"}, {"name": "digits"}, guidance=2.0)
     config.update_from_flattened_dict({"sample.classifier": str(path)})
     with pytest.raises(WeightsError, match=r"64x64_classifier.pt, .*classifier.json"):
         build.spec(config)
