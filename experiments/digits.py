@@ -9,8 +9,8 @@ scikit-learn's 1,797 digits, 900 to train on and 897 held out. From one VP teach
 
 From one EDM teacher, sampled with Heun's method: TRACT 32→1, 32→2 and 32→4 in one phase each, and BTD 32→16→...→1.
 
-All are sampled from the same noise. The run folder gets picture.png, loss.png, results.json and the artefacts; an
-interrupted demo goes on where it was. Distances are between pixels, in which a Gaussian scores well without
+All are sampled from the same noise. The run folder gets report.html, picture.png, loss.png, results.json and the
+artefacts; an interrupted demo goes on where it was. Distances are between pixels, in which a Gaussian scores well without
 drawing a digit, and between the features of a classifier trained on the same digits: look at the picture too.
 """
 
@@ -35,6 +35,7 @@ import diffusion_distill as dd
 from diffusion_distill.api.classifier import ClassifierSettings, train_classifier
 from diffusion_distill.base.compilation import keep_compiled
 from diffusion_distill.evaluation.features import FromFunction
+from diffusion_distill.studies.folder_report import write_report
 from diffusion_distill.training.logs import read_json_lines
 from diffusion_distill.training.sharding import use_cpu_devices
 
@@ -291,11 +292,11 @@ def main() -> None:
         "peak GB": memory,
     }
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    print("\n" + dd.report.format_table(rows, list(rows[0])))
+    print("\n" + dd.report.format_table(rows, ["method", "nfe", "samples/s", "classifier frechet"]))
     print(
-        f"\nPixel Fréchet distance, precision and recall (k = 3) of {SAMPLES} samples against the 900 training images;"
-        "\nFréchet distance of a classifier's features."
-        f"\nLook at {folder / 'picture.png'}; beside it are loss.png, results.json and the artefacts."
+        f"\nFréchet distance between a classifier's features of {SAMPLES} samples and of the 900 training images: less is"
+        f"\nbetter. Open {write_report([folder], folder / 'report.html')} in a browser for pictures, curves and"
+        f"\nall numbers; beside it are picture.png, loss.png, results.json and the artefacts."
         f"\n{seconds:.0f} s, peak memory {memory:.1f} GB."
     )
 

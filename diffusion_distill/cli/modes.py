@@ -21,6 +21,7 @@ from diffusion_distill.denoisers import conditions
 from diffusion_distill.report.pictures import drawable, image_grid
 from diffusion_distill.report.tables import format_table
 from diffusion_distill.solvers.spec import SamplerSpec
+from diffusion_distill.studies import folder_report
 from diffusion_distill.studies import lambdas as lambdas_study
 from diffusion_distill.studies import similarity as similarity_study
 from diffusion_distill.studies import trajectories as trajectories_study
@@ -150,10 +151,10 @@ def classifier(config: Any, workdir: Path) -> None:
 
 
 class Asked(NamedTuple):
-    """What --mode=import and --mode=export are told.
+    """What --mode=import, --mode=export and --mode=report are told.
 
     Attributes:
-      model: a published name, a file or a folder.
+      model: a published name, a file or a folder; of a report, folders with commas between them.
       family, arguments: what a file does not show; the arguments are JSON.
       format: of an export, a name in `api.EXPORTS`.
     """
@@ -197,6 +198,13 @@ def export_weights(config: Any, workdir: Path, asked: Asked) -> None:
         print(f"It has the {found.note}.")
 
 
+def report(config: Any, workdir: Path, asked: Asked) -> None:
+    """Writes WORKDIR/report.html: what WORKDIR holds, or the folders that --model names with commas between them."""
+    folders = build.folders_in(asked.model) if asked.model else [str(workdir)]
+    writable(workdir, folder_report.NAME)
+    print(f"The page is {folder_report.write_report(folders, workdir / folder_report.NAME)}")
+
+
 def _named(asked: Asked, what: str) -> str:
     if not asked.model:
         raise ValueError(f"This mode needs --model: {what}.")
@@ -233,4 +241,8 @@ MODES: dict[str, Callable[[Any, Path], None]] = {
     "classifier": classifier,
 }
 #: Modes that are told all they need without a config: (config, workdir, what was asked for).
-WITHOUT_CONFIG: dict[str, Callable[[Any, Path, Asked], None]] = {"import": import_weights, "export": export_weights}
+WITHOUT_CONFIG: dict[str, Callable[[Any, Path, Asked], None]] = {
+    "import": import_weights,
+    "export": export_weights,
+    "report": report,
+}

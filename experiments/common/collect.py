@@ -44,8 +44,9 @@ def collect(experiment: Experiment, scale: Scale) -> None:
         print(f"\n{text}")
         _write(folder / "table.md", text)
         _write(folder / "table.csv", _csv(rows))
-        picture = figure(experiment, found, folder)
-        parts += [page.Picture(picture, TITLES[experiment.measure]), page.Table(as_rows(found, experiment.paper))]
+        panel = panel_of(experiment, found)
+        line_plot([{experiment.title: panel}], folder / "figure.png")
+        parts += [page.Chart(TITLES[experiment.measure], panel), page.Table(as_rows(found, experiment.paper))]
     parts += [page.Picture(folder / row["picture"], row["caption"]) for row in rows if "picture" in row]
     parts.append(page.Text(note))
     if found:
@@ -99,7 +100,7 @@ def conventions(scale: Scale, rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def figure(experiment: Experiment, found: Mapping[Key, Sequence[float]], folder: Any) -> Any:
+def panel_of(experiment: Experiment, found: Mapping[Key, Sequence[float]]) -> Panel:
     """The measure by column, a line for each row; columns that are no numbers stand side by side."""
     columns = sorted(dict.fromkeys(column for _, column in found), key=_order)
     numbers = all(isinstance(column, int | float) for column in columns)
@@ -112,8 +113,7 @@ def figure(experiment: Experiment, found: Mapping[Key, Sequence[float]], folder:
         lines[row] = Line(xs, ys, "--" if dashed else "-", "o", row.removeprefix("D-") if dashed else row)
     scale = "log" if numbers and min(columns) > 0 and max(columns) > 4 * min(columns) else "linear"
     label = experiment.column if numbers else f"{experiment.column}: {', '.join(map(str, columns))}"
-    panel = Panel(lines, label, TITLES[experiment.measure], scale, "log")
-    return line_plot([{experiment.title: panel}], folder / "figure.png")
+    return Panel(lines, label, TITLES[experiment.measure], scale, "log")
 
 
 def _order(column: Any) -> tuple[bool, Any]:
