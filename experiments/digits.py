@@ -10,8 +10,8 @@ scikit-learn's 1,797 digits, 900 to train on and 897 held out. From one VP teach
 From one EDM teacher, sampled with Heun's method: TRACT 32→1, 32→2 and 32→4 in one phase each, and BTD 32→16→...→1.
 
 All are sampled from the same noise. The run folder gets report.html, picture.png, loss.png, results.json and the
-artefacts; an interrupted demo goes on where it was. Distances are between pixels, in which a Gaussian scores well without
-drawing a digit, and between the features of a classifier trained on the same digits: look at the picture too.
+artefacts; an interrupted demo goes on where it was. Distances are between pixels, in which a Gaussian scores well
+without drawing a digit, and between the features of a classifier trained on the same digits: look at the picture too.
 """
 
 from __future__ import annotations
@@ -294,9 +294,9 @@ def main() -> None:
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print("\n" + dd.report.format_table(rows, ["method", "nfe", "samples/s", "classifier frechet"]))
     print(
-        f"\nFréchet distance between a classifier's features of {SAMPLES} samples and of the 900 training images: less is"
-        f"\nbetter. Open {write_report([folder], folder / 'report.html')} in a browser for pictures, curves and"
-        f"\nall numbers; beside it are picture.png, loss.png, results.json and the artefacts."
+        f"\nFréchet distance between a classifier's features of {SAMPLES} samples and of the 900 training images: less"
+        f"\nis better. Open {write_report([folder], folder / 'report.html')} in a browser: pictures, curves, all"
+        "\nnumbers. Beside it are picture.png, loss.png, results.json and the artefacts."
         f"\n{seconds:.0f} s, peak memory {memory:.1f} GB."
     )
 

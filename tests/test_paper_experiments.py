@@ -16,6 +16,7 @@ from places import ROOT
 
 import diffusion_distill as dd
 from diffusion_distill.evaluation.measuring import EvaluationSettings
+from experiments import results_page
 from experiments.common import cells as kinds
 from experiments.common import collect, costs, runner, scales
 from experiments.common.cells import Distilled, Pictured, Place, Sampled, Trained
@@ -158,3 +159,11 @@ def test_tables_say_what_is_missing() -> None:
     ]
     text = collect.markdown(collect.summarised(rows, "frechet"), {("A", "x"): 5.0})
     assert text.splitlines() == ["|  | 1 | x |", "| --- | --- | --- |", "| A | 2 | – [5] |", "| B | – | 3 |"]
+
+
+@pytest.mark.fast
+def test_the_docs_have_the_tables_of_the_results() -> None:
+    """docs/results.md names every item, and its tables are those of experiments/results (experiments.results_page)."""
+    text = results_page.PAGE.read_text("utf-8")
+    assert results_page.filled(text) == text
+    assert all(f"`experiments.{name}`" in text for name in STEMS)
