@@ -42,10 +42,8 @@ def test_the_navigation_has_every_page_once() -> None:
 
 @pytest.mark.fast
 def test_comments_are_no_entries() -> None:
-    assert navigation("a: 1\nnav:\n  - A:\n      - B: b/c.md\n      # - D: d.md\n  - e.md\n\nf: g.md\n") == [
-        "b/c.md",
-        "e.md",
-    ]
+    text = "a: 1\nnav:\n  - A:\n      - B: b/c.md\n      # - D: d.md\n  - e.md\n\nf: g.md\n"
+    assert navigation(text) == ["b/c.md", "e.md"]
 
 
 @pytest.mark.fast
@@ -59,9 +57,8 @@ def test_the_reference_describes_all_that_the_package_offers() -> None:
 
 
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
-    if subprocess.run(
-        [PYTHON, "-c", "import material, mkdocs, mkdocstrings_handlers.python"], capture_output=True
-    ).returncode:
+    needed = [PYTHON, "-c", "import material, mkdocs, mkdocstrings_handlers.python"]
+    if subprocess.run(needed, capture_output=True).returncode:
         pytest.skip("needs the extra [docs], or DOCS_PYTHON")
     command = [PYTHON, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # an advertisement
@@ -73,8 +70,5 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     reference = (tmp_path / "api" / "functions" / "index.html").read_text(encoding="utf-8")
     entries = re.findall(r'<li class="doc-section-item.*?</li>', reference, re.DOTALL)
     shown = {" ".join(html.unescape(re.sub("<[^>]+>", "", entry)).split()) for entry in entries}
-    assert {
-        "log_every, checkpoint_every – in updates.",
-        "batch_size (int) – images, B.",
-    } <= shown  # docs/griffe_names.py
+    assert {"log_every, checkpoint_every – in updates.", "batch_size (int) – images, B."} <= shown  # griffe_names.py
     assert 'id="where-is-"' in (tmp_path / "architecture" / "index.html").read_text(encoding="utf-8")  # as on GitHub
