@@ -11,7 +11,7 @@ ARGS ?=
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-versions lint format bench clean
+.PHONY: help demo test test-slow test-versions lint format bench docs clean
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -40,8 +40,12 @@ format: $(INSTALLED) ## Format the code and mend what lint can mend.
 bench: $(INSTALLED) ## Run every benchmark of a CPU; a summary with verdicts (ARGS=--write writes docs/performance.md).
 	@$(RUN) benchmarks/summary.py $(ARGS)
 
+docs: $(INSTALLED) ## Build the documentation as a site, in site/.
+	@$(RUN) -m pip install -qq --disable-pip-version-check -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
 clean: ## Remove environments and caches; results in runs/ stay.
-	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .jax_cache
+	rm -rf .venv .venv-* site build dist *.egg-info .pytest_cache .ruff_cache .jax_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(INSTALLED): setup.py pyproject.toml

@@ -32,6 +32,8 @@ ONNX = ["jax2onnx>=0.13", "onnxruntime>=1.32"]
 OTHER_NETWORKS = ["dm-haiku>=0.0.15", "equinox>=0.13.2"]  # the package imports them only where a user has done so
 TESTS = [*DEMO, *TENSORBOARD, *HUB, *OTHER_NETWORKS, "chex>=0.1.90", "pytest>=8.3", "pytest-xdist>=3.6.1"]
 
+DOCS = ["mkdocs-material>=9.8.2,<10", "mkdocstrings-python>=2.0.11"]
+
 # Lint and types are part of `make test`: newer checkers must not change its verdict, so they are pinned.
 CHECKERS = ["ruff>=0.17.5,<0.18", "pyright[nodejs]==1.1.414"]  # the plain pyright wheel has no Node
 
@@ -45,6 +47,7 @@ EXTRAS = {
     "prepare": ["tensorflow-cpu>=2.20"],  # only to prepare a TFDS data set, once
     "bench": ["torch>=2.5", "diffusers>=0.30", "pytorch-fid>=0.3", "torch-fidelity>=0.3"],
     "tpu-compile": ["jax[tpu]>=0.7.2"],  # the compiler of TPUs, which needs none; JAX says which of its versions
+    "docs": [*DOCS, CHECKERS[0]],  # ruff breaks the lines of long signatures
     "test": TESTS,
     "dev": [*TESTS, "nbmake>=1.5", "ipykernel>=6.29", *CHECKERS],
 }

@@ -1,4 +1,4 @@
-"""docs/architecture.md answers where things are: the files and the names in them are there."""
+"""docs/architecture.md answers where things are: files and names are there, as are the files that concepts name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ ROWS = [
     for line in PAGE.split("## Where is")[1].splitlines()
     if line.startswith("| ") and "`" in line
 ]
+CONCEPTS = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "concepts").glob("*.md"))]
 
 
 @pytest.mark.fast
@@ -29,5 +30,5 @@ def test_every_room_and_file_that_the_page_names_is_there() -> None:
     rooms = {path.name for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"}
     named = set(re.findall(r"`(\w+)/`", PAGE))
     assert len(ROWS) >= 10 and rooms <= named
-    for name in re.findall(r"`([\w/]+\.py)`", PAGE):
+    for name in re.findall(r"`(?!tests/|configs/)([\w/]+\.py)`", "".join([PAGE, *CONCEPTS])):
         assert (package / name).is_file(), name

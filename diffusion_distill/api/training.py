@@ -83,7 +83,7 @@ def distill(
 
     Args:
       method: `Tract(...)`, `Progressive(...)`, `Knowledge(...)` or another of `DISTILLERS`.
-      workdir: as in `train`; students are saved as 'student_<steps>'.
+      workdir: as in `train`; students are saved as `student_<steps>`.
       student: a model with another network than the teacher's, which begins with fresh parameters, or one that
         differs from the teacher's in rates of dropout only, which begins with its parameters; by default the
         teacher's model. It is trained with the method's rate of dropout, or else its own; the teacher's model is

@@ -68,8 +68,8 @@ class SongUNet(nn.Module):
     """DDPM++, NCSN++ and everything between them.
 
     Args:
-      ch, emb_ch, out_ch, ch_mult, num_res_blocks, num_classes, dropout, label_dropout, augment_dim, dtype,
-        remat: as in `UNet`; a width must have equal norm groups, min(32, width // 4) of them.
+      ch, emb_ch, out_ch, ch_mult: as in `UNet`; a width must have equal norm groups, min(32, width // 4) of them.
+      num_res_blocks, num_classes, dropout, label_dropout, augment_dim, dtype, remat: as in `UNet`.
       attn_resolutions: heights at which attention follows each block on the way down and the last one on the
         way up; the middle always has one.
       noise_mult: the features of the time are ch * noise_mult wide.

@@ -103,7 +103,7 @@ def shapes_of(model: Model) -> dict[str, Shape]:
 
 
 def digest(shapes: Mapping[str, Shape]) -> str:
-    """One number for a parameter tree: sha256 of the lines "<path> <d0>x<d1>...", sorted, joined by newlines."""
+    """One number for a parameter tree: sha256 of the lines `<path> <d0>x<d1>...`, sorted, joined by newlines."""
     lines = (f"{path} {'x'.join(map(str, shapes[path]))}" for path in sorted(shapes))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
