@@ -34,7 +34,7 @@ QUICK = {  # as variables, so that the programs that tests start have them too
 for name, value in QUICK.items():
     os.environ.setdefault(name, value)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tests are for correctness; a GPU or TPU is asked for by name
-os.environ.setdefault("DIFFUSION_DISTILL_TINY", "1")  # read by the notebook
+os.environ.setdefault("DIFFUSION_DISTILL_TINY", "1")  # read by the notebooks
 
 import jax
 import pytest

@@ -1,6 +1,6 @@
-"""The notebook's first cell installs from the repository without touching jax, and tells of a missing accelerator.
+"""The notebooks' first cell installs from the repository without touching jax, and tells of a missing accelerator.
 
-The whole notebook is run by `pytest --nbmake`, at a tiny size.
+All notebooks have the same. Whole notebooks are run by `pytest --nbmake`, at a tiny size.
 """
 
 from __future__ import annotations
@@ -15,8 +15,17 @@ import jax
 import places
 import pytest
 
-NOTEBOOK = json.loads((places.ROOT / "notebooks" / "quickstart.ipynb").read_text("utf-8"))
-FIRST = next("".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code")
+NOTEBOOKS: dict[str, Any] = {
+    path.name: json.loads(path.read_text("utf-8")) for path in sorted((places.ROOT / "notebooks").glob("*.ipynb"))
+}
+
+
+def code_of(notebook: dict[str, Any]) -> list[str]:
+    """The text of each cell of code."""
+    return ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+
+
+FIRST = code_of(NOTEBOOKS["quickstart.ipynb"])[0]
 #: Whatever machine runs this test has none of these unless a case says so.
 HINTS = ("JAX_PLATFORMS", "TPU_NAME", "COLAB_TPU_ADDR", "COLAB_GPU", "COLAB_RELEASE_TAG")
 
@@ -75,7 +84,22 @@ def test_it_installs_from_the_repository_and_asks_for_no_jax() -> None:
     assert FIRST.count('REPOSITORY = "https://') == 1
 
 
-def test_colab_is_asked_for_a_gpu() -> None:
-    metadata: dict[str, Any] = NOTEBOOK["metadata"]
-    assert metadata["accelerator"] == "GPU" and metadata["colab"]["name"] == "quickstart.ipynb"
-    assert "colab-badge.svg" in "".join(NOTEBOOK["cells"][0]["source"])
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_opens_on_colab_and_installs_as_all_do(name: str) -> None:
+    notebook = NOTEBOOKS[name]
+    metadata: dict[str, Any] = notebook["metadata"]
+    title = "".join(notebook["cells"][0]["source"])
+    assert metadata["accelerator"] == "GPU" and metadata["colab"]["name"] == name
+    assert "colab-badge.svg" in title and f"/main/notebooks/{name})" in title
+    assert code_of(notebook)[0] == FIRST
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_is_kept_without_what_it_printed(name: str) -> None:
+    cells = [cell for cell in NOTEBOOKS[name]["cells"] if cell["cell_type"] == "code"]
+    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in cells)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_can_be_made_small(name: str) -> None:
+    assert any("DIFFUSION_DISTILL_TINY" in code for code in code_of(NOTEBOOKS[name]))
