@@ -25,6 +25,7 @@ from diffusion_distill.studies import lambdas as lambdas_study
 from diffusion_distill.studies import similarity as similarity_study
 from diffusion_distill.studies import trajectories as trajectories_study
 from diffusion_distill.studies.comparison import compare_solvers, in_short
+from diffusion_distill.studies.folder_report import PAGE, folder_report
 from diffusion_distill.training.artefact import Artefact
 
 
@@ -150,10 +151,10 @@ def classifier(config: Any, workdir: Path) -> None:
 
 
 class Asked(NamedTuple):
-    """What --mode=import and --mode=export are told.
+    """What --mode=import, --mode=export and --mode=report are told.
 
     Attributes:
-      model: a published name, a file or a folder.
+      model: a published name, a file or a folder; of a report, folders with commas between them.
       family, arguments: what a file does not show; the arguments are JSON.
       format: of an export, a name in `api.EXPORTS`.
     """
@@ -197,6 +198,15 @@ def export_weights(config: Any, workdir: Path, asked: Asked) -> None:
         print(f"It has the {found.note}.")
 
 
+def report(config: Any, workdir: Path, asked: Asked) -> None:
+    """Writes WORKDIR/report.html, a page about what WORKDIR holds, or the folders --model=A,B,C beside each other."""
+    folders = [name.strip() for name in asked.model.split(",") if name.strip()]
+    if folders:
+        writable(workdir, PAGE)
+    page = folder_report(folders or [workdir], workdir / PAGE)
+    print(f"The report is {page}: open it in a browser.")
+
+
 def _named(asked: Asked, what: str) -> str:
     if not asked.model:
         raise ValueError(f"This mode needs --model: {what}.")
@@ -233,4 +243,8 @@ MODES: dict[str, Callable[[Any, Path], None]] = {
     "classifier": classifier,
 }
 #: Modes that are told all they need without a config: (config, workdir, what was asked for).
-WITHOUT_CONFIG: dict[str, Callable[[Any, Path, Asked], None]] = {"import": import_weights, "export": export_weights}
+WITHOUT_CONFIG: dict[str, Callable[[Any, Path, Asked], None]] = {
+    "import": import_weights,
+    "export": export_weights,
+    "report": report,
+}
