@@ -94,8 +94,8 @@ def _after_comparison(found: Holding) -> dict[str, str]:
 
 def _command(mode: str, workdir: Path, **flags: Any) -> str:
     """A command, a line for the mode and one for each flag; words that a shell would take apart are quoted."""
-    config = {} if mode in ("export", "report") else {"config": CONFIG}
-    given: dict[str, Any] = {**config, "workdir": workdir, **flags}
+    first = {} if mode == "export" else {"config": CONFIG}
+    given: dict[str, Any] = {**first, "workdir": workdir, **flags}
     words = [shlex.quote(f"--{name}={value}") for name, value in given.items()]
     return " \\\n    ".join([f"python -m diffusion_distill.main --mode={mode}", *words])
 
