@@ -41,13 +41,18 @@ def last_student(run: Any) -> str:
 
 
 def _after_training(found: Holding) -> dict[str, str]:
-    artefacts, last = artefacts_in(found.path), last_student(found.files["run"])
-    mode = "train" if last == "teacher" else "distill"
+    run, folder = found.files["run"], found.path
+    artefacts, last = artefacts_in(folder), last_student(run)
+    mode = "train" if last == "teacher" else "distill" if "method" in run else "classifier"
+    if mode == "classifier":
+        finished = (folder / "classifier" / "classifier.json").is_file()
+    else:
+        finished = (folder / last / "model.json").is_file() if last else bool(artefacts)
     steps = {}
-    if not artefacts or (last and not (found.path / last / "model.json").is_file()):
-        steps["Go on: the command that began the run takes it up at its newest checkpoint"] = _command(mode, found.path)
+    if not finished:
+        steps["Go on: the command that began the run takes it up at its newest checkpoint"] = _command(mode, folder)
     if artefacts:
-        steps |= _with_artefact(artefacts[0], found.path, _steps(artefacts[0].name) == 1)
+        steps |= _with_artefact(artefacts[0], folder, _steps(artefacts[0].name) == 1)
     return steps
 
 

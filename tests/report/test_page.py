@@ -100,6 +100,7 @@ def test_hostile_text_stays_text_and_the_page_stands_alone(tmp_path: Path) -> No
     assert len(page.named("script")) == 1 and len(page.named("img")) == 1 and len(page.named("style")) == 1
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert page.text.count(HOSTILE) >= 12
+    assert [line["data-label"] for line in page.named("path", "line")] == [HOSTILE] * 2
     for tag, attributes in page.elements:
         assert attributes.get("src", "data:").startswith("data:image/png;base64,") or "src" not in attributes, tag
         assert "href" not in attributes and tag not in ("link", "iframe", "object", "base")

@@ -146,6 +146,15 @@ def test_folders_with_nothing_to_show_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.fast
+def test_a_classifier_goes_on_until_it_is_there_and_is_measured_with_then(tmp_path: Path) -> None:
+    write(tmp_path / "run.json", {"classifier": {"name": "small"}})
+    assert "--mode=classifier" in shown([tmp_path], tmp_path / "report.html")
+    write(tmp_path / "classifier" / "classifier.json", {"about": {}})
+    page = shown([tmp_path], tmp_path / "report.html")
+    assert "--mode=classifier" not in page and f"--config.evaluation.features={tmp_path}/classifier" in page
+
+
+@pytest.mark.fast
 def test_commands_hold_in_a_shell(tmp_path: Path) -> None:
     folder = training(tmp_path / "it's; mine", end=2)
     page = shown([folder], tmp_path / "report.html")
