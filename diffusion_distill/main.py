@@ -9,7 +9,7 @@
     python -m diffusion_distill.main --mode=similarity  (or trajectories, or lambdas; to look at solvers, as fit)
     python -m diffusion_distill.main --mode=import   --model=cifar_original             --workdir=runs/cifar_original
     python -m diffusion_distill.main --mode=export   --model=runs/tract/student_1       --workdir=runs/exports
-    python -m diffusion_distill.main --mode=report   --workdir=runs/tract               (or --model=FOLDER,FOLDER)
+    python -m diffusion_distill.main --mode=report   --workdir=runs/tract (a page about it; of several: --model=A,B)
 
 Every field of a config can be overridden: --config.run.batch_size=64 --config.method.schedule='(1024,8,1)'.
 SIGTERM and Ctrl-C save what a run has and end the program; the same command goes on with it.
@@ -36,7 +36,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True, help_strin
 _CPU_DEVICES = flags.DEFINE_integer("cpu_devices", 0, "Split the CPU into so many devices; one per core is fastest.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes of a TPU pod or cluster first.")
 _MODEL = flags.DEFINE_string(
-    "model", "", "import: a published name or a file. export: an artefact's folder. report: folders side by side."
+    "model", "", "import: a published name or a file. export: an artefact's folder. report: A,B,C."
 )
 _FAMILY = flags.DEFINE_string("family", "", "import: the program that a file is of, a name in weights.FAMILIES.")
 _ARGUMENTS = flags.DEFINE_string(

@@ -35,7 +35,7 @@ import diffusion_distill as dd
 from diffusion_distill.api.classifier import ClassifierSettings, train_classifier
 from diffusion_distill.base.compilation import keep_compiled
 from diffusion_distill.evaluation.features import FromFunction
-from diffusion_distill.studies.folder_report import write_report
+from diffusion_distill.studies.folder_report import folder_report
 from diffusion_distill.training.logs import read_json_lines
 from diffusion_distill.training.sharding import use_cpu_devices
 
@@ -295,7 +295,7 @@ def main() -> None:
     print("\n" + dd.report.format_table(rows, ["method", "nfe", "samples/s", "classifier frechet"]))
     print(
         f"\nFréchet distance between a classifier's features of {SAMPLES} samples and of the 900 training images: less"
-        f"\nis better. Open {write_report([folder], folder / 'report.html')} in a browser: pictures, curves, all"
+        f"\nis better. Open {folder_report([folder], folder / 'report.html')} in a browser: pictures, curves, all"
         "\nnumbers. Beside it are picture.png, loss.png, results.json and the artefacts."
         f"\n{seconds:.0f} s, peak memory {memory:.1f} GB."
     )

@@ -21,11 +21,11 @@ from diffusion_distill.denoisers import conditions
 from diffusion_distill.report.pictures import drawable, image_grid
 from diffusion_distill.report.tables import format_table
 from diffusion_distill.solvers.spec import SamplerSpec
-from diffusion_distill.studies import folder_report
 from diffusion_distill.studies import lambdas as lambdas_study
 from diffusion_distill.studies import similarity as similarity_study
 from diffusion_distill.studies import trajectories as trajectories_study
 from diffusion_distill.studies.comparison import compare_solvers, in_short
+from diffusion_distill.studies.folder_report import PAGE, folder_report
 from diffusion_distill.training.artefact import Artefact
 
 
@@ -199,10 +199,12 @@ def export_weights(config: Any, workdir: Path, asked: Asked) -> None:
 
 
 def report(config: Any, workdir: Path, asked: Asked) -> None:
-    """Writes WORKDIR/report.html: what WORKDIR holds, or the folders that --model names with commas between them."""
-    folders = build.folders_in(asked.model) if asked.model else [str(workdir)]
-    writable(workdir, folder_report.NAME)
-    print(f"The page is {folder_report.write_report(folders, workdir / folder_report.NAME)}")
+    """Writes WORKDIR/report.html, a page about what WORKDIR holds, or the folders --model=A,B,C beside each other."""
+    folders = [name.strip() for name in asked.model.split(",") if name.strip()]
+    if folders:
+        writable(workdir, PAGE)
+    page = folder_report(folders or [workdir], workdir / PAGE)
+    print(f"The report is {page}: open it in a browser.")
 
 
 def _named(asked: Asked, what: str) -> str:

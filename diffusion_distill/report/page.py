@@ -18,6 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -163,7 +164,9 @@ class Table:
 
 def _sorted_by(value: Any) -> str:
     """The attribute with the number in full, by which a cell is sorted; text is sorted by what is shown."""
-    return f' data-value="{float(value)!r}"' if is_number(value) else ""
+    if not is_number(value):
+        return ""
+    return f' data-value="{int(value) if isinstance(value, Integral) else float(value)!r}"'
 
 
 @dataclass(frozen=True)

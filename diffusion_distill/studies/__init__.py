@@ -1,1 +1,1 @@
-"""Looking at solvers: comparisons, trajectories, similarities, lambdas."""
+"""Looking at solvers and runs: comparisons, trajectories, similarities, lambdas, reports of workdirs."""

@@ -1,12 +1,13 @@
 """What a workdir holds, read from its files: runs, figures, results, artefacts and pictures.
 
-A workdir is of a training, an evaluation, a comparison, a fit or a look at solvers, or an artefact itself; files say
-which. The folder of an experiment has several of them as folders inside.
+A workdir belongs to a training, an evaluation, a comparison, a fit or a look at solvers, or is an artefact itself; the
+names of its files say which. The folder of an experiment has several of them as folders inside.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,9 @@ def holdings(folder: str | Path, name: str = "") -> list[Holding]:
     """
     folder = user_path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}. Give the workdir of a run or of another mode.")
+        raise FileNotFoundError(
+            f"There is no folder {folder}. Give the workdir of a run, an evaluation or another mode."
+        )
     found = []
     for path in _folders(folder, DEPTH):
         inside = path.relative_to(folder).as_posix()
@@ -106,12 +109,17 @@ def read(path: Path, name: str) -> Holding:
 
 
 def _folders(folder: Path, depth: int) -> list[Path]:
-    """The folder, and those inside that may hold something, in the order of their names."""
+    """The folder, and those inside that may hold something, in the order of their names and of numbers in these."""
     if not depth:
         return [folder]
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False))
+    names = sorted((e.name for e in os.scandir(folder) if e.is_dir(follow_symlinks=False)), key=_by_number)
     inside = [folder / name for name in names if name not in SKIPPED and not name.startswith(".")]
     return [folder, *(found for path in inside for found in _folders(path, depth - 1))]
+
+
+def _by_number(name: str) -> list[tuple[str, int]]:
+    """Sorts student_2 before student_16."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"([^0-9]*)([0-9]*)", name)]
 
 
 def _pictures(path: Path, drawn: bool) -> list[Path]:

@@ -89,7 +89,7 @@ def lambdas(fits: Mapping[str, tuple[ArrayLike, ArrayLike]], folder: str | Path)
             )
         found[label] = {"rows": len(values), "logsnr": logsnr, "lambdas": finite(label, values)}
     numbers = plain({"what": LAMBDAS, "fits": found})
-    write(folder, "lambdas", numbers, partial(line_plot, _lambda_panels(numbers)))
+    write(folder, "lambdas", numbers, partial(line_plot, lambda_panels(numbers)))
     return numbers
 
 
@@ -117,11 +117,11 @@ def candidates(searches: Mapping[str, Search], folder: str | Path) -> dict[str, 
         facts = {"metric": search.metric, "best": search.best, "at edge": search.at_edge}
         found[label] = {**facts, "candidates": np.asarray(search.candidates)[order], "values": values}
     numbers = plain({"what": CANDIDATES, "searches": found})
-    write(folder, "candidates", numbers, partial(line_plot, _candidate_panels(numbers)))
+    write(folder, "candidates", numbers, partial(line_plot, candidate_panels(numbers)))
     return numbers
 
 
-def _lambda_panels(numbers: Mapping[str, Any]) -> list[dict[str, Panel]]:
+def lambda_panels(numbers: Mapping[str, Any]) -> list[dict[str, Panel]]:
     """One panel against the row, one against its level."""
     panels = {}
     for title, xlabel in (("against the row", "row"), ("against its level", AXES["logsnr"])):
@@ -139,7 +139,7 @@ def _lambda_panels(numbers: Mapping[str, Any]) -> list[dict[str, Panel]]:
     return [panels]
 
 
-def _candidate_panels(numbers: Mapping[str, Any]) -> list[dict[str, Panel]]:
+def candidate_panels(numbers: Mapping[str, Any]) -> list[dict[str, Panel]]:
     """One panel for each metric."""
     panels: dict[str, Panel] = {}
     for label, search in numbers["searches"].items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ def next_steps(found: Holding) -> dict[str, str]:
         return steps[found.kind](found)
     if found.kind == "classifier":
         of = {"config.artefact": "ARTEFACT", "config.evaluation.features": found.path}
-        return {"Measure with its features": _command("evaluate", Path("RESULTS"), of)}
+        return {"Measure with its features": _command("evaluate", Path("RESULTS"), **of)}
     return {}
 
 
@@ -42,40 +41,49 @@ def last_student(run: Any) -> str:
 
 
 def _after_training(found: Holding) -> dict[str, str]:
-    artefacts, last = artefacts_in(found.path), last_student(found.files["run"])
-    mode = "train" if last == "teacher" else "distill"
+    run, folder = found.files["run"], found.path
+    artefacts, last = artefacts_in(folder), last_student(run)
+    mode = "train" if last == "teacher" else "distill" if "method" in run else "classifier"
+    if mode == "classifier":
+        finished = (folder / "classifier" / "classifier.json").is_file()
+    else:
+        finished = (folder / last / "model.json").is_file() if last else bool(artefacts)
     steps = {}
-    if not artefacts or (last and not (found.path / last / "model.json").is_file()):
-        steps["Go on: the command that began the run takes it up at its newest checkpoint"] = _command(mode, found.path)
+    if not finished:
+        steps["Go on: the command that began the run takes it up at its newest checkpoint"] = _command(mode, folder)
     if artefacts:
-        steps |= _with_artefact(artefacts[0], found.path)
+        steps |= _with_artefact(artefacts[0], folder, _steps(artefacts[0].name) == 1)
     return steps
 
 
 def _of_artefact(found: Holding) -> dict[str, str]:
-    return _with_artefact(found.path, found.path)
+    return _with_artefact(found.path, found.path, found.files["model"].get("steps") == 1)
 
 
-def _with_artefact(artefact: Path, workdir: Path) -> dict[str, str]:
-    """What is done with an artefact; what a training writes goes to a folder beside its workdir."""
-    given = {"config.artefact": artefact}
-    beside = workdir.parent / f"{workdir.name}_next"
-    name = artefact.name
-    return {
-        f"Draw images of {name}": _command("sample", workdir, given),
-        f"Measure {name} against data": _command("evaluate", workdir, given),
-        f"Distil {name} to fewer steps": _command("distill", beside, {"config.teacher": artefact}),
-        f"Compare solvers on {name}": _command("solvers", beside, given),
-        f"Write {name} for other programs": _command("export", workdir / "exports", {"model": artefact}, file=""),
+def _with_artefact(artefact: Path, workdir: Path, single: bool) -> dict[str, str]:
+    """What is done with an artefact; what a training writes goes to a folder beside its workdir.
+
+    Args:
+      single: it is a student of one step, which cannot be made any faster.
+    """
+    given, name, beside = {"config.artefact": artefact}, artefact.name, workdir.parent / f"{workdir.name}_next"
+    steps = {
+        f"Draw images of {name}": _command("sample", workdir, **given),
+        f"Measure {name} against data": _command("evaluate", workdir, **given),
     }
+    if not single:
+        steps[f"Distil {name} to fewer steps"] = _command("distill", beside, **{"config.teacher": artefact})
+        steps[f"Compare solvers on {name}"] = _command("solvers", beside, **given)
+    steps[f"Write {name} for other programs"] = _command("export", workdir / "exports", model=artefact)
+    return steps
 
 
 def _after_fit(found: Holding) -> dict[str, str]:
     given = {"config.artefact": "ARTEFACT", "config.sample.fitted": found.path / "solver.json"}
     return {
-        "Draw images with the fitted solver": _command("sample", found.path, given),
-        "Measure it against data": _command("evaluate", found.path, given),
-        "Draw its lambdas": _command("lambdas", found.path, {"config.sample.fitted": found.path / "solver.json"}),
+        "Draw images with the fitted solver": _command("sample", found.path, **given),
+        "Measure it against data": _command("evaluate", found.path, **given),
+        "Draw its lambdas": _command("lambdas", found.path, **{"config.sample.fitted": found.path / "solver.json"}),
     }
 
 
@@ -85,15 +93,16 @@ def _after_comparison(found: Holding) -> dict[str, str]:
         steps["Go on: the command that began the comparison measures what is missing"] = _command("solvers", found.path)
     if any(found.path.glob("fits/*.json")):
         given = {"config.sample.fitted": found.path / "fits"}
-        steps["Draw the lambdas of its fitted solvers"] = _command("lambdas", found.path, given)
+        steps["Draw the lambdas of its fitted solvers"] = _command("lambdas", found.path, **given)
     return steps
 
 
-def _command(mode: str, workdir: Path, flags: Mapping[str, Any] | None = None, file: str = CONFIG) -> str:
-    """A command line; words that a shell would take apart are quoted."""
-    given = {"mode": mode, "config": file, "workdir": workdir, **(flags or {})}
-    words = [f"--{name}={value}" for name, value in given.items() if str(value)]
-    return shlex.join(["python", "-m", "diffusion_distill.main", *words])
+def _command(mode: str, workdir: Path, **flags: Any) -> str:
+    """A command, a line for the mode and one for each flag; words that a shell would take apart are quoted."""
+    first = {} if mode == "export" else {"config": CONFIG}
+    given: dict[str, Any] = {**first, "workdir": workdir, **flags}
+    words = [shlex.quote(f"--{name}={value}") for name, value in given.items()]
+    return " \\\n    ".join([f"python -m diffusion_distill.main --mode={mode}", *words])
 
 
 def _steps(name: str) -> int:

@@ -89,7 +89,7 @@ def trajectories(
     for walk in found.values():
         walk["pixels"] = walk.pop("states")[:, *places].T
     numbers = numbers_of(WHAT, start, tables, found, shape=list(shape), places=np.stack(places, axis=1))
-    write(folder, "trajectories", numbers, partial(line_plot, _trajectory_panels(numbers, axis)))
+    write(folder, "trajectories", numbers, partial(line_plot, trajectory_panels(numbers, axis)))
     return numbers
 
 
@@ -108,7 +108,7 @@ def _norms(states: Data, outputs: Data, level: Level) -> dict[str, Array]:
     return norms | {"states": states[:, 0], "outputs": outputs[:, 0]}
 
 
-def _trajectory_panels(numbers: Mapping[str, Any], axis: str) -> list[dict[str, Panel]]:
+def trajectory_panels(numbers: Mapping[str, Any], axis: str) -> list[dict[str, Panel]]:
     """A row of panels of norms and one of pixels. Results, whose level may be infinite, stand at the right."""
     tables = numbers["tables"]
     if axis == "logsnr":
