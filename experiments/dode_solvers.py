@@ -21,15 +21,15 @@ NOISE = {
     "DEIS-3": "deis order=4",
 }
 DATA = {"DDIM, EDM": "ddim", "Heun, EDM": "heun"}
-NFE = (2, 3, 4, 5, 6, 8, 10, 15, 20, 25, 50)
+NFE = {"paper": (2, 3, 4, 5, 6, 8, 10, 15, 20, 25, 50), "gpu": (3, 5, 10, 15, 25, 50), "cpu": (3, 5, 10, 15, 25)}
 AS_THEY_ARE: dict[str, Any] = {"clip": False}
 
 
 def cells(scale: Scale) -> list[Cell]:
     """One cell for each kind of model."""
     return [
-        Sampled("noise", NOISE, NFE, dd.FitSettings(), "eps", options=AS_THEY_ARE),
-        Sampled("EDM", DATA, NFE, dd.FitSettings(), "edm", truth=("heun", 100), options=AS_THEY_ARE),
+        Sampled("noise", NOISE, NFE[scale.name], dd.FitSettings(), "eps", options=AS_THEY_ARE),
+        Sampled("EDM", DATA, NFE[scale.name], dd.FitSettings(), "edm", truth=("heun", 100), options=AS_THEY_ARE),
     ]
 
 

@@ -12,19 +12,23 @@ SMALLER = {"paper": {"ch": 128}, "gpu": {"ch": 72, "norm_groups": 8}, "cpu": {"c
 
 
 def cells(scale: Scale) -> list[Cell]:
-    """The full network, and the smaller one taught at 32 steps and at one."""
+    """The full network, and the smaller one taught at 32 steps and at one; at 32 also for ten times as long."""
     teacher, small = scale.teachers["vp"], SMALLER[scale.name]
     rule = {k: v for k, v in teacher.distilling.items() if k != "clip"}
 
-    def smaller(steps: int, after: Distilled) -> Distilled:
-        method = dd.Knowledge(steps, length=scale.length("32M"), **rule)
-        return Distilled("to the small network", method, (steps,), f"at {steps}", after=after, student=small)
+    def smaller(steps: int, after: Distilled, length: str = "32M") -> Distilled:
+        method = dd.Knowledge(steps, length=scale.length(length), **rule)
+        column = f"at {steps}" if length == "32M" else f"at {steps}, {length}"
+        return Distilled("to the small network", method, (steps,), column, after=after, student=small)
 
     full = Distilled("full network", scale.tract("vp", (teacher.steps, 32, 1), "96M"), column="at 1")
-    at_32 = smaller(32, Distilled("full network", scale.tract("vp", (teacher.steps, 32), "48M"), (32,), "at 32"))
+    half = Distilled("full network", scale.tract("vp", (teacher.steps, 32), "48M"), (32,), "at 32")
     last = scale.tract("vp", (32, 1), "48M")
-    before = Distilled("small network before 32→1", last, column="at 1", after=at_32)
-    return [full, smaller(1, full), before]
+    before = [
+        Distilled(f"small network before 32→1{said}", last, column="at 1", after=smaller(32, half, length))
+        for length, said in {"32M": "", "320M": ", taught 320M images"}.items()
+    ]
+    return [full, smaller(1, full), *before]
 
 
 EXPERIMENT = Experiment(

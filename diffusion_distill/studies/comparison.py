@@ -128,7 +128,10 @@ class Setting:
     def facts(self) -> dict[str, Any]:
         """The settings that must be equal for numbers to be comparable."""
         shared = {name: value for name, value in self.spec.to_dict().items() if name not in ("solver", "steps")}
-        return {"model": fingerprint(self.artefact.params), "count": self.count, "seed": self.seed, **shared}
+        guide = (self.spec.guidance or {}).get("classifier")
+        guided = {} if guide is None else {"classifier": fingerprint(guide)}
+        known = {"model": fingerprint(self.artefact.params), "count": self.count, "seed": self.seed}
+        return {**known, **guided, **shared}
 
 
 def compare_solvers(

@@ -6,6 +6,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conventions import write_reference
@@ -16,6 +17,7 @@ from diffusion_distill.data.quantise import quantise
 from diffusion_distill.evaluation import frechet_distance, moments, precision_recall
 from diffusion_distill.evaluation.features import Pixels
 from diffusion_distill.evaluation.measuring import EvaluationSettings, published_reference
+from diffusion_distill.solvers.spec import SamplerSpec
 from diffusion_distill.studies import comparison as comparison_run
 from diffusion_distill.studies.comparison import Comparison, Setting, compare_solvers
 from diffusion_distill.training.artefact import Artefact
@@ -80,3 +82,13 @@ def test_a_comparison_with_published_statistics(teacher: Artefact, tmp_path: Pat
 def test_a_comparison_needs_at_least_one_set() -> None:
     with pytest.raises(ValueError, match="repetitions must be a whole number of at least 1, got 0"):
         Comparison(repetitions=0)
+
+
+def test_classifiers_that_guide_are_told_apart(teacher: Artefact) -> None:
+    """A comparison that was begun with one classifier does not go on with another."""
+
+    def facts(weight: float) -> dict[str, object]:
+        classifier = jax.tree_util.Partial(lambda weight, z, level, cond: weight * z.sum((1, 2, 3)), np.float32(weight))
+        return Setting(teacher, 8, spec=SamplerSpec(guidance={"scale": 1.0, "classifier": classifier})).facts()
+
+    assert facts(1.0) == facts(1.0) != facts(2.0)
