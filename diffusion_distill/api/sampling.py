@@ -19,7 +19,7 @@ from diffusion_distill.base.typing import Cond, Key
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.clipping import Clipped, Thresholded
 from diffusion_distill.denoisers.denoise import Denoise
-from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided
+from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided, check_classifier
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
@@ -83,11 +83,13 @@ def denoiser_of(
       fields: of the spec, in place of its own.
 
     Raises:
-      ValueError, TypeError: guidance of an unconditional model, or with a null condition that it does not have.
+      ValueError, TypeError: guidance of an unconditional model, with a null condition that it does not have, or with a
+        classifier of other images or classes.
     """
     spec, denoise = SamplerSpec.of(spec, **fields), artefact.denoiser(clip=False)
     guidance = dict(spec.guidance or {"scale": 1.0})
     if "classifier" in guidance:
+        check_classifier(guidance["classifier"], artefact.model)
         denoise = ClassifierGuided(denoise, guidance["classifier"], guidance["scale"])
     elif guidance["scale"] != 1:
         denoise = ClassifierFree(denoise, guidance["scale"], guidance.get("null"))
