@@ -151,6 +151,11 @@ REFUSED = {
     "a flow": (changed("x", process=RectifiedFlow()), "diffusers", r"alpha² \+ sigma² = 1"),
     "times between": (changed("ddpm", process=LinearBetaDiscrete(100)), "diffusers", "the 100 times"),
     "DDPM's norms": (MODELS["ddpm"], "pytorch", "norm_epsilon is 1e-06, there 1e-05"),
+    "norms in other groups": (
+        changed("x", UNet(**{**SMALL, "ch": 8, "norm_groups": 4}, num_heads=1)),
+        "pytorch",
+        "be built",
+    ),
     "an unknown format": (MODELS["ddpm"], "onyx", "Unknown format of exports 'onyx'"),
 }
 
@@ -162,6 +167,15 @@ def test_what_others_cannot_compute_is_refused_and_leaves_nothing(name: str, tmp
     with pytest.raises((WeightsError, ValueError), match=said):
         api.export_weights(Artefact(model, {}), tmp_path / "out", form)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("form", ["safetensors", "stablehlo", "onnx"])
+def test_an_export_in_a_file_does_not_replace_a_folder(form: str, tmp_path: Path) -> None:
+    place = tmp_path / f"out.{form}"
+    place.mkdir()
+    with pytest.raises(ValueError, match="is a folder; an export"):
+        api.export_weights(Artefact(MODELS["ddpm"], {}), place, form)
 
 
 @pytest.mark.fast
