@@ -292,6 +292,8 @@ def test_older_folders_call_dit_a_transformer(tmp_path: Path) -> None:
         ({"register_tokens": 4}, "Unknown argument.*'register_tokens'"),
         ({"num_layers": 3}, "missing"),
         ({"num_layers": 3000}, "cannot be those of a network with 3000 blocks"),
+        ({"sample_size": 2**14}, "16384 by 16384 in patches of 2 .* not plausible"),
+        ({"num_attention_heads": 2**14, "attention_head_dim": 2**14}, "268435456 channels.* not plausible"),
     ],
 )
 def test_a_dit_of_diffusers_that_cannot_be_computed_is_refused(
@@ -395,6 +397,12 @@ FOLDERS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
     "a norm that ours always has": ({"resnet_time_scale_shift": "scale_shift"}, None, "middle attention has no norm"),
     "betas of its own": ({}, {"trained_betas": [0.1, 0.2]}, "trained_betas is not known"),
     "an unknown prediction": ({}, {"prediction_type": "flow"}, "prediction_type is 'flow'"),
+    "a list as a rule": ({}, {"beta_schedule": ["linear"]}, r"beta_schedule is \['linear'\]"),
+    "a flow": (
+        {},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+        "FlowMatchEuler.* no beta_schedule",
+    ),
 }
 
 
@@ -453,6 +461,10 @@ def test_a_classifier_of_noisy_images_guides(tmp_path: Path) -> None:
         build.spec(config)
     path.with_suffix(".json").write_text(json.dumps({**arguments, "beta_schedule": "cosine"}), encoding="utf-8")
     guidance = build.spec(config).guidance
+    path.with_suffix(".json").write_text("[]", encoding="utf-8")
+    with pytest.raises(WeightsError, match=r"classifier\.json: the JSON is a list"):
+        build.spec(config)
+    path.with_suffix(".json").write_text(json.dumps(arguments), encoding="utf-8")
     assert guidance and guidance["scale"] == 2.0
     chex.assert_trees_all_equal(guidance["classifier"], log_prob)
     config.update_from_flattened_dict({"sample.null": 3})
