@@ -317,6 +317,24 @@ def test_blocks_with_embeddings_of_their_own_are_refused() -> None:
             FAMILIES["diffusers_dit"].renamed({name.format(k): tensor for k, tensor in blocks.items()})
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("transformer_blocks." + 5000 * "9" + ".x", 0.0, "unknown to the model"),
+        ("transformer_blocks.{}.norm1.emb.timestep_embedder.linear_1.bias", np.nan, "values that are not finite"),
+    ],
+    ids=["a number of 5000 digits", "no number in all blocks"],
+)
+def test_odd_tensors_of_a_dit_are_named(name: str, value: float, said: str, tmp_path: Path) -> None:
+    folder, _ = diffusers_dit(tmp_path / "model", {})
+    tensors = dict(torch_models.state_dict.read(folder).tensors)
+    tensors |= {name.format(k): np.full(16, value, np.float32) for k in range(2)}
+    safetensors_files.write(folder / "odd.safetensors", tensors).rename(folder / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(WeightsError, match=said):
+        torch_models.read(folder)
+
+
 def folder_of(path: Path, changes: Mapping[str, Any], scheduler: Mapping[str, Any] | None = None) -> Path:
     """A folder of diffusers; a change to None takes a field away."""
     path.mkdir()
