@@ -141,6 +141,8 @@ def exported(
     path, provenance = user_path(path), dict(artefact.provenance)
     if ending.startswith(".") and path.suffix != ending:
         raise ValueError(f"Exports of the format {format} are {ending} files, got {path}.")
+    if ending.startswith(".") and path.is_dir():
+        raise ValueError(f"{path} is a folder; an export of the format {format} is a file. Choose another place.")
     if format == "stablehlo":
         return stablehlo.save(path, artefact.model, artefact.params)
     if format == "onnx":

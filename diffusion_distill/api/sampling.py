@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -19,7 +21,7 @@ from diffusion_distill.base.typing import Cond, Key
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.clipping import Clipped, Thresholded
 from diffusion_distill.denoisers.denoise import Denoise
-from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided
+from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided, check_classifier
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
@@ -34,6 +36,8 @@ from diffusion_distill.training.progress import Progress
 
 #: Steps a teacher is sampled with when nobody says otherwise.
 TEACHER_STEPS = 64
+#: Guidance that changes nothing.
+UNGUIDED: Mapping[str, Any] = MappingProxyType({"scale": 1.0})
 
 
 def grid_for(model: Model | Artefact, steps: int, spacing: str = "", end: float = 0.0) -> Level:
@@ -83,11 +87,13 @@ def denoiser_of(
       fields: of the spec, in place of its own.
 
     Raises:
-      ValueError, TypeError: guidance of an unconditional model, or with a null condition that it does not have.
+      ValueError, TypeError: guidance of an unconditional model, with a null condition that it does not have, or with a
+        classifier of other images or classes.
     """
     spec, denoise = SamplerSpec.of(spec, **fields), artefact.denoiser(clip=False)
-    guidance = dict(spec.guidance or {"scale": 1.0})
+    guidance = dict(spec.guidance or UNGUIDED)
     if "classifier" in guidance:
+        check_classifier(guidance["classifier"], artefact.model)
         denoise = ClassifierGuided(denoise, guidance["classifier"], guidance["scale"])
     elif guidance["scale"] != 1:
         denoise = ClassifierFree(denoise, guidance["scale"], guidance.get("null"))
@@ -143,7 +149,7 @@ def sampler_of(artefact: Artefact, spec: SamplerSpec | None = None, *, seed: int
     check_seed(seed)
     spec = SamplerSpec.of(spec, **fields)
     if spec.fitted:
-        found = _fitted(artefact, spec.fitted)
+        found = _fitted(artefact, spec.fitted, spec.to_dict()["guidance"])
         found.check_asked(spec)
         table, spec = found.table(), SamplerSpec.of(spec, solver=found.solver, steps=found.steps)
     else:
@@ -213,11 +219,16 @@ def even_batch(count: int, largest: int, devices: int) -> int:
     return -(-count // (batches * devices)) * devices
 
 
-def _fitted(artefact: Artefact, fitted: FittedSolver | str | Path) -> FittedSolver:
-    """Warns of lambdas that were fitted on another model."""
+def _fitted(artefact: Artefact, fitted: FittedSolver | str | Path, guidance: Mapping[str, Any] | None) -> FittedSolver:
+    """Warns of lambdas that were fitted on another model, or with other guidance."""
     solver = fitted if isinstance(fitted, FittedSolver) else FittedSolver.load(fitted)
     if solver.provenance.get("model", "") not in ("", fingerprint(artefact.params)):
         warnings.warn("The solver was fitted on another model than the one it samples.", stacklevel=4)
+    then, now = (given or UNGUIDED for given in (solver.provenance.get("guidance", guidance), guidance))
+    if then != now:
+        warnings.warn(
+            f"The solver was fitted with the guidance {dict(then)}, but samples with {dict(now)}.", stacklevel=4
+        )
     return solver
 
 

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from flax.errors import FlaxError
 
 from diffusion_distill.base.arrays import Array, enable_x64, expand, namespace
 from diffusion_distill.base.typing import Cond, Data, Labels, Params
@@ -169,6 +170,34 @@ class NoisyLogProb(struct.PyTreeNode):
         time, scale = self.time_input.time(level, self.process), self.time_input.scale(level)
         z = z if scale is None else expand(scale, z) * z
         return label_log_prob(self.network.apply({"params": self.params}, z, time), cond)
+
+
+def check_classifier(log_prob: LogProb, model: Any) -> None:
+    """Looks whether a classifier of noisy samples can guide a model; of a `LogProb` of another kind, nothing is known.
+
+    Args:
+      model: a `Model`.
+
+    Raises:
+      ValueError: the model takes no condition, or the classifier is for samples of another shape or for other classes.
+    """
+    if not conditions.taken(model):
+        raise ValueError(
+            "The model to guide takes no labels, so none are drawn for a classifier. In Python, call "
+            "ClassifierGuided(denoise, classifier, scale) with labels of the classifier."
+        )
+    if not isinstance(log_prob, NoisyLogProb):
+        return
+    z, time = jax.ShapeDtypeStruct((1, *model.shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+    try:
+        logits = jax.eval_shape(log_prob.network.apply, {"params": log_prob.params}, z, time)
+    except (ValueError, TypeError, FlaxError) as error:
+        raise ValueError(f"The classifier is not for samples of shape {model.shape}: {error}") from error
+    if logits.shape[-1] != model.num_classes:
+        raise ValueError(
+            f"The classifier knows {logits.shape[-1]} classes, the model {model.num_classes}. Guide with a classifier "
+            "of the model's own classes."
+        )
 
 
 def label_log_prob(logits: Array, labels: Labels) -> Array:

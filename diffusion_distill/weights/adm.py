@@ -110,7 +110,11 @@ def arguments_of(unet: Any, shape: Shape) -> dict[str, Any]:
         "resblock_updown": ours.resblock_resample,
         "use_new_attention_order": False,
     }
-    same_network.check(ours, guided(arguments)[0], shape, NAME)
+    try:
+        built, _ = guided(arguments)
+    except ValueError as error:
+        raise WeightsError(f"{NAME} cannot be built with the settings of this network: {error}") from error
+    same_network.check(ours, built, shape, NAME)
     return arguments
 
 

@@ -120,7 +120,7 @@ def renamed(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             found[name] = tensor
     blocks = count_of(tensors, r"transformer_blocks\.(\d+)\.")
     for name, (first, *others) in copies.items():
-        if len(others) + 1 != blocks or not all(np.array_equal(first, other) for other in others):
+        if len(others) + 1 != blocks or not all(np.array_equal(first, other, equal_nan=True) for other in others):
             raise WeightsError(
                 f"norm1.{name} is not the same in all {blocks} blocks. The network here embeds time and label once, as "
                 "DiT's program does, and cannot compute blocks with embeddings of their own."

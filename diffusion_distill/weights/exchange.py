@@ -17,7 +17,15 @@ from diffusion_distill.denoisers.model import Model
 from diffusion_distill.formats import safetensors_file
 from diffusion_distill.process import grids
 from diffusion_distill.weights import old_words
-from diffusion_distill.weights.matching import Checkpoint, WeightsError, flatten, match, shapes_of, unflatten
+from diffusion_distill.weights.matching import (
+    Checkpoint,
+    WeightsError,
+    check_places,
+    flatten,
+    match,
+    shapes_of,
+    unflatten,
+)
 
 KEY = "diffusion_distill"
 #: The largest whole number in a plausible description: a width, a step count. Building a network takes time and memory.
@@ -107,6 +115,7 @@ def _model(path: str | Path, described: Mapping[str, Any], arrays: int) -> Model
         found = Model.from_dict(described)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise WeightsError(f"{path}: its description is of no model that can be built: {error}") from error
+    check_places(found.network, found.shape)
     network = found.network  # every block has arrays of its own; building many of them takes time
     blocks = len(getattr(network, "ch_mult", ())) * (1 + getattr(network, "num_res_blocks", 0))
     if (blocks := blocks + getattr(network, "depth", 0)) > arrays:

@@ -15,7 +15,7 @@ import flax.linen as nn
 import numpy as np
 
 from diffusion_distill.weights import adm, ddpm, diffusers, diffusers_dit, dit, torch_layout
-from diffusion_distill.weights.matching import Shape, WeightsError
+from diffusion_distill.weights.matching import Shape, WeightsError, check_places
 from diffusion_distill.weights.torch_layout import Entry, Place
 
 Places = Callable[[str], Place]
@@ -60,9 +60,11 @@ class Family:
           WeightsError: an argument is unknown or missing, or they describe no network that the library has.
         """
         try:
-            return self.make(arguments)
+            network, shape = self.make(arguments)
         except (ValueError, TypeError, ArithmeticError) as error:
             raise WeightsError(str(error)) from error
+        check_places(network, shape)
+        return network, shape
 
     def entries(self, arguments: Mapping[str, Any]) -> tuple[Entry, ...]:
         """The tensors of a network of these arguments, and the parameters they become.

@@ -32,6 +32,9 @@ SEPARATOR = "/"
 FLOATS = tuple(np.dtype(kind) for kind in (np.float32, np.float16, jnp.bfloat16, np.float64))
 #: How many names of a kind an error lists.
 LISTED = 8
+#: The most numbers in the sinusoids of a transformer's places: half a GiB in float64, and 56 times those of DiT-XL/2
+#: for images of 512 by 512.
+MOST_PLACES = 2**26
 
 
 class Checkpoint(NamedTuple):
@@ -100,6 +103,20 @@ def match(
 def shapes_of(model: Model) -> dict[str, Shape]:
     """{path: shape} of a model's parameters; none is allocated."""
     return {path: leaf.shape for path, leaf in flatten(jax.eval_shape(model.init, jax.random.key(0))).items()}
+
+
+def check_places(network: Any, shape: Shape) -> None:
+    """Refuses a transformer that claims more patches than are plausible: building it computes their sinusoids.
+
+    Raises:
+      WeightsError: they would be more than `MOST_PLACES` numbers.
+    """
+    patch = getattr(network, "patch", 0)
+    if patch and math.prod(shape[:2]) // patch**2 * network.width > MOST_PLACES:
+        raise WeightsError(
+            f"Images of {shape[0]} by {shape[1]} in patches of {patch} by {patch}, and {network.width} channels, need "
+            f"sinusoids of more than {MOST_PLACES} numbers; that is not plausible."
+        )
 
 
 def digest(shapes: Mapping[str, Shape]) -> str:

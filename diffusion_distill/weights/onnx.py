@@ -9,10 +9,12 @@ z is [1, *shape], alpha and sigma [1], all float32; of a model with labels there
 JAX traces the function before jax2onnx sees it, so that jax2onnx puts nothing in the place of Flax's functions. Two
 kinds of operations are exchanged for others that jax2onnx knows: forms for certain machines for the general one, and
 the comparisons of a binary search for `<` and `<=`, from which they differ only for NaN and for zeros of other signs.
+A network that computes in bfloat16 does so in float32 there, since onnxruntime has few operations of that type.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,8 @@ def save(path: Path, model: Model, params: Params) -> Export:
     except ImportError as error:
         raise ImportError(NEEDED) from error
     plugin_system.import_all_plugins()
+    if getattr(model.network, "dtype", "float32") != "float32":
+        model = dataclasses.replace(model, network=model.network.clone(dtype="float32"))
     known = plugin_system.PLUGIN_REGISTRY
     inputs = _inputs(model)
     traced = _traced(model, params, list(inputs.values()))

@@ -269,7 +269,10 @@ def arguments_of_classifier(path: Path) -> dict[str, Any]:
             f"({', '.join(address.rpartition('/')[2] for address in CLASSIFIERS)}). Write the arguments of its network "
             f"and its schedule, as weights.published_torch.CLASSIFIERS has them, as a JSON object into {beside}."
         )
-    return strict_json.loads(beside.read_bytes(), MOST_ARGUMENTS)
+    try:
+        return strict_json.loads(beside.read_bytes(), MOST_ARGUMENTS)
+    except WeightsError as error:
+        raise WeightsError(f"{beside}: {error}.") from error
 
 
 # ---------------------------------------------------------------- consistency models

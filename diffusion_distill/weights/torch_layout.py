@@ -29,6 +29,8 @@ from diffusion_distill.weights import matching
 from diffusion_distill.weights.matching import Shape, WeightsError
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+#: The most digits in the number of a block.
+MOST_DIGITS = 9
 
 
 class Place(NamedTuple):
@@ -153,9 +155,12 @@ def parameter_shapes(network: nn.Module, shape: Shape) -> Mapping[str, Shape]:
 
 
 def count_of(names: Iterable[str], pattern: str) -> int:
-    """How many numbers 0, 1, ... a pattern finds at the beginnings of names: one more than the largest; 0 for none."""
+    """How many numbers 0, 1, ... a pattern finds at the beginnings of names: one more than the largest; 0 for none.
+
+    Numbers of more than `MOST_DIGITS` digits are of no block, and are not counted.
+    """
     found = (re.match(pattern, name) for name in names)
-    return max((int(match[1]) + 1 for match in found if match), default=0)
+    return max((int(match[1]) + 1 for match in found if match and len(match[1]) <= MOST_DIGITS), default=0)
 
 
 def _channels_last(tensor: np.ndarray) -> np.ndarray:

@@ -262,6 +262,11 @@ def _of_scheduler(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         said = strict_json.loads(mapped(path), MAX_SCHEDULER)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}.") from error
+    if "_class_name" in said and "beta_schedule" not in {*said, *given}:
+        raise WeightsError(
+            f"{path}: the scheduler {str(said['_class_name'])[:80]!r} has no beta_schedule, so its levels are not "
+            "those that are read here. If the network was trained with betas, give beta_schedule as an argument."
+        )
     for name in ("trained_betas", "rescale_betas_zero_snr"):
         if said.get(name) and "beta_schedule" not in given:
             raise WeightsError(f"{path}: {name} is not known here. Give beta_schedule and its ends as arguments.")
@@ -270,7 +275,7 @@ def _of_scheduler(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     words = (("beta_schedule", "beta_schedule", SCHEDULES), ("prediction_type", "prediction", PREDICTED))
     for theirs, ours, known in words:
         if theirs in said:
-            if said[theirs] not in known:
+            if not isinstance(said[theirs], str) or said[theirs] not in known:
                 raise WeightsError(f"{path}: {theirs} is {said[theirs]!r:.80}; known are {', '.join(known)}.")
             found[ours] = known[said[theirs]]
     return {**found, "rescale_timesteps": False}

@@ -71,6 +71,8 @@ def test_a_fitted_solver_says_how_it_was_fitted(labelled: Artefact) -> None:
     assert np.abs(fits[0].lambdas - dd.fit_solver(labelled, "ddim", 3, settings).lambdas).max() > 1e-4
     drawn = dd.sample(labelled, 4, spec=dd.SamplerSpec(fitted=fits[0], **how))
     np.testing.assert_array_equal(dd.sample(labelled, 4, fitted=fits[0], **{**how, "spacing": None}), drawn)
+    with pytest.warns(UserWarning, match="fitted with the guidance .*'scale': 2.0.*, but samples with {'scale': 1.0}"):
+        dd.sample(labelled, 4, fitted=fits[0])
 
 
 def test_a_classifier_guides_where_one_is_given(labelled: Artefact) -> None:

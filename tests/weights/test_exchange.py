@@ -151,6 +151,7 @@ WRONG_DESCRIPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"model": ABOUT["model"] | {"network": NETWORK | {"num_res_blocks": 60_000}}}, "60001 blocks"),
     ({"model": ABOUT["model"] | {"network": DEEP}}, "60000 blocks"),
     ({"model": ABOUT["model"] | {"network": NETWORK | {"ch": 2**40}}}, "plausible"),
+    ({"model": ABOUT["model"] | {"network": DEEP | {"depth": 1}, "shape": [2**15, 2**15, 1]}}, "sinusoids"),
 ]
 
 

@@ -151,6 +151,11 @@ REFUSED = {
     "a flow": (changed("x", process=RectifiedFlow()), "diffusers", r"alpha² \+ sigma² = 1"),
     "times between": (changed("ddpm", process=LinearBetaDiscrete(100)), "diffusers", "the 100 times"),
     "DDPM's norms": (MODELS["ddpm"], "pytorch", "norm_epsilon is 1e-06, there 1e-05"),
+    "norms in other groups": (
+        changed("x", UNet(**{**SMALL, "ch": 8, "norm_groups": 4}, num_heads=1)),
+        "pytorch",
+        "be built",
+    ),
     "an unknown format": (MODELS["ddpm"], "onyx", "Unknown format of exports 'onyx'"),
 }
 
@@ -162,6 +167,15 @@ def test_what_others_cannot_compute_is_refused_and_leaves_nothing(name: str, tmp
     with pytest.raises((WeightsError, ValueError), match=said):
         api.export_weights(Artefact(model, {}), tmp_path / "out", form)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("form", ["safetensors", "stablehlo", "onnx"])
+def test_an_export_in_a_file_does_not_replace_a_folder(form: str, tmp_path: Path) -> None:
+    place = tmp_path / f"out.{form}"
+    place.mkdir()
+    with pytest.raises(ValueError, match="is a folder; an export"):
+        api.export_weights(Artefact(MODELS["ddpm"], {}), place, form)
 
 
 @pytest.mark.fast
@@ -189,6 +203,7 @@ def test_a_function_in_stablehlo_takes_any_batch(teacher: Artefact, tmp_path: Pa
 ONNX = {
     "ddpm": MODELS["ddpm"],
     "dit": changed("x", DiT(width=32, depth=1, num_heads=2, out_ch=3, num_classes=5)),
+    "dit in bfloat16": changed("x", DiT(width=32, depth=1, num_heads=2, out_ch=3, num_classes=5, dtype="bfloat16")),
 }
 
 
@@ -204,7 +219,9 @@ def test_onnxruntime_computes_what_we_do(name: str, tmp_path: Path) -> None:
     z = np.random.default_rng(1).normal(size=(1, *model.shape)).astype(np.float32)
     session = runtime.InferenceSession(found.place.read_bytes())
     [x_hat] = session.run(None, {"z": z, "alpha": level.alpha, "sigma": level.sigma, **labels})
-    wanted = artefact.denoiser(clip=False)(z, Level(*map(jnp.asarray, level)), *map(jnp.asarray, labels.values()))
+    plain = dataclasses.replace(model, network=model.network.clone(dtype="float32"))
+    denoise = dataclasses.replace(artefact, model=plain).denoiser(clip=False)
+    wanted = denoise(z, Level(*map(jnp.asarray, level)), *map(jnp.asarray, labels.values()))
     assert_close(x_hat, np.asarray(wanted), 1e-5)
 
 

@@ -292,6 +292,8 @@ def test_older_folders_call_dit_a_transformer(tmp_path: Path) -> None:
         ({"register_tokens": 4}, "Unknown argument.*'register_tokens'"),
         ({"num_layers": 3}, "missing"),
         ({"num_layers": 3000}, "cannot be those of a network with 3000 blocks"),
+        ({"sample_size": 2**14}, "16384 by 16384 in patches of 2 .* not plausible"),
+        ({"num_attention_heads": 2**14, "attention_head_dim": 2**14}, "268435456 channels.* not plausible"),
     ],
 )
 def test_a_dit_of_diffusers_that_cannot_be_computed_is_refused(
@@ -313,6 +315,24 @@ def test_blocks_with_embeddings_of_their_own_are_refused() -> None:
             WeightsError, match=r"norm1\.emb\.timestep_embedder\.linear_1\.bias is not the same in all 2"
         ):
             FAMILIES["diffusers_dit"].renamed({name.format(k): tensor for k, tensor in blocks.items()})
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("transformer_blocks." + 5000 * "9" + ".x", 0.0, "unknown to the model"),
+        ("transformer_blocks.{}.norm1.emb.timestep_embedder.linear_1.bias", np.nan, "values that are not finite"),
+    ],
+    ids=["a number of 5000 digits", "no number in all blocks"],
+)
+def test_odd_tensors_of_a_dit_are_named(name: str, value: float, said: str, tmp_path: Path) -> None:
+    folder, _ = diffusers_dit(tmp_path / "model", {})
+    tensors = dict(torch_models.state_dict.read(folder).tensors)
+    tensors |= {name.format(k): np.full(16, value, np.float32) for k in range(2)}
+    safetensors_files.write(folder / "odd.safetensors", tensors).rename(folder / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(WeightsError, match=said):
+        torch_models.read(folder)
 
 
 def folder_of(path: Path, changes: Mapping[str, Any], scheduler: Mapping[str, Any] | None = None) -> Path:
@@ -395,6 +415,12 @@ FOLDERS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
     "a norm that ours always has": ({"resnet_time_scale_shift": "scale_shift"}, None, "middle attention has no norm"),
     "betas of its own": ({}, {"trained_betas": [0.1, 0.2]}, "trained_betas is not known"),
     "an unknown prediction": ({}, {"prediction_type": "flow"}, "prediction_type is 'flow'"),
+    "a list as a rule": ({}, {"beta_schedule": ["linear"]}, r"beta_schedule is \['linear'\]"),
+    "a flow": (
+        {},
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0},
+        "FlowMatchEuler.* no beta_schedule",
+    ),
 }
 
 
@@ -453,6 +479,10 @@ def test_a_classifier_of_noisy_images_guides(tmp_path: Path) -> None:
         build.spec(config)
     path.with_suffix(".json").write_text(json.dumps({**arguments, "beta_schedule": "cosine"}), encoding="utf-8")
     guidance = build.spec(config).guidance
+    path.with_suffix(".json").write_text("[]", encoding="utf-8")
+    with pytest.raises(WeightsError, match=r"classifier\.json: the JSON is a list"):
+        build.spec(config)
+    path.with_suffix(".json").write_text(json.dumps(arguments), encoding="utf-8")
     assert guidance and guidance["scale"] == 2.0
     chex.assert_trees_all_equal(guidance["classifier"], log_prob)
     config.update_from_flattened_dict({"sample.null": 3})
