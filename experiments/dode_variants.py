@@ -9,6 +9,7 @@ from experiments.common.cells import Cell, Sampled
 from experiments.common.runner import Experiment
 from experiments.common.scales import Scale
 from experiments.dode_solvers import AS_THEY_ARE
+from experiments.dode_solvers import EXPERIMENT as SOLVERS
 
 VARIANTS = {"DDIM": "ddim", "DDIM-Sep": "ddim-sep", "DDIM-All": "ddim-all", "DDIM-2": "ddim-2"}
 SEARCHED = {"Fixed-D-DDIM": "ddim", "LA-DDIM": "ddim-la"}
@@ -37,12 +38,7 @@ EXPERIMENT = Experiment(
     ),
     cells=cells,
     paper={
-        ("DDIM", 10): 18.85,
-        ("DDIM", 25): 9.79,
-        ("DDIM", 50): 7.17,
-        ("D-DDIM", 10): 8.67,
-        ("D-DDIM", 25): 8.18,
-        ("D-DDIM", 50): 6.55,
+        **SOLVERS.paper,
         ("D-DDIM-Sep", 10): 79.21,
         ("D-DDIM-Sep", 25): 26.40,
         ("D-DDIM-Sep", 50): 11.50,

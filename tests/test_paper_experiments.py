@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import runpy
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,7 @@ def toy_scale() -> Scale:
         name="toy",
         title="a toy",
         teachers={"vp": teacher},
-        source=lambda teacher, part: source,
+        source=lambda teacher: source,
         share=64 / (96 * 2**20),
         settings=dd.Settings(8),
         evaluation=EvaluationSettings(count=32, repetitions=1, batch_size=16),
@@ -53,7 +54,6 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Scale:
     monkeypatch.setitem(scales.SCALES, "toy", found)
     monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(Place, "features_name", "pixels")
-    monkeypatch.setattr(Place, "_features", "pixels")
     for name in ("use_cpu_devices", "keep_compiled"):
         monkeypatch.setattr(runner, name, lambda *arguments: None)
     return found
@@ -123,6 +123,30 @@ def test_lengths_and_momenta_come_to_a_scale_as_the_papers_mean_them() -> None:
     assert CPU.momentum(0.99995, "48M") ** updates == pytest.approx(0.99995 ** (48 * 2**20 / 256))
     phases = CPU.btd("vp", 1024, "96M").phases(CPU.teachers["vp"].described, CPU.settings.batch_size)
     assert sum(phase.updates for phase in phases) == pytest.approx(768, rel=0.02) and len(phases) == 10
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("teacher", "config"),
+    {
+        "vp": "cifar10_tract",
+        "edm": "cifar10_edm_tract",
+        "vp_imagenet64": "imagenet64_tract",
+        "edm_imagenet64": "imagenet64_edm_tract",
+    }.items(),
+)
+def test_the_papers_scale_is_that_of_the_configs(teacher: str, config: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches, clipping of gradients, steps, and the teacher's own images, with which samples are compared too."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setitem(dd.data.SOURCES, "tfds", lambda **named: asked.append(named))  # type: ignore[arg-type]
+    told = runpy.run_path(str(ROOT / "configs" / f"{config}.py"))["get_config"]()
+    settings, method = PAPER.running(teacher), PAPER.tract(teacher, tuple(told.method.schedule), "96M")
+    assert (settings.batch_size, settings.optimizer.grad_clip) == (told.run.batch_size, told.run.optimizer.grad_clip)
+    for name in ("learning_rate", "warmup", "weighting", "clip", "teacher_solver"):
+        assert getattr(method, name) == told.method[name], name
+    assert PAPER.teachers[teacher].steps == told.method.schedule[0]
+    Place(PAPER, ROOT, "any").source(teacher)
+    assert asked[-1]["dataset"] == told.data.dataset and asked[-1].get("size") == told.data.get("size")
 
 
 def test_cells_run_once_go_on_and_are_collected(

@@ -96,7 +96,7 @@ def distinct_names(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def what_you_see(found: Sequence[Holding]) -> str:
-    """A sentence that counts what there is, and one about the best result, if it is clear which number it is of."""
+    """A sentence that counts what there is."""
     kinds = Counter(holding.kind for holding in found if holding.kind)
     of = {
         "training": "training", "artefact": "artefact", "results": "table of results", "evaluation": "evaluation",
@@ -197,7 +197,7 @@ def _pictures(found: Sequence[Holding]) -> list[Part]:
             said = f": {CAPTIONS[name]}" if name in CAPTIONS else ""
             named.setdefault(name, []).append(Picture(path, f"{holding.name}/{name}{said}"))
     parts = [shown for pictures in named.values() for shown in (pictures if len(pictures) == 1 else [Beside(pictures)])]
-    parts = [part for part in map(_safe, parts)]
+    parts = list(map(_safe, parts))
     parts += [Text(f"Too large or too many for this page: {', '.join(left_out)}.")] if left_out else []
     return [Heading("Pictures"), *parts] if parts else []
 

@@ -19,7 +19,6 @@ from diffusion_distill.api.classifier import train_classifier
 from diffusion_distill.api.evaluation import evaluate_samplers, reference_of
 from diffusion_distill.api.features import features_named
 from diffusion_distill.api.sampling import sampler_of
-from diffusion_distill.evaluation.measuring import Measured
 from diffusion_distill.methods.method import Method
 from diffusion_distill.studies.comparison import Comparison, Setting, compare_solvers
 
@@ -91,11 +90,14 @@ class Place:
         if described.published:
             return dd.import_weights(described.published, folder)
         assert described.model is not None
-        return dd.train(described.model, self.scale.source(name, "train"), described.method, described.settings, folder)
+        return dd.train(described.model, self.scale.source(described), described.method, described.settings, folder)
 
     @cached_property
-    def _features(self) -> str:
-        """The folder of the classifier, trained now if it is not there, or of InceptionV3."""
+    def features_name(self) -> str:
+        """What images are compared by, as `features_named` takes it: InceptionV3, or a classifier.
+
+        The classifier is trained now if it is not there.
+        """
         if self.scale.judge is None:
             return str(self.folder.parent / "inception")
         folder = self.folder / "classifier"
@@ -105,14 +107,18 @@ class Place:
             train_classifier(train, heldout, self.scale.judge, folder)
         return str(folder / "classifier")
 
-    def features(self, model: dd.Model) -> Measured:
-        """What images are compared by."""
-        return features_named(self._features, model.shape, model.data_range)
+    def source(self, teacher: str) -> dd.data.Source:
+        """The images of a teacher, which samples are compared with too."""
+        return self.scale.source(self.scale.teachers[teacher])
 
-    @property
-    def features_name(self) -> str:
-        """The same, as `features_named` takes it."""
-        return self._features
+    def measured(self, teacher: str, artefact: dd.Artefact, folder: Path, **options: Any) -> Row:
+        """The numbers of a student, or of a model with a solver and steps as options, against a teacher's images."""
+        model, settings = artefact.model, self.scale.evaluation
+        features = features_named(self.features_name, model.shape, model.data_range)
+        reference = reference_of(self.source(teacher), features, settings, self.folder / "reference")
+        samplers = {folder.parent.name: lambda: sampler_of(artefact, dd.SamplerSpec(**options), seed=NOISE_SEED)}
+        [row] = evaluate_samplers(samplers, features, reference, settings, {"seed": NOISE_SEED}, folder)
+        return numbers_of(row)
 
 
 @dataclass(frozen=True)
@@ -151,8 +157,8 @@ class Distilled:
         rows = []
         for steps in self.ends:
             column = steps if self.column is None else self.column
-            found = measured(place, {self.name: students[steps]}, place.cell(self.name, seed) / str(steps))
-            rows.append({"row": self.row, "column": column, **found[0], "training seconds": took})
+            numbers = place.measured(self.teacher, students[steps], place.cell(self.name, seed) / str(steps))
+            rows.append({"row": self.row, "column": column, **numbers, "training seconds": took})
         return rows
 
     def work(self, scale: Scale) -> Work:
@@ -162,15 +168,14 @@ class Distilled:
 
     def students(self, place: Place, seed: int) -> dict[int, dd.Artefact]:
         """The students by steps, trained as far as they are not there."""
-        source = place.scale.source(self.teacher, "train")
-        settings = replace(place.scale.settings, seed=seed)
-        teacher = place.teacher(self.teacher)
+        settings, teacher = place.scale.running(self.teacher, seed), place.teacher(self.teacher)
         if self.after:
             before = self.after.students(place, seed)
             first = self.method.phases(teacher.model, settings.batch_size)[0].teacher_steps
             teacher = before[first]
         student = teacher.model.with_network(**self.student) if self.student else None
-        return dd.distill(teacher, source, self.method, settings, place.cell(self.name, seed), student)
+        folder = place.cell(self.name, seed)
+        return dd.distill(teacher, place.source(self.teacher), self.method, settings, folder, student)
 
 
 @dataclass(frozen=True)
@@ -202,10 +207,10 @@ class Trained:
 
     def run(self, place: Place, seed: int) -> list[Row]:
         """As `Cell` says."""
-        folder, source = place.cell(self.name, seed), place.scale.source(self.teacher, "train")
-        found = dd.train(self.model, source, self.method, replace(place.scale.settings, seed=seed), folder)
-        numbers = measured(place, {self.name: found}, folder / "measured", solver=self.solver, steps=self.steps)
-        return [{"row": self.row, "column": self.column, **numbers[0]}]
+        folder, settings = place.cell(self.name, seed), replace(place.scale.settings, seed=seed)
+        found = dd.train(self.model, place.source(self.teacher), self.method, settings, folder)
+        numbers = place.measured(self.teacher, found, folder / "measured", solver=self.solver, steps=self.steps)
+        return [{"row": self.row, "column": self.column, **numbers}]
 
 
 @dataclass(frozen=True)
@@ -257,8 +262,8 @@ class Sampled:
             truth=self.truth[0],
             truth_steps=self.truth[1],
         )
-        fit, reference = replace(self.fit or dd.FitSettings(), seed=seed), place.scale.source(self.teacher, "reference")
-        found = compare_solvers(setting, comparison, fit, reference, place.cell(self.name, seed))
+        fit, folder = replace(self.fit or dd.FitSettings(), seed=seed), place.cell(self.name, seed)
+        found = compare_solvers(setting, comparison, fit, place.source(self.teacher), folder)
         titles = {name: title for title, name in self.solvers.items()}
         return [
             {
@@ -278,13 +283,11 @@ class Pictured:
     Attributes:
       label: the cell's name.
       draw: (place, seed, folder) -> caption by file, PNGs in the folder.
-      calls: network calls for each image.
     """
 
     label: str
     draw: Callable[[Place, int, Path], Mapping[str, str]]
     teacher: str = "vp"
-    calls: int = 0
 
     @property
     def name(self) -> str:
@@ -292,8 +295,8 @@ class Pictured:
         return file_name(self.label)
 
     def work(self, scale: Scale) -> Work:
-        """As `Cell` says; students that are drawn are another cell's."""
-        return Work(scale.teachers[self.teacher].described, self.calls)
+        """As `Cell` says; a few images cost nothing, and students that are drawn are another cell's."""
+        return Work(scale.teachers[self.teacher].described, 0)
 
     def run(self, place: Place, seed: int) -> list[Row]:
         """As `Cell` says."""
@@ -301,20 +304,6 @@ class Pictured:
         folder.mkdir(parents=True, exist_ok=True)
         captions = self.draw(place, seed, folder)
         return [{"picture": str(folder / file), "caption": caption} for file, caption in captions.items()]
-
-
-def measured(place: Place, artefacts: Mapping[str, dd.Artefact], folder: Path, **options: Any) -> list[Row]:
-    """The numbers of students, each sampled with as many DDIM steps as it was made for."""
-    features = place.features(next(iter(artefacts.values())).model)
-    settings = place.scale.evaluation
-    source = place.scale.source("", "reference")
-    reference = reference_of(source, features, settings, place.folder / "reference")
-    samplers = {
-        name: lambda artefact=artefact: sampler_of(artefact, dd.SamplerSpec(**options), seed=NOISE_SEED)
-        for name, artefact in artefacts.items()
-    }
-    rows = evaluate_samplers(samplers, features, reference, settings, {"seed": NOISE_SEED}, folder)
-    return [numbers_of(row) for row in rows]
 
 
 def numbers_of(row: Mapping[str, Any]) -> Row:

@@ -93,10 +93,10 @@ def conventions(scale: Scale, rows: Sequence[Mapping[str, Any]]) -> str:
     how = scale.evaluation
     judge = "a classifier of the same digits" if scale.judge else "InceptionV3"
     seeds = len({row["seed"] for row in rows})
+    spread = f"mean ± standard deviation of up to {seeds} seeds, one where there is no ±" if seeds > 1 else "one seed"
     return (
         f"Data and network: {scale.title}. {how.count} samples, {how.repetitions} time(s); features of {judge}; "
-        f"{seeds} training seed(s), mean ± standard deviation over them; one teacher for all. Numbers in brackets are "
-        "the paper's, of its own data and InceptionV3."
+        f"{spread}. Numbers in brackets are the paper's, of its own data and InceptionV3."
     )
 
 

@@ -92,8 +92,9 @@ def cost_of(cell: Cell, scale: Scale, known: Known | None = None) -> Cost:
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     if work.method is None:
         return Cost("", 0, 0, size, drawn, 4 * size)
-    phases, batch = work.method.phases(work.model, scale.settings.batch_size), scale.settings.batch_size
-    state = _state(work, scale)
+    settings = scale.running(cell.teacher)
+    phases, batch = work.method.phases(work.model, settings.batch_size), settings.batch_size
+    state = _state(work, settings)
     updates = sum(phase.updates for phase in phases)
     kind = type(work.method), getattr(work.method, "teacher_solver", ""), work.model, work.teacher
     if kind not in known.flops:
@@ -102,7 +103,7 @@ def cost_of(cell: Cell, scale: Scale, known: Known | None = None) -> Cost:
     flops = float(updates) * batch * known.flops[kind]
     names = ", ".join(f"{p.teacher_steps}→{p.student_steps}" for p in phases if p.student_steps)
     kept = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((state, state.params)))
-    seconds = None if known.seconds is None else updates * _update_seconds(work, scale, kind, known.seconds)
+    seconds = None if known.seconds is None else updates * _update_seconds(work, settings, kind, known.seconds)
     return Cost(names, updates, updates * batch, size, flops + drawn, kept, seconds)
 
 
@@ -113,33 +114,33 @@ def _of_model(model: dd.Model) -> tuple[Any, int]:
     return params, forward_flops(model, params)
 
 
-def _state(work: Work, scale: Scale) -> Any:
+def _state(work: Work, settings: dd.Settings) -> Any:
     """Shapes of the training state of some work."""
     assert work.method is not None
-    optimizer = make_optimizer(scale.settings.optimizer)
+    optimizer = make_optimizer(settings.optimizer)
     create = partial(training_state.create, optimizer=optimizer, averages=tuple(work.method.averages))
     params, _ = _of_model(work.model)
     return jax.eval_shape(lambda p, t: create(p, teacher=t), params, _of_model(work.teacher)[0] if work.teacher else ())
 
 
-def _update_seconds(work: Work, scale: Scale, key: Any, known: dict[Any, float]) -> float:
+def _update_seconds(work: Work, settings: dd.Settings, key: Any, known: dict[Any, float]) -> float:
     """Seconds of an update here, measured on up to 8 images and taken to grow with the batch."""
     if key not in known:
-        batch = min(8, scale.settings.batch_size)
+        batch = min(8, settings.batch_size)
         labels = np.zeros(batch, np.int32) if work.model.num_classes > 1 else None
         source = dd.data.from_arrays(np.zeros((batch, *work.model.shape), np.float32), labels)
         field = "phase_length" if hasattr(work.method, "phase_length") else "length"
         method = replace(work.method, **{field: 20 * batch})  # type: ignore[type-var]
-        settings = replace(scale.settings, batch_size=batch, flip=False, log_every=2)
+        short = replace(settings, batch_size=batch, flip=False, log_every=2)
         with tempfile.TemporaryDirectory() as folder:
             if work.teacher is None:
-                dd.train(work.model, source, method, settings, folder)  # type: ignore[arg-type]
+                dd.train(work.model, source, method, short, folder)  # type: ignore[arg-type]
             else:
                 teacher = dd.Artefact(work.teacher, work.teacher.init(jax.random.key(0)))
                 student = None if work.model == work.teacher else work.model
-                dd.distill(teacher, source, method, settings, folder, student)
+                dd.distill(teacher, source, method, short, folder, student)
             speed = max(record["images_per_second"] for record in read_json_lines(Path(folder) / "metrics.jsonl"))
-        known[key] = scale.settings.batch_size / speed
+        known[key] = settings.batch_size / speed
     return known[key]
 
 

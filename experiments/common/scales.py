@@ -1,6 +1,6 @@
 """The scales at which experiments run: teachers, data, lengths of training, and how samples are measured.
 
-    paper    as published: Google's VP teachers and NVIDIA's EDM teachers, CIFAR-10 and ImageNet 64, batches of 256
+    paper    as in configs/: Google's VP teachers and NVIDIA's EDM teachers, CIFAR-10 and ImageNet 64
     gpu      CIFAR-10 with a quarter of the parameters and a twelfth of the images: about a day of one H100 for an item
     cpu      digits of 8x8 pixels, and about a 2000th of the images: minutes for a cell on two cores
 
@@ -31,7 +31,9 @@ class Teacher:
       solver, steps: how it is sampled at its best.
       published: its name in `weights.PUBLISHED`; empty for one that is trained.
       model, method, settings: of one that is trained.
+      images: name and size, 0 for their own, of its images in TensorFlow Datasets.
       distilling: fields of distillations from it.
+      running: fields of the settings of distillations from it that differ from the scale's.
     """
 
     solver: str
@@ -40,7 +42,9 @@ class Teacher:
     model: dd.Model | None = None
     method: dd.Denoising | None = None
     settings: dd.Settings = field(default_factory=dd.Settings)
+    images: tuple[str, int] = ("cifar10", 0)
     distilling: Mapping[str, Any] = field(default_factory=dict)
+    running: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def described(self) -> dd.Model:
@@ -58,9 +62,9 @@ class Scale:
       title: what the tables say of it.
       teachers: by name: 'vp' predicts x or v on cosine levels, 'edm' has EDM's levels, 'eps' predicts the noise of
         DDPM's 1000 times.
-      source: (teacher's name, 'train' or 'reference') -> images.
+      source: the images of a teacher.
       share: of the papers' training images.
-      settings: of distillations.
+      settings: of distillations, but for what a teacher needs otherwise; see `running`.
       evaluation: how samples are measured.
       judge: how the classifier is trained whose features are compared; None for InceptionV3, as in the papers.
       data: commands that fetch what a scale needs and does not make.
@@ -69,12 +73,16 @@ class Scale:
     name: str
     title: str
     teachers: Mapping[str, Teacher]
-    source: Callable[[str, str], dd.data.Source]
+    source: Callable[[Teacher], dd.data.Source]
     share: float
     settings: dd.Settings
     evaluation: EvaluationSettings
     judge: ClassifierSettings | None = None
     data: tuple[str, ...] = ()
+
+    def running(self, teacher: str, seed: int = 0) -> dd.Settings:
+        """The settings of a distillation from a teacher."""
+        return replace(self.settings, seed=seed, **self.teachers[teacher].running)
 
     def length(self, published: str) -> int:
         """Training images at this scale of a published number such as '96M': whole batches, at least one."""
@@ -126,7 +134,7 @@ _TEACHER_IMAGES = 6000 * _BATCH
 _ONCE = dd.Settings(_BATCH, checkpoint_every=1000, log_every=500)
 
 
-def _digits(teacher: str, part: str) -> dd.data.Source:
+def _digits(teacher: Teacher) -> dd.data.Source:
     return dd.data.digits("train")
 
 
@@ -170,14 +178,18 @@ CPU = Scale(
 # ---------------------------------------------------------------- CIFAR-10 on one GPU
 
 
-def _tfds(teacher: str, part: str) -> dd.data.Source:
-    name = "downsampled_imagenet/64x64" if "imagenet" in teacher else "cifar10"
-    return dd.data.SOURCES["tfds"](name)
+def _tfds(teacher: Teacher) -> dd.data.Source:
+    name, size = teacher.images
+    return dd.data.SOURCES["tfds"](dataset=name, split="train", **({"size": size} if size else {}))
 
 
 _SMALL: dict[str, Any] = {"ch": 128, "emb_ch": 512, "dropout": 0.1, "dtype": "bfloat16"}
 _LONG = dd.Settings(PUBLISHED_BATCH, flip=True, checkpoint_every=2000)
 _GRADIENTS = dd.OptimizerSettings(grad_clip=1.0, clip_eps=1e-6)
+_INCEPTION = (
+    "python -m diffusion_distill.main --mode=import --model=inception-pytorch-fid --workdir=runs/experiments/inception"
+)
+_NOT_CLIPPED: dict[str, Any] = {"optimizer": dd.OptimizerSettings(grad_clip=0.0)}
 
 
 def _cifar(published: str, **fields: Any) -> dd.Model:
@@ -211,6 +223,7 @@ GPU = Scale(
             model=_cifar("cifar_original", process=dd.VE(), prediction="edm", time_input=dd.EDMInput()),
             method=dd.Denoising(noise="lognormal", weighting="edm", **_GPU_TRAINING),
             settings=_LONG,
+            running=_NOT_CLIPPED,
         ),
         "eps": Teacher(
             "ddim",
@@ -229,26 +242,38 @@ GPU = Scale(
     share=1 / 12,
     settings=replace(_LONG, optimizer=_GRADIENTS),
     evaluation=EvaluationSettings(count=10_000, repetitions=1, batch_size=1000),
-    data=("python -m diffusion_distill.main --mode=import --model=inception --workdir=runs/experiments/inception",),
+    data=(_INCEPTION, "tfds build cifar10"),
 )
 
 # ---------------------------------------------------------------- the papers'
+
+_IMAGENET = ("imagenet2012", 64)
+_OF_EDM: dict[str, Any] = {"batch_size": 512, **_NOT_CLIPPED}
 
 PAPER = Scale(
     name="paper",
     title="the published teachers",
     teachers={
         "vp": Teacher("ddim", 1024, "cifar_original", distilling={"learning_rate": 2e-4}),
-        "edm": Teacher("heun", 40, "edm-cifar10-32x32-cond-vp"),
+        "edm": Teacher("heun", 40, "edm-cifar10-32x32-uncond-ve", running=_OF_EDM),
         "eps": Teacher("ddim", 1000, "ddpm-cifar10"),
-        "vp_imagenet64": Teacher("ddim", 1024, "imagenet_original", distilling={"learning_rate": 2e-4}),
-        "edm_imagenet64": Teacher("heun", 40, "edm-imagenet-64x64-cond-adm"),
+        "vp_imagenet64": Teacher(
+            "ddim", 1024, "imagenet_original", images=_IMAGENET, distilling={"learning_rate": 2e-4}
+        ),
+        "edm_imagenet64": Teacher(
+            "heun",
+            128,
+            "edm-imagenet-64x64-cond-adm",
+            images=_IMAGENET,
+            distilling={"warmup": 2**22 // 512},
+            running=_OF_EDM,
+        ),
     },
     source=_tfds,
     share=1.0,
     settings=dd.Settings(PUBLISHED_BATCH, flip=True, checkpoint_every=5000, optimizer=_GRADIENTS),
     evaluation=EvaluationSettings(count=50_000, repetitions=3, batch_size=1000),
-    data=GPU.data,
+    data=(*GPU.data, "tfds build imagenet2012"),
 )
 
 SCALES: dict[str, Scale] = {scale.name: scale for scale in (PAPER, GPU, CPU)}
