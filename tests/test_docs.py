@@ -79,7 +79,6 @@ NOT_RUN = {
     "source .venv/bin/activate*": "the tests run in an environment",
     "python benchmarks/*": "measures for minutes",
     "python -m experiments.*": "takes minutes to days; test_paper_experiments.py runs each kind of cell",
-    "python experiments/dode_ddpm_digits.py *": "takes most of an hour; test_experiments.py runs it with a toy",
     "tfds build *": "downloads a data set, and needs TensorFlow",
     "* --model=inception-pytorch-fid *": "downloads 95 MB; evaluation/test_inception.py imports a small one",
     "* --format=diffusers": "the networks here are perceptrons; weights/test_exports.py exports U-Nets",

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import toys
@@ -17,6 +18,7 @@ from places import ROOT
 
 import diffusion_distill as dd
 from diffusion_distill.evaluation.measuring import EvaluationSettings
+from diffusion_distill.process.levels import Level
 from experiments import results_page
 from experiments.common import cells as kinds
 from experiments.common import collect, costs, runner, scales
@@ -96,6 +98,28 @@ def test_every_item_says_what_it_costs(name: str, capsys: pytest.CaptureFixture[
             found.main([f"--scale={scale}", "--dry_run"])
             said = capsys.readouterr().out
             assert found.title in said and all(n in said for n in names)
+
+
+@pytest.mark.fast
+def test_the_teacher_of_noise_is_trained_as_ddpm_trains() -> None:
+    """Of the 1000 betas from 1e-4 to 0.02 it knows the indices, and its loss is that of eps, everywhere alike."""
+    described, index = CPU.teachers["eps"], np.array([0, 1, 500, 999])
+    model, method = described.described, described.method
+    assert method and (model.prediction, model.discrete_steps) == ("eps", 1000)
+    level = Level(*(np.float32(part) for part in model.process.level((index + 1) / 1000)))
+    abar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[index]
+    np.testing.assert_allclose(level.alpha**2, abar, rtol=1e-5)
+    told = model.time_input.time(Level(*map(jax.numpy.asarray, level)), model.process)
+    np.testing.assert_allclose(told, index, atol=0.02)
+    drawn = np.asarray(method.times(jax.random.key(0), 5000))
+    assert (drawn.min(), drawn.max()) == (np.float32(1e-3), 1) and len(np.unique(drawn)) > 900
+    x, eps = np.random.default_rng(0).normal(size=(2, 4, 8, 8, 1)).astype(np.float32)
+    toy = dd.Model(toys.Perceptron(1), model.shape, model.process, prediction="eps", time_input=model.time_input)
+    params = toys.parameters(toy)
+    z = np.sqrt(abar).reshape(4, 1, 1, 1) * x + np.sqrt(1 - abar).reshape(4, 1, 1, 1) * eps
+    raw = toy.raw(params, np.float32(z), level, None, None)
+    found = method.losses_at(toy.denoiser(params), level, x, eps)
+    np.testing.assert_allclose(found, np.mean((raw - eps) ** 2, axis=(1, 2, 3)), rtol=1e-4)
 
 
 @pytest.mark.fast
