@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array, lax
 
-from diffusion_distill.networks.layers import kernel_gradient
+from diffusion_distill.networks.layers import winograd
 from diffusion_distill.networks.layers.initial import Role, initial
 from diffusion_distill.networks.layers.resampling import filter_down, filter_padding, filter_parameter, filter_up
 
@@ -20,8 +20,8 @@ def convolution(x: Array, kernel: Array, stride: int = 1, padding: int | tuple[i
     Padding is with zeros, XLA's SAME: at stride 2 and even sizes none before, one after, as in BTD and DDPM;
     or `padding` of them: on each side, or (before, after).
     """
-    if stride == 1 and padding is None and kernel_gradient.is_faster(x, kernel):
-        return kernel_gradient.convolution(x, kernel)
+    if stride == 1 and padding is None and winograd.is_faster(x, kernel):
+        return winograd.convolution(x, kernel)
     pads = "SAME" if padding is None else [padding if isinstance(padding, tuple) else (padding, padding)] * 2
     return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 

@@ -1,4 +1,4 @@
-"""A CPU's gradient of a convolution by its kernel is the gradient, in both modes of differentiation."""
+"""A CPU's form of a convolution is the convolution, and so are its derivatives, in both modes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from diffusion_distill.networks import layers
-from diffusion_distill.networks.layers import kernel_gradient
+from diffusion_distill.networks.layers import winograd
 from diffusion_distill.training.sharding import data_mesh
 
 pytestmark = pytest.mark.fast
 
-SHAPES = [(2, 16, 16, 32, 48), (1, 32, 24, 40, 32), (3, 17, 19, 32, 32)]  # batch, height, width, in, out
+SHAPES = [(2, 8, 8, 64, 80), (1, 32, 24, 70, 64), (3, 17, 6, 64, 64)]  # batch, height, width, in, out
 
 
 def arrays(*shapes: tuple[int, ...]) -> list[jax.Array]:
@@ -25,20 +25,20 @@ def arrays(*shapes: tuple[int, ...]) -> list[jax.Array]:
     return [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
 
 
-def in_float64(x: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """The gradient by its definition."""
+def in_float64(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """The convolution by its definition."""
     padded = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    height, width = x.shape[1:3]
-    shifted = [[padded[:, i : i + height, j : j + width] for j in range(3)] for i in range(3)]
-    return np.stack([[np.tensordot(s, g.astype(np.float64), ([0, 1, 2], [0, 1, 2])) for s in row] for row in shifted])
+    (height, width), kernel = x.shape[1:3], kernel.astype(np.float64)
+    places = [(i, j) for i in range(3) for j in range(3)]
+    return np.sum([padded[:, i : i + height, j : j + width] @ kernel[i, j] for i, j in places], axis=0)
 
 
-@pytest.mark.parametrize("form", [kernel_gradient.by_products, kernel_gradient.by_convolution])
+@pytest.mark.parametrize("form", [winograd.by_four_products, winograd.plain])
 @pytest.mark.parametrize(("batch", "height", "width", "inputs", "outputs"), SHAPES)
-def test_both_forms_are_the_gradient(form, batch: int, height: int, width: int, inputs: int, outputs: int) -> None:
-    x, g = arrays((batch, height, width, inputs), (batch, height, width, outputs))
-    want = in_float64(np.asarray(x), np.asarray(g))
-    np.testing.assert_allclose(form(x, g), want, atol=1e-6 * np.abs(want).max())
+def test_both_forms_are_the_convolution(form, batch: int, height: int, width: int, inputs: int, outputs: int) -> None:
+    x, kernel = arrays((batch, height, width, inputs), (3, 3, inputs, outputs))
+    want = in_float64(np.asarray(x), np.asarray(kernel))
+    np.testing.assert_allclose(form(x, kernel), want, atol=1e-6 * np.abs(want).max())
 
 
 def along(function, point: jax.Array) -> jax.Array:
@@ -81,15 +81,16 @@ def test_every_derivative_is_that_of_the_plain_convolution(name: str, shape: tup
     derivative, (*image, inputs, outputs) = DERIVATIVES[name], shape
     x, kernel = arrays((*image, inputs), (3, 3, inputs, outputs))
     kernel = 0.05 * kernel
-    assert kernel_gradient.is_faster(x, kernel)
-    found, wanted = (derivative(f, x, kernel) for f in (layers.convolution, kernel_gradient.plain))
+    assert winograd.is_faster(x, kernel)
+    found, wanted = (derivative(f, x, kernel) for f in (layers.convolution, winograd.plain))
     largest = max(float(jnp.abs(a).max()) for a in jax.tree.leaves(wanted))
     chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5 * largest)
 
 
 @pytest.mark.parametrize("checked", [True, False])
 def test_shares_of_a_batch(checked: bool) -> None:
-    x, kernel = arrays((2, 16, 16, 32), (3, 3, 32, 32))
+    x, kernel = arrays((2, 8, 8, 64), (3, 3, 64, 64))
+    kernel = 0.05 * kernel
     mesh, whole, share = data_mesh(jax.devices()[:2]), PartitionSpec(), PartitionSpec("data")
 
     def of_share(f, x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -100,23 +101,24 @@ def test_shares_of_a_batch(checked: bool) -> None:
         jax.jit(
             jax.shard_map(partial(of_share, f), mesh=mesh, in_specs=(share, whole), out_specs=whole, check_vma=checked)
         )(x, kernel)
-        for f in (layers.convolution, kernel_gradient.plain)
+        for f in (layers.convolution, winograd.plain)
     )
     chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5 * float(jnp.abs(wanted).max()))
 
 
 def test_which_convolutions_have_it() -> None:
-    def takes(*, size: int = 3, pixels: int = 16, channels: int = 32, dtype=jnp.float32) -> bool:
-        x, kernel = jnp.zeros((1, pixels, pixels, channels), dtype), jnp.zeros((size, size, channels, 32), dtype)
-        return kernel_gradient.is_faster(x, kernel)
+    def takes(*, size: int = 3, height: int = 8, width: int = 8, channels: int = 64, dtype=jnp.float32) -> bool:
+        x, kernel = jnp.zeros((1, height, width, channels), dtype), jnp.zeros((size, size, channels, 64), dtype)
+        return winograd.is_faster(x, kernel)
 
-    assert takes()
-    assert not any((takes(size=1), takes(pixels=8), takes(channels=3), takes(dtype=jnp.bfloat16)))
+    assert takes() and takes(height=11, width=6)
+    others = {"size": 1, "height": 4, "width": 9, "channels": 32, "dtype": jnp.bfloat16}
+    assert not any(takes(**{name: value}) for name, value in others.items())
 
 
 def test_programs_for_other_machines_keep_xlas_form() -> None:
-    x, g = arrays((1, 16, 16, 32), (1, 16, 16, 32))
-    traced = jax.jit(kernel_gradient.kernel_gradient).trace(x, g)
-    for platform, word, other in (("cpu", "dot_general", "convolution"), ("cuda", "convolution", "dot_general")):
+    gradients = jax.jit(jax.value_and_grad(partial(wave, winograd.convolution), (0, 1)))
+    traced = gradients.trace(*arrays((1, 8, 8, 64), (3, 3, 64, 64)))
+    for platform, convolutions in (("cpu", 9), ("cuda", 3), ("tpu", 3)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
-        assert word in text and other not in text
+        assert text.count("stablehlo.convolution") == convolutions, platform
