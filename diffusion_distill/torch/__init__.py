@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffusion_distill.torch.denoiser import Denoiser
     from diffusion_distill.torch.engine import run
+    from diffusion_distill.torch.scheduler import DistilledODEScheduler
 
-NAMES = {"denoiser": ("Denoiser",), "engine": ("run",)}
+NAMES = {"denoiser": ("Denoiser",), "engine": ("run",), "scheduler": ("DistilledODEScheduler",)}
 _MODULES = {name: f"{__name__}.{module}" for module, names in NAMES.items() for name in names}
 
-__all__ = ["Denoiser", "run"]
+__all__ = ["Denoiser", "DistilledODEScheduler", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,36 +5,19 @@ PyTorch is asked in this Python, or in the one that the variable PEER_PYTHON nam
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
-import places
 import pytest
-from problems import CASES, START, denoise, table_of
+from peers import answers_of
+from torch_problems import CASES, PROCESSES, START, denoise, table_of
 
 from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers.engine import integrate, run_host
-
-PEER = os.environ.get("PEER_PYTHON", sys.executable)
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """What PyTorch computes, by name; see `peer_torch`."""
-    if "PEER_PYTHON" not in os.environ and importlib.util.find_spec("torch") is None:
-        pytest.skip("needs PyTorch, here or in the Python that PEER_PYTHON names")
-    folder = tmp_path_factory.mktemp("torch")
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(places.ROOT), str(HERE)])}
-    command = [PEER, str(HERE / "peer_torch.py"), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=variables)
-    assert done.returncode == 0, done.stderr
-    with np.load(folder / "answers.npz") as found:
-        return dict(found)
+    return answers_of("peer_torch.py", "torch", tmp_path_factory.mktemp("torch"))
 
 
 @pytest.mark.parametrize("fitted", [False, True], ids=["plain", "with lambdas"])
@@ -60,8 +43,6 @@ def test_noise_of_rows_enters_as_on_the_host(answers: dict[str, np.ndarray]) -> 
 
 
 def test_a_network_of_any_prediction_becomes_the_same_denoiser(answers: dict[str, np.ndarray]) -> None:
-    from problems import PROCESSES
-
     names = [name for name in answers if name.startswith("network/")]
     assert len(names) == 10
     for name in names:

@@ -1,6 +1,6 @@
 """PyTorch's side of the tests, as a program that answers with files: it runs in a Python that has it, and needs no JAX.
 
-    python tests/torch_room/peer_torch.py FOLDER
+    python tests/peer_torch.py FOLDER
 
 The answers are in FOLDER/answers.npz.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
-from problems import CASES, PROCESSES, START, denoise, table_of
+from torch_problems import CASES, PROCESSES, START, denoise, table_of
 
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import eps_from_x, raw_of
@@ -61,6 +61,6 @@ if __name__ == "__main__":
     here = Path(sys.argv[1])
     torch.set_num_threads(1)
     parts = (engine, networks)
-    answers = {name: np.asarray(value) for part in parts for name, value in part()}
+    answers: dict[str, Any] = {name: np.asarray(value) for part in parts for name, value in part()}
     assert not {"flax", "jax", "ml_collections", "optax", "orbax"} & set(sys.modules)
     np.savez(here / "answers.npz", **answers)

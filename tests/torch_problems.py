@@ -24,15 +24,26 @@ CASES = [f"{name}|{process}" for name in (*SOLVERS, *OPTIONS) if name != "ancest
 START = np.random.default_rng(0).standard_normal((3, 2, 4, 4))
 
 
-def table_of(case: str, fitted: bool = False) -> Table:
-    """The table of a case 'solver|process', or with lambdas."""
+def whole_table(case: str) -> Table:
+    """The table of a case 'solver|process', with its directions."""
     solver, name = case.split("|")
     process = PROCESSES[name]
-    table = tabulate(solver, grids.make_grid(process, STEPS), process)
-    if not fitted or table.directions is None:
-        return table.plain()
-    shape = table.directions.weights.shape[:2]
-    return table.distilled(0.1 * np.sin(1.0 + np.arange(np.prod(shape)).reshape(shape)))
+    return tabulate(solver, grids.make_grid(process, STEPS), process)
+
+
+def lambdas_of(case: str) -> np.ndarray | None:
+    """Some lambdas; None where there are none."""
+    directions = whole_table(case).directions
+    if directions is None:
+        return None
+    shape = directions.weights.shape[:2]
+    return 0.1 * np.sin(1.0 + np.arange(np.prod(shape)).reshape(shape))
+
+
+def table_of(case: str, fitted: bool = False) -> Table:
+    """The plain table of a case, or the one with its lambdas."""
+    table, lambdas = whole_table(case), lambdas_of(case)
+    return table.plain() if lambdas is None or not fitted else table.distilled(lambdas)
 
 
 def denoise(z: Any, level: Level, cond: Any = None) -> Any:
