@@ -1,7 +1,7 @@
 """What the config of a scheduler of diffusers says of its model, in our terms.
 
     family    process                      prediction (prediction_type)                 the model is told
-    betas     N discrete betas             eps, x or v (epsilon, sample, v_prediction)  the index i of the time (i + 1)/N
+    betas     N discrete betas             eps, x or v (epsilon, sample, v_prediction)  the index i of time (i + 1)/N
     edm       VE                           EDM's F (epsilon; v_prediction is -F)        log(sigma) / 4, scaled inputs
     flow      rectified flow with a shift  velocity (flow_prediction), eps, x, v        N·sigma
 
@@ -86,47 +86,47 @@ class Convention(NamedTuple):
         return np.asarray(level.sigma if isinstance(self.process, RectifiedFlow) else level.sigma / level.alpha)
 
 
-def family_of(config: Mapping[str, Any]) -> str:
+def family_of(settings: Mapping[str, Any]) -> str:
     """The family of a config of any scheduler of diffusers.
 
     Raises:
       ValueError: it asks for something that is not computed here.
     """
     for name in REFUSED:
-        if config.get(name) not in (None, False):
-            raise ValueError(f"A scheduler with {name}={config[name]!r} is not computed here.")
-    if "shift" in config and "beta_schedule" not in config:
+        if settings.get(name) not in (None, False):
+            raise ValueError(f"A scheduler with {name}={settings[name]!r} is not computed here.")
+    if "shift" in settings and "beta_schedule" not in settings:
         return "flow"
-    return "edm" if "sigma_data" in config and "beta_schedule" not in config else "betas"
+    return "edm" if "sigma_data" in settings and "beta_schedule" not in settings else "betas"
 
 
-def read(config: Mapping[str, Any]) -> Convention:
+def read(settings: Mapping[str, Any]) -> Convention:
     """The convention of a config of `DistilledODEScheduler`.
 
     Raises:
       ValueError: an unknown family, prediction or rule of betas.
     """
-    return choose("family of a scheduler", config["family"], FAMILIES)(config)
+    return choose("family of a scheduler", settings["family"], FAMILIES)(settings)
 
 
-def _betas(config: Mapping[str, Any]) -> Convention:
-    count = config["num_train_timesteps"]
-    kind = choose("rule of betas", config["beta_schedule"], SCHEDULES)
-    process = DiscreteBetas(kind, count, config["beta_start"], config["beta_end"])
-    prediction = choose("prediction_type", config["prediction_type"], PREDICTED)
+def _betas(settings: Mapping[str, Any]) -> Convention:
+    count = settings["num_train_timesteps"]
+    kind = choose("rule of betas", settings["beta_schedule"], SCHEDULES)
+    process = DiscreteBetas(kind, count, settings["beta_start"], settings["beta_end"])
+    prediction = choose("prediction_type", settings["prediction_type"], PREDICTED)
     return Convention(process, prediction, IndexInput(float(count)))
 
 
-def _edm(config: Mapping[str, Any]) -> Convention:
-    sign = choose("prediction_type", config["prediction_type"], {"epsilon": 1.0, "v_prediction": -1.0})
-    process, sigma_data = VE(config["sigma_max"], config["sigma_min"]), config["sigma_data"]
+def _edm(settings: Mapping[str, Any]) -> Convention:
+    sign = choose("prediction_type", settings["prediction_type"], {"epsilon": 1.0, "v_prediction": -1.0})
+    process, sigma_data = VE(settings["sigma_max"], settings["sigma_min"]), settings["sigma_data"]
     return Convention(process, "edm", EDMInput(sigma_data), sigma_data, sign)
 
 
-def _flow(config: Mapping[str, Any]) -> Convention:
+def _flow(settings: Mapping[str, Any]) -> Convention:
     names = {"flow_prediction": "velocity", **PREDICTED}
-    prediction = choose("prediction_type", config["prediction_type"], names)
-    return Convention(RectifiedFlow(config["shift"]), prediction, FlowInput(float(config["num_train_timesteps"])))
+    prediction = choose("prediction_type", settings["prediction_type"], names)
+    return Convention(RectifiedFlow(settings["shift"]), prediction, FlowInput(float(settings["num_train_timesteps"])))
 
 
 FAMILIES = {"betas": _betas, "edm": _edm, "flow": _flow}

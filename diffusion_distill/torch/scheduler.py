@@ -114,19 +114,19 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
         self.num_inference_steps: int | None = None
 
     @classmethod
-    def from_config(cls, config: Any = None, **kwargs: Any) -> Any:
+    def from_config(cls, settings: Any = None, **kwargs: Any) -> Any:
         """A scheduler for the model of another scheduler, from its config; keywords take the place of its values.
 
         Raises:
           ValueError: the config asks for something that is not computed here.
         """
-        if isinstance(config, Mapping):
-            config = {name: value for name, value in config.items() if name != "_use_default_values"}
-            if "family" not in config:
-                kwargs.setdefault("family", conventions.family_of(config))
-            if kwargs.get("family") == "flow" and "prediction_type" not in config:
+        if isinstance(settings, Mapping):
+            settings = {name: value for name, value in settings.items() if name != "_use_default_values"}
+            if "family" not in settings:
+                kwargs.setdefault("family", conventions.family_of(settings))
+            if kwargs.get("family") == "flow" and "prediction_type" not in settings:
                 kwargs.setdefault("prediction_type", "flow_prediction")
-        return super().from_config(config, **kwargs)
+        return super().from_config(settings, **kwargs)
 
     def set_timesteps(
         self,

@@ -21,27 +21,27 @@ from diffusion_distill.process.levels import Level
 from diffusion_distill.torch.conventions import Convention
 
 
-def grid_of(config: Mapping[str, Any], convention: Convention, steps: int, mu: float | None = None) -> Level:
+def grid_of(settings: Mapping[str, Any], convention: Convention, steps: int, mu: float | None = None) -> Level:
     """The grid [steps + 1] of a number of steps.
 
     Args:
-      config: of `DistilledODEScheduler`.
+      settings: the config of `DistilledODEScheduler`.
       mu: of a flow whose shift depends on the size of the images.
 
     Raises:
       ValueError: no steps, more than a model of discrete times has, or an unknown rule.
     """
     positive_int("The number of steps", steps)
-    if config["spacing"]:
-        return grids.clean_end(grids.make_grid(convention.process, steps, config["spacing"], rho=config["rho"]))
-    if config["family"] == "edm":
-        return grids.make_grid(convention.process, steps, "karras", rho=config["rho"])
-    if config["family"] == "flow":
-        return closed(convention.levels_of(shifted(config, _flow_sigmas(config, steps), mu)))
-    times = choose("timestep_spacing", config["timestep_spacing"], SPACINGS)(
-        steps, config["num_train_timesteps"], config["steps_offset"]
-    )
-    return closed(convention.levels_told(times), None if config["set_alpha_to_one"] else convention.levels_told([0.0]))
+    if settings["spacing"]:
+        return grids.clean_end(grids.make_grid(convention.process, steps, settings["spacing"], rho=settings["rho"]))
+    if settings["family"] == "edm":
+        return grids.make_grid(convention.process, steps, "karras", rho=settings["rho"])
+    if settings["family"] == "flow":
+        return closed(convention.levels_of(shifted(settings, _flow_sigmas(settings, steps), mu)))
+    make = choose("timestep_spacing", settings["timestep_spacing"], SPACINGS)
+    times = make(steps, settings["num_train_timesteps"], settings["steps_offset"])
+    end = None if settings["set_alpha_to_one"] else convention.levels_told([0.0])
+    return closed(convention.levels_told(times), end)
 
 
 def closed(levels: Level, end: Level | None = None) -> Level:
@@ -53,25 +53,25 @@ def closed(levels: Level, end: Level | None = None) -> Level:
     return grids.check(Level(*(np.append(a, b) for a, b in zip(levels, last, strict=True))))
 
 
-def shifted(config: Mapping[str, Any], sigmas: Sequence[float] | np.ndarray, mu: float | None) -> np.ndarray:
+def shifted(settings: Mapping[str, Any], sigmas: Sequence[float] | np.ndarray, mu: float | None) -> np.ndarray:
     """The sigmas of a flow after its shift, which is exp(mu) or mu if it depends on the size of the images.
 
     Raises:
       ValueError: it does, and mu is missing.
     """
-    shift = config["shift"]
-    if config["use_dynamic_shifting"]:
+    shift = settings["shift"]
+    if settings["use_dynamic_shifting"]:
         if mu is None:
             raise ValueError("The shift of this scheduler depends on the images: give mu (use_dynamic_shifting).")
-        shift = math.exp(mu) if config["time_shift_type"] == "exponential" else mu
+        shift = math.exp(mu) if settings["time_shift_type"] == "exponential" else mu
     sigmas = np.asarray(sigmas, np.float64)
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 
 
-def _flow_sigmas(config: Mapping[str, Any], steps: int) -> np.ndarray:
+def _flow_sigmas(settings: Mapping[str, Any], steps: int) -> np.ndarray:
     """Equal steps from 1 to the least sigma, which FlowMatchEulerDiscreteScheduler has shifted once already."""
-    least = np.array([1 / config["num_train_timesteps"]])
-    least = least if config["use_dynamic_shifting"] else shifted(config, least, None)
+    least = np.array([1 / settings["num_train_timesteps"]])
+    least = least if settings["use_dynamic_shifting"] else shifted(settings, least, None)
     return np.linspace(1.0, least[0], steps)
 
 
