@@ -16,7 +16,7 @@ from typing import Any
 import diffusers  # pyright: ignore[reportMissingImports]
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
-from torch_problems import CASES, PROCESSES, START, STEPS, denoise, lambdas_of, table_of
+from torch_problems import CASES, PROCESSES, START, STEPS, denoise, grid_of, lambdas_of, table_of
 
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
@@ -110,7 +110,7 @@ def engine() -> Iterator[Answer]:
     for case in CASES:
         solver, name = case.split("|")
         process = PROCESSES[name]
-        grid = grids.make_grid(process, STEPS)
+        grid = grid_of(name)
         family: Any = {"discrete": "betas", "ve": "edm", "flow": "flow"}[name]
         kind = "flow_prediction" if name == "flow" else "epsilon"
         for fitted in (False, True):
@@ -261,7 +261,8 @@ def edges() -> Iterator[Answer]:
 
 def refused() -> Iterator[Answer]:
     """The messages of what is refused, and what must be in them."""
-    z, own = noise(1, 3, 8, 8), {"grid": {"alpha": [0.1, 1.0], "sigma": [0.9, 0.0]}}
+    z = noise(1, 3, 8, 8)
+    own: Any = {"grid": {"alpha": [0.1, 1.0], "sigma": [0.9, 0.0]}}
     moving: Any = {"family": "flow", "prediction_type": "flow_prediction", "use_dynamic_shifting": True}
     other = diffusers.DDIMScheduler(rescale_betas_zero_snr=True).config
     tried = {

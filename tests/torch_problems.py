@@ -28,7 +28,7 @@ def whole_table(case: str) -> Table:
     """The table of a case 'solver|process', with its directions."""
     solver, name = case.split("|")
     process = PROCESSES[name]
-    return tabulate(solver, grids.make_grid(process, STEPS), process)
+    return tabulate(solver, grid_of(name), process)
 
 
 def lambdas_of(case: str) -> np.ndarray | None:
@@ -51,3 +51,12 @@ def denoise(z: Any, level: Level, cond: Any = None) -> Any:
     level = Level(*map(np.float64, level)) if np.ndim(level.sigma) == 0 else level
     steep = level.alpha / (level.sigma**2 + 0.05 * level.alpha**2)
     return namespace(z).tanh(expand(steep, z) * z)
+
+
+#: Solvers that both sides fit, with the scales of their teachers.
+FITS = (("heun", 4), ("ipndm", 3), ("dpm_solver++", 2), ("ddim", 10))
+
+
+def grid_of(name: str) -> Level:
+    """The grid of a process that all cases have; it ends at zero noise."""
+    return grids.clean_end(grids.make_grid(PROCESSES[name], STEPS))

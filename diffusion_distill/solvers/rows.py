@@ -1,8 +1,8 @@
 """One row of a solver's table, whatever the arrays are: NumPy's in float64, JAX's or PyTorch's.
 
 The engines (engine.py, torch/engine.py), single steps (steps.py), distillation targets (methods/targets.py) and D-ODE
-fits (dode.py, torch/fit.py) all run it. Coefficients are of the whole batch or of each sample. Registers are combined
-by element-wise multiply-adds rather than a dot product, whose operands accelerators round by default.
+fits (dode.py, torch/fitting.py) all run it. Coefficients are of the whole batch or of each sample. Registers are
+combined by element-wise multiply-adds rather than a dot product, whose operands accelerators round by default.
 """
 
 from __future__ import annotations

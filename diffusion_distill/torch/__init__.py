@@ -17,12 +17,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffusion_distill.torch.denoiser import Denoiser
     from diffusion_distill.torch.engine import run
+    from diffusion_distill.torch.fitting import fit
+    from diffusion_distill.torch.levels import choose_levels
     from diffusion_distill.torch.scheduler import DistilledODEScheduler
 
-NAMES = {"denoiser": ("Denoiser",), "engine": ("run",), "scheduler": ("DistilledODEScheduler",)}
+NAMES = {
+    "denoiser": ("Denoiser",),
+    "engine": ("run",),
+    "fitting": ("fit",),
+    "levels": ("choose_levels",),
+    "scheduler": ("DistilledODEScheduler",),
+}
 _MODULES = {name: f"{__name__}.{module}" for module, names in NAMES.items() for name in names}
 
-__all__ = ["Denoiser", "DistilledODEScheduler", "run"]
+__all__ = ["Denoiser", "DistilledODEScheduler", "choose_levels", "fit", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -173,7 +173,7 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
         use_clipped_model_output: bool | None = None,
         generator: Any = None,
         return_dict: bool = True,
-    ) -> StepOutput | tuple[torch.Tensor, torch.Tensor]:
+    ) -> Any:
         """One row of the solver's table.
 
         Args:
@@ -181,25 +181,23 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
           timestep: of this row. It says where to begin; after that rows follow each other.
           sample: what `step` returned before, or the noise at first.
           eta: 0; the others are taken for pipelines that pass them.
+          return_dict: give a `StepOutput`, else its two fields as a tuple.
 
         Raises:
           ValueError: eta is not 0, `set_timesteps` was not called, or no row is left.
         """
         if eta:
             raise ValueError(f"These solvers draw no noise, but eta={eta!r} was asked for. Leave it out.")
-        if self._index is None:
+        if self._index < 0:
             self._start(timestep, sample)
-        state, k = precise(sample.dtype), self._index - self._skipped
-        if k >= self._table.nfe:
-            raise ValueError("All rows of the solver are done: call set_timesteps before the next sample.")
-        row = self._table.row(k)
+        state, row = precise(sample.dtype), self._row(self._index - self._skipped)
         y = self._registers[0] + (sample.to(state) - self._handed.to(state))
         x_hat = self._x_hat(model_output[:, : sample.shape[1]].to(state), y, row.level)
         self._registers = self._advance(row, (y, *self._registers[1:]), x_hat)
         self._index += 1
         self._handed = self._registers[0].to(sample.dtype)
         found = StepOutput(prev_sample=self._handed, pred_original_sample=x_hat.to(sample.dtype))
-        return found if return_dict else (found.prev_sample, found.pred_original_sample)  # type: ignore[return-value]
+        return found if return_dict else (found.prev_sample, found.pred_original_sample)
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """alpha·x + sigma·eps at the levels of timesteps [batch]."""
@@ -222,7 +220,7 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
     @property
     def step_index(self) -> int | None:
         """The row that comes next; None before the first."""
-        return self._index
+        return self._index if self._index >= 0 else None
 
     @property
     def begin_index(self) -> int | None:
@@ -234,7 +232,7 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
 
     # --- the table, and where in it
 
-    _index: int | None = None
+    _index: int = -1  # before the first row
     _begin_index: int | None = None
     _skipped = 0
 
@@ -248,7 +246,7 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
 
     def _use(self, grid: Level, device: Any) -> None:
         self._grid, self._table = grid, self._tabulate(grid)
-        self._index, self._begin_index = None, None
+        self._index, self._begin_index = -1, None
         self._lay_out(self._table.level, self._table.init, device)
         self.num_inference_steps = len(grid.sigma) - 1
         self.order = -(-self._table.nfe // self.num_inference_steps)
@@ -294,7 +292,7 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
         return 0 if timestep is None else int(np.argmin(np.abs(self._told - float(timestep))))
 
     def _level(self, timestep: Any) -> Level:
-        index = self._row_of(timestep) if self._index is None else self._index
+        index = self._row_of(timestep) if self._index < 0 else self._index
         return Level(*map(np.float64, self._levels.at(index)))
 
     def _start(self, timestep: Any, sample: torch.Tensor) -> None:
@@ -315,6 +313,11 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
         x_hat = to_x(self.convention.prediction, self.convention.sign * output, y, level, self.convention.sigma_data)
         largest = self.config.clip_sample_range
         return x_hat.clamp(-largest, largest) if self.config.clip_sample else x_hat
+
+    def _row(self, k: int) -> Table:
+        if k >= self._table.nfe:
+            raise ValueError("All rows of the solver are done: call set_timesteps before the next sample.")
+        return self._table.row(k)
 
     def _advance(self, row: Table, registers: tuple, x_hat: torch.Tensor) -> tuple:
         return after(row, registers, x_hat)
