@@ -81,6 +81,7 @@ setup(
     packages=find_packages(include=["diffusion_distill", "diffusion_distill.*"]),
     package_data={"diffusion_distill.report": ["page.css", "page.js"]},
     python_requires=">=3.11",
+    entry_points={"console_scripts": ["dd-fit-diffusers = diffusion_distill.torch.command:main"]},
     install_requires=RUNTIME,
     extras_require=EXTRAS,
     zip_safe=False,

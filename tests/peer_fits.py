@@ -8,6 +8,7 @@ FOLDER/fitted.json is a solver that JAX's side has fitted, FOLDER/answers.npz an
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,9 @@ from torch_problems import FITS, PROCESSES, START, denoise, grid_of
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import eps_from_x
+from diffusion_distill.solvers.fitted import FittedSolver
 from diffusion_distill.torch import DistilledODEScheduler, choose_levels, fit
+from diffusion_distill.torch.command import main
 from diffusion_distill.torch.levels import cheapest_path
 
 
@@ -96,6 +99,21 @@ def levels() -> Iterator[tuple[str, Any]]:
     yield "flow/theirs", scheduler.sigmas
 
 
+def command(folder: Path) -> Iterator[tuple[str, Any]]:
+    """The command on a pipeline without prompts: what it writes."""
+    torch.manual_seed(0)
+    down, up = ("DownBlock2D", "DownBlock2D"), ("UpBlock2D", "UpBlock2D")
+    size: Any = {"sample_size": 8, "block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    network = diffusers.UNet2DModel(**size, down_block_types=down, up_block_types=up)
+    diffusers.DDPMPipeline(network, diffusers.DDPMScheduler()).save_pretrained(folder / "ddpm")
+    common = [str(folder / "ddpm"), "--steps=3", "--call", '{"batch_size": 2}', "--device=cpu"]
+    main([*common, "--scale=4", "--solver=dpm_solver++", f"--out={folder / 'command.json'}"])
+    main([*common, "--levels", "--candidates=6", f"--out={folder / 'levels.json'}"])
+    facts = FittedSolver.load(folder / "command.json").provenance
+    yield "command/facts", [facts["images"], facts["evaluations"], facts["teacher's evaluations"]]
+    yield "command/timesteps", json.loads((folder / "levels.json").read_text())["timesteps"]
+
+
 def teacher_grid(fitted: Any) -> Level:
     return grids.refine(fitted.process, fitted.grid, 20)
 
@@ -105,7 +123,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     diffusers.utils.logging.set_verbosity_error()
     with torch.no_grad():
-        answers: dict[str, Any] = {
-            name: np.asarray(value) for part in (fits(here), pipelines(), levels()) for name, value in part
-        }
+        parts = (fits(here), pipelines(), levels(), command(here))
+        answers: dict[str, Any] = {name: np.asarray(value) for part in parts for name, value in part}
     np.savez(here / "answers.npz", **answers)

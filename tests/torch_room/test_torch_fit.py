@@ -75,3 +75,8 @@ def test_levels_are_the_cheapest_and_serve_schedulers_of_diffusers(answers: dict
     assert len(answers["chosen/sigmas"]) == 5 and answers["chosen/sigmas"][-1] == 0
     assert answers["chosen/cost"][0] < answers["chosen/cost"][1]
     np.testing.assert_allclose(answers["flow/sigmas"], answers["flow/theirs"], rtol=1e-6)
+
+
+def test_the_command_writes_fits_and_levels(answers: dict[str, np.ndarray]) -> None:
+    assert answers["command/facts"].tolist() == [2, 3, 12]
+    assert len(answers["command/timesteps"]) == 3 and answers["command/timesteps"][0] == 999
