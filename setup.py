@@ -44,6 +44,7 @@ EXTRAS = {
     "export": EXPORT,
     "hub": HUB,
     "onnx": ONNX,
+    "torch": ["torch>=2.5", "diffusers>=0.42"],
     "prepare": ["tensorflow-cpu>=2.20"],  # only to prepare a TFDS data set, once
     "bench": ["torch>=2.5", "diffusers>=0.30", "pytorch-fid>=0.3", "torch-fidelity>=0.3"],
     "tpu-compile": ["jax[tpu]>=0.7.2"],  # the compiler of TPUs, which needs none; JAX says which of its versions
@@ -80,6 +81,7 @@ setup(
     packages=find_packages(include=["diffusion_distill", "diffusion_distill.*"]),
     package_data={"diffusion_distill.report": ["page.css", "page.js"]},
     python_requires=">=3.11",
+    entry_points={"console_scripts": ["dd-fit-diffusers = diffusion_distill.torch.command:main"]},
     install_requires=RUNTIME,
     extras_require=EXTRAS,
     zip_safe=False,

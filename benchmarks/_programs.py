@@ -236,7 +236,7 @@ def _sampler(case: Case, mesh: Mesh, solver: str, states: Sequence[int] = ()) ->
 
 def _fit_row(case: Case, mesh: Mesh) -> Program:
     denoise, cond, images, table = own = _sampling(case, mesh)
-    return Program(dode._jitted_row, (denoise, cond, np.inf, engine.row_of(table, 0), own.registers, images))
+    return Program(dode._jitted_row, (denoise, cond, np.inf, table.row(0), own.registers, images))
 
 
 def _sample_keys(case: Case, mesh: Mesh) -> Program:

@@ -18,9 +18,9 @@ from _verdicts import Verdict, compared, report
 from sampling import bare_calls
 
 from diffusion_distill.api import grid_for
-from diffusion_distill.api.fitting import THEIR_OWN_TEACHERS
 from diffusion_distill.base.compilation import keep_compiled
 from diffusion_distill.solvers import SOLVERS, dode, tabulate
+from diffusion_distill.solvers.pairing import teacher_of
 from diffusion_distill.training.sharding import data_mesh, devices_for, replicated, split, use_cpu_devices
 
 GOAL = 1 / 1.1  # of bare calls' speed
@@ -41,7 +41,7 @@ def measure(name: str, solver: str, steps: int, scale: int, batch: int, rounds: 
     denoise = jax.device_put(model.denoiser(random_params(model)), replicated(mesh))
     start = jax.device_put(jax.random.normal(jax.random.key(1), (batch, *model.shape)), split(mesh))
     student = tabulate(solver, grid_for(model, steps), model.process)
-    own = solver if solver.split()[0] in THEIR_OWN_TEACHERS else "ddim"
+    own = teacher_of(solver)
     teacher = dode.nested(student, model.process, scale, lambda grid: tabulate(own, grid, model.process))
     calls = teacher.table.nfe + student.nfe
     found = by_turns(

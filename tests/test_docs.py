@@ -71,7 +71,7 @@ CHANGES = {
 #: Pages whose code another test runs, with more checks; their commands are run here.
 ELSEWHERE = {"docs/from_google_btd.md": "test_from_google_btd.py"}
 #: Other programs that need not be installed, and what needs them; code that imports them is compiled, not run.
-ABSENT = ("diffusers", "guided_diffusion", "diffusion_distill.api.hub")
+ABSENT = ("diffusers", "guided_diffusion", "diffusion_distill.api.hub", "diffusion_distill.torch")
 #: Commands that cannot run in a test, by a pattern, and why.
 NOT_RUN = {
     "git clone *": "the tests run in a checkout",
@@ -79,6 +79,8 @@ NOT_RUN = {
     "source .venv/bin/activate*": "the tests run in an environment",
     "python benchmarks/*": "measures for minutes",
     "python -m experiments.*": "takes minutes to days; test_paper_experiments.py runs each kind of cell",
+    "dd-fit-diffusers *": "needs a pipeline of diffusers; torch_room/test_torch_fit.py runs it",
+    "python experiments/pipelines.py*": "trains for minutes, and needs PyTorch",
     "tfds build *": "downloads a data set, and needs TensorFlow",
     "* --model=inception-pytorch-fid *": "downloads 95 MB; evaluation/test_inception.py imports a small one",
     "* --format=diffusers": "the networks here are perceptrons; weights/test_exports.py exports U-Nets",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 
+import pytest
 from places import ROOT
+
+import diffusion_distill as dd
 
 #: Packages that take long to import, and are needed for saving and training only.
 LATER = ("optax", "orbax", "tensorstore")
@@ -39,3 +43,48 @@ def test_the_package_imports_little_and_needs_little() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "loaded: []\n" in done.stdout and "drawn: True\n" in done.stdout
+
+
+#: Libraries that tables and `diffusion_distill.torch` do without.
+JAX = ("absl", "flax", "jax", "jaxlib", "ml_collections", "optax", "orbax")
+WITHOUT_JAX = f"""
+import sys
+
+sys.modules.update(dict.fromkeys({JAX!r}))
+import numpy as np
+from diffusion_distill.process import grids, processes
+from diffusion_distill.solvers import SOLVERS, tabulate
+from diffusion_distill.solvers.fitted import FittedSolver
+
+for process in (processes.DiscreteBetas(), processes.VE(), processes.RectifiedFlow()):
+    grid = grids.make_grid(process, 5)
+    tables = [tabulate(solver, grid, process) for solver in SOLVERS]
+    fitted = FittedSolver("ddim", process, grid, np.zeros((5, 1)), np.zeros(5), np.zeros(5))
+    assert FittedSolver.from_dict(fitted.to_dict()).table().nfe == 5
+print("tables:", len(tables))
+"""
+
+
+@pytest.mark.fast
+def test_tables_and_fitted_solvers_need_no_jax() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_JAX], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"tables: {len(dd.SOLVERS)}\n" in done.stdout
+
+
+@pytest.mark.fast
+def test_names_are_imported_when_asked_for_and_are_those_that_type_checkers_see() -> None:
+    tree = ast.parse((ROOT / "diffusion_distill" / "__init__.py").read_text(encoding="utf-8"))
+    [block] = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {
+        (alias.name, str(node.module))
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    lazy = {(name, f"diffusion_distill.{module}") for module, names in dd.NAMES.items() for name in names}
+    assert seen == lazy | {(room, "diffusion_distill") for room in dd.ROOMS}
+    assert {name for name, _ in seen} | {"__version__"} == set(dd.__all__) <= set(dir(dd))
+    assert all(getattr(dd, name) is not None for name in dd.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = dd.nothing  # type: ignore[attr-defined]

@@ -37,15 +37,14 @@ from diffusion_distill.evaluation.measuring import (
 )
 from diffusion_distill.solvers import Table, dode, engine, spelled, tabulate
 from diffusion_distill.solvers.fitted import FittedSolver
-from diffusion_distill.solvers.spec import DEFAULT_SOLVER, SamplerSpec
+from diffusion_distill.solvers.pairing import teacher_of, teacher_steps
+from diffusion_distill.solvers.spec import SamplerSpec
 from diffusion_distill.training import sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checksum import fingerprint
 
 #: The first noise of a fit: samples are numbered from 0, and should not be those the lambdas were fitted on.
 FIRST = 2**30
-#: Solvers whose teacher is the same solver: the paper's, and UniPC, which a DDIM teacher would hold back; else DDIM.
-THEIR_OWN_TEACHERS = ("ipndm", "deis", "unipc")
 #: Steps a solver of a teacher is fitted for when nobody says otherwise.
 FIT_STEPS = 10
 #: What a search can choose by -> whether the highest value is best.
@@ -194,19 +193,12 @@ def _teacher(
     student: Table, settings: FitSettings, spec: SamplerSpec, model: Model, source: Model
 ) -> tuple[dode.Teacher, str]:
     """The teacher of a student, and its solver's name."""
-    own = spelled(spec.solver)[0] in THEIR_OWN_TEACHERS
-    name = settings.teacher_solver or (spec.solver if own else DEFAULT_SOLVER)
+    name = settings.teacher_solver or teacher_of(spec.solver)
     make = lambda grid: tabulate(name, grid, model.process)  # noqa: E731
-    count = teacher_steps(student.nfe, settings.scale, source)
+    count = teacher_steps(student.nfe, settings.scale, source.discrete_steps)
     if settings.pairing == "nested":
         return dode.nested(student, model.process, count // student.nfe, make), name
     return dode.published(student, make(grid_for(model, count, spec.spacing, spec.end))), name
-
-
-def teacher_steps(nfe: int, scale: int, model: Model) -> int:
-    """The steps of the teacher of a student with `nfe` evaluations: scale·nfe, or as many as a discrete model has."""
-    most = model.discrete_steps
-    return scale * nfe if most is None else min(scale * nfe, max(most, nfe))
 
 
 def _facts(settings: FitSettings, features: Measured) -> dict[str, Any]:

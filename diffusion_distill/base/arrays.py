@@ -1,27 +1,40 @@
-"""Helpers that let one formula serve the host (NumPy, float64) and the device (JAX, float32)."""
+"""Helpers that let one formula serve the host (NumPy, float64) and the device (JAX or PyTorch, float32).
+
+Neither JAX nor PyTorch is imported here: whoever has an array of one has imported it, and a program that uses one does
+not need the other.
+"""
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.experimental
-import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
-Array = Any  # a NumPy array or a JAX array; formulas below floor 2 accept both
+if TYPE_CHECKING:
+    import jax
+
+Array = Any  # of NumPy, JAX or PyTorch; formulas below floor 2 accept the first two, and what says so the third
+#: (library, its arrays, the functions that NumPy has too)
+LIBRARIES = (("jax", "Array", "numpy"), ("torch", "Tensor", ""))
 
 
 def namespace(*values: Array) -> ModuleType:
-    """Returns jax.numpy if any value lives on the device or is traced, else numpy."""
-    return jnp if any(isinstance(v, jax.Array) for v in values) else np
+    """jax.numpy if any value is an array of JAX or is traced by it, torch if any is a tensor, else numpy."""
+    for library, kind, functions in LIBRARIES:
+        loaded = sys.modules.get(library)
+        if loaded is not None and any(isinstance(value, getattr(loaded, kind)) for value in values):
+            return getattr(loaded, functions) if functions else loaded
+    return np
 
 
 def enable_x64(on: bool) -> AbstractContextManager[None]:
     """`with enable_x64(True):` lets JAX compute in float64; jax 0.7 keeps this function among the experimental ones."""
+    import jax
+    import jax.experimental
+
     holder: Any = jax if hasattr(jax, "enable_x64") else jax.experimental
     return holder.enable_x64(on)
 
@@ -38,8 +51,11 @@ def settled(values: Any) -> Any:
     They share the threads of one pool and wait for each other in it. Calls in flight at the same time can take all of
     its threads, so that none of them ends, and XLA aborts the program after some time.
     """
-    first = next(iter(jax.tree.leaves(values)), None)
-    if isinstance(first, jax.Array) and not isinstance(first, Tracer):
+    jax = sys.modules.get("jax")
+    if jax is None:
+        return values
+    first: Any = next(iter(jax.tree.leaves(values)), None)
+    if isinstance(first, jax.Array) and not isinstance(first, jax.core.Tracer):
         devices = first.devices()
         if len(devices) > 1 and next(iter(devices)).platform == "cpu":
             return jax.block_until_ready(values)
@@ -67,6 +83,9 @@ def stratified(key: jax.Array, count: int) -> Array:
     At a random place of the batch each number is distributed like an independent draw, but together they cover the
     range evenly, which lowers the variance of a loss averaged over times (Kingma et al., arXiv:2107.00630, I.1).
     """
+    import jax
+    import jax.numpy as jnp
+
     below_one = 1 - 2.0**-24
     return jnp.minimum(
         (jnp.arange(count, dtype=jnp.float32) + jax.random.uniform(key, (count,), jnp.float32)) / count, below_one

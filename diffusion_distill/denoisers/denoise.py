@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import jax
-
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.typing import Cond, Data
 from diffusion_distill.process.levels import Level
@@ -38,6 +36,8 @@ def as_denoise(denoise: Denoise | Callable[..., Data]) -> Denoise:
       denoise: such a tree, which is returned as it is, or a plain function (z, level, cond) -> x_hat. jit treats
         everything that a function refers to as constant and compiles it once for each function.
     """
+    import jax
+
     if callable(denoise) and jax.tree_util.all_leaves([denoise]):
         return jax.tree_util.Partial(denoise)
     return denoise

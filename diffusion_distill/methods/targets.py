@@ -40,8 +40,9 @@ from diffusion_distill.methods import loss
 from diffusion_distill.process import noising, predictions
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
-from diffusion_distill.solvers import Table, engine, tabulate
-from diffusion_distill.solvers.engine import combine
+from diffusion_distill.solvers import Table, tabulate
+from diffusion_distill.solvers.rows import advance, begin, combine
+from diffusion_distill.solvers.rows import walk as walk_rows
 
 
 class Stages(NamedTuple):
@@ -215,9 +216,7 @@ def walk(stages: Stages, z: Data, denoise: Denoise, cond: Cond | None = None) ->
     """The network's input and its output x_hat in each stage."""
     level, weights = jax.tree.map(lambda a: namespace(z).moveaxis(a, 0, -1), (stages.level, stages.weights))
     table = Table(np.float32(1), level, np.zeros(len(weights), np.float32), weights)
-    _, seen, x_hats = zip(
-        *engine.walk(partial(engine.advance, denoise, cond), table, engine.begin(table, z)), strict=True
-    )
+    _, seen, x_hats = zip(*walk_rows(partial(advance, denoise, cond), table, begin(table, z)), strict=True)
     return list(seen), list(x_hats)
 
 

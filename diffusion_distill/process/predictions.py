@@ -95,6 +95,8 @@ PREDICTIONS: dict[str, Prediction] = {
     "eps_var": Prediction(lambda level, sigma_data: (0.0, 1.0), outputs=2),
     "both": Prediction(lambda level, sigma_data: (1.0, 0.0), outputs=2, second=lambda level, sigma_data: (0.0, 1.0)),
 }
+#: diffusers' names of predictions -> ours.
+PREDICTED = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 
 
 class Head(NamedTuple):

@@ -52,6 +52,8 @@ BETAS: dict[str, Callable[[int, float, float], np.ndarray]] = {
     "jsd": lambda steps, start, end: 1 / np.linspace(steps, 1, steps),
     "cosine": _cosine,
 }
+#: diffusers' names of rules -> ours.
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
 
 
 class Discrete(Decaying):

@@ -1,8 +1,7 @@
 """The engine that runs every solver table: on the device, on the host in float64, and sample by sample.
 
-`advance` is one row, whatever the arrays are: NumPy's in float64 or JAX's, coefficients of the whole batch or of each
-sample. `walk` runs rows one after the other, compiled or not; the scan runs them inside one program. Single steps
-(steps.py), distillation targets (methods/targets.py) and D-ODE fits (dode.py) use these too.
+One row is the same everywhere (rows.py). `walk` runs rows one after the other, compiled or not; the scan runs them
+inside one program.
 
 Randomness is addressed per sample: sample i takes its noise from fold_in(key, i), the start from stream
 0 of that key and row k from stream k + 1. A sample is therefore the same, bit for bit in its noise, in a
@@ -15,7 +14,7 @@ compiled row, because XLA's CPU loops run convolutions more slowly than straight
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,15 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.base import interrupts
-from diffusion_distill.base.arrays import Array, expand, namespace, settled
+from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.typing import Cond, Data, Key
 from diffusion_distill.denoisers.denoise import Denoise, as_denoise
-from diffusion_distill.process.levels import Level
+from diffusion_distill.solvers.rows import Registers, advance, begin, walk
 from diffusion_distill.solvers.table import Table
-
-Registers = tuple[Data, ...]
 
 
 def sample_keys(key: Key, indices: Array) -> Key:
@@ -173,61 +169,7 @@ def run_host(
     return np.stack([*seen, result]) if states else result
 
 
-# --- one row, and the two ways to run them all
-
-
-def begin(table: Table, start: Data) -> Registers:
-    """The registers at the start."""
-    return (table.init * start,) * table.weights.shape[1]
-
-
-def advance(
-    denoise: Denoise, cond: Cond | None, row: Table, registers: Registers, fresh: Data | None = None
-) -> tuple[Registers, Data, Data]:
-    """One row of a table: the only place where a solver's arithmetic happens.
-
-    NumPy arrays stay on the host, in their own precision; JAX's stay on the device.
-
-    Args:
-      row: of a table, see `row_of`; its numbers are scalars or, for each sample, [batch].
-      registers: images [batch, ...], y first.
-      fresh: unit noise of the row, [batch, ...]; None for a row without noise.
-
-    Returns:
-      (the registers after the row, what the network saw, its output x_hat).
-    """
-    y = registers[0] if fresh is None else registers[0] + row.noise * fresh
-    xp = namespace(y)
-    x_hat = denoise(y, Level(*(xp.broadcast_to(a, y.shape[:1]) for a in row.level)), cond)
-    x_hat = np.asarray(x_hat, y.dtype) if xp is np else x_hat
-    operands = (y, *registers[1:], x_hat)
-    return tuple(combine(weights, operands) for weights in row.weights), y, x_hat
-
-
-def combine(weights: Array, operands: Sequence[Data]) -> Data:
-    """A linear form in images [batch, ...], by multiply-adds; weights are scalars or [batch]."""
-    return sum(expand(w, v) * v for w, v in zip(weights, operands, strict=True))  # type: ignore[return-value]
-
-
-def walk(step: Callable[..., tuple], table: Table, registers: Registers, *each: Sequence) -> Iterator[tuple]:
-    """Runs a table's rows one after the other on the host, and yields what `step` gives.
-
-    Args:
-      step: (row, registers, what is of this row) -> (registers after it, anything else): `advance`, perhaps compiled.
-      each: what else differs from row to row, [rows].
-
-    Raises:
-      Interrupted: the program was asked to stop.
-    """
-    for k in range(table.nfe):
-        registers, *found = settled(step(row_of(table, k), registers, *(values[k] for values in each)))
-        yield registers, *found
-        interrupts.check()
-
-
-def row_of(table: Table, k: Array) -> Table:
-    """Row k of a table whose arrays have one entry per row."""
-    return jax.tree.map(lambda a: a[k] if a.ndim else a, table)
+# --- the two ways to run all rows
 
 
 def _device_row(
@@ -263,7 +205,7 @@ def _scan_loop(denoise, table, registers, cond, row_noise, states, outputs):
     def body(carry, k):
         registers, *kept = carry
         fresh = row_noise if row_noise is None or _are_keys(row_noise) else row_noise[k]
-        registers, *new = _device_row(denoise, cond, row_of(table, k), registers, fresh, k)
+        registers, *new = _device_row(denoise, cond, table.row(k), registers, fresh, k)
         kept = [
             _put(images, jnp.asarray(place)[k], value) for images, place, value in zip(kept, places, new, strict=True)
         ]

@@ -21,7 +21,7 @@ from diffusion_distill.base.whole import write_json
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import PROCESSES, Process
 from diffusion_distill.solvers import Table, spelled, tabulate
-from diffusion_distill.solvers.dode import Search
+from diffusion_distill.solvers.search import Search
 from diffusion_distill.solvers.spec import SamplerSpec
 
 FORMAT = 1
@@ -85,10 +85,10 @@ class FittedSolver:
                     f"it. Leave {name} out, or fit another solver with --mode=fit."
                 )
 
-    def save(self, path: str | Path) -> Path:
-        """Writes the file."""
+    def to_dict(self) -> dict[str, Any]:
+        """What the file holds, JSON-ready."""
         directions = self.base.directions
-        content = {
+        return {
             "format": FORMAT,
             "solver": self.solver,
             "process": describe(self.process, PROCESSES),
@@ -99,8 +99,11 @@ class FittedSolver:
             "provenance": dict(self.provenance),
             "search": None if self.search is None else _written(self.search),
         }
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the file."""
         path = user_path(path)
-        write_json(path, content)
+        write_json(path, self.to_dict())
         return path
 
     @classmethod
@@ -114,7 +117,15 @@ class FittedSolver:
         path = user_path(path)
         if not path.is_file():
             raise FileNotFoundError(f"There is no fitted solver {path}. --mode=fit writes one.")
-        content = read_json(path, "Copy it again, or fit it again by --mode=fit.")
+        return cls.from_dict(read_json(path, "Copy it again, or fit it again by --mode=fit."), str(path))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], name: str = "This") -> FittedSolver:
+        """The solver of a file's content, as `to_dict` gives it; errors call it `name`.
+
+        Raises:
+          ValueError: it is no fitted solver, or its parts do not fit each other.
+        """
         try:
             if content["format"] != FORMAT:
                 raise ValueError(f"its format is {content['format']!r}, this version reads {FORMAT}")
@@ -132,7 +143,7 @@ class FittedSolver:
             found.table()
         except (KeyError, TypeError, ValueError) as error:
             what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{path} is no fitted solver: {what}") from error
+            raise ValueError(f"{name} is no fitted solver: {what}") from error
         return found
 
 

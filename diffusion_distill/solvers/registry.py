@@ -55,6 +55,8 @@ SOLVERS: dict[str, Callable[..., Table]] = {
     "ddim-2": ddim_two,
     "ddim-la": ddim_lookahead,
 }
+#: The solver when nobody says otherwise.
+DEFAULT_SOLVER = "ddim"
 #: Solvers that integrate in the process's time; in sigma where alpha = 1 (VE), unless a process is asked for.
 IN_TIME = {"deis"}
 #: Options that all solvers have, and the values of `ending`.

@@ -13,15 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from diffusion_distill.base.errors import choose, near_matches, positive_int
 from diffusion_distill.base.registry import from_mapping
-from diffusion_distill.solvers.registry import spelled
+from diffusion_distill.solvers.registry import DEFAULT_SOLVER, spelled
 
-#: The solver when nobody says otherwise.
-DEFAULT_SOLVER = "ddim"
 #: The keys of guidance, with an example of each.
 GUIDANCE = {"scale": 2.0, "null": 10, "classifier": None}
 
@@ -90,6 +87,8 @@ class SamplerSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, JSON-ready; a fitted solver and a classifier are named only."""
+        import jax
+
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         fitted, guidance = self.fitted, dict(self.guidance or {})
         if "classifier" in guidance:

@@ -25,9 +25,9 @@ from diffusion_distill.base.typing import Cond, Data
 from diffusion_distill.denoisers.denoise import Denoise, as_denoise
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
-from diffusion_distill.solvers.engine import advance, begin, walk
 from diffusion_distill.solvers.forms import X_HAT, move
 from diffusion_distill.solvers.general.runge_kutta import TABLEAUX, Tableau, step
+from diffusion_distill.solvers.rows import advance, begin, walk
 from diffusion_distill.solvers.table import Table, build, stacked
 
 

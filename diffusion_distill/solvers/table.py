@@ -10,7 +10,7 @@ network evaluations (NFE), by construction. The result is y after the last row.
 
 Tables are built in float64 on the host and are plain arguments of the compiled engine: another grid or
 another solver of the same shape runs without recompiling. Coefficients may also differ from sample to sample, or be
-traced by JAX; all rows of all tables are run by the same function, `engine.advance`.
+traced by JAX; all rows of all tables are run by the same function, `rows.advance`.
 
 A row is written as linear forms (forms.py) in register names, for example DDIM's
 
@@ -29,7 +29,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from diffusion_distill.base.arrays import Array, namespace
@@ -67,6 +66,10 @@ class Directions(NamedTuple):
     weights: Array
     published: Array
 
+    def row(self, k: Array) -> Directions:
+        """Those of row k."""
+        return Directions(self.start, self.reached.at(k), self.weights[k], self.published[k])
+
 
 class Table(NamedTuple):
     """A solver on a grid, ready to run: NFE rows over R registers.
@@ -94,6 +97,11 @@ class Table(NamedTuple):
     def deterministic(self) -> bool:
         """Whether no row adds noise."""
         return not np.any(np.asarray(self.noise))
+
+    def row(self, k: Array) -> Table:
+        """Row k, with numbers where the table has one for each row."""
+        directions = None if self.directions is None else self.directions.row(k)
+        return Table(self.init, self.level.at(k), self.noise[k], self.weights[k], directions)
 
     def plain(self) -> Table:
         """Returns the table without directions and without memories that never reach y."""
@@ -210,7 +218,7 @@ def _coefficients(forms: Sequence[Sequence[Mapping[str, Array]]], columns: Seque
     if xp is np:
         whole[index] = [np.broadcast_to(value, shape) for value in values] if shape else values
         return whole
-    dtype = next(value.dtype for value in values if isinstance(value, jax.Array))  # of the levels, all of one type
+    dtype = next(value.dtype for value in values if namespace(value) is xp)  # of the levels, all of one type
     values = [xp.broadcast_to(xp.asarray(value, dtype), shape) for value in values]
     return xp.asarray(whole, dtype).at[index].set(xp.stack(values))
 

@@ -20,12 +20,12 @@ from diffusion_distill.process import predictions
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.time_input import EDMInput, TimeOfProcess
 from diffusion_distill.process.ve import VE
-from diffusion_distill.process.vp_discrete import BETAS, Discrete
+from diffusion_distill.process.vp_discrete import BETAS, SCHEDULES, Discrete
 from diffusion_distill.weights.matching import WeightsError
-from diffusion_distill.weights.torch_models import MOST_STEPS, PREDICTED, SCHEDULES
+from diffusion_distill.weights.torch_models import MOST_STEPS
 
 #: Our predictions -> diffusers' names.
-NAMES = {ours: theirs for theirs, ours in PREDICTED.items()}
+NAMES = {ours: theirs for theirs, ours in predictions.PREDICTED.items()}
 #: Rules of betas that DDIMScheduler computes itself, as diffusers calls them.
 RULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 #: The largest difference between a level of a student and a level of the scheduler, in alpha².

@@ -35,9 +35,11 @@ from diffusion_distill.denoisers.model import Model
 from diffusion_distill.formats import strict_json
 from diffusion_distill.formats.mapped import mapped
 from diffusion_distill.process.levels import Level
+from diffusion_distill.process.predictions import PREDICTED
 from diffusion_distill.process.processes import DiscreteBetas, LinearBetaDiscrete, Process
 from diffusion_distill.process.time_input import EDMInput, TimeOfProcess
 from diffusion_distill.process.ve import VE
+from diffusion_distill.process.vp_discrete import SCHEDULES
 from diffusion_distill.weights import diffusers, state_dict
 from diffusion_distill.weights.arguments import Arguments
 from diffusion_distill.weights.families import FAMILIES, Family
@@ -53,9 +55,6 @@ SCHEDULE: dict[str, Any] = {
     "rescale_timesteps": True,
     "prediction": None,
 }
-#: diffusers' names of schedules and predictions -> ours.
-SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
-PREDICTED = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 SCHEDULER = "scheduler_config.json"
 MAX_SCHEDULER = 2**20  # bytes
 #: What the network of a training run is told apart by, and a teacher's has not.

@@ -22,7 +22,7 @@ from flax import struct
 
 from diffusion_distill import api
 from diffusion_distill.api import evaluation
-from diffusion_distill.api.fitting import FIRST, FitSettings, fit_solver, teacher_steps
+from diffusion_distill.api.fitting import FIRST, FitSettings, fit_solver
 from diffusion_distill.api.sampling import sampler_of
 from diffusion_distill.data import from_arrays
 from diffusion_distill.data.quantise import quantise
@@ -37,6 +37,7 @@ from diffusion_distill.process.time_input import IDDPMInput
 from diffusion_distill.solvers import SOLVERS, Table, ancestral, ddim, dode, engine, heun, registry, tabulate
 from diffusion_distill.solvers.engine import run_host
 from diffusion_distill.solvers.fitted import FittedSolver
+from diffusion_distill.solvers.pairing import teacher_steps
 from diffusion_distill.studies import comparison as comparison_run
 from diffusion_distill.studies.comparison import Comparison, Setting, compare_solvers
 from diffusion_distill.training.artefact import Artefact
@@ -437,10 +438,10 @@ def test_clipped_samples_are_in_range(solver: str, process: Any, toy_networks: N
 def test_teachers_take_no_more_steps_than_a_discrete_model_has(toy_networks: None) -> None:
     """C = 20 and C = 30 share one at 50 evaluations of 1000 times, or at 3 of 60; in continuous time they do not."""
     discrete = Model(toys.Perceptron(1), SHAPE, LinearBetaDiscrete(), prediction="eps")
-    assert (discrete.discrete_steps, teacher_steps(50, 20, discrete), teacher_steps(50, 30, discrete)) == (1000,) * 3
-    assert teacher_steps(15, 100, discrete) == 1000 and teacher_steps(10, 10, discrete) == 100
+    assert (discrete.discrete_steps, teacher_steps(50, 20, 1000), teacher_steps(50, 30, 1000)) == (1000,) * 3
+    assert teacher_steps(15, 100, 1000) == 1000 and teacher_steps(10, 10, 1000) == 100
     continuous = dataclasses.replace(discrete, process=Cosine())
-    assert continuous.discrete_steps is None and teacher_steps(50, 30, continuous) == 1500
+    assert continuous.discrete_steps is None and teacher_steps(50, 30, None) == 1500
     assert dataclasses.replace(continuous, time_input=IDDPMInput(steps=400)).discrete_steps == 400
     few = dataclasses.replace(discrete, process=LinearBetaDiscrete(60, 2e-3, 0.2))
     artefact = Artefact(few, toys.parameters(few))

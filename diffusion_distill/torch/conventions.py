@@ -1,0 +1,132 @@
+"""What the config of a scheduler of diffusers says of its model, in our terms.
+
+    family    process                      prediction (prediction_type)                 the model is told
+    betas     N discrete betas             eps, x or v (epsilon, sample, v_prediction)  the index i of time (i + 1)/N
+    edm       VE                           EDM's F (epsilon; v_prediction is -F)        log(sigma) / 4, scaled inputs
+    flow      rectified flow with a shift  velocity (flow_prediction), eps, x, v        N·sigma
+
+A solver may ask the network between the whole indices of a model of betas, as midpoints and singlestep methods do. It
+is told the fraction, which the embeddings of diffusers' networks take, though it was not trained on it; never below 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion_distill.base.arrays import Array
+from diffusion_distill.base.errors import choose
+from diffusion_distill.process.levels import Level
+from diffusion_distill.process.predictions import PREDICTED
+from diffusion_distill.process.processes import VE, DiscreteBetas, Process, RectifiedFlow
+from diffusion_distill.process.time_input import EDMInput, FlowInput, TimeInput, TimeOfProcess
+from diffusion_distill.process.vp_discrete import SCHEDULES
+
+#: What a config may ask for that is not computed here.
+REFUSED = ("trained_betas", "rescale_betas_zero_snr", "thresholding", "invert_sigmas", "shift_terminal")
+
+
+@dataclass(frozen=True)
+class IndexInput(TimeOfProcess):
+    """`TimeOfProcess` of a model of N betas: the index i of the time (i + 1)/N, at least 0."""
+
+    offset: float = -1.0
+
+    def time(self, level: Level, process: Process) -> Array:
+        """factor·t - 1, at least 0."""
+        return np.maximum(super().time(level, process), 0.0)
+
+
+class Convention(NamedTuple):
+    """How a model is called and what it returns.
+
+    Attributes:
+      process: the levels of its times.
+      prediction: what its output stands for, a name of `PREDICTIONS`.
+      inputs: how it is told a level.
+      sigma_data: standard deviation of the data, of EDM's models.
+      sign: of its output: -1 for EDM's v_prediction.
+    """
+
+    process: Process
+    prediction: str
+    inputs: TimeInput
+    sigma_data: float = 0.5
+    sign: float = 1.0
+
+    def told(self, level: Level) -> np.ndarray:
+        """The numbers that the model is told for levels."""
+        return np.asarray(self.inputs.time(level, self.process), np.float64)
+
+    def levels_told(self, told: Array) -> Level:
+        """The levels [n] of numbers that the model is told, the inverse of `told`."""
+        told = np.asarray(told, np.float64)
+        if isinstance(self.inputs, IndexInput):
+            return self.process.level((told + 1) / self.inputs.factor)
+        if isinstance(self.inputs, FlowInput):
+            sigma = told / self.inputs.factor
+            return Level(1 - sigma, sigma)
+        return Level(np.ones_like(told), np.exp(4 * told))
+
+    def levels_of(self, sigmas: Array) -> Level:
+        """The levels [n] of sigmas as diffusers and ComfyUI write them: sigma of a flow, sigma/alpha of all others."""
+        sigmas = np.asarray(sigmas, np.float64)
+        if isinstance(self.process, RectifiedFlow):
+            return Level(1 - sigmas, sigmas)
+        if isinstance(self.process, VE):
+            return Level(np.ones_like(sigmas), sigmas)
+        alpha = 1 / np.hypot(1.0, sigmas)
+        return Level(alpha, alpha * sigmas)
+
+    def sigmas(self, level: Level) -> np.ndarray:
+        """The inverse of `levels_of`."""
+        return np.asarray(level.sigma if isinstance(self.process, RectifiedFlow) else level.sigma / level.alpha)
+
+
+def family_of(settings: Mapping[str, Any]) -> str:
+    """The family of a config of any scheduler of diffusers.
+
+    Raises:
+      ValueError: it asks for something that is not computed here.
+    """
+    for name in REFUSED:
+        if settings.get(name) not in (None, False):
+            raise ValueError(f"A scheduler with {name}={settings[name]!r} is not computed here.")
+    if "shift" in settings and "beta_schedule" not in settings:
+        return "flow"
+    return "edm" if "sigma_data" in settings and "beta_schedule" not in settings else "betas"
+
+
+def read(settings: Mapping[str, Any]) -> Convention:
+    """The convention of a config of `DistilledODEScheduler`.
+
+    Raises:
+      ValueError: an unknown family, prediction or rule of betas.
+    """
+    return choose("family of a scheduler", settings["family"], FAMILIES)(settings)
+
+
+def _betas(settings: Mapping[str, Any]) -> Convention:
+    count = settings["num_train_timesteps"]
+    kind = choose("rule of betas", settings["beta_schedule"], SCHEDULES)
+    process = DiscreteBetas(kind, count, settings["beta_start"], settings["beta_end"])
+    prediction = choose("prediction_type", settings["prediction_type"], PREDICTED)
+    return Convention(process, prediction, IndexInput(float(count)))
+
+
+def _edm(settings: Mapping[str, Any]) -> Convention:
+    sign = choose("prediction_type", settings["prediction_type"], {"epsilon": 1.0, "v_prediction": -1.0})
+    process, sigma_data = VE(settings["sigma_max"], settings["sigma_min"]), settings["sigma_data"]
+    return Convention(process, "edm", EDMInput(sigma_data), sigma_data, sign)
+
+
+def _flow(settings: Mapping[str, Any]) -> Convention:
+    names = {"flow_prediction": "velocity", **PREDICTED}
+    prediction = choose("prediction_type", settings["prediction_type"], names)
+    return Convention(RectifiedFlow(settings["shift"]), prediction, FlowInput(float(settings["num_train_timesteps"])))
+
+
+FAMILIES = {"betas": _betas, "edm": _edm, "flow": _flow}

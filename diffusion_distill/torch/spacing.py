@@ -1,0 +1,95 @@
+"""The levels of a scheduler's steps, where diffusers has them for the same config.
+
+    betas    the indices of `timestep_spacing` (leading, trailing or linspace) as DDIMScheduler has them
+    edm      Karras's rule, equal steps in sigma^(1/rho)
+    flow     equal steps of sigma, moved by the shift
+
+and then the end: zero noise, or with set_alpha_to_one=False the level of the index 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from diffusion_distill.base.errors import choose, positive_int
+from diffusion_distill.process import grids
+from diffusion_distill.process.levels import Level
+from diffusion_distill.torch.conventions import Convention
+
+
+def grid_of(settings: Mapping[str, Any], convention: Convention, steps: int, mu: float | None = None) -> Level:
+    """The grid [steps + 1] of a number of steps.
+
+    Args:
+      settings: the config of `DistilledODEScheduler`.
+      mu: of a flow whose shift depends on the size of the images.
+
+    Raises:
+      ValueError: no steps, more than a model of discrete times has, or an unknown rule.
+    """
+    positive_int("The number of steps", steps)
+    if settings["spacing"]:
+        return grids.clean_end(grids.make_grid(convention.process, steps, settings["spacing"], rho=settings["rho"]))
+    if settings["family"] == "edm":
+        return grids.make_grid(convention.process, steps, "karras", rho=settings["rho"])
+    if settings["family"] == "flow":
+        return closed(convention.levels_of(shifted(settings, _flow_sigmas(settings, steps), mu)))
+    make = choose("timestep_spacing", settings["timestep_spacing"], SPACINGS)
+    times = make(steps, settings["num_train_timesteps"], settings["steps_offset"])
+    end = None if settings["set_alpha_to_one"] else convention.levels_told([0.0])
+    return closed(convention.levels_told(times), end)
+
+
+def closed(levels: Level, end: Level | None = None) -> Level:
+    """Levels [steps], perhaps with their end, as a grid [steps + 1] that ends there, or at zero noise."""
+    if levels.sigma[-1] == 0:
+        return grids.check(levels)
+    zero = end is None or not end.sigma[0] / end.alpha[0] < levels.sigma[-1] / levels.alpha[-1] * (1 - 1e-9)
+    last = Level(np.array([1.0]), np.array([0.0])) if zero or end is None else end
+    return grids.check(Level(*(np.append(a, b) for a, b in zip(levels, last, strict=True))))
+
+
+def shifted(settings: Mapping[str, Any], sigmas: Sequence[float] | np.ndarray, mu: float | None) -> np.ndarray:
+    """The sigmas of a flow after its shift, which is exp(mu) or mu if it depends on the size of the images.
+
+    Raises:
+      ValueError: it does, and mu is missing.
+    """
+    shift = settings["shift"]
+    if settings["use_dynamic_shifting"]:
+        if mu is None:
+            raise ValueError("The shift of this scheduler depends on the images: give mu (use_dynamic_shifting).")
+        shift = math.exp(mu) if settings["time_shift_type"] == "exponential" else mu
+    sigmas = np.asarray(sigmas, np.float64)
+    return shift * sigmas / (1 + (shift - 1) * sigmas)
+
+
+def _flow_sigmas(settings: Mapping[str, Any], steps: int) -> np.ndarray:
+    """Equal steps from 1 to the least sigma, which FlowMatchEulerDiscreteScheduler has shifted once already."""
+    least = np.array([1 / settings["num_train_timesteps"]])
+    least = least if settings["use_dynamic_shifting"] else shifted(settings, least, None)
+    return np.linspace(1.0, least[0], steps)
+
+
+def _leading(steps: int, count: int, offset: int) -> np.ndarray:
+    return np.arange(steps)[::-1] * (count // steps) + offset
+
+
+def _trailing(steps: int, count: int, offset: int) -> np.ndarray:
+    return np.round(np.arange(count, 0, -count / steps))[:steps] - 1
+
+
+def _linspace(steps: int, count: int, offset: int) -> np.ndarray:
+    return np.round(np.linspace(0, count - 1, steps))[::-1]
+
+
+#: (steps, number of betas, steps_offset) -> indices, decreasing
+SPACINGS: dict[str, Callable[[int, int, int], np.ndarray]] = {
+    "leading": _leading,
+    "trailing": _trailing,
+    "linspace": _linspace,
+}
