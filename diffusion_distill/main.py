@@ -10,6 +10,7 @@
     python -m diffusion_distill.main --mode=import   --model=cifar_original             --workdir=runs/cifar_original
     python -m diffusion_distill.main --mode=export   --model=runs/tract/student_1       --workdir=runs/exports
     python -m diffusion_distill.main --mode=report   --workdir=runs/tract (a page about it; of several: --model=A,B)
+    python -m diffusion_distill.main --mode=status   --workdir=runs/tract (how far its run is; it may be at work)
 
 Every field of a config can be overridden: --config.run.batch_size=64 --config.method.schedule='(1024,8,1)'.
 SIGTERM and Ctrl-C save what a run has and end the program; the same command goes on with it.
@@ -75,10 +76,11 @@ def main(argv: Sequence[str]) -> None:
     except interrupts.Interrupted as request:
         print(f"Stopped by {request}; what was done is saved. The same command goes on from here.", file=sys.stderr)
         sys.exit(interrupts.EXIT_STATUS)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, MemoryError, jax.errors.JaxRuntimeError) as error:
         if flags.FLAGS.only_check_args or flags.FLAGS.pdb:
             raise
-        sys.exit(f"{type(error).__name__}: {in_words(error)}")
+        notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+        sys.exit(f"{type(error).__name__}: {in_words(error)}{notes}")
 
 
 if __name__ == "__main__":

@@ -73,7 +73,10 @@ def same(found: dict[int, Artefact], wanted: dict[int, Artefact]) -> None:
 def records(folder: Path) -> list[dict[str, Any]]:
     """What was logged, without speeds."""
     found = read_json_lines(folder / "metrics.jsonl")
-    return [{name: value for name, value in record.items() if name != "images_per_second"} for record in found]
+    return [
+        {name: value for name, value in record.items() if name not in ("images_per_second", "seconds")}
+        for record in found
+    ]
 
 
 def checkpoints(folder: Path) -> list[int]:
