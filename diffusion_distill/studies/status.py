@@ -1,4 +1,4 @@
-"""How far a run is, told from its folder, which is only read: while a run writes it, after it died, or without a run."""
+"""How far a run is, told from its folder, which is only read, also while a run writes it or where there is none."""
 
 from __future__ import annotations
 

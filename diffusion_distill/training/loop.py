@@ -83,7 +83,8 @@ def run(
       checkpoints: where the state is saved; None for nowhere.
       log: gets the figures: `loss` and `grad_norm` averaged over the finite updates since the last record, None if
         there was none; `nonfinite`, the number of the others; `skipped`, their number in the whole run; with a meter
-        `mfu`, the utilisation since the last record, and `flops_per_image`; `updates_in_all`; `seconds`, see `training.goodput`.
+        `mfu`, the utilisation since the last record, and `flops_per_image`; `updates_in_all`; `seconds`, see
+        `training.goodput`.
       clock: what tells where the time goes; by default one that begins now.
 
     Raises:

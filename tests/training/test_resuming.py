@@ -168,7 +168,7 @@ def test_a_damaged_description_is_mended_from_a_checkpoint(
     assert description.read_text() == told and equal(made.params, again.params)
     description.write_text(content)
     other = Denoising(length=32, learning_rate=1e-3)
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="another run.*learning_rate"):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"another run.*learning_rate"):
         api.train(tiny_model, source, other, SETTINGS, tmp_path)
 
 
