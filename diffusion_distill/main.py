@@ -56,9 +56,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
     mode = str(_MODE.value)
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(
-            logging.FATAL
-        )  # Orbax reports all it does and its errors, which are raised too; --verbosity=0
+        logging.set_verbosity(logging.FATAL)  # Orbax reports all it does, and logs errors that it raises as well
     if _CONFIG.value is None and mode not in WITHOUT_CONFIG:
         raise app.UsageError(f"The mode {mode} needs --config=FILE.")
     keep_compiled()

@@ -51,6 +51,9 @@ SECONDS, MEMORY, PER_BYTE = 10.0, 100 * 2**20, 2.5
 #: What a reader of a file has no reason to do.
 FORBIDDEN = ("exec", "subprocess.Popen", "os.system", "os.exec", "os.fork", "socket.connect", "pickle.find_class")
 
+#: Where Python itself makes functions of text.
+LIBRARY = ("dataclasses.py", "collections/__init__.py", "inspect.py")
+
 
 class Format(NamedTuple):
     """A valid file, how it is read, and the errors that are promised."""
@@ -203,9 +206,7 @@ def _by_import() -> bool:
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
-        if name.startswith("<frozen importlib") or name.endswith(
-            ("dataclasses.py", "collections/__init__.py", "inspect.py")
-        ):
+        if name.startswith("<frozen importlib") or name.endswith(LIBRARY):
             return True
         frame = frame.f_back
     return False

@@ -112,7 +112,7 @@ def _bytes(tree: Any) -> Any:
 # ---------------------------------------------------------------- running and killing
 
 
-def forked(work: Callable[[], None], log: Path, kill: tuple[str, float] = ("never", 0)) -> int:
+def forked(work: Callable[[], object], log: Path, kill: tuple[str, float] = ("never", 0)) -> int:
     """The exit status of a fork that does the work; it is killed after kill[1] seconds or operations on files."""
     child = os.fork()
     if child == 0:
@@ -205,7 +205,7 @@ def cycle(folder: Path, url: str, whole: dict[str, Any], length: tuple[float, in
 def compared(folder: Path) -> dict[str, Any]:
     """`left`, in a fork, so that JAX does not start here."""
     place = folder.with_suffix(".json")
-    status = forked(lambda: place.write_text(json.dumps(left(folder), default=lambda b: b.hex())) and None, place)
+    status = forked(lambda: place.write_text(json.dumps(left(folder), default=lambda b: b.hex())), place)
     assert status == 0, place.read_text()[-3000:]
     return json.loads(place.read_text())
 

@@ -83,7 +83,7 @@ def positive_int(what: str, value: object) -> int:
 
 def finite_number(what: str, value: Any, least: float = 0.0) -> Any:
     """Returns value if it is a finite number of at least `least`; raises ValueError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not (math.isfinite(value) and value >= least):
+    if isinstance(value, bool) or not isinstance(value, Real) or not (math.isfinite(value) and float(value) >= least):
         raise ValueError(f"{what} must be a finite number of at least {least:g}, got {value!r}.")
     return value
 

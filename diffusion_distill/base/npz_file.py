@@ -81,7 +81,8 @@ def _array(file: Any, size: int) -> np.ndarray:
     if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != size - counted.read_so_far:
         raise ValueError(f"an array of shape {shape} and type {dtype} is not in {size} bytes")
     space = np.empty(math.prod(shape), dtype)
-    filled, places = 0, memoryview(space.view(np.uint8) if space.size and dtype.itemsize else b"")
+    empty = not (space.size and dtype.itemsize)
+    filled, places = 0, memoryview(bytearray() if empty else space.view(np.uint8))  # type: ignore[arg-type]
     while filled < len(places):
         piece = file.read(min(2**20, len(places) - filled))
         if not piece:

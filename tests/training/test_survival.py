@@ -156,7 +156,7 @@ WRONG: dict[str, Any] = {
     "warmup": lambda model: Denoising(length=64, warmup=-1).phases(model, 8),
     "momentum": lambda model: Denoising(length=64, momentum=NAN).phases(model, 8),
     "learning_rate": lambda model: Tract((4, 2), length=64, learning_rate=ENDLESS).phases(model, 8),
-    "anneal": lambda model: Progressive(4, 2, 16, anneal="False").phases(model, 8),
+    "anneal": lambda model: Progressive(4, 2, 16, anneal="False").phases(model, 8),  # type: ignore[arg-type]
     "steps": lambda model: Denoising(length=64, steps=NAN),  # type: ignore[arg-type]
     "self_momentum": lambda model: Tract((4, 2), length=64, self_momentum="a"),  # type: ignore[arg-type]
     "last_two_longer": lambda model: Progressive(4, 2, 16, last_two_longer=ENDLESS),
