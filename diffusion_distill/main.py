@@ -83,6 +83,18 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(f"{type(error).__name__}: {in_words(error)}{notes}")
 
 
+def read_flags(argv: Sequence[str]) -> list[str]:
+    """Reads the command line as absl does; a config that cannot be read, or has no such field, ends the program."""
+    try:
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
+        sys.exit(f"{error}\nPass --helpshort for the flags.")
+    except (KeyError, AttributeError, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
+        said = error.args[0] if isinstance(error, KeyError) and error.args else in_words(error)
+        why = f"it has no field {said}" if isinstance(error, KeyError) else f"{type(error).__name__}: {said}"
+        sys.exit(f"--config and its fields cannot be read: {why}")
+
+
 if __name__ == "__main__":
     flags.mark_flags_as_required(["workdir", "mode"])
-    app.run(main)
+    app.run(main, flags_parser=read_flags)
