@@ -27,3 +27,15 @@ def test_what_a_reader_must_not_do_is_seen(tmp_path: Path) -> None:
         fuzz.attempt(fuzz.Format(lambda path: None, lambda path: {}["a"]), path)
     with pytest.raises(AssertionError, match="MiB for 1 bytes"):
         fuzz.attempt(fuzz.Format(lambda path: None, lambda path: bytes(2**28)), path)
+
+
+@pytest.mark.fast
+def test_an_image_that_claims_more_bytes_than_its_zip_has(tmp_path: Path) -> None:
+    """Found by fuzzing: 503 bytes asked for a gigabyte."""
+    path = tmp_path / "file.zip"
+    fuzz.FORMATS["image-zip"].make(path)
+    content = bytearray(path.read_bytes())
+    listed = content.rindex(b"PK\x01\x02")
+    content[listed + 20 : listed + 28] = (2**32 - 2**24).to_bytes(4, "little") + (2**24).to_bytes(4, "little")
+    path.write_bytes(content)
+    assert fuzz.attempt(fuzz.FORMATS["image-zip"], path) == "refused"
