@@ -10,6 +10,7 @@
     python -m diffusion_distill.main --mode=import   --model=cifar_original             --workdir=runs/cifar_original
     python -m diffusion_distill.main --mode=export   --model=runs/tract/student_1       --workdir=runs/exports
     python -m diffusion_distill.main --mode=report   --workdir=runs/tract (a page about it; of several: --model=A,B)
+    python -m diffusion_distill.main --mode=status   --workdir=runs/tract (how far its run is; it may be at work)
 
 Every field of a config can be overridden: --config.run.batch_size=64 --config.method.schedule='(1024,8,1)'.
 SIGTERM and Ctrl-C save what a run has and end the program; the same command goes on with it.
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
         raise app.UsageError(f"Unknown arguments: {' '.join(argv[1:])}")
     mode = str(_MODE.value)
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax reports every file it opens; --verbosity=0 shows that
+        logging.set_verbosity(logging.FATAL)  # Orbax reports all it does, and logs errors that it raises as well
     if _CONFIG.value is None and mode not in WITHOUT_CONFIG:
         raise app.UsageError(f"The mode {mode} needs --config=FILE.")
     keep_compiled()
@@ -75,12 +76,25 @@ def main(argv: Sequence[str]) -> None:
     except interrupts.Interrupted as request:
         print(f"Stopped by {request}; what was done is saved. The same command goes on from here.", file=sys.stderr)
         sys.exit(interrupts.EXIT_STATUS)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, MemoryError, jax.errors.JaxRuntimeError) as error:
         if flags.FLAGS.only_check_args or flags.FLAGS.pdb:
             raise
-        sys.exit(f"{type(error).__name__}: {in_words(error)}")
+        notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+        sys.exit(f"{type(error).__name__}: {in_words(error)}{notes}")
+
+
+def read_flags(argv: Sequence[str]) -> list[str]:
+    """Reads the command line as absl does; a config that cannot be read, or has no such field, ends the program."""
+    try:
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
+        sys.exit(f"{error}\nPass --helpshort for the flags.")
+    except (KeyError, AttributeError, TypeError, ValueError, OSError, SyntaxError, ImportError) as error:
+        said = error.args[0] if isinstance(error, KeyError) and error.args else in_words(error)
+        why = f"it has no field {said}" if isinstance(error, KeyError) else f"{type(error).__name__}: {said}"
+        sys.exit(f"--config and its fields cannot be read: {why}")
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["workdir", "mode"])
-    app.run(main)
+    app.run(main, flags_parser=read_flags)

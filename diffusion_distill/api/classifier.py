@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_distill.base.arrays import Array
-from diffusion_distill.base.errors import positive_int
+from diffusion_distill.base.errors import finite_number, positive_int
 from diffusion_distill.base.files import read_json, user_path
 from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.registry import describe, from_mapping, rebuild
@@ -36,7 +36,7 @@ from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.sources import Source, range_of, to_unit_range
 from diffusion_distill.denoisers.adapters import adapt
 from diffusion_distill.evaluation.classifier_network import CLASSIFIERS, Classified, Classifier
-from diffusion_distill.methods.phases import Phase, momentum_for, updates_for
+from diffusion_distill.methods.phases import Phase, check_rate, momentum_for, updates_for
 from diffusion_distill.training import checkpoint, loop, sharding
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.checksum import fingerprint
@@ -93,11 +93,9 @@ class ClassifierSettings:
         for name in ("batch_size", "checkpoint_every", "log_every"):
             positive_int(name, getattr(self, name))
         for name in ("learning_rate", "warmup", "weight_decay", "shift"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+            finite_number(name, getattr(self, name))
         check_seed(self.seed)
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {self.label_smoothing}.")
+        check_rate("label_smoothing", self.label_smoothing, optional=False)
         self.phase()
         self.network(num_classes=2)
 

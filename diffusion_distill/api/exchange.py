@@ -169,7 +169,7 @@ def _foreign(
         with path.open("rb") as file:
             facts = {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
     elif published is not None and not path.is_dir():
-        path, facts = _download(published, folder / "download")
+        path, facts = _download(published, kind, folder / "download")
     elif not path.is_dir():
         raise FileNotFoundError(
             f"{name} is neither a file nor a published model.{near_matches(name, weights.PUBLISHED)} "
@@ -219,13 +219,17 @@ def _to_device(params: Params) -> Params:
     return moved
 
 
-def _download(published: Any, folder: Path) -> tuple[Path, dict[str, Any]]:
+def _download(published: weights.Published, kind: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+    told = {"family": published.family, "arguments": published.arguments} if kind == "torch" else {}
     progress = Progress(f"downloading {published.name}", 0, unit="MiB")
 
     def report(done: int, total: int | None) -> None:
         progress.expect((total or 0) >> 20)
         progress.update(done >> 20)
 
-    fetched = weights.fetch(published.url, folder, size=published.size, sha256=published.sha256, report=report)
+    fetched = weights.fetch(
+        published.url, folder, size=published.size, sha256=published.sha256, report=report,
+        check=lambda path: weights.READERS[kind](path, published.model, **told),
+    )  # fmt: skip
     progress.close()
     return fetched.path, {"name": published.name, "url": published.url, "sha256": fetched.sha256, "bytes": fetched.size}

@@ -103,7 +103,7 @@ class FitSettings:
         choose("metric of a search", self.search_metric, METRICS)
         if self.teacher_solver:
             spelled(self.teacher_solver)
-        if not self.largest > 0:
+        if not isinstance(self.largest, int | float) or not self.largest > 0:
             raise ValueError(f"largest, the bound of lambdas, must be positive, got {self.largest!r}.")
         if not all(isinstance(c, int | float) and math.isfinite(c) for c in self.candidates):
             raise ValueError(f"candidates must be finite numbers, got {self.candidates!r}.")

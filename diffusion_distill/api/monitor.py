@@ -27,7 +27,7 @@ from diffusion_distill.methods.phases import Phase
 from diffusion_distill.report.pictures import drawable, image_grid
 from diffusion_distill.training import loop
 from diffusion_distill.training.artefact import Artefact
-from diffusion_distill.training.logs import Log, read_json_lines
+from diffusion_distill.training.logs import Log, read_figures
 from diffusion_distill.training.settings import Settings
 from diffusion_distill.training.state import TrainState
 
@@ -75,7 +75,7 @@ class Monitor:
         ):
             return
         path = self._folder / "metrics.jsonl" if self._folder else None
-        records = read_json_lines(path) if path and path.exists() else []
+        records = read_figures(path) if path and path.exists() else []
         if not any(record["update"] == done and record.get("evaluated") for record in records):
             self(done, self._phases[int(np.searchsorted(ends, done))], state)
 

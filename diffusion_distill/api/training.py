@@ -35,6 +35,7 @@ from diffusion_distill.training import dropout, loop, sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.checksum import fingerprint
+from diffusion_distill.training.goodput import Goodput
 from diffusion_distill.training.logs import JsonLines, Log, Logs, TensorBoard, WeightsAndBiases
 from diffusion_distill.training.optimizers import make_clip, make_optimizer
 from diffusion_distill.training.resuming import LENGTHS, SameRun, defaults
@@ -125,7 +126,7 @@ def _fit(
     Args:
       trained: the model with the rate of dropout it is trained with; artefacts tell that of `model`.
     """
-    mesh = sharding.data_mesh()
+    clock, mesh = Goodput(), sharding.data_mesh()
     sharding.check_batch(settings.batch_size, mesh, settings.parts)
     _check_source(model, source, settings)
     own = None if teacher is None else teacher.grid
@@ -160,14 +161,27 @@ def _fit(
         batches, key = _batches(source, settings), key_of(settings.seed)
         used = partial(meter, method.losses, trained, None if teacher is None else teacher.model)
         plan = _plan(settings, monitor, phase_done, used)
-        loop.run(
+        state = loop.run(
             state, step, phases, batches, optimizer, key, mesh,
-            momenta=method.averages, plan=plan, checkpoints=checkpoints, log=log,
+            momenta=method.averages, plan=plan, checkpoints=checkpoints, log=log, clock=cleanup.enter_context(clock),
         )  # fmt: skip
     for phase in phases:  # phases finished before a restart
         if phase.student_steps not in students and home:
-            students[phase.student_steps] = Artefact.load(home / name_of(phase), model.network)
+            made = _averaged(model, phase, state, provenance) if phase is phases[-1] else None
+            students[phase.student_steps] = _found(home / name_of(phase), model, made)
     return students
+
+
+def _found(folder: Path, model: Model, made: Artefact | None) -> Artefact:
+    """The artefact in a folder; one that is missing or damaged is written again if the state still holds it."""
+    try:
+        return Artefact.load(folder, model.network)
+    except (OSError, ValueError, TypeError) as error:
+        if made is None:
+            raise
+        warnings.warn(f"{error} It is written again from the newest checkpoint.", stacklevel=4)
+        made.save(folder)
+        return made
 
 
 def _step(

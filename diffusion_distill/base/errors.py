@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import difflib
 import errno
+import math
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import TypeVar
+from numbers import Real
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 #: How many names, and letters of each, are compared in search of near matches.
 COMPARED, COMPARED_LETTERS = 1000, 100
+
+
+#: What XLA calls a device without memory for what is asked.
+OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
+MEMORY_ADVICE = (
+    "Use smaller batches (a run in a workdir keeps its batch_size), --config.run.parts=N to work through each batch in "
+    "N parts, or --config.run.remat=True. What was saved stays."
+)
+#: How other programs' errors say what the operating system's ENOSPC and EDQUOT are.
+FULL_DISK = ("No space left on device", "Disk quota exceeded")
 
 
 class WeightsError(ValueError):
@@ -42,6 +54,12 @@ def choose(kind: str, name: str, registry: Mapping[str, T]) -> T:
 
 def in_words(error: Exception) -> str:
     """An error's message; those of the operating system without their number, and with what to do about some."""
+    full = next((sign for sign in FULL_DISK if sign in str(error)), "")
+    if full and not isinstance(error, OSError):
+        return f"{full}: {str(error)[:300]}. Free some space: what was saved stays, and the same command goes on."
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY in str(error):
+        said = " ".join(str(error).split())[:300]
+        return f"There is not enough memory ({said}). {MEMORY_ADVICE}"
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     advice = {
@@ -61,3 +79,16 @@ def positive_int(what: str, value: object) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 1:  # type: ignore[call-overload]
         raise ValueError(f"{what} must be a whole number of at least 1, got {value!r}.")
     return int(value)  # type: ignore[call-overload]
+
+
+def finite_number(what: str, value: Any, least: float = 0.0) -> Any:
+    """Returns value if it is a finite number of at least `least`; raises ValueError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not (math.isfinite(value) and float(value) >= least):
+        raise ValueError(f"{what} must be a finite number of at least {least:g}, got {value!r}.")
+    return value
+
+
+def truth(what: str, value: Any) -> None:
+    """Raises ValueError unless value is True or False: the text 'False' would count as true."""
+    if type(value).__name__ not in ("bool", "bool_"):
+        raise ValueError(f"{what} must be True or False, got {value!r}.")

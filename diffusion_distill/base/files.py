@@ -10,7 +10,6 @@ import json
 import os
 import tempfile
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +88,6 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
     return found
 
 
-#: What NumPy raises for an .npz or .npy file that is damaged, encrypted or another kind of file.
-UNREADABLE = (
-    ValueError, TypeError, AttributeError, EOFError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
-    zlib.error,
-)  # fmt: skip
 #: First bytes (in lower case, without leading blanks) of what stands in the place of a file -> what it is, what to do.
 STAND_INS: dict[bytes, str] = {
     b"<!doctype html": "an HTML page, which a server sends where it does not send the file: download the file again",

@@ -26,6 +26,7 @@ from diffusion_distill.studies import similarity as similarity_study
 from diffusion_distill.studies import trajectories as trajectories_study
 from diffusion_distill.studies.comparison import compare_solvers, in_short
 from diffusion_distill.studies.folder_report import PAGE, folder_report
+from diffusion_distill.studies.status import status
 from diffusion_distill.training.artefact import Artefact
 
 
@@ -207,6 +208,15 @@ def report(config: Any, workdir: Path, asked: Asked) -> None:
     print(f"The report is {page}: open it in a browser.")
 
 
+def show_status(config: Any, workdir: Path, asked: Asked) -> None:
+    """Prints how far the run in WORKDIR is; nothing in the folder is touched."""
+    found = status(workdir)
+    if not found:
+        print(f"{workdir} holds no run: no run.json, metrics.jsonl or checkpoints.")
+    for what, said in found.items():
+        print(f"{what}: {said}")
+
+
 def _named(asked: Asked, what: str) -> str:
     if not asked.model:
         raise ValueError(f"This mode needs --model: {what}.")
@@ -247,4 +257,5 @@ WITHOUT_CONFIG: dict[str, Callable[[Any, Path, Asked], None]] = {
     "import": import_weights,
     "export": export_weights,
     "report": report,
+    "status": show_status,
 }

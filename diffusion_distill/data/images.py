@@ -190,6 +190,7 @@ def _open_zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
         raise ValueError(f"{path} cannot be read as a zip ({error}). Write or download it again.") from error
     entries = {_slashed(entry.filename): entry for entry in archive.infolist()}
     entries = {name: entry for name, entry in entries.items() if name and not name.endswith("/")}  # no folders
+    size = path.stat().st_size
     lock = threading.Lock()  # opening an entry changes the archive object
 
     def read(name: str) -> bytes:
@@ -199,6 +200,8 @@ def _open_zip(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
                 f"{called} claims {entry.file_size} bytes, allowed are {MAX_FILE_BYTES}: no image is that large. "
                 "Remove it from the zip."
             )
+        if entry.header_offset + entry.compress_size > size:
+            raise ValueError(f"{called} claims more bytes than the zip has. Write or download the zip again.")
         try:
             with lock:
                 return archive.read(entry)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_distill.base.files import UNREADABLE, stand_in_of, user_path
+from diffusion_distill.base import npz_file
+from diffusion_distill.base.files import stand_in_of, user_path
 from diffusion_distill.data.resize import check_resize, resize
 from diffusion_distill.data.sources import ArraySource, from_arrays
 
@@ -59,9 +60,8 @@ def npz(
 def _read_npz(path: Path, wanted: Container[str | None]) -> dict[str, np.ndarray]:
     """The wanted arrays of an .npz file; of any others only the names, with empty arrays."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] if name in wanted else np.empty(0) for name in archive.files}
-    except UNREADABLE as error:
+        return npz_file.read(path, wanted)
+    except npz_file.UNREADABLE as error:
         raise ValueError(
             f"{path} is not an .npz file of plain arrays ({stand_in_of(path) or error}). "
             "Write it with `np.savez(path, images=...)`."

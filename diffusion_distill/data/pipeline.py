@@ -25,6 +25,8 @@ from diffusion_distill.base.seeds import check_seed, generator_of
 from diffusion_distill.data.sources import Source
 from diffusion_distill.data.stream import Stream
 
+# Samples of [-1, 1] that are never negative and as large as this are of another range, such as bytes.
+BEYOND = 2.0
 # Keeps the generators of flips apart from those of permutations, stream 0.
 FLIP_STREAM = 1
 
@@ -108,6 +110,15 @@ class Batches:
         if labels.shape != shape[:1] or labels.dtype.kind not in "iu":
             raise ValueError(
                 f"The source gave labels {labels.dtype} {labels.shape}; need whole numbers {shape[:1]}, one per sample."
+            )
+        if labels.size and (labels.min() < 0 or labels.max() >= max(1, getattr(self.source, "num_classes", 0))):
+            raise ValueError(
+                f"The source gave labels from {labels.min()} to {labels.max()}; need 0..{self.source.num_classes - 1}."
+            )
+        if getattr(self.source, "value_range", ()) is not None and x.min() >= 0 and x.max() > BEYOND:
+            raise ValueError(
+                f"The source gave values from {x.min():g} to {x.max():g}; need [-1, 1]. Bytes become that by "
+                "x / 127.5 - 1. A source of samples without bounds says so by value_range=None."
             )
         for leaf in jax.tree.leaves(cond):
             if leaf.shape[:1] != (count,):

@@ -9,6 +9,7 @@ the same images gets the same number to the last digit. Data without a range are
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffusion_distill.base import npz_file
 from diffusion_distill.base.errors import choose, positive_int
 from diffusion_distill.base.whole import whole
 from diffusion_distill.data.quantise import RULES, quantise
@@ -62,6 +64,8 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         for name in ("count", "repetitions", "batch_size", "kept", "neighbours"):
             positive_int(name, getattr(self, name))
+        if self.extrapolate != 0:
+            positive_int("extrapolate, if not 0,", self.extrapolate)
         choose("rule of quantisation", self.quantisation, RULES)
 
     @property
@@ -139,13 +143,19 @@ class Part:
 
     @classmethod
     def load(cls, path: Path, scored: int = 0) -> Part:
-        """Reads the file; an empty part if there is none, or if it is a file of former versions, with all logits."""
+        """Reads the file; an empty part if there is none, or if it is damaged or of a former version."""
         if not path.is_file():
             return cls.empty(scored)
-        with np.load(path, allow_pickle=False) as stored:
-            if "logits" in stored.files:
-                return cls.empty(scored)
-            arrays = {name: stored[name] for name in stored.files}
+        try:
+            arrays = npz_file.read(path)
+            return cls.empty(scored) if "logits" in arrays else cls._of_arrays(arrays)
+        except (*npz_file.UNREADABLE, KeyError) as error:
+            warnings.warn(f"{path} is damaged ({str(error)[:200]}): its images are measured again.", stacklevel=2)
+            return cls.empty(scored)
+
+    @classmethod
+    def _of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Part:
+        """What `save` wrote."""
         sums: dict[str, dict[str, np.ndarray]] = {}
         for name, _, key in (full.partition(".") for full in arrays if "." in full):
             sums.setdefault(name, {})[key] = arrays[f"{name}.{key}"]

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_distill.base.files import UNREADABLE, stand_in_of, user_path
+from diffusion_distill.base import npz_file
+from diffusion_distill.base.files import stand_in_of, user_path
 from diffusion_distill.evaluation.frechet import Moments
 from diffusion_distill.evaluation.pixels import as_features
 from diffusion_distill.evaluation.statistics import Accumulator
@@ -164,7 +165,8 @@ def _moments(arrays: Mapping[str, np.ndarray], suffix: str, count: int | None) -
     for name, array in (("mu", mean), ("sigma", cov)):
         if array.dtype.kind != "f":
             raise ValueError(f"{name}{suffix} is {array.dtype}; need floats.")
-    mean, cov = mean.astype(np.float64), cov.astype(np.float64)
+    if mean.ndim == 1 and cov.shape == 2 * mean.shape:  # others are told by `Moments`, before any copy
+        mean, cov = mean.astype(np.float64), cov.astype(np.float64)
     if cov.ndim == 2 and (cov.diagonal() < 0).any():
         raise ValueError(f"sigma{suffix} has negative variances, so it is no covariance.")
     return Moments(count, mean, cov)
@@ -192,16 +194,15 @@ def _tract_files(path: Path) -> tuple[Path, Path] | None:
 def _load(path: Path, wanted: tuple[str, ...]) -> dict[str, np.ndarray]:
     """The wanted arrays of an .npz; of any others only the names, with empty arrays."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] if name in wanted else np.empty(0) for name in archive.files}
-    except UNREADABLE as error:
+        return npz_file.read(path, wanted)
+    except npz_file.UNREADABLE as error:
         raise ValueError(f"{path} is not an .npz file of plain arrays: {_reason(path, error)}.") from error
 
 
 def _load_npy(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
-    except UNREADABLE as error:
+        return npz_file.read_npy(path)
+    except npz_file.UNREADABLE as error:
         raise ValueError(f"{path} is not an .npy file of a plain array: {_reason(path, error)}.") from error
 
 

@@ -31,6 +31,7 @@ DTYPES = {name: np.dtype(name) for name in ("float16", "float32", "float64", "bo
 DTYPES["bfloat16"] = np.dtype(jnp.bfloat16)
 CHUNKED = "__msgpack_chunked_array__"
 MAX_DEPTH = 32  # of maps
+MAX_ENTRIES = 2**17  # of all maps, skipped ones aside; a large network with its optimizer has some thousand
 MAX_DIMENSIONS = 32
 MAX_TEXT = 4096  # bytes of a name or another text
 READ_SIZE = 2**20
@@ -72,16 +73,21 @@ class _Walk:
     def __init__(self, stream: BinaryIO, heads: BinaryIO, size: int, want: Callable[[Location], bool]) -> None:
         self.size, self.want, self.heads = size, want, heads
         self.location: Location = ()
-        self.begin = 0
-        self.items = msgpack.Unpacker(
-            stream,
-            read_size=max(1, min(size, READ_SIZE)),
-            max_buffer_size=min(size + 1, MAX_ITEM),
+        self.begin = self.entries = 0
+        self.stream, self.offset = stream, 0
+        self.items = self._unpacker()
+
+    def _unpacker(self) -> msgpack.Unpacker:
+        """Of what follows in the stream."""
+        return msgpack.Unpacker(
+            self.stream,
+            read_size=max(1, min(self.size, READ_SIZE)),
+            max_buffer_size=min(self.size + 1, MAX_ITEM),
             max_str_len=MAX_TEXT,
-            max_bin_len=size,
-            max_ext_len=size,
+            max_bin_len=self.size,
+            max_ext_len=self.size,
             max_array_len=0,
-            max_map_len=size,
+            max_map_len=self.size,
             ext_hook=_array,
         )
 
@@ -90,7 +96,7 @@ class _Walk:
         if not self._next_is(_MAP):
             raise WeightsError("a map was expected")
         tree = self._map(())
-        self.begin = self.items.tell()
+        self.begin = self.offset + self.items.tell()
         if self.begin != self.size:
             raise WeightsError(f"{self.size - self.begin} bytes follow the end of the map")
         return tree
@@ -109,17 +115,37 @@ class _Walk:
             if name in names:
                 raise WeightsError("the name stands twice")
             names.add(name)
+            self.entries += 1
+            if self.entries > MAX_ENTRIES:
+                raise WeightsError(f"more than {MAX_ENTRIES} entries")
             wanted, is_map = self.want(self.location), self._next_is(_MAP)
             if not wanted:
                 self.items.skip()
             else:
-                entries[name] = self._map(self.location) if is_map else self.items.unpack()
+                entries[name] = self._map(self.location) if is_map else self._leaf()
         self.location = location
         return _joined(entries) if CHUNKED in entries else entries
 
+    def _leaf(self) -> Any:
+        """The next item, which is no map. A large array is read into its place: msgpack would hold it three times."""
+        self.heads.seek(self.begin)
+        head = self.heads.read(LARGE_HEAD)
+        end = self.begin + 6 + int.from_bytes(head[1:5])
+        if head[:1] != _LARGE or end < self.begin + READ_SIZE or end > self.size:
+            return self.items.unpack()
+        shape, dtype, first = _described(head[5], head[6:], end - self.begin - 6)
+        space = _space(end - self.begin - 6 - first)
+        self.heads.seek(self.begin + 6 + first)
+        filled = 0
+        while filled < len(space):
+            filled += self.heads.readinto(memoryview(space)[filled:]) or _out_of_data()  # type: ignore[attr-defined]
+        self.stream.seek(end)
+        self.offset, self.items = end, self._unpacker()
+        return space.view(dtype).reshape(shape)
+
     def _next_is(self, kind: frozenset[int]) -> bool:
         """Whether the next item has one of these first bytes; msgpack itself cannot look ahead."""
-        self.begin = self.items.tell()
+        self.begin = self.offset + self.items.tell()
         self.heads.seek(self.begin)
         head = self.heads.read(1)
         if not head:
@@ -132,6 +158,29 @@ _MAP = frozenset((*range(0x80, 0x90), 0xDE, 0xDF))
 _TEXT = frozenset((*range(0xA0, 0xC0), 0xD9, 0xDA, 0xDB))
 
 
+_LARGE = b"\xc9"  # an extension whose length has four bytes
+LARGE_HEAD = 2**10  # bytes in which its shape and type are described
+
+
+def _out_of_data() -> int:
+    raise msgpack.OutOfData
+
+
+def _described(code: int, begin: bytes, length: int) -> tuple[list[int], np.dtype, int]:
+    """(shape, type, where the elements begin) of an extension of so many bytes, from its first ones."""
+    if code not in EXTENSIONS:
+        raise WeightsError(f"an extension of type {code}; only arrays ({EXTENSIONS[0]}, {EXTENSIONS[1]}) are read")
+    parts = msgpack.Unpacker(max_array_len=MAX_DIMENSIONS, max_map_len=0, max_ext_len=0, max_str_len=MAX_TEXT)
+    parts.feed(begin)
+    count, shape, name = parts.read_array_header(), parts.unpack(), parts.unpack()
+    first = parts.tell() + 5
+    if count != 3 or type(shape) is not list or type(name) is not str or begin[first - 5 : first - 4] != b"\xc6":
+        raise WeightsError("an array that is not (shape, dtype name, bytes)")
+    if int.from_bytes(begin[first - 4 : first]) != length - first:
+        raise WeightsError("an array whose bytes do not fill its item")
+    return shape, _checked(shape, name, length - first), first
+
+
 def _array(code: int, data: bytes) -> np.ndarray:
     """The array of an extension."""
     if code not in EXTENSIONS:
@@ -140,21 +189,27 @@ def _array(code: int, data: bytes) -> np.ndarray:
     if type(parts) is not list or [type(part) for part in parts] != [list, str, bytes]:
         raise WeightsError("an array that is not (shape, dtype name, bytes)")
     shape, name, content = parts
+    dtype = _checked(shape, name, len(content))
+    space = _space(len(content))
+    space[:] = np.frombuffer(content, np.uint8)
+    return space.view(dtype).reshape(shape)
+
+
+def _checked(shape: list[Any], name: str, given: int) -> np.dtype:
+    """The type of an array of so many bytes."""
     if name not in DTYPES:
         raise WeightsError(f"an array of type {name!r}; read are {', '.join(DTYPES)}")
     needed = _size(shape) * DTYPES[name].itemsize
-    if needed != len(content):
-        raise WeightsError(f"an array of shape {tuple(shape)} and type {name} needs {needed} bytes, not {len(content)}")
-    return _aligned(content).view(DTYPES[name]).reshape(shape)
+    if needed != given:
+        raise WeightsError(f"an array of shape {tuple(shape)} and type {name} needs {needed} bytes, not {given}")
+    return DTYPES[name]
 
 
-def _aligned(content: bytes) -> np.ndarray:
-    """A copy [bytes] of uint8 that begins at a multiple of 64, so that JAX on CPU uses it without copying again."""
-    space = np.empty(len(content) + 64, np.uint8)
+def _space(size: int) -> np.ndarray:
+    """Bytes [size] that begin at a multiple of 64, so that JAX on CPU uses them without copying them."""
+    space = np.empty(size + 64, np.uint8)
     first = -space.ctypes.data % 64
-    place = space[first : first + len(content)]
-    place[:] = np.frombuffer(content, np.uint8)
-    return place
+    return space[first : first + size]
 
 
 def _joined(entries: dict[str, Any]) -> np.ndarray:

@@ -19,6 +19,7 @@ from diffusion_distill.base.errors import WeightsError
 MAX_OPERATIONS = 2**20  # of one file, streams in streams included; a large network takes 60 thousand
 MAX_STACK = 2**14  # items; a pickler writes at most 1000 pairs at once
 MAX_TEXT = 2**24  # bytes of all text of one file
+MAX_SETS = 2**14  # of one file: an empty one takes some 200 bytes of memory for one in the file
 MAX_INTEGER = 10  # bytes of a LONG1
 MAX_NAME = 100  # characters in what GLOBAL spells out, and, unless the dialect says more, of a name in a dictionary
 MAX_KEY = 2**31  # of whole numbers as keys; larger ones could be chosen to have equal hashes
@@ -95,6 +96,7 @@ class Source:
     content: memoryview
     operations: int = 0
     text: int = 0
+    sets: int = 0
 
 
 def load(source: Source, dialect: Dialect, begin: int, end: int) -> tuple[Any, int]:
@@ -267,6 +269,12 @@ class _Machine:
             return self.dialect.whole_numbers_as_keys and 0 <= value < MAX_KEY
         return type(value) is str and len(value) <= self.dialect.max_name
 
+    def empty_set(self) -> None:
+        self.source.sets += 1
+        if self.source.sets > MAX_SETS:
+            raise WeightsError(f"more than {MAX_SETS} sets")
+        self.stack.append(set())
+
     def add(self, items: list[Any]) -> None:
         if not all(type(item) is str for item in items):
             raise WeightsError("a set of something else than text")
@@ -373,7 +381,7 @@ OPERATIONS: dict[int, tuple[str, Operation]] = {
     ord("}"): ("EMPTY_DICT", _value(lambda machine: {})),
     ord("s"): ("SETITEM", _pair),
     ord("u"): ("SETITEMS", lambda machine: machine.update(machine.above_mark())),
-    0x8F: ("EMPTY_SET", _value(lambda machine: set())),
+    0x8F: ("EMPTY_SET", _Machine.empty_set),
     0x90: ("ADDITEMS", lambda machine: machine.add(machine.above_mark())),
     ord("c"): ("GLOBAL", lambda machine: machine.find(machine.line(), machine.line())),
     0x93: ("STACK_GLOBAL", _find),

@@ -28,6 +28,7 @@ import numpy as np
 
 from diffusion_distill.base.errors import WeightsError
 from diffusion_distill.base.files import stand_in, user_path
+from diffusion_distill.base.zip_end import directory_size
 from diffusion_distill.formats import pickle_stream, torch_pickle
 from diffusion_distill.formats.mapped import elements, mapped
 from diffusion_distill.formats.pickle_stream import Source, kind_of
@@ -170,8 +171,9 @@ class _Entry(NamedTuple):
 
 def _entries(path: Path, content: memoryview) -> dict[str, _Entry]:
     """All entries of an archive by name; no two share bytes, so that reading all of them reads the file once."""
-    if _directory_size(content) > MAX_DIRECTORY:  # before zipfile reads it
-        raise WeightsError(f"the archive's list of entries is longer than {MAX_DIRECTORY} bytes")
+    with open(path, "rb") as file:
+        if directory_size(file, len(content)) > MAX_DIRECTORY:  # before zipfile reads it
+            raise WeightsError(f"the archive's list of entries is longer than {MAX_DIRECTORY} bytes")
     try:
         with zipfile.ZipFile(path) as archive:
             listed = archive.infolist()
@@ -189,18 +191,6 @@ def _entries(path: Path, content: memoryview) -> dict[str, _Entry]:
         if header < end:
             raise WeightsError(f"the entries {kind_of(first)} and {kind_of(second)} share bytes")
     return found
-
-
-def _directory_size(content: memoryview) -> int:
-    """Bytes of an archive's central directory, as its end record and that of ZIP64 say; 0 without an end record."""
-    tail = bytes(content[-(22 + 2**16) :])
-    at = tail.rfind(b"PK\5\6")
-    if at < 0 or at + 22 > len(tail):
-        return 0
-    size = struct.unpack_from("<I", tail, at + 12)[0]
-    if at >= 76 and tail[at - 20 : at - 16] == b"PK\6\7" and tail[at - 76 : at - 72] == b"PK\6\6":
-        size = struct.unpack_from("<Q", tail, at - 36)[0]
-    return size
 
 
 def _place(content: memoryview, entry: zipfile.ZipInfo) -> _Entry:

@@ -61,7 +61,7 @@ class Denoising:
         check_averaging(self.averaging)
         check_rate("label_dropout", self.label_dropout)
         parse_length(self.length)
-        if self.steps < 0:
+        if self.steps != 0 and (not hasattr(self.steps, "__index__") or self.steps < 0):
             raise ValueError(f"steps must be 0 (continuous time) or a number of time steps, got {self.steps}.")
 
     def phases(self, model: Model, batch_size: int, grid: Level | None = None) -> list[Phase]:

@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 from numbers import Real
 from typing import Any
 
-from diffusion_distill.base.errors import choose
+from diffusion_distill.base.errors import choose, finite_number, truth
 from diffusion_distill.process.levels import Level
 
 #: How the eval average may be taken, see `training.ema`.
@@ -42,7 +42,8 @@ class Phase:
       reset_average: when continuing, restart the bias correction of the eval average.
 
     Raises:
-      ValueError: a learning rate that is no finite number of at least 0.
+      ValueError: a rate or a warmup that is no finite number of at least 0, a momentum outside [0, 1), or a switch that
+        is neither True nor False.
     """
 
     name: str
@@ -61,9 +62,11 @@ class Phase:
     reset_average: bool = False
 
     def __post_init__(self) -> None:
-        rate = self.learning_rate
-        if not isinstance(rate, Real) or isinstance(rate, bool) or not 0 <= rate < float("inf"):
-            raise ValueError(f"learning_rate must be a finite number of at least 0, got {rate!r}.")
+        for name in ("learning_rate", "warmup"):
+            finite_number(name, getattr(self, name))
+        for name in ("cold_start", "anneal", "restart", "reset_average"):
+            truth(name, getattr(self, name))
+        check_rate("momentum", self.momentum, optional=False)
 
     def rate(self, update: int) -> float:
         """The learning rate of the phase's update number `update`, counted from 0."""
@@ -77,10 +80,10 @@ def check_averaging(name: str) -> None:
     choose("averaging", name, dict.fromkeys(AVERAGING))
 
 
-def check_rate(name: str, rate: float | None) -> None:
-    """Raises ValueError for a rate (of dropout, or a momentum) that is not a number in [0, 1); None is allowed."""
+def check_rate(name: str, rate: float | None, *, optional: bool = True) -> None:
+    """Raises ValueError for a rate (of dropout, or a momentum) that is not a number in [0, 1), or None if optional."""
     number = isinstance(rate, Real) and not isinstance(rate, bool)
-    if rate is not None and not (number and 0 <= rate < 1):
+    if (rate is not None or not optional) and not (number and 0 <= rate < 1):  # type: ignore[operator]
         raise ValueError(f"{name} must be a number in [0, 1), got {rate!r}.")
 
 
@@ -90,7 +93,7 @@ def momentum_for(residual: float, updates: float) -> float:
     Raises:
       ValueError: residual outside (0, 1) or updates not positive.
     """
-    if not 0 < residual < 1 or updates <= 0:
+    if not isinstance(residual, Real) or not 0 < residual < 1 or updates <= 0:
         raise ValueError(f"The residual must be in (0, 1) and updates positive, got {residual!r}, {updates!r}.")
     return residual ** (1 / updates)
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_distill.base.arrays import expand
-from diffusion_distill.base.errors import choose
+from diffusion_distill.base.errors import choose, finite_number
 from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.typing import Cond, Data
 from diffusion_distill.denoisers.denoise import Denoise
@@ -73,7 +73,7 @@ class Progressive(Distiller):
         check_averaging(self.averaging)
         parse_length(self.phase_length)
         halvings(self.start_steps, self.end_steps)
-        if self.last_two_longer <= 0:
+        if finite_number("last_two_longer", self.last_two_longer) == 0:
             raise ValueError(
                 f"last_two_longer must be positive (1: phases of equal length), got {self.last_two_longer}."
             )

@@ -87,8 +87,7 @@ class Tract(Distiller):
         parse_length(self.length)
         check_schedule(self.schedule)
         check_shares(self.shares, self.schedule)
-        if not 0 <= self.self_momentum < 1:
-            raise ValueError(f"self_momentum must be in [0, 1), got {self.self_momentum}.")
+        check_rate("self_momentum", self.self_momentum, optional=False)
         check_rate("momentum", self.momentum)
         if self.momentum is not None and self.residual not in (0, Tract.residual):
             raise ValueError(

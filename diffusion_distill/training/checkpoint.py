@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusion_distill.base.files import plain
+from diffusion_distill.base.files import plain, read_json
 from diffusion_distill.base.trees import from_plain, to_plain
 from diffusion_distill.training.checksum import checksums
 from diffusion_distill.training.state import TrainState
@@ -141,7 +141,23 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 def latest_in(folder: Path) -> int:
     """The update number of the newest checkpoint in a folder, without opening it; 0 if there is none."""
-    return max((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), default=0)
+    return max(_numbers(folder), default=0)
+
+
+def described_in(folder: Path) -> dict[str, Any]:
+    """What the newest checkpoint that tells it says about its run, as `Checkpoints` was given it; {} if none does."""
+    for number in sorted(_numbers(folder), reverse=True):
+        try:
+            found = read_json(folder / str(number) / "about" / "metadata", "")
+        except (OSError, ValueError):
+            continue
+        return {name: value for name, value in found.items() if name != "update"}
+    return {}
+
+
+def _numbers(folder: Path) -> list[int]:
+    """The update numbers of the checkpoints in a folder; an empty folder is none."""
+    return [int(path.name) for path in folder.glob("*") if path.name.isdecimal() and any(path.glob("*"))]
 
 
 def _free(place: Path) -> Path:

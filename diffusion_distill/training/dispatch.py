@@ -19,6 +19,7 @@ from diffusion_distill.base.arrays import settled
 from diffusion_distill.base.typing import Batch, Key
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.prefetch import ahead
+from diffusion_distill.training.goodput import Goodput
 from diffusion_distill.training.sharding import on_cpu, put_batch, replicated
 from diffusion_distill.training.state import TrainState
 from diffusion_distill.training.step import Step, StepInputs
@@ -37,8 +38,12 @@ class Dispatch(NamedTuple):
 class Dispatcher:
     """Makes the updates of a run."""
 
-    def __init__(self, step: Step, batches: Batches, seed: Key, mesh: Mesh, size: int, next_stop: Callable[[int], int]):
+    def __init__(
+        self, step: Step, batches: Batches, seed: Key, mesh: Mesh, size: int, next_stop: Callable[[int], int],
+        clock: Goodput | None = None,
+    ):  # fmt: skip
         """`size` is the number of updates in a full dispatch; for next_stop see `dispatches`."""
+        self._clock = clock or Goodput()
         self._step, self._several = step, several(step, mesh)
         self._batches, self._seed, self._mesh = batches, seed, mesh
         self._size, self._next_stop = size, next_stop
@@ -53,7 +58,7 @@ class Dispatcher:
         """
         planned = dispatches(int(state.step), end, self._size, self._next_stop)
         with closing(ahead(self._prepared, planned, depth=2 if self._size == 1 else 1)) as stream:
-            for (first, updates), batch in stream:
+            for (first, updates), batch in self._clock.waiting(stream):
                 inputs = stacked([inputs_at(update) for update in range(first, first + updates)])
                 state, metrics = (self._step if updates == 1 else self._several)(state, batch, inputs, self._seed)
                 yield first + updates, state, settled(metrics)

@@ -41,7 +41,7 @@ class JsonLines:
     def __init__(self, path: Path | None, keep: int = 0):
         """A file that is there keeps its records up to update number `keep`, from which a run goes on."""
         if path and path.exists():
-            kept = [record for record in read_json_lines(path) if record.get("update", 0) <= keep]
+            kept = [record for record in read_figures(path) if record["update"] <= keep]
             with whole(path) as half:
                 half.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self._file = open(path, "a", buffering=1, encoding="utf-8") if path else None  # noqa: SIM115
@@ -149,6 +149,18 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     if None in found:
         warnings.warn(f"{path}: {found.count(None)} of {len(found)} lines are damaged and left out.", stacklevel=2)
     return [record for record in found if record is not None]
+
+
+def read_figures(path: Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl; those that say no update are damaged too."""
+    found = read_json_lines(path)
+    figures = [record for record in found if type(record.get("update")) is int]
+    if len(figures) < len(found):
+        warnings.warn(
+            f"{path}: {len(found) - len(figures)} of {len(found)} records name no update and are left out.",
+            stacklevel=2,
+        )
+    return figures
 
 
 def _record(line: str) -> dict[str, Any] | None:

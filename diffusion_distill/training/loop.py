@@ -14,12 +14,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_distill.base import interrupts
+from diffusion_distill.base.errors import in_words
 from diffusion_distill.base.typing import Key
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.methods.phases import Phase
 from diffusion_distill.training import ema, nonfinite
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.dispatch import Dispatcher, dispatch_size
+from diffusion_distill.training.goodput import Goodput
 from diffusion_distill.training.logs import Log, Logs
 from diffusion_distill.training.progress import Progress
 from diffusion_distill.training.sharding import replicated
@@ -70,6 +72,7 @@ def run(
     plan: Plan | None = None,
     checkpoints: Checkpoints | None = None,
     log: Log | None = None,
+    clock: Goodput | None = None,
 ) -> TrainState:
     """Trains from the state's step to the end of the last phase.
 
@@ -80,17 +83,21 @@ def run(
       checkpoints: where the state is saved; None for nowhere.
       log: gets the figures: `loss` and `grad_norm` averaged over the finite updates since the last record, None if
         there was none; `nonfinite`, the number of the others; `skipped`, their number in the whole run; with a meter
-        `mfu`, the utilisation since the last record, and `flops_per_image`.
+        `mfu`, the utilisation since the last record, and `flops_per_image`; `updates_in_all`; `seconds`, see
+        `training.goodput`.
+      clock: what tells where the time goes; by default one that begins now.
 
     Raises:
       NonFinite: no update in a phase was finite, or none of the last plan.nonfinite_limit; the state before them is in
         `checkpoints`.
       Interrupted: the program was asked to stop; the state is in `checkpoints`.
+      Exception: what the data raise; the state before it is in `checkpoints`, if there is one process.
     """
-    plan, log, done = plan or Plan(), log or Logs(), int(state.step)
+    plan, log, done, clock = plan or Plan(), log or Logs(), int(state.step), clock or Goodput()
     stop = partial(next_stop, batch_size=batches.batch_size, plan=plan)
     size = dispatch_size(plan.updates_per_dispatch, min(cadences(plan)), mesh)
-    dispatcher = Dispatcher(step, batches, seed, mesh, size, stop)
+    about = lambda: {"updates_in_all": ends(phases)[-1], "seconds": clock.seconds()}  # noqa: E731
+    dispatcher = Dispatcher(step, batches, seed, mesh, size, stop, clock)
     for k, (phase, end) in enumerate(zip(phases, ends(phases), strict=True)):
         begin = end - phase.updates
         if done >= end:
@@ -98,22 +105,30 @@ def run(
         if done == begin and k > 0:
             state = jax.device_put(next_phase(state, phase, optimizer), replicated(mesh))
         inputs_at = _inputs_at(phases, k, momenta, mesh)
-        recorder = _Recorder(phase, begin, done, batches.batch_size, log, plan.meter(state, inputs_at(done).rows))
+        used = plan.meter(state, inputs_at(done).rows)
+        recorder = _Recorder(phase, begin, done, batches.batch_size, log, used, about)
         updates = dispatcher.updates(state, end, inputs_at)
         try:
             for done, state, metrics in updates:
+                clock.moved(done)
                 recorder.add(done, metrics, now=done % plan.log_every == 0 or done == end)
                 if done % min(plan.log_every, plan.nonfinite_limit) == 0 or done == end:
                     nonfinite.check(metrics, done, begin, phase, plan.nonfinite_limit, saved=checkpoints is not None)
-                if done == end:
-                    plan.phase_done(phase, state)  # before the checkpoint: a run that dies in between does it again
-                if done == end or done % plan.checkpoint_every == 0:
-                    _save(checkpoints, state if done == end else last_good(state))
+                with clock.spent("saving"):
+                    if done == end:
+                        plan.phase_done(phase, state)  # before the checkpoint: a run that dies in between does it again
+                    if done == end or done % plan.checkpoint_every == 0:
+                        _save(checkpoints, state if done == end else last_good(state))
                 if evaluation_due(done, phases, batches.batch_size, plan.evaluate_every):
-                    plan.evaluate(done, phase, state)
+                    with clock.spent("evaluating"):
+                        plan.evaluate(done, phase, state)
                 _stop_if_asked(checkpoints)
         except (interrupts.Interrupted, nonfinite.NonFinite):
             _save(checkpoints, last_good(state))
+            raise
+        except Exception as error:
+            if done < end:  # at the end of a phase its artefact comes first, see above
+                _save_after(error, checkpoints, state)
             raise
         finally:
             updates.close()
@@ -132,6 +147,17 @@ def _save(checkpoints: Checkpoints | None, state: TrainState) -> None:
     """Saves a state under its number of updates, if there are any and a place for it."""
     if checkpoints and int(state.step):
         checkpoints.save(int(state.step), state)
+
+
+def _save_after(error: Exception, checkpoints: Checkpoints | None, state: TrainState) -> None:
+    """Saves what there is when data or a figure failed; several processes would wait for each other in this."""
+    alive = not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))  # a failed update has used the state up
+    if jax.process_count() > 1 or not alive or checkpoints is None:
+        return
+    try:
+        _save(checkpoints, last_good(state))
+    except Exception as second:  # such as a disk that is full: the first error is the one to tell
+        error.add_note(f"The state could not be saved either ({in_words(second)}); the checkpoint before it stays.")
 
 
 def ends(phases: Sequence[Phase]) -> list[int]:
@@ -178,7 +204,12 @@ def rows_of(phase: Phase) -> Any:
 class _Recorder:
     """Shows and logs the figures of a phase."""
 
-    def __init__(self, phase: Phase, begin: int, done: int, batch_size: int, log: Log, meter: Meter | None):
+    def __init__(
+        self, phase: Phase, begin: int, done: int, batch_size: int, log: Log, meter: Meter | None,
+        about: Callable[[], dict[str, Any]],
+    ):  # fmt: skip
+        """`about` gives what else stands in each record."""
+        self._about = about
         self._phase, self._begin, self._batch_size, self._log, self._meter = phase, begin, batch_size, log, meter
         self._progress = Progress(phase.name, phase.updates, batch_size)
         self._progress.start_at(done - begin)
@@ -201,7 +232,7 @@ class _Recorder:
             "images_per_second": round(self._progress.rate(), 1),
         }
         where = {"phase": self._phase.name, "samples": done * self._batch_size}
-        self._log.scalars(done, {**where, **speed, **used, **figures})
+        self._log.scalars(done, {**where, **speed, **used, **figures, **self._about()})
 
     def _utilisation(self, done: int) -> dict[str, float]:
         """Of the devices, by the updates since the last record."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 
-from diffusion_distill.base.errors import choose
+from diffusion_distill.base.errors import choose, finite_number
 from diffusion_distill.base.typing import Params
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ class OptimizerSettings:
     def __post_init__(self) -> None:
         choose("optimizer rule", self.rule, dict.fromkeys(RULES))
         choose("clip_scope", self.clip_scope, dict.fromkeys(CLIP_SCOPES))
-        moments = 0 <= self.b1 < 1 and 0 <= self.b2 < 1
-        others = all(value >= 0 for value in (self.grad_clip, self.clip_eps, self.weight_decay, self.eps))  # not nan
-        if not (moments and others):
-            raise ValueError(f"Optimizer settings must not be negative, b1 and b2 below 1; got {self}.")
+        for name in ("grad_clip", "clip_eps", "weight_decay", "eps", "b1", "b2"):
+            finite_number(f"Of an optimizer's settings {name}", getattr(self, name))
+        if not (self.b1 < 1 and self.b2 < 1):
+            raise ValueError(f"Of an optimizer's settings b1 and b2 must be below 1; got {self}.")
 
 
 def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:

@@ -65,7 +65,7 @@ class Progress:
             left = (self._total - done) * self._size / max(self.rate(), 1e-9)
             text = " ".join(f"{k} {v}" for k, v in shown.items())
             print(
-                f"{self._name}: {done}/{self._total} {text} {self.rate():.0f} {self._unit}/s, {_clock(left)} left",
+                f"{self._name}: {done}/{self._total} {text} {self.rate():.0f} {self._unit}/s, {in_hours(left)} left",
                 file=self._stream,
                 flush=True,
             )
@@ -76,7 +76,8 @@ class Progress:
             self._bar.close()
 
 
-def _clock(seconds: float) -> str:
+def in_hours(seconds: float) -> str:
+    """Seconds as 1:02:03, or 2:03 below an hour."""
     minutes, seconds = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from diffusion_distill.base.errors import positive_int
+from diffusion_distill.base.errors import positive_int, truth
 from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.seeds import check_seed
 from diffusion_distill.training.optimizers import OptimizerSettings
@@ -60,10 +60,11 @@ class Settings:
             object.__setattr__(self, name, positive_int(name, getattr(self, name)))  # numbers of NumPy may overflow
         object.__setattr__(self, "seed", check_seed(self.seed))
         parse_length(self.evaluate_every)
-        if self.updates_per_dispatch:
-            positive_int("updates_per_dispatch, if not 0,", self.updates_per_dispatch)
-        if self.evaluate_count:
-            positive_int("evaluate_count, if not 0,", self.evaluate_count)
+        for name in ("updates_per_dispatch", "evaluate_count"):
+            if getattr(self, name) != 0:
+                positive_int(f"{name}, if not 0,", getattr(self, name))
+        for name in ("remat", "flip", "tensorboard"):
+            truth(name, getattr(self, name))
         if not isinstance(self.optimizer, OptimizerSettings):
             raise TypeError(f"optimizer must be OptimizerSettings(...), got {self.optimizer!r}.")
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ import jax
 
 from diffusion_distill.base.files import plain, read_json, writable
 from diffusion_distill.base.whole import write_json
+from diffusion_distill.training.checkpoint import described_in, latest_in
 
 #: (folder, description there, description asked for) -> (differences that are accepted, those that are not), in words
 Compare = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], tuple[list[str], list[str]]]
@@ -82,7 +84,7 @@ def _lock(path: Path) -> int | None:
 
 def _claim(path: Path, wanted: dict[str, Any], compare: Compare) -> None:
     if path.exists():
-        found = read_json(path, "Choose another workdir, or delete the file if the workdir is surely this run's.")
+        found = _description(path, wanted)
         accepted, refused = compare(path.parent, found, wanted)
         if refused:
             raise ValueError(
@@ -95,6 +97,29 @@ def _claim(path: Path, wanted: dict[str, Any], compare: Compare) -> None:
             return
     if jax.process_index() == 0:
         write_json(path, wanted)
+
+
+def _description(path: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The description in a file. A damaged one is moved aside, and the newest checkpoint's copy takes its place.
+
+    Without any checkpoint nothing was kept that another description could spoil: then the one asked for does.
+    """
+    try:
+        return read_json(path, "Choose another workdir, or delete the file if the workdir is surely this run's.")
+    except ValueError as error:
+        checkpoints = path.parent / "checkpoints"
+        spare = described_in(checkpoints) if latest_in(checkpoints) else wanted
+        if path.stem != "run" or not spare:
+            raise
+        warnings.warn(
+            f"{error} Its content is taken from {'the newest checkpoint' if spare is not wanted else 'this command'}; "
+            f"the damaged file is kept as {path.name}.damaged.",
+            stacklevel=4,
+        )
+        if jax.process_index() == 0:
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+            write_json(path, spare)
+        return spare
 
 
 class Change(NamedTuple):

@@ -60,6 +60,7 @@ def fetch(
     sha256: str | None = None,
     report: Report | None = None,
     opener: Callable[..., Any] | None = None,
+    check: Callable[[Path], object] | None = None,
 ) -> Fetched:
     """Downloads a file, or finds it in the folder, and checks it.
 
@@ -68,6 +69,8 @@ def fetch(
       size, sha256: of the file, if known; otherwise those of the pin, if there is one.
       report: called as the bytes arrive.
       opener: called as opener(request, timeout=seconds) in the place of urllib's.
+      check: called with a file of which no hash is known, before it is pinned; raises WeightsError if it is not what
+        was meant, such as the page of a login. Then it is deleted.
 
     Raises:
       WeightsError: another kind of address, no connection, or a file that differs from what is known or pinned.
@@ -77,7 +80,7 @@ def fetch(
     target = user_path(folder) / _name(url)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _alone(target.with_name(f"{target.name}.lock")):
-        return _fetch(url, target, {"size": size, "sha256": sha256}, report, opener)
+        return _fetch(url, target, {"size": size, "sha256": sha256}, report, opener, check or (lambda path: None))
 
 
 def _fetch(
@@ -86,6 +89,7 @@ def _fetch(
     known: dict[str, Any],
     report: Report | None,
     opener: Callable[..., Any] | None,
+    check: Callable[[Path], object],
 ) -> Fetched:
     beside = target.with_name(f"{target.name}.json")
     pin = _read_json(beside)
@@ -98,19 +102,33 @@ def _fetch(
     if target.exists():
         found = _checked(target, url, known, f"Delete {target} to download it again.")
         if not pin:
-            write_json(beside, {"url": url, "size": found.size, "sha256": found.sha256})
+            _pin(beside, url, found, known, check)
         return found
     part = target.with_name(f"{target.name}.part")
     _download(url, part, known, report or (lambda done, total: None), opener or _OPENER)
     try:
+        if not part.stat().st_size:
+            raise WeightsError(f"{url} is empty. {BY_HAND}")
         found = _checked(part, url, known, f"If the change is meant, delete {beside} and fetch it again.")
     except WeightsError:
         _forget(part)
         raise
-    write_json(beside, {"url": url, "size": found.size, "sha256": found.sha256})
     os.replace(part, target)
     _record(part).unlink(missing_ok=True)
-    return found._replace(path=target)
+    found = found._replace(path=target)
+    try:
+        _pin(beside, url, found, known, check)
+    except WeightsError:
+        target.unlink()  # the next call downloads it again
+        raise
+    return found
+
+
+def _pin(beside: Path, url: str, found: Fetched, known: dict[str, Any], check: Callable[[Path], object]) -> None:
+    """Writes down what a file is, which is checked first if no hash says it."""
+    if known["sha256"] is None:
+        check(found.path)
+    write_json(beside, {"url": url, "size": found.size, "sha256": found.sha256})
 
 
 # ---------------------------------------------------------------- the transfer
@@ -138,7 +156,7 @@ def _download(url: str, part: Path, wanted: dict[str, Any], report: Report, open
 def _attempt(url: str, part: Path, wanted: dict[str, Any], report: Report, opener: Callable[..., Any]) -> bool:
     """One request for what is missing; returns whether all is here."""
     size = wanted["size"]
-    known = _read_json(_record(part)) if part.exists() else {}
+    known = _known_of(part)
     done = part.stat().st_size if known.get("url") == url else 0
     if done and done == known.get("total"):
         return True
@@ -159,8 +177,8 @@ def _attempt(url: str, part: Path, wanted: dict[str, Any], report: Report, opene
         _forget(part)  # the server's file is shorter than what is here
         return False
     with response:
-        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding != "identity":
+        encoding = response.headers.get("Content-Encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
             raise WeightsError(
                 f"{url} is sent with the encoding {encoding!r}, although the file as it is was asked for. {BY_HAND}"
             )
@@ -219,7 +237,7 @@ def _version(url: str, response: Any) -> dict[str, Any]:
 
 def _first_byte(response: Any) -> int | None:
     found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
-    return int(found[1]) if found else None
+    return int(found[1]) if found and len(found[1]) <= MAX_DIGITS else None
 
 
 class _SafeRedirects(HTTPRedirectHandler):
@@ -269,7 +287,10 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 
 def _check_address(url: str) -> None:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise WeightsError(f"{url[:200]!r} is no address: {error}.") from error
     if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOCAL):
         raise WeightsError(f"{url} is not fetched: only https addresses are.")
 
@@ -300,6 +321,14 @@ def _forget(part: Path) -> None:
     _record(part).unlink(missing_ok=True)
 
 
+def _known_of(part: Path) -> dict[str, Any]:
+    """The version that a part belongs to; {} if there is no part, or its record is damaged: then it begins again."""
+    try:
+        return _read_json(_record(part)) if part.exists() else {}
+    except WeightsError:
+        return {}
+
+
 def _record(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
@@ -310,7 +339,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is damaged: {error}. Delete it.") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path} is damaged: it holds no JSON object. Delete it.")

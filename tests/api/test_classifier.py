@@ -270,7 +270,7 @@ def test_data_it_cannot_learn_from_are_refused(tmp_path: Path) -> None:
         ({"length": "many"}, "number of samples"),
         ({"batch_size": 0}, "batch_size must be a whole number"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
-        ({"shift": -1}, "shift must not be negative"),
+        ({"shift": -1}, "shift must be .*at least 0, got -1"),
         ({"residual": 0.0}, "residual"),
         ({"ch": 12}, "8 equal groups"),
         ({"ch_mult": ()}, "ch_mult is empty"),

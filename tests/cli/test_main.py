@@ -22,7 +22,7 @@ from PIL import Image
 from places import ROOT
 from toys import equal
 
-from diffusion_distill import api, data, weights
+from diffusion_distill import api, data, main, weights
 from diffusion_distill.api.features import features_named
 from diffusion_distill.base import interrupts
 from diffusion_distill.cli import build, modes
@@ -385,3 +385,34 @@ def test_a_search_by_frechet_distance_from_the_command_line(
     config.reference = {"name": "npz", "path": str(tmp_path / "missing.npz")}
     config.fit.search_metric = "l2"  # for which no reference is opened
     modes.fit(config, tmp_path / "distance")
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyError('\'runn\'\nDid you mean "run" instead of "runn"?'), r"no field 'runn'\nDid you mean \"run\""),
+        (SyntaxError("'{' was never closed"), "SyntaxError: '{' was never closed"),
+        (IsADirectoryError(21, "Is a directory", "configs"), "configs: Is a directory"),
+        (flags.IllegalFlagValueError("flag --mode=x: value should be one of"), "--mode=x: value .*\nPass --helpshort"),
+    ],
+)
+def test_flags_that_cannot_be_read_end_the_program_in_words(
+    error: Exception, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What absl and ml_collections raise while they read the command line."""
+
+    def fails(argv: list[str]) -> None:
+        raise error
+
+    monkeypatch.setattr(main.flags, "FLAGS", fails)
+    with pytest.raises(SystemExit, match=said):
+        main.read_flags(["program"])
+
+
+def test_the_status_mode_prints_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    modes.show_status(None, tmp_path, modes.Asked(""))
+    assert "holds no run" in capsys.readouterr().out and not list(tmp_path.iterdir())
+    (tmp_path / "run.json").write_text("{}")
+    modes.show_status(None, tmp_path, modes.Asked(""))
+    assert "last checkpoint: none" in capsys.readouterr().out

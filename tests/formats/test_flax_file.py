@@ -149,6 +149,29 @@ def test_what_is_not_asked_for_takes_no_memory(tmp_path: Path) -> None:
     assert peak < 8 + 8  # all that is kept and a few times the largest item, but not the 24 others
 
 
+@pytest.mark.fast
+def test_a_large_array_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its place, and not by way of msgpack, which would hold it three times; what follows it is read too."""
+    large = np.arange(2**21, dtype=np.float32).reshape(2, -1)
+    content = {"a": 1, "large": large, "inside": {"also": -large, "small": np.ones(3)}, "z": "the end"}
+    path = write(tmp_path / "file", content)
+    tracemalloc.start()
+    found = flax_file.read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * large.nbytes + 8 * 2**20
+    np.testing.assert_array_equal(found["large"], large)
+    np.testing.assert_array_equal(found["inside"]["also"], -large)
+    assert found["z"] == "the end" and found["inside"]["small"].sum() == 3
+    for cut in (8 * 2**20 - 100, 8 * 2**20 + 100):
+        (tmp_path / "cut").write_bytes(path.read_bytes()[:cut])
+        with pytest.raises(WeightsError, match="cannot be read as a flax checkpoint"):
+            flax_file.read(tmp_path / "cut")
+    monkeypatch.setattr(flax_file, "MAX_ENTRIES", 5)
+    with pytest.raises(WeightsError, match="more than 5 entries"):
+        flax_file.read(path)
+
+
 # ---------------------------------------------------------------- files for another model
 
 

@@ -129,6 +129,7 @@ STREAMS = {
     ),
     "parameters in a list": (snapshot_of(b"}" + text("_parameters") + b"]s"), "not a dictionary"),
     "a parameter that is none": (snapshot_of(b"}" + text("_parameters") + b"}" + text("a") + b"K\x01ss"), "ema.a is 1"),
+    "too many sets": (b"\x80\x04]\x94(" + 2 * (8193 * b"\x8f\x94" + b"e("), "more than 16384 sets"),
     "too many operations": (b"\x80\x04" + (2**20) * b"]" + b".", "16384 items on the stack"),
     "too many operations in little space": (b"\x80\x04]" + 2**19 * b"Na" + b".", "more than 1048576 operations"),
 }  # fmt: skip

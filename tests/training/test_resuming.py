@@ -40,7 +40,7 @@ def compared(
     asked = _description(model, None, source, _provenance(None, now, new_settings))
     there, asked = (json.loads(json.dumps(description)) for description in (there, asked))
     edit(there)
-    (folder / "checkpoints" / str(done)).mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoints" / str(done) / "params").mkdir(parents=True, exist_ok=True)
     same: SameRun = _same_run(model, now, new_settings, None)
     return same(folder, there, asked)
 
@@ -153,11 +153,23 @@ def test_a_few_images_may_have_been_removed(there: int, goes_on: bool, tiny_mode
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("content", ["", "[]", '{"model"'])
-def test_a_damaged_description_is_named(content: str, tiny_model: Model, tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(content)
-    with pytest.raises(ValueError, match=r"run\.json .*Choose another workdir"):
-        api.train(tiny_model, toys.GaussianSource(toys.Gaussian(0.0, 0.5)), Denoising(length=8), SETTINGS, tmp_path)
+@pytest.mark.parametrize("content", ["", "[]", '{"model"', "\0" * 50])
+def test_a_damaged_description_is_mended_from_a_checkpoint(
+    content: str, tiny_model: Model, tmp_path: Path, one_device: None
+) -> None:
+    source, description = toys.GaussianSource(toys.Gaussian(0.0, 0.5)), tmp_path / "run.json"
+    with pytest.warns(UserWarning, match=r"run\.json .*from this command"):  # nothing is saved yet
+        description.write_text(content)
+        made = api.train(tiny_model, source, Denoising(length=32), SETTINGS, tmp_path)
+    told = description.read_text()
+    description.write_text(content)
+    with pytest.warns(UserWarning, match=r"run\.json .*from the newest checkpoint; .*run\.json\.damaged"):
+        again = api.train(tiny_model, source, Denoising(length=32), SETTINGS, tmp_path)
+    assert description.read_text() == told and equal(made.params, again.params)
+    description.write_text(content)
+    other = Denoising(length=32, learning_rate=1e-3)
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"another run.*learning_rate"):
+        api.train(tiny_model, source, other, SETTINGS, tmp_path)
 
 
 def test_a_run_that_goes_on_for_longer_is_the_longer_run(

@@ -60,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         partial = bool(asked and site.ranges and not (site.if_range and condition not in (None, site.etag)))
         begin = int(asked[6:-1]) if asked and partial else 0
-        if begin >= len(site.content):
+        if begin and begin >= len(site.content):
             self.send_response(416)
             self.end_headers()
             return
@@ -315,3 +315,33 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     with pytest.raises(WeightsError, match=f"{url}.*not known.*give the path of the file"):
         fetch(url, tmp_path, opener=offline)
     assert calls == [url] * download.ATTEMPTS
+
+
+def test_a_file_is_read_once_before_it_is_pinned(site: Site, tmp_path: Path) -> None:
+    """A page of a login, sent with status 200, is not kept; without it the same call gives the file."""
+
+    def check(path: Path) -> None:
+        if path.read_bytes() != CONTENT:
+            raise WeightsError("no file of weights")
+
+    site.content = b"<html>log in</html>"
+    with pytest.raises(WeightsError, match="no file of weights"):
+        fetch(site.url, tmp_path, check=check)
+    assert not list(tmp_path.iterdir())
+    site.content = CONTENT
+    assert fetch(site.url, tmp_path, check=check).path.read_bytes() == CONTENT
+    assert fetch(site.url, tmp_path, check=lambda path: pytest.fail("it is pinned")).size == len(CONTENT)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 5000])
+def test_a_damaged_record_of_a_part_begins_it_anew(content: bytes, site: Site, tmp_path: Path) -> None:
+    (tmp_path / "cifar_1.part").write_bytes(b"something else")
+    (tmp_path / "cifar_1.part.json").write_bytes(content)
+    assert fetch(site.url, tmp_path).path.read_bytes() == CONTENT
+
+
+def test_an_empty_file_is_not_pinned(site: Site, tmp_path: Path) -> None:
+    site.content = b""
+    with pytest.raises(WeightsError, match="is empty"):
+        fetch(site.url, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,41 @@
+"""tests/fuzz.py: a few hundred damaged files of each format, always the same ones."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import fuzz
+import pytest
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", fuzz.FORMATS)
+def test_damaged_files_are_read_or_refused(name: str, tmp_path: Path, toy_networks: None) -> None:
+    counts = fuzz.fuzz(name, 200, 5, 0, tmp_path)
+    assert sum(counts.values()) == 200 and set(counts) <= {"read", "refused"}
+
+
+@pytest.mark.fast
+def test_what_a_reader_must_not_do_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    for bad in (lambda path: os.system("true"), lambda path: eval("1"), lambda path: path.write_text("y")):
+        with pytest.raises(AssertionError):
+            fuzz.attempt(fuzz.Format(lambda path: None, bad), path)
+    with pytest.raises(KeyError):
+        fuzz.attempt(fuzz.Format(lambda path: None, lambda path: {}["a"]), path)
+    with pytest.raises(AssertionError, match="MiB for 1 bytes"):
+        fuzz.attempt(fuzz.Format(lambda path: None, lambda path: bytes(2**28)), path)
+
+
+@pytest.mark.fast
+def test_an_image_that_claims_more_bytes_than_its_zip_has(tmp_path: Path) -> None:
+    """Found by fuzzing: 503 bytes asked for a gigabyte."""
+    path = tmp_path / "file.zip"
+    fuzz.FORMATS["image-zip"].make(path)
+    content = bytearray(path.read_bytes())
+    listed = content.rindex(b"PK\x01\x02")
+    content[listed + 20 : listed + 28] = (2**32 - 2**24).to_bytes(4, "little") + (2**24).to_bytes(4, "little")
+    path.write_bytes(content)
+    assert fuzz.attempt(fuzz.FORMATS["image-zip"], path) == "refused"
