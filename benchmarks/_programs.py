@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.extend.core import jaxpr_as_fun
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from diffusion_distill import VE, Cosine, EDMInput, LogsnrInput, Model, OptimizerSettings, UNet
 from diffusion_distill.api import classifier, sampling
@@ -265,7 +265,7 @@ def _study(function: Any, *options: Any) -> Callable[[Case, Mesh], Program]:
     def program(case: Case, mesh: Mesh) -> Program:
         table = _sampling(case, mesh).table
         of = lambda rows: jax.ShapeDtypeStruct((rows, case.batch, *case.shape), jnp.float32, sharding=by_image)  # noqa: E731
-        by_image = NamedSharding(mesh, PartitionSpec(None, "data"))
+        by_image = split(mesh, axis=1)
         return Program(function, (of(table.nfe + 1), of(table.nfe), told(table), *options))
 
     return program

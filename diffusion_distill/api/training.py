@@ -125,7 +125,7 @@ def _fit(
     Args:
       trained: the model with the rate of dropout it is trained with; artefacts tell that of `model`.
     """
-    mesh = sharding.data_mesh()
+    mesh = sharding.make_mesh(settings.data_parallel, settings.params_parallel)
     sharding.check_batch(settings.batch_size, mesh, settings.parts)
     _check_source(model, source, settings)
     own = None if teacher is None else teacher.grid
@@ -133,7 +133,7 @@ def _fit(
     provenance = _provenance(teacher, method, settings)
     description = _description(model, teacher, source, provenance) if workdir is not None else {}
     optimizer = make_optimizer(settings.optimizer)
-    step = _step(model, trained, teacher, method, settings, optimizer, mesh)
+    step = _step(model, trained, params, teacher, method, settings, optimizer, mesh)
     students: dict[int, Artefact] = {}
     with ExitStack() as cleanup:  # also when interrupted: a checkpoint under way would be lost
         home, checkpoints = None, None
@@ -142,8 +142,7 @@ def _fit(
             home = cleanup.enter_context(closing(Workdir(workdir, description, compare=same))).path
             checkpoints = Checkpoints(home / "checkpoints", settings.keep_checkpoints, description)
             cleanup.callback(checkpoints.close)
-        state = create(params, optimizer, method.averages, () if teacher is None else teacher.params)
-        state = jax.device_put(state, sharding.replicated(mesh))
+        state = _begun(params, teacher, method, optimizer, mesh)
         if checkpoints and checkpoints.latest is not None:
             state = checkpoints.restore(state)
         if jax.process_index() == 0:
@@ -173,6 +172,7 @@ def _fit(
 def _step(
     model: Model,
     trained: Model,
+    params: Params,
     teacher: Artefact | None,
     method: Method,
     settings: Settings,
@@ -180,6 +180,8 @@ def _step(
     mesh: Mesh,
 ) -> Step:
     """The compiled update of a run."""
+    begin = lambda params, frozen: create(params, optimizer, method.averages, frozen)  # noqa: E731
+    state = jax.eval_shape(begin, params, () if teacher is None else teacher.params)
     return make_step(
         method.losses,
         _with_remat(trained) if settings.remat else trained,
@@ -189,7 +191,16 @@ def _step(
         parts=settings.parts,
         shard_clip=make_clip(settings.optimizer) if settings.optimizer.clip_scope == "shard" else None,
         label_dropout=dropout.label_dropout_of(model, getattr(method, "label_dropout", None)),
+        places=sharding.places(state, mesh),
     )
+
+
+def _begun(
+    params: Params, teacher: Artefact | None, method: Method, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The state before the first update, made where it will lie: no device ever has more than its share of it."""
+    frozen = () if teacher is None else sharding.place(teacher.params, mesh)
+    return sharding.place(create(sharding.place(params, mesh), optimizer, method.averages, frozen), mesh)
 
 
 def _with_remat(model: Model) -> Model:

@@ -53,7 +53,7 @@ def sample(config: Any, workdir: Path) -> None:
     pictures, bounded = drawable(model.shape, model.data_range), model.data_range is not None
     image_writer.check_place(workdir, form, model.shape[-1] if bounded and len(model.shape) == 3 else 0)
     cond = conditions.for_samples(model, how["count"], None, how["seed"])
-    drawn = api.sample(artefact, name="sampling", cond=cond, spec=build.spec(config), **how)
+    drawn = api.sample(artefact, name="sampling", cond=cond, spec=build.spec(config), mesh=build.mesh(config), **how)
     if jax.process_index() > 0:
         return
     print(f"{len(drawn)} samples are in {image_writer.save_images(drawn, workdir, form, cond, bounded)}")
@@ -82,8 +82,8 @@ def fit(config: Any, workdir: Path) -> None:
     artefact, teacher = build.artefact(config, "artefact"), build.optional_artefact(config, "teacher")
     settings, spec = build.fitting(config), SamplerSpec.of(build.spec(config), fitted="")
     writable(workdir, "solver.json")
-    search = build.searched(config, settings)
-    fitted = api.fit_solver(artefact, settings=settings, spec=spec, teacher=teacher, **search)
+    search, mesh = build.searched(config, settings), build.mesh(config)
+    fitted = api.fit_solver(artefact, settings=settings, spec=spec, teacher=teacher, mesh=mesh, **search)
     path = fitted.save(workdir / "solver.json")
     if fitted.search:
         lambdas_study.candidates({fitted.solver: fitted.search}, workdir)
