@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.heap import keep_freed_memory
@@ -136,7 +136,7 @@ def devices_for(batch: int) -> list[Any]:
     return devices[: max(n for n in range(1, len(devices) + 1) if batch % n == 0)]
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -146,7 +146,7 @@ def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * axis, mesh.axis_names))
 
 
-def placed(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
+def placed(mesh: Mesh | AbstractMesh, shape: Sequence[int]) -> NamedSharding:
     """Where an array of the state lies, by its shape alone.
 
     It is split along the longest of the axes that the number of devices of 'params' divides. It lies whole on each
@@ -160,7 +160,7 @@ def placed(mesh: Mesh, shape: Sequence[int]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(None,) * longest, "params"))
 
 
-def places(tree: Any, mesh: Mesh) -> Any:
+def places(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """`placed` for each array of a tree, or shape of one: a state, parameters, a denoiser."""
     return jax.tree.map(lambda array: placed(mesh, np.shape(array)), tree)
 
