@@ -28,7 +28,7 @@ from diffusion_distill.training.optimizers import make_optimizer
 from diffusion_distill.training.settings import Settings
 from diffusion_distill.training.state import TrainState
 from diffusion_distill.training.step import StepInputs
-from diffusion_distill.training.utilisation import MEMORY, PEAKS, device_bytes, update_flops
+from diffusion_distill.training.utilisation import MEMORY, PEAKS, check_memory, device_bytes, update_flops
 
 #: The utilisation with which hours are estimated: that of an update measured on an H200, see docs/performance.md.
 UTILISATION = 0.4
@@ -172,6 +172,41 @@ class Ahead:
             if "RESOURCE_EXHAUSTED" in str(error):  # compilers of TPUs refuse what does not fit
                 return False
             raise
+
+    def figures(self, alternatives: bool = True) -> dict[str, Any]:
+        """What the mode `compile` says, JSON-ready; bytes are those of one device.
+
+        Args:
+          alternatives: with remat, in twice the parts, and the largest batch; each is compiled anew.
+
+        Raises:
+          ValueError: the state alone does not fit.
+        """
+        check_memory(self.state, self.mesh)
+        found = self.memory()
+        figures = {
+            "devices": f"{self.mesh.size} x {self.kind}",
+            "mesh": dict(self.mesh.shape),
+            "batch": self.settings.batch_size,
+            "parameters": self.parameters,
+            "state bytes": self.state_bytes(),
+            "bytes of an update": found.total,
+            "bytes besides state and batch": found.temporaries,
+            "memory of a device": self.room,
+            "fits": None if self.room is None else found.total <= self.room,
+            "FLOPs of the run": self.flops(),
+            f"hours at a utilisation of {UTILISATION}": self.hours(),
+        }
+        return figures | (self._alternatives(found) if alternatives else {})
+
+    def _alternatives(self, found: Memory) -> dict[str, Any]:
+        """What remat and parts would save of the memory that was found, and the largest batch if the room is known."""
+        parts, saved = 2 * self.settings.parts, {}
+        if not self.settings.remat and self.model.adapter.option("remat", None) is not None:
+            saved["bytes saved by remat"] = found.total - self.with_settings(remat=True).memory().total
+        if self.settings.batch_size % (parts * self.mesh.size) == 0:
+            saved[f"bytes saved by parts={parts}"] = found.total - self.with_settings(parts=parts).memory().total
+        return saved | ({"largest batch that fits": self.largest_batch()} if self.room else {})
 
     def largest_batch(self) -> int:
         """The largest batch whose update fits, to an eighth; 0 if none does. Every try is compiled."""

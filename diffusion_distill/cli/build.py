@@ -35,6 +35,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from diffusion_distill.api import FitSettings, Settings
+from diffusion_distill.api.ahead import Ahead
 from diffusion_distill.api.classifier import ClassifierSettings
 from diffusion_distill.api.exchange import read_noisy_classifier
 from diffusion_distill.api.features import features_named
@@ -54,6 +55,8 @@ from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.training.optimizers import OptimizerSettings
 from diffusion_distill.training.sharding import make_mesh
+from diffusion_distill.training.topologies import devices_of
+from diffusion_distill.weights import PUBLISHED
 
 METHODS = {"denoising": Denoising, **DISTILLERS}
 #: What config.sample says beside how a model is sampled.
@@ -358,6 +361,20 @@ def mesh(config: Any) -> Mesh | None:
     run = config.run if "run" in config else {}
     numbers = run.get("data_parallel", -1), run.get("params_parallel", 1)
     return None if numbers == (-1, 1) else make_mesh(*numbers)
+
+
+def ahead(config: Any, topology: str) -> Ahead:
+    """The training or distillation of a config before it begins, on TPUs by name or on the devices here.
+
+    config.teacher may be the name of a published teacher too, whose weights are not needed.
+    """
+    how, devices = method(config), devices_of(topology) if topology else None
+    if isinstance(how, Denoising):
+        return Ahead.of(model(config), None, how, settings(config), devices)
+    if config.teacher in PUBLISHED:
+        return Ahead.of(student(config), PUBLISHED[config.teacher].model, how, settings(config), devices)
+    teacher = artefact(config, "teacher")
+    return Ahead(student(config) or teacher.model, how, settings(config), teacher, devices)
 
 
 def classifier(config: Any) -> ClassifierSettings:

@@ -15,6 +15,7 @@ from diffusion_distill.api import evaluation
 from diffusion_distill.api.classifier import train_classifier
 from diffusion_distill.base import errors
 from diffusion_distill.base.files import read_json, user_path, writable
+from diffusion_distill.base.whole import write_json
 from diffusion_distill.cli import build
 from diffusion_distill.data import image_writer
 from diffusion_distill.denoisers import conditions
@@ -43,6 +44,23 @@ def distill(config: Any, workdir: Path) -> None:
     source, method, settings = build.source(config), build.method(config), build.settings(config)
     students = api.distill(teacher, source, method, settings, workdir, student)
     print(f"The students of {', '.join(map(str, students))} steps are in {workdir}/student_<steps>")
+
+
+def compile_ahead(config: Any, workdir: Path, topology: str = "", alternatives: bool = True) -> None:
+    """Compiles the update of config's training for devices that need not be there, into WORKDIR/compile.json.
+
+    Args:
+      topology: TPUs by name, such as v5e:4x4; empty for the devices here.
+      alternatives: compiles it with remat and in parts too, and looks for the largest batch; each try is compiled.
+
+    Raises:
+      ValueError: the state alone does not fit.
+    """
+    writable(workdir, "compile.json")
+    jax.config.update("jax_enable_compilation_cache", not topology)  # programs for others can be written, but not read
+    figures = build.ahead(config, topology).figures(alternatives)
+    print(format_table([{"what": name, "value": value} for name, value in figures.items()]))
+    write_json(workdir / "compile.json", figures)
 
 
 def sample(config: Any, workdir: Path) -> None:
@@ -233,6 +251,7 @@ def _in_words(artefact: Artefact) -> str:
 MODES: dict[str, Callable[[Any, Path], None]] = {
     "train": train,
     "distill": distill,
+    "compile": compile_ahead,
     "sample": sample,
     "evaluate": evaluate,
     "fit": fit,
