@@ -6,8 +6,7 @@ TPUs of which JAX has only a description will do.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,29 +14,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.extend.core import jaxpr_as_fun
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from diffusion_distill import VE, Cosine, EDMInput, LogsnrInput, Model, OptimizerSettings, UNet
 from diffusion_distill.api import classifier, sampling
+from diffusion_distill.api.ahead import batch_shapes, inputs
 from diffusion_distill.base.flops import count_flops
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.evaluation import features
 from diffusion_distill.evaluation.inception_network import SIZE, InceptionV3
 from diffusion_distill.methods import Denoising, Knowledge, Progressive, Tract
-from diffusion_distill.methods.phases import Phase
 from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers import dode, engine, steps, tabulate
 from diffusion_distill.solvers.table import Table
 from diffusion_distill.studies import similarity, trajectories
 from diffusion_distill.studies.subject import told
-from diffusion_distill.training import checksum, dispatch, ema, loop
+from diffusion_distill.training import checksum, dispatch
 from diffusion_distill.training.optimizers import make_clip, make_optimizer
 from diffusion_distill.training.sharding import data_mesh, replicated, split
 from diffusion_distill.training.state import create
-from diffusion_distill.training.step import StepInputs, make_step
+from diffusion_distill.training.step import make_step
+from diffusion_distill.training.topologies import devices_of
 from diffusion_distill.weights import PUBLISHED
 
 # ---------------------------------------------------------------- networks
@@ -106,20 +105,8 @@ class Program(NamedTuple):
 
 
 def mesh_of(chips: str) -> Mesh:
-    """A mesh of TPUs that need not be there, such as v5e:2x4 or v6e:2x4; it needs libtpu.
-
-    Raises:
-      RuntimeError, ValueError: there is no libtpu, or it does not know the chips.
-    """
-    settings = {
-        "TPU_SKIP_MDS_QUERY": "1",  # no question to the machines of a cloud, which has TPUs
-        "TPU_ACCELERATOR_TYPE": "v5litepod-8",  # and no warnings that it did not answer
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # several processes may compile at once
-    }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
-    return data_mesh(topologies.get_topology_desc(chips, "tpu").devices)
+    """A mesh of TPUs that need not be there, such as v5e:2x4 or v6e:2x4; arguments and errors as `devices_of`."""
+    return data_mesh(devices_of(chips))
 
 
 def shapes(tree: Any, place: NamedSharding | None = None) -> Any:
@@ -155,17 +142,12 @@ def update(
     )
     begin = lambda params: create(params, optimizer, method.averages, () if teacher is None else params)  # noqa: E731
     state = jax.eval_shape(lambda key: begin(model.init(key)), jax.random.key(0))
-    one = _inputs(method.phases(model, case.batch)[0], method.averages)
-    batch = {"x": _images(case), "cond": conditions.structs(model, case.batch)}
-    batch = {name: value for name, value in batch.items() if value is not None}
+    batch, (one, key) = batch_shapes(model, case.batch), inputs(method.phases(model, case.batch)[0], method.averages)
     if updates == 1:
-        return Program(step, (state, batch, shapes(one), _key()))
-    batches = jax.tree.map(lambda a: jax.ShapeDtypeStruct((updates, *a.shape), a.dtype), batch)
-    return Program(dispatch.several(step, mesh), (state, batches, shapes(dispatch.stacked(updates * [one])), _key()))
-
-
-def _inputs(phase: Phase, averages: Mapping[str, float]) -> StepInputs:
-    return StepInputs(loop.rows_of(phase), np.float32(1e-4), ema.Averaging([phase], 0, averages).at(0))
+        return Program(step, (state, batch, one, key))
+    stack = lambda tree: jax.tree.map(lambda a: jax.ShapeDtypeStruct((updates, *a.shape), a.dtype), tree)  # noqa: E731
+    each = stack(one._replace(rows=()))._replace(rows=one.rows)
+    return Program(dispatch.several(step, mesh), (state, stack(batch), each, key))
 
 
 def _images(case: Case, place: NamedSharding | None = None, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
@@ -178,7 +160,7 @@ def _classifier_update(case: Case, mesh: Mesh) -> Program:
     training: Any = classifier._Training(network, settings)
     init = lambda key: create(classifier._init(network, case.shape, key), optimizer, ())  # noqa: E731
     batch = {"x": _images(case), "cond": jax.ShapeDtypeStruct((case.batch,), jnp.int32)}
-    arguments = jax.eval_shape(init, jax.random.key(0)), batch, shapes(_inputs(settings.phase(), {})), _key()
+    arguments = jax.eval_shape(init, jax.random.key(0)), batch, *inputs(settings.phase(), {})
     return Program(make_step(training.losses, training, None, optimizer, mesh), arguments)
 
 
@@ -265,7 +247,7 @@ def _study(function: Any, *options: Any) -> Callable[[Case, Mesh], Program]:
     def program(case: Case, mesh: Mesh) -> Program:
         table = _sampling(case, mesh).table
         of = lambda rows: jax.ShapeDtypeStruct((rows, case.batch, *case.shape), jnp.float32, sharding=by_image)  # noqa: E731
-        by_image = NamedSharding(mesh, PartitionSpec(None, "data"))
+        by_image = split(mesh, axis=1)
         return Program(function, (of(table.nfe + 1), of(table.nfe), told(table), *options))
 
     return program

@@ -2,6 +2,7 @@
 
     python -m diffusion_distill.main --mode=train    --config=configs/digits_teacher.py --workdir=runs/teacher
     python -m diffusion_distill.main --mode=distill  --config=configs/digits_tract.py   --workdir=runs/tract
+    python -m diffusion_distill.main --mode=compile  --config=configs/digits_teacher.py --workdir=runs/compile
     python -m diffusion_distill.main --mode=sample   --config=configs/digits_tract.py   --workdir=runs/tract
     python -m diffusion_distill.main --mode=evaluate --config=configs/digits_tract.py   --workdir=runs/tract
     python -m diffusion_distill.main --mode=fit      --config=configs/digits_solvers.py --workdir=runs/dode
@@ -44,6 +45,8 @@ _ARGUMENTS = flags.DEFINE_string(
     "arguments", "", 'import: JSON of what a file does not show, such as \'{"image_size": 64, "num_heads": 4}\'.'
 )
 _FORMAT = flags.DEFINE_enum("format", "safetensors", list(EXPORTS), "export: for which program.")
+_TOPOLOGY = flags.DEFINE_string("topology", "", "compile: TPUs such as v5e:4x4, without having them.")
+_ALTERNATIVES = flags.DEFINE_bool("alternatives", True, "compile: also with remat, in parts, and the largest batch.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run: checkpoints, metrics, artefacts, results.")
 
 
@@ -69,7 +72,8 @@ def main(argv: Sequence[str]) -> None:
     try:
         workdir = user_path(str(_WORKDIR.value))
         if mode in MODES:
-            MODES[mode](_CONFIG.value, workdir)
+            extra = {"topology": _TOPOLOGY.value, "alternatives": _ALTERNATIVES.value} if mode == "compile" else {}
+            MODES[mode](_CONFIG.value, workdir, **extra)
         else:
             asked = Asked(_MODEL.value, _FAMILY.value, _ARGUMENTS.value, str(_FORMAT.value))
             WITHOUT_CONFIG[mode](_CONFIG.value, workdir, asked)

@@ -85,6 +85,7 @@ def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs for one device are compiled and run sooner than for eight, where a test is of something else."""
     mesh = sharding.data_mesh(jax.devices()[:1])
     monkeypatch.setattr(sharding, "data_mesh", lambda devices=None: mesh)
+    monkeypatch.setattr(sharding, "make_mesh", lambda data=-1, params=1, devices=None: mesh)
 
 
 @pytest.fixture

@@ -89,6 +89,7 @@ NOT_RUN = {
     "* --format=diffusers": "the networks here are perceptrons; weights/test_exports.py exports U-Nets",
     "* --format=pytorch": "the networks here are perceptrons; weights/test_exports.py exports U-Nets",
     "* --format=onnx": "needs the extra [onnx]; weights/test_exports.py exports where it is installed",
+    "* --topology=*": "compiles a published network for TPUs; api/test_ahead.py compiles a small one",
     "* --config.evaluation.features=runs/inception*": "needs FID's network, whose compilation takes minutes",
 }
 #: Fields of configs that are given small values, where a config has them.
@@ -235,6 +236,8 @@ def parsed(arguments: list[str]) -> tuple[str, Any, Path, Asked]:
     config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
     flags.DEFINE_enum("mode", None, [*MODES, *WITHOUT_CONFIG], "", flag_values=values, required=True)
     flags.DEFINE_string("workdir", None, "", flag_values=values, required=True)
+    flags.DEFINE_string("topology", "", "", flag_values=values)
+    flags.DEFINE_bool("alternatives", True, "", flag_values=values)
     for name in Asked._fields:
         flags.DEFINE_string(name, Asked._field_defaults.get(name, ""), "", flag_values=values)
     with mock.patch.object(sys, "argv", ["main", *arguments]):  # where changes of the config are looked for

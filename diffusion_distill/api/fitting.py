@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from diffusion_distill.api.evaluation import reference_of
 from diffusion_distill.api.sampling import Sampler, denoiser_of, grid_for, sample_keys
@@ -123,6 +124,7 @@ def fit_solver(
     teacher: Artefact | None = None,
     reference: Source | np.ndarray | Part | None = None,
     features: Measured | Callable[[np.ndarray], Any] | None = None,
+    mesh: Mesh | None = None,
     **fields: Any,
 ) -> FittedSolver:
     """Fits the lambdas of a solver to a teacher, with (scale + 1)·NFE network evaluations of one batch.
@@ -136,10 +138,11 @@ def fit_solver(
       reference: what a search measures against, unless it chooses by 'l2': a source, samples [n, *shape], or the Part
         that `evaluation.reference_of` or `published_reference` made of them.
       features: on which it measures; pixels by default.
+      mesh: the devices, see `sampling.denoiser_of`; by default as many as the batch can be split over.
 
     Raises:
       ValueError: a solver without directions, a teacher that draws noise, settings out of range, a student without a
-        teacher, or a search without the reference that its metric needs.
+        teacher, a batch that a given mesh does not divide, or a search without the reference that its metric needs.
 
     Warns of rows that keep lambda 0 for the bound `largest`, and of a best candidate at the edge of the candidates.
     """
@@ -159,7 +162,8 @@ def fit_solver(
     pair, name = _teacher(student, settings, spec, model, source.model)
     features = as_features(features, model.shape, model.data_range)
     real = _reference(reference, features, settings) if settings.scored else None
-    mesh = sharding.data_mesh(sharding.devices_for(settings.batch_size))
+    mesh = mesh or sharding.data_mesh(sharding.devices_for(settings.batch_size))
+    sharding.check_batch(settings.batch_size, mesh)
     place, indices = sharding.split(mesh), FIRST + np.arange(settings.batch_size)
     start = engine.noise(sample_keys(key_of(settings.seed), indices, place), 0, model.shape)
     given = conditions.for_samples(model, settings.batch_size, cond, settings.seed)

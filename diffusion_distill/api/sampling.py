@@ -80,10 +80,11 @@ def table_for(
 def denoiser_of(
     artefact: Artefact, spec: SamplerSpec | None = None, mesh: Mesh | None = None, **fields: Any
 ) -> Denoise:
-    """An artefact's denoiser as a spec samples it: guided, thresholded, clipped; a copy on every device.
+    """An artefact's denoiser as a spec samples it: guided, thresholded, clipped; on the devices of a mesh.
 
     Args:
-      mesh: the devices; all by default.
+      mesh: the devices; by default all, with a copy on each. Of a mesh whose axis 'params' is longer than one, each
+        device has its share of the parameters, which are gathered in every call.
       fields: of the spec, in place of its own.
 
     Raises:
@@ -98,7 +99,7 @@ def denoiser_of(
     elif guidance["scale"] != 1:
         denoise = ClassifierFree(denoise, guidance["scale"], guidance.get("null"))
     denoise = Thresholded(denoise, spec.threshold) if spec.threshold else denoise
-    return jax.device_put(Clipped(denoise) if spec.clip else denoise, sharding.replicated(mesh or sharding.data_mesh()))
+    return sharding.place(Clipped(denoise) if spec.clip else denoise, mesh or sharding.data_mesh())
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class Sampler:
     Attributes:
       model: without parameters.
       table: the solver on its grid.
-      denoise: the model's denoiser, a copy on every device of the mesh.
+      denoise: the model's denoiser on the devices of the mesh.
       seed: of all noise.
       spec: what the table and the denoiser were made from. If it clips, results are clipped too, for solvers whose last
         step is not x_hat itself.
@@ -144,7 +145,9 @@ class Sampler:
         return images if bounds is None else images.clip(*bounds)
 
 
-def sampler_of(artefact: Artefact, spec: SamplerSpec | None = None, *, seed: int = 0, **fields: Any) -> Sampler:
+def sampler_of(
+    artefact: Artefact, spec: SamplerSpec | None = None, *, seed: int = 0, mesh: Mesh | None = None, **fields: Any
+) -> Sampler:
     """An artefact with a solver; arguments and errors as in `sample`."""
     check_seed(seed)
     spec = SamplerSpec.of(spec, **fields)
@@ -157,7 +160,7 @@ def sampler_of(artefact: Artefact, spec: SamplerSpec | None = None, *, seed: int
         if artefact.steps and spec.steps != artefact.steps:
             warnings.warn(f"A student made for {artefact.steps} steps is sampled with {spec.steps}.", stacklevel=3)
         table = table_for(artefact, spec.steps, spec.solver, spacing=spec.spacing, end=spec.end)
-    mesh = sharding.data_mesh()
+    mesh = mesh or sharding.data_mesh()
     return Sampler(artefact.model, table, denoiser_of(artefact, spec, mesh), mesh, seed, spec)
 
 
@@ -171,6 +174,7 @@ def sample(
     name: str | None = None,
     seed: int = 0,
     spec: SamplerSpec | None = None,
+    mesh: Mesh | None = None,
     **fields: Any,
 ) -> np.ndarray:
     """Draws samples.
@@ -181,6 +185,7 @@ def sample(
       cond: conditions [count, ...] for conditional models; labels are drawn uniformly by default.
       name: reports progress under this name.
       spec: how the model is sampled; see there.
+      mesh: the devices, see `denoiser_of`; images are split over all of them.
       fields: of the spec, in place of its own: solver, spacing, end, fitted, clip, threshold, guidance.
 
     Returns:
@@ -194,7 +199,7 @@ def sample(
     """
     count, batch_size = positive_int("count", count), positive_int("batch_size", batch_size)
     steps = None if steps is None else positive_int("steps", steps)
-    drawn = sampler_of(artefact, spec, seed=seed, steps=steps, **fields)
+    drawn = sampler_of(artefact, spec, seed=seed, mesh=mesh, steps=steps, **fields)
     cond = conditions.for_samples(artefact.model, count, cond, seed)
     batch = even_batch(count, batch_size, drawn.mesh.size)
     progress = Progress(name, -(-count // batch), batch) if name else None

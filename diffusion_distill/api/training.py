@@ -42,7 +42,7 @@ from diffusion_distill.training.resuming import LENGTHS, SameRun, defaults
 from diffusion_distill.training.settings import WITHOUT_EFFECT, Settings
 from diffusion_distill.training.state import TrainState, create
 from diffusion_distill.training.step import Step, make_step
-from diffusion_distill.training.utilisation import Meter, meter
+from diffusion_distill.training.utilisation import Meter, check_memory, meter
 from diffusion_distill.training.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -96,14 +96,18 @@ def distill(
     """
     settings = settings or Settings()
     phases = method.phases(teacher.model, settings.batch_size, teacher.grid)
-    model = student or teacher.model
+    model, trained = student_models(teacher, method, student)
     _check_teacher(teacher, model, method, phases)
     _warn_of_eps(model, phases)
-    rate = getattr(method, "dropout", None)
-    trained = model if student and rate is None else dropout.with_dropout(model, rate or 0.0)
     alike = dropout.same_but_for_dropout(model, teacher.model)
     params = teacher.params if alike else model.init(key_of(settings.seed))
     return _fit(model, trained, params, teacher, source, method, settings, workdir, _student_name)
+
+
+def student_models(teacher: Artefact, method: Method, student: Model | None) -> tuple[Model, Model]:
+    """A student's model, and the same with the rate of dropout that it is trained with; see `distill`."""
+    model, rate = student or teacher.model, getattr(method, "dropout", None)
+    return model, model if student and rate is None else dropout.with_dropout(model, rate or 0.0)
 
 
 def _student_name(phase: Phase) -> str:
@@ -126,7 +130,7 @@ def _fit(
     Args:
       trained: the model with the rate of dropout it is trained with; artefacts tell that of `model`.
     """
-    clock, mesh = Goodput(), sharding.data_mesh()
+    clock, mesh = Goodput(), sharding.make_mesh(settings.data_parallel, settings.params_parallel)
     sharding.check_batch(settings.batch_size, mesh, settings.parts)
     _check_source(model, source, settings)
     own = None if teacher is None else teacher.grid
@@ -134,7 +138,9 @@ def _fit(
     provenance = _provenance(teacher, method, settings)
     description = _description(model, teacher, source, provenance) if workdir is not None else {}
     optimizer = make_optimizer(settings.optimizer)
-    step = _step(model, trained, teacher, method, settings, optimizer, mesh)
+    shapes = state_shapes(params, teacher, method, optimizer)
+    check_memory(shapes, mesh)
+    step = step_of(model, trained, shapes, teacher, method, settings, optimizer, mesh)
     students: dict[int, Artefact] = {}
     with ExitStack() as cleanup:  # also when interrupted: a checkpoint under way would be lost
         home, checkpoints = None, None
@@ -143,8 +149,7 @@ def _fit(
             home = cleanup.enter_context(closing(Workdir(workdir, description, compare=same))).path
             checkpoints = Checkpoints(home / "checkpoints", settings.keep_checkpoints, description)
             cleanup.callback(checkpoints.close)
-        state = create(params, optimizer, method.averages, () if teacher is None else teacher.params)
-        state = jax.device_put(state, sharding.replicated(mesh))
+        state = _begun(params, teacher, method, optimizer, mesh)
         if checkpoints and checkpoints.latest is not None:
             state = checkpoints.restore(state)
         if jax.process_index() == 0:
@@ -184,16 +189,25 @@ def _found(folder: Path, model: Model, made: Artefact | None) -> Artefact:
         return made
 
 
-def _step(
+def state_shapes(
+    params: Params, teacher: Artefact | None, method: Method, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The shapes of a run's state; parameters may be shapes too."""
+    begin = lambda params, frozen: create(params, optimizer, method.averages, frozen)  # noqa: E731
+    return jax.eval_shape(begin, params, () if teacher is None else teacher.params)
+
+
+def step_of(
     model: Model,
     trained: Model,
+    state: TrainState,
     teacher: Artefact | None,
     method: Method,
     settings: Settings,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
 ) -> Step:
-    """The compiled update of a run."""
+    """The compiled update of a run; of the state and the teacher only shapes are used."""
     return make_step(
         method.losses,
         _with_remat(trained) if settings.remat else trained,
@@ -203,7 +217,16 @@ def _step(
         parts=settings.parts,
         shard_clip=make_clip(settings.optimizer) if settings.optimizer.clip_scope == "shard" else None,
         label_dropout=dropout.label_dropout_of(model, getattr(method, "label_dropout", None)),
+        places=sharding.places(state, mesh),
     )
+
+
+def _begun(
+    params: Params, teacher: Artefact | None, method: Method, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """The state before the first update, made where it will lie: no device ever has more than its share of it."""
+    frozen = () if teacher is None else sharding.place(teacher.params, mesh)
+    return sharding.place(create(sharding.place(params, mesh), optimizer, method.averages, frozen), mesh)
 
 
 def _with_remat(model: Model) -> Model:

@@ -6,7 +6,7 @@ A config has these parts, each read by one function below:
     data       name of a source and its arguments                             -> Source
     student    as model: of a student with another network than its teacher's     -> Model
     method     name ('denoising', 'btd', 'tract', 'knowledge') and its fields -> Denoising, Progressive, ...
-    run        batch_size, seed, cadences, optimizer                          -> Settings
+    run        batch_size, seed, cadences, optimizer, the mesh                -> Settings
     teacher    folder of the artefact to distil
     artefact   folder of the artefact to sample or evaluate
     sample     the fields of `SamplerSpec`, an empty solver and 0 steps meaning those of the fitted solver, or else DDIM
@@ -30,10 +30,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from diffusion_distill.api import FitSettings, Settings
+from diffusion_distill.api.ahead import Ahead
 from diffusion_distill.api.classifier import ClassifierSettings
 from diffusion_distill.api.exchange import read_noisy_classifier
 from diffusion_distill.api.features import features_named
@@ -52,6 +54,9 @@ from diffusion_distill.studies.subject import Subject, subject
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.training.optimizers import OptimizerSettings
+from diffusion_distill.training.sharding import make_mesh
+from diffusion_distill.training.topologies import devices_of
+from diffusion_distill.weights import PUBLISHED
 
 METHODS = {"denoising": Denoising, **DISTILLERS}
 #: What config.sample says beside how a model is sampled.
@@ -324,7 +329,7 @@ def samplers(config: Any) -> dict[str, Callable[[], Sampler]]:
         title = Path(folder).name if distinct else folder
         for (name, steps), how in chosen.items():
             label = " ".join(filter(None, (title, name, f"{steps} steps" if steps else "")))
-            found[label] = partial(_sampler, folder, how, config.sample.seed)
+            found[label] = partial(_sampler, folder, how, config.sample.seed, mesh(config))
     return found
 
 
@@ -347,8 +352,29 @@ def fitted_solver(config: Any) -> FittedSolver | None:
     return found
 
 
-def _sampler(folder: str, how: SamplerSpec, seed: int) -> Sampler:
-    return sampler_of(Artefact.load(folder), how, seed=seed)
+def _sampler(folder: str, how: SamplerSpec, seed: int, mesh: Mesh | None) -> Sampler:
+    return sampler_of(Artefact.load(folder), how, seed=seed, mesh=mesh)
+
+
+def mesh(config: Any) -> Mesh | None:
+    """The mesh of config.run, on which samples are drawn and solvers fitted too; None for each one's own choice."""
+    run = config.run if "run" in config else {}
+    numbers = run.get("data_parallel", -1), run.get("params_parallel", 1)
+    return None if numbers == (-1, 1) else make_mesh(*numbers)
+
+
+def ahead(config: Any, topology: str) -> Ahead:
+    """The training or distillation of a config before it begins, on TPUs by name or on the devices here.
+
+    config.teacher may be the name of a published teacher too, whose weights are not needed.
+    """
+    how, devices = method(config), devices_of(topology) if topology else None
+    if isinstance(how, Denoising):
+        return Ahead.of(model(config), None, how, settings(config), devices)
+    if config.teacher in PUBLISHED:
+        return Ahead.of(student(config), PUBLISHED[config.teacher].model, how, settings(config), devices)
+    teacher = artefact(config, "teacher")
+    return Ahead(student(config) or teacher.model, how, settings(config), teacher, devices)
 
 
 def classifier(config: Any) -> ClassifierSettings:

@@ -15,6 +15,7 @@ from diffusion_distill.api import evaluation
 from diffusion_distill.api.classifier import train_classifier
 from diffusion_distill.base import errors
 from diffusion_distill.base.files import read_json, user_path, writable
+from diffusion_distill.base.whole import write_json
 from diffusion_distill.cli import build
 from diffusion_distill.data import image_writer
 from diffusion_distill.denoisers import conditions
@@ -46,6 +47,23 @@ def distill(config: Any, workdir: Path) -> None:
     print(f"The students of {', '.join(map(str, students))} steps are in {workdir}/student_<steps>")
 
 
+def compile_ahead(config: Any, workdir: Path, topology: str = "", alternatives: bool = True) -> None:
+    """Compiles the update of config's training for devices that need not be there, into WORKDIR/compile.json.
+
+    Args:
+      topology: TPUs by name, such as v5e:4x4; empty for the devices here.
+      alternatives: compiles it with remat and in parts too, and looks for the largest batch; each try is compiled.
+
+    Raises:
+      ValueError: the state alone does not fit.
+    """
+    writable(workdir, "compile.json")
+    jax.config.update("jax_enable_compilation_cache", not topology)  # programs for others can be written, but not read
+    figures = build.ahead(config, topology).figures(alternatives)
+    print(format_table([{"what": name, "value": value} for name, value in figures.items()]))
+    write_json(workdir / "compile.json", figures)
+
+
 def sample(config: Any, workdir: Path) -> None:
     """Draws samples of config.artefact into WORKDIR/samples.npz (or .zip, or a folder of PNGs) and samples.png."""
     artefact, how, form = build.artefact(config, "artefact"), build.drawn(config), build.form(config)
@@ -54,7 +72,7 @@ def sample(config: Any, workdir: Path) -> None:
     pictures, bounded = drawable(model.shape, model.data_range), model.data_range is not None
     image_writer.check_place(workdir, form, model.shape[-1] if bounded and len(model.shape) == 3 else 0)
     cond = conditions.for_samples(model, how["count"], None, how["seed"])
-    drawn = api.sample(artefact, name="sampling", cond=cond, spec=build.spec(config), **how)
+    drawn = api.sample(artefact, name="sampling", cond=cond, spec=build.spec(config), mesh=build.mesh(config), **how)
     if jax.process_index() > 0:
         return
     print(f"{len(drawn)} samples are in {image_writer.save_images(drawn, workdir, form, cond, bounded)}")
@@ -83,8 +101,8 @@ def fit(config: Any, workdir: Path) -> None:
     artefact, teacher = build.artefact(config, "artefact"), build.optional_artefact(config, "teacher")
     settings, spec = build.fitting(config), SamplerSpec.of(build.spec(config), fitted="")
     writable(workdir, "solver.json")
-    search = build.searched(config, settings)
-    fitted = api.fit_solver(artefact, settings=settings, spec=spec, teacher=teacher, **search)
+    search, mesh = build.searched(config, settings), build.mesh(config)
+    fitted = api.fit_solver(artefact, settings=settings, spec=spec, teacher=teacher, mesh=mesh, **search)
     path = fitted.save(workdir / "solver.json")
     if fitted.search:
         lambdas_study.candidates({fitted.solver: fitted.search}, workdir)
@@ -243,6 +261,7 @@ def _in_words(artefact: Artefact) -> str:
 MODES: dict[str, Callable[[Any, Path], None]] = {
     "train": train,
     "distill": distill,
+    "compile": compile_ahead,
     "sample": sample,
     "evaluate": evaluate,
     "fit": fit,

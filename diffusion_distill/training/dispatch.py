@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from diffusion_distill.base.arrays import settled
 from diffusion_distill.base.typing import Batch, Key
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.prefetch import ahead
 from diffusion_distill.training.goodput import Goodput
-from diffusion_distill.training.sharding import on_cpu, put_batch, replicated
+from diffusion_distill.training.sharding import on_cpu, put_batch, replicated, split
 from diffusion_distill.training.state import TrainState
 from diffusion_distill.training.step import Step, StepInputs
 
@@ -40,11 +40,11 @@ class Dispatcher:
 
     def __init__(
         self, step: Step, batches: Batches, seed: Key, mesh: Mesh, size: int, next_stop: Callable[[int], int],
-        clock: Goodput | None = None,
+        places: Any = None, clock: Goodput | None = None,
     ):  # fmt: skip
-        """`size` is the number of updates in a full dispatch; for next_stop see `dispatches`."""
+        """`size` is the number of updates in a full dispatch; for next_stop see `dispatches`, for places `several`."""
         self._clock = clock or Goodput()
-        self._step, self._several = step, several(step, mesh)
+        self._step, self._several = step, several(step, mesh, places)
         self._batches, self._seed, self._mesh = batches, seed, mesh
         self._size, self._next_stop = size, next_stop
 
@@ -92,7 +92,7 @@ def put(batches: Sequence[Batch], mesh: Mesh) -> Batch:
     """The batches of a dispatch on the devices in one transfer: [updates, batch, ...], or one batch as it is."""
     if len(batches) == 1:
         return put_batch(batches[0], mesh)
-    place, whole = _split_second(mesh), jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
+    place, whole = split(mesh, axis=1), jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(place, a), whole)
 
 
@@ -104,8 +104,12 @@ def stacked(each: Sequence[StepInputs]) -> StepInputs:
     return jax.tree.map(stack, *(one._replace(rows=()) for one in each))._replace(rows=each[0].rows)
 
 
-def several(step: Step, mesh: Mesh) -> Step:
-    """Compiles (state, stacked batches, stacked inputs, seed key) -> (state, stacked metrics); the state is donated."""
+def several(step: Step, mesh: Mesh, places: Any = None) -> Step:
+    """Compiles (state, stacked batches, stacked inputs, seed key) -> (state, stacked metrics); the state is donated.
+
+    Args:
+      places: where the state's arrays lie, as of the step.
+    """
 
     def updates(state: TrainState, batches: Batch, inputs: StepInputs, seed: Key):
         def one(state: TrainState, update: Any):
@@ -115,13 +119,10 @@ def several(step: Step, mesh: Mesh) -> Step:
         return jax.lax.scan(one, state, (batches, inputs._replace(rows=())))
 
     whole = replicated(mesh)
+    places = whole if places is None else places
     return jax.jit(
         updates,
-        in_shardings=(whole, _split_second(mesh), whole, whole),
-        out_shardings=(whole, whole),
+        in_shardings=(places, split(mesh, axis=1), whole, whole),
+        out_shardings=(places, whole),
         donate_argnums=0,
     )
-
-
-def _split_second(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec(None, "data"))

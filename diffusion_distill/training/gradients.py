@@ -5,6 +5,9 @@
     per shard    each device clips the gradient of its own share, then they are averaged: BTD's program. The
                  result depends on the number of devices; with one it is clipping to the global norm.
 
+Where the state is split over devices, the parameters are gathered for the loss, each when it is needed, and of the
+gradient each device keeps the share that it updates.
+
 A gradient function maps (params, state, batch, rows, key) to (loss, gradient, norm), the norm before clipping.
 """
 
@@ -19,7 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.typing import Batch, Key, Params
-from diffusion_distill.training.sharding import on_cpu
+from diffusion_distill.training.sharding import gathered, on_cpu, scattered
 
 if TYPE_CHECKING:
     import optax
@@ -38,13 +41,29 @@ def gradient_of(
     """
     import optax
 
-    gradient = _in_parts(jax.value_and_grad(mean_loss), parts, straight=on_cpu(mesh))
+    at_once = jax.value_and_grad(mean_loss) if shard_clip is not None else _at_split(mean_loss, mesh)
+    gradient = _in_parts(at_once, parts, straight=on_cpu(mesh))
 
     def measured(*arguments: Any) -> tuple[Array, Params, Array]:
         loss, grad = gradient(*arguments)
         return loss, grad, optax.tree.norm(grad)
 
     return measured if shard_clip is None else _per_shard(measured, mesh, shard_clip)
+
+
+def _at_split(mean_loss: Callable[..., Array], mesh: Mesh) -> Callable[..., tuple[Array, Params]]:
+    """Loss and gradient at parameters that may be split over devices; the gradient is split as they are."""
+
+    def loss_at(params: Params, state: Any, *rest: Any) -> Array:
+        return mean_loss(
+            gathered(params, mesh), gathered(state, mesh), *rest
+        )  # what the loss does not use is not moved
+
+    def gradient(*arguments: Any) -> tuple[Array, Params]:
+        loss, grad = jax.value_and_grad(loss_at)(*arguments)
+        return loss, scattered(grad, mesh)
+
+    return gradient
 
 
 def _in_parts(
@@ -73,12 +92,18 @@ def _per_shard(measured: Gradient, mesh: Mesh, clip: optax.GradientTransformatio
     """Clips the gradient of each device's share of the batch, then averages gradients, losses and norms."""
 
     def of_share(params: Params, state: Any, batch: Batch, rows: Any, key: Key) -> tuple[Array, Params, Array]:
-        key = jax.random.fold_in(key, jax.lax.axis_index("data"))
+        key = jax.random.fold_in(key, jax.lax.axis_index(mesh.axis_names))
         loss, grad, norm = measured(params, state, batch, rows, key)
-        return jax.lax.pmean((loss, clip.update(grad, clip.init(params))[0], norm), "data")
+        return jax.lax.pmean((loss, clip.update(grad, clip.init(params))[0], norm), mesh.axis_names)
 
-    whole, share = PartitionSpec(), PartitionSpec("data")
+    whole, share = PartitionSpec(), PartitionSpec(mesh.axis_names)
     # Without varying-axes checks a gradient is that of the share alone; with them it would be summed already.
-    return jax.shard_map(
+    of_all = jax.shard_map(
         of_share, mesh=mesh, in_specs=(whole, whole, share, whole, whole), out_specs=whole, check_vma=False
     )
+
+    def gradient(*arguments: Any) -> tuple[Array, Params, Array]:
+        loss, grad, norm = of_all(*arguments)
+        return loss, scattered(grad, mesh), norm
+
+    return gradient

@@ -8,6 +8,7 @@ from diffusion_distill.base.errors import positive_int, truth
 from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.seeds import check_seed
 from diffusion_distill.training.optimizers import OptimizerSettings
+from diffusion_distill.training.sharding import check_axes
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Settings:
         `training.nonfinite`.
       updates_per_dispatch: so many updates run on a GPU or TPU in one go, see `training.dispatch`; 0 for what suits the
         devices: one on a CPU, ten elsewhere. Never more than from one record or checkpoint to the next.
+      data_parallel, params_parallel: the two numbers of the mesh of devices; -1 for what the other one leaves. With
+        params_parallel=n each device holds 1/n of the state; see `training.sharding`.
       remat: computes the network's blocks a second time in the backward pass, which then needs less memory.
       evaluate_every: in training images, see `base.lengths` ('1M'); 0 for never.
       evaluate_count: images measured against the data at each evaluation; 0 draws a picture only.
@@ -33,7 +36,8 @@ class Settings:
       wandb: Weights & Biases project to report to; empty for none.
 
     Raises:
-      ValueError: a count that is not positive, a seed that is no whole number of 64 bits, a length that cannot be read.
+      ValueError: a count that is not positive, a seed that is no whole number of 64 bits, a length that cannot be read,
+        numbers of a mesh that are neither positive nor -1, or both -1.
       TypeError: the optimizer is no `OptimizerSettings`.
     """
 
@@ -45,6 +49,8 @@ class Settings:
     keep_checkpoints: int = 2
     nonfinite_limit: int = 200
     updates_per_dispatch: int = 0
+    data_parallel: int = -1
+    params_parallel: int = 1
     remat: bool = False
     evaluate_every: str | int = "0"
     evaluate_count: int = 0
@@ -60,6 +66,7 @@ class Settings:
             object.__setattr__(self, name, positive_int(name, getattr(self, name)))  # numbers of NumPy may overflow
         object.__setattr__(self, "seed", check_seed(self.seed))
         parse_length(self.evaluate_every)
+        check_axes(self.data_parallel, self.params_parallel)
         for name in ("updates_per_dispatch", "evaluate_count"):
             if getattr(self, name) != 0:
                 positive_int(f"{name}, if not 0,", getattr(self, name))
@@ -76,6 +83,8 @@ WITHOUT_EFFECT = (
     "keep_checkpoints",
     "nonfinite_limit",
     "updates_per_dispatch",
+    "data_parallel",
+    "params_parallel",
     "remat",
     "evaluate_every",
     "evaluate_count",

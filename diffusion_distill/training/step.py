@@ -69,6 +69,7 @@ def make_step(
     parts: int = 1,
     shard_clip: optax.GradientTransformation | None = None,
     label_dropout: float = 0.0,
+    places: Any = None,
 ) -> Step:
     """Compiles (state, batch, inputs, seed key) -> (state, metrics).
 
@@ -76,9 +77,10 @@ def make_step(
       losses: the method's.
       model: the student's (and every average's) model; the student drops at its network's rate.
       teacher: the teacher's model, None without one.
-      mesh: devices; the batch is split over its 'data' axis, the state replicated.
+      mesh: devices; the batch is split over all of them.
       parts, shard_clip: see `gradients.gradient_of`.
       label_dropout: rate at which conditions become the null condition, see `conditions.drop`.
+      places: where the state's arrays lie, see `sharding.places`; a copy on every device by default.
 
     The randomness of an update is addressed by the seed key and the state's step; dropped conditions have a stream of
     their own, so that noise and dropout are the same with and without them. A non-finite update
@@ -102,10 +104,11 @@ def make_step(
         return state, {"loss": loss, "grad_norm": norm, **counts}
 
     whole = replicated(mesh)
+    places = whole if places is None else places
     return jax.jit(
         step,
-        in_shardings=(whole, split(mesh), whole, whole),
-        out_shardings=(whole, whole),
+        in_shardings=(places, split(mesh), whole, whole),
+        out_shardings=(places, whole),
         donate_argnums=0,
     )
 

@@ -1,4 +1,6 @@
-"""How much of a device's arithmetic training uses: model FLOPs utilisation (MFU, arXiv:2204.02311 appendix B).
+"""How much of a device's memory training needs, and of its arithmetic it uses.
+
+The latter is model FLOPs utilisation (MFU, arXiv:2204.02311 appendix B).
 
     MFU = FLOPs of an image · images per second / (peak of a device · devices)
 
@@ -8,15 +10,18 @@ once. They are those of the loss, forward, and twice those of the student for it
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
 
 from diffusion_distill.base.flops import count_flops
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process.levels import Level
+from diffusion_distill.training import sharding
 from diffusion_distill.training.state import TrainState
 from diffusion_distill.training.step import Losses, mean_loss_of
 
@@ -55,6 +60,25 @@ PEAKS: dict[str, float] = {
     "TPU v6e": 918e12,
 }
 
+GIB = 2**30
+#: Bytes of a device's memory, by JAX's name of it. NVIDIA's figures are taken as GiB, which is a little more than a
+#: program gets, so that nothing is refused that might fit.
+MEMORY: dict[str, int] = {
+    "NVIDIA A100-SXM4-40GB": 40 * GIB,
+    "NVIDIA A100-SXM4-80GB": 80 * GIB,
+    "NVIDIA A100-PCIE-40GB": 40 * GIB,
+    "NVIDIA A100 80GB PCIe": 80 * GIB,
+    "NVIDIA H100 80GB HBM3": 80 * GIB,
+    "NVIDIA H100 PCIe": 80 * GIB,
+    # cloud.google.com/tpu/docs, the page of each version
+    "TPU v5 lite": 16 * GIB,
+    "TPU v5e": 16 * GIB,
+    "TPU v5": 95 * GIB,
+    "TPU v5p": 95 * GIB,
+    "TPU v6 lite": 32 * GIB,
+    "TPU v6e": 32 * GIB,
+}
+
 
 class Meter(NamedTuple):
     """What a speed is worth: FLOPs of an image in an update, and FLOP/s that all devices together can do."""
@@ -66,6 +90,27 @@ class Meter(NamedTuple):
         """The utilisation, from 0 to 1, and the FLOPs, for logs."""
         mfu = self.flops_per_image * images_per_second / self.peak
         return {"mfu": float(f"{mfu:.3g}"), "flops_per_image": self.flops_per_image}
+
+
+def device_bytes(state: Any, mesh: Mesh | AbstractMesh) -> int:
+    """Bytes of a state's arrays, or shapes of them, on each device of a mesh."""
+    each = ((leaf, sharding.placed(mesh, leaf.shape).shard_shape(leaf.shape)) for leaf in jax.tree.leaves(state))
+    return sum(prod(share) * leaf.dtype.itemsize for leaf, share in each)
+
+
+def check_memory(state: Any, mesh: Mesh) -> None:
+    """Raises ValueError if the state alone, without what an update needs besides, is too large for the devices.
+
+    Devices whose memory is not in `MEMORY` are not checked.
+    """
+    kind = mesh.devices.flat[0].device_kind
+    needed, there = device_bytes(state, mesh), MEMORY.get(kind)
+    if there is not None and needed > there:
+        raise ValueError(
+            f"The state of this run takes {needed / GIB:.1f} GiB of each device, but a {kind} has {there / GIB:.0f} "
+            f"GiB. Let more devices share it: params_parallel is {mesh.shape['params']} of {mesh.size} devices "
+            "(--config.run.params_parallel=N, Settings(params_parallel=N))."
+        )
 
 
 def named_peak() -> float:
