@@ -17,6 +17,7 @@ import toys
 from places import ROOT
 
 import diffusion_distill as dd
+from diffusion_distill.base.arrays import stratified
 from diffusion_distill.evaluation.measuring import EvaluationSettings
 from diffusion_distill.process.levels import Level
 from experiments import results_page
@@ -111,7 +112,7 @@ def test_the_teacher_of_noise_is_trained_as_ddpm_trains() -> None:
     np.testing.assert_allclose(level.alpha**2, abar, rtol=1e-5)
     told = model.time_input.time(Level(*map(jax.numpy.asarray, level)), model.process)
     np.testing.assert_allclose(told, index, atol=0.02)
-    drawn = np.asarray(method.times(jax.random.key(0), 5000))
+    drawn = np.asarray(method.times(stratified(jax.random.key(0), 5000)))
     assert (drawn.min(), drawn.max()) == (np.float32(1e-3), 1) and len(np.unique(drawn)) > 900
     x, eps = np.random.default_rng(0).normal(size=(2, 4, 8, 8, 1)).astype(np.float32)
     toy = dd.Model(toys.Perceptron(1), model.shape, model.process, prediction="eps", time_input=model.time_input)

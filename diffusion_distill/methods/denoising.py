@@ -10,16 +10,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from diffusion_distill.base.arrays import Array, stratified
+from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.errors import choose
 from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.typing import Batch, Cond, Data, Key
 from diffusion_distill.denoisers.denoise import RawDenoise
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import loss
+from diffusion_distill.methods.draws import draw
 from diffusion_distill.methods.phases import Phase, check_averaging, check_rate, momentum_for, updates_for
 from diffusion_distill.process import noising, weighting
 from diffusion_distill.process.levels import Level
@@ -89,19 +89,16 @@ class Denoising:
 
     def losses(self, denoisers: Mapping[str, Any], inputs: Any, batch: Batch, key: Key) -> Array:
         """Per-image losses [batch] of denoisers['student']."""
-        x = batch["x"]
-        times, noise = jax.random.split(key)
-        u = self.times(times, len(x))
+        u, eps = draw(batch, key)
         student = denoisers["student"]
-        level = NOISE_LEVELS[self.noise](student.model.process, u)
-        return self.losses_at(student, level, x, jax.random.normal(noise, x.shape, x.dtype), batch.get("cond"))
+        level = NOISE_LEVELS[self.noise](student.model.process, self.times(u))
+        return self.losses_at(student, level, batch["x"], eps, batch.get("cond"))
 
     def losses_at(self, student: RawDenoise, level: Level, x: Data, eps: Data, cond: Cond | None = None) -> Array:
         """Per-image losses [batch] for given levels and noise, instead of drawn ones."""
         z = noising.diffuse(x, eps, level)
         return loss.losses(student, z, level, x, eps, cond, weight=self.weighting, reduction=self.reduction)
 
-    def times(self, key: Key, count: int) -> Array:
-        """Training times [count], uniform and stratified over the batch."""
-        u = stratified(key, count)
+    def times(self, u: Array) -> Array:
+        """Training times from uniform numbers in [0, 1): themselves, or those of the discrete grid."""
         return (jnp.floor(u * self.steps) + 1) / self.steps if self.steps else u

@@ -100,7 +100,7 @@ class Distiller:
 
     def losses(self, denoisers: Mapping[str, Any], table: targets.Rows, batch: Batch, key: Key) -> Array:
         """Per-sample losses [batch] of denoisers['student'] on rows of the table and noise that are drawn."""
-        index, eps = targets.draw(table, batch, key)
+        index, eps = targets.draw_rows(table, batch, key)
         return self.losses_at(denoisers, table.at(index), batch["x"], eps, batch.get("cond"))
 
     def losses_at(

@@ -33,10 +33,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.base.arrays import Array, expand, namespace, stratified
+from diffusion_distill.base.arrays import Array, expand, namespace
 from diffusion_distill.base.typing import Batch, Cond, Data, Key
 from diffusion_distill.denoisers.denoise import Denoise, RawDenoise
 from diffusion_distill.methods import loss
+from diffusion_distill.methods.draws import draw
 from diffusion_distill.process import noising, predictions
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Process
@@ -244,9 +245,7 @@ def losses_at(
     return loss.losses(student, z, rows.t, x_target, eps_target, cond, weight=weight, reduction=reduction)
 
 
-def draw(table: Rows, batch: Batch, key: Key) -> tuple[Array, Data]:
-    """Row indices [batch], uniform and stratified, and unit noise for a batch, from two streams of a key."""
-    x = batch["x"]
-    times, noise = jax.random.split(key)
-    index = jnp.floor(stratified(times, x.shape[0]) * jnp.asarray(table.count, jnp.float32)).astype(jnp.int32)
-    return index, jax.random.normal(noise, x.shape, x.dtype)
+def draw_rows(table: Rows, batch: Batch, key: Key) -> tuple[Array, Data]:
+    """Row indices [batch], uniform and stratified, and unit noise for a batch, see `draws.draw`."""
+    u, noise = draw(batch, key)
+    return jnp.floor(u * jnp.asarray(table.count, jnp.float32)).astype(jnp.int32), noise

@@ -1,7 +1,8 @@
 """The gradient of a batch: taken at once, in parts, or clipped on each device's share.
 
     global       gradient of the mean over the global batch; clipping is the optimizer's
-    in parts     the mean of the gradients of `parts` equal parts of the batch, one after another, in the memory of one
+    in parts     the mean of the gradients of `parts` equal parts of the batch, one after another, in the memory of one:
+                 the global gradient but for rounding, except that dropout draws for each part anew
     per shard    each device clips the gradient of its own share, then they are averaged: BTD's program. The
                  result depends on the number of devices; with one it is clipping to the global norm.
 
@@ -14,6 +15,7 @@ A gradient function maps (params, state, batch, rows, key) to (loss, gradient, n
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,6 +24,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.typing import Batch, Key, Params
+from diffusion_distill.methods.draws import Part, every
 from diffusion_distill.training.sharding import gathered, on_cpu, scattered
 
 if TYPE_CHECKING:
@@ -55,9 +58,8 @@ def _at_split(mean_loss: Callable[..., Array], mesh: Mesh) -> Callable[..., tupl
     """Loss and gradient at parameters that may be split over devices; the gradient is split as they are."""
 
     def loss_at(params: Params, state: Any, *rest: Any) -> Array:
-        return mean_loss(
-            gathered(params, mesh), gathered(state, mesh), *rest
-        )  # what the loss does not use is not moved
+        # What the loss does not use is not moved.
+        return mean_loss(gathered(params, mesh), gathered(state, mesh), *rest)
 
     def gradient(*arguments: Any) -> tuple[Array, Params]:
         loss, grad = jax.value_and_grad(loss_at)(*arguments)
@@ -69,17 +71,18 @@ def _at_split(mean_loss: Callable[..., Array], mesh: Mesh) -> Callable[..., tupl
 def _in_parts(
     gradient: Callable[..., tuple[Array, Params]], parts: int, straight: bool
 ) -> Callable[..., tuple[Array, Params]]:
-    """The mean of the gradients of parts of the batch, each with its own key; in straight code or in a loop."""
+    """The mean of the gradients of parts of the batch; in straight code or in a loop."""
     if parts == 1:
         return gradient
 
     def accumulated(params: Params, state: Any, batch: Batch, rows: Any, key: Key) -> tuple[Array, Params]:
         # Every parts-th image: a part is spread over the devices as the batch is, so nothing moves.
-        split = jax.tree.map(lambda a: a.reshape(a.shape[0] // parts, parts, *a.shape[1:]).swapaxes(0, 1), batch)
+        split = jax.tree.map(partial(every, parts=parts), batch)
 
         def add(total: Any, part: Any) -> tuple[Any, None]:
             number, images = part
-            found = gradient(params, state, images, rows, jax.random.fold_in(key, number))
+            part = {**images, "part": Part(key, number, parts)}
+            found = gradient(params, state, part, rows, jax.random.fold_in(key, number))
             return jax.tree.map(lambda sum_, new: sum_ + new / parts, total, found), None
 
         zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))

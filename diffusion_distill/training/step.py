@@ -49,6 +49,9 @@ def mean_loss_of(losses: Losses, model: Model, teacher: Model | None) -> Callabl
 
     def mean_loss(params: Params, state: TrainState, batch: Batch, rows: Any, key: Key) -> Array:
         noise_key, dropout_key = jax.random.split(key)
+        if "part" in batch:  # draws from what the whole batch draws from
+            part = batch["part"]
+            batch = {**batch, "part": part.replace(key=jax.random.split(part.key)[0])}
         student_key = dropout_key if drops else None
         denoisers = {name: model.denoiser(average.params) for name, average in state.averages.items()}
         if teacher is not None:

@@ -476,7 +476,7 @@ def test_padding_rows_are_never_drawn(count: int) -> None:
     )
     chex.assert_shape([table.r, longer.r], (32,))
     assert (table.count, longer.count) == (count, 32)
-    index, eps = targets.draw(table, {"x": np.zeros((4000, 1, 1, 1), np.float32)}, jax.random.key(0))
+    index, eps = targets.draw_rows(table, {"x": np.zeros((4000, 1, 1, 1), np.float32)}, jax.random.key(0))
     assert np.bincount(index, minlength=count).min() > 4000 / count * 0.8
     assert int(index.max()) == count - 1
     assert abs(float(eps.mean())) < 0.07 and abs(float(eps.std()) - 1) < 0.05
@@ -487,11 +487,11 @@ def test_padding_rows_are_never_drawn(count: int) -> None:
 
 @pytest.mark.fast
 def test_training_times() -> None:
-    discrete = np.asarray(Denoising(steps=4).times(jax.random.key(0), 4000))
+    discrete = np.asarray(Denoising(steps=4).times(stratified(jax.random.key(0), 4000)))
     values, counts = np.unique(discrete, return_counts=True)
     chex.assert_trees_all_equal(values, np.array([0.25, 0.5, 0.75, 1.0]))
     assert counts.min() > 850
-    continuous = np.asarray(Denoising().times(jax.random.key(0), 4000))
+    continuous = np.asarray(Denoising().times(stratified(jax.random.key(0), 4000)))
     assert 0 <= continuous.min() < 0.01 and 0.99 < continuous.max() < 1
     assert abs(continuous.mean() - 0.5) < 0.03
 
