@@ -143,7 +143,10 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
         made = super().from_config(settings, **kwargs)
         scheduler = made[0] if isinstance(made, tuple) else made
         if scheduler.fitted is not None and kwargs.get("solver") not in (None, scheduler.fitted.solver):
-            raise ValueError(f"The fit is one of {scheduler.fitted.solver!r}: leave solver={kwargs['solver']!r} out.")
+            fit, asked = scheduler.fitted.solver, kwargs["solver"]
+            raise ValueError(
+                f"The fit is one of {fit!r}: leave solver={asked!r} out, or give fitted=None to drop the fit."
+            )
         return made
 
     def set_timesteps(
