@@ -96,6 +96,8 @@ NAMES = {
 }
 #: Rooms that are a name themselves.
 ROOMS = ("data", "evaluation", "report", "weights")
+#: Rooms whose files can be asked for too, such as `dd.process.levels`.
+INNER = ("api", "base", "denoisers", "formats", "methods", "networks", "process", "solvers", "training")
 _MODULES = {name: f"{__name__}.{module}" for module, names in NAMES.items() for name in names}
 
 __all__ = [
@@ -155,7 +157,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports a name of the package (PEP 562)."""
-    if name in ROOMS:
+    if name in INNER:
+        for module in sorted({*_MODULES.values()}):  # they bring the files of these rooms
+            import_module(module)
+    if name in (*ROOMS, *INNER, "torch"):
         return import_module(f"{__name__}.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -164,4 +169,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *INNER, "torch"})

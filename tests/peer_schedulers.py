@@ -9,6 +9,7 @@ comparison NAME.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from torch_problems import CASES, PROCESSES, START, STEPS, denoise, grid_of, lam
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import eps_from_x
+from diffusion_distill.process.processes import DiscreteBetas
 from diffusion_distill.solvers.fitted import FittedSolver
-from diffusion_distill.torch import DistilledODEScheduler, run
+from diffusion_distill.torch import DistilledODEScheduler, choose_levels, conventions, fit, run
 
 Answer = tuple[str, Any, Any]
 
@@ -262,11 +264,15 @@ def edges() -> Iterator[Answer]:
 def refused() -> Iterator[Answer]:
     """The messages of what is refused, and what must be in them."""
     z = noise(1, 3, 8, 8)
-    own: Any = {"grid": {"alpha": [0.1, 1.0], "sigma": [0.9, 0.0]}}
+    own: Any = {"grid": {"alpha": [0.6, 1.0], "sigma": [0.8, 0.0]}}
+    linear = DiscreteBetas("linear", 1000, 1e-4, 0.02)
+    fitted = FittedSolver("ddim", linear, grids.make_grid(linear, 2), np.zeros((2, 1)), np.zeros(2), np.zeros(2))
+    ours, euler = DistilledODEScheduler, diffusers.EulerDiscreteScheduler(timestep_type="continuous")
+    cosine: Any = {"sigma_data": 1.0, "prediction_type": "v_prediction", "solver_order": 2}
     moving: Any = {"family": "flow", "prediction_type": "flow_prediction", "use_dynamic_shifting": True}
     other = diffusers.DDIMScheduler(rescale_betas_zero_snr=True).config
     tried = {
-        "draws noise": lambda: DistilledODEScheduler(solver="ancestral").set_timesteps(4),
+        "draws noise": lambda: ours(solver="ancestral"),
         "Unknown solver": lambda: DistilledODEScheduler(solver="no"),
         "levels for 1 steps": lambda: DistilledODEScheduler(**own).set_timesteps(4),
         "levels of its own": lambda: DistilledODEScheduler(**own).set_timesteps(timesteps=[900, 3]),
@@ -274,6 +280,22 @@ def refused() -> Iterator[Answer]:
         "eta": lambda: DistilledODEScheduler().step(z, 1, z, eta=1.0),
         "give mu": lambda: DistilledODEScheduler(**moving).set_timesteps(4),
         "must decrease": lambda: DistilledODEScheduler().set_timesteps(timesteps=[5, 6]),
+        "0 to 999": lambda: ours().set_timesteps(timesteps=[1500, 6]),
+        "at most 1000": lambda: ours().set_timesteps(1001),
+        "not both": lambda: ours().set_timesteps(timesteps=[6], sigmas=[1.0]),
+        "set_timesteps first": lambda: ours().step(z, 1, z),
+        "Did you mean 'solver'": lambda: ours.from_config(euler.config, solvr="deis"),
+        "timestep_type": lambda: ours.from_config(euler.config),
+        "give family": lambda: ours.from_config(diffusers.CMStochasticIterativeScheduler().config),
+        "what its model takes": lambda: ours.from_config(cosine),
+        "snr_shift_scale": lambda: ours.from_config(diffusers.CogVideoXDDIMScheduler().config),
+        "use_flow_sigmas": lambda: ours.from_config(diffusers.UniPCMultistepScheduler(use_flow_sigmas=True).config),
+        "fitted for": lambda: ours(beta_schedule="scaled_linear", fitted=fitted),
+        "model with VE": lambda: ours(family="edm", **own),
+        "The fit is one of 'ddim'": lambda: ours.from_config(ours().config, fitted=fitted, solver="deis"),
+        "start= is for functions": lambda: fit(stable_diffusion()[0], 2, start=z),
+        "takes no prompt": lambda: fit(unet(), 2, scheduler=ours(), start=z, prompt="a cat"),
+        "Give the scheduler": lambda: choose_levels(unet(), 2, start=z),
     }
     for said, call in tried.items():
         message = "nothing was raised"
@@ -284,13 +306,32 @@ def refused() -> Iterator[Answer]:
         yield f"refused/{said}", message, said
 
 
+def warned() -> Iterator[Answer]:
+    """What is said of options about the spacing of sigmas, and that nothing is said where a rule is given."""
+    made: Any = (
+        *(diffusers.EulerDiscreteScheduler(**{name: True}) for name in ("use_karras_sigmas", "use_beta_sigmas")),
+        diffusers.DPMSolverMultistepScheduler(use_lu_lambdas=True),
+        diffusers.FlowMatchEulerDiscreteScheduler(use_exponential_sigmas=True),
+        diffusers.EulerDiscreteScheduler(interpolation_type="log_linear"),
+        *(diffusers.EDMEulerScheduler(**{name: value}) for name, value in list(conventions.NOT_READ.items())[-3:-1]),
+    )
+    for scheduler in made:
+        for how in ({}, {"spacing": "logsnr"}):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                DistilledODEScheduler.from_config(scheduler.config, **how)
+            said = [str(one.message).split("=")[0] for one in caught if "is not read" in str(one.message)]
+            options = [name for name, value in conventions.NOT_READ.items() if scheduler.config.get(name) == value]
+            yield f"warned/{options}/{how}", said, [] if how else options
+
+
 if __name__ == "__main__":
     here = Path(sys.argv[1])
     torch.set_num_threads(1)
     diffusers.utils.logging.set_verbosity_error()
     answers: dict[str, Any] = {}
     with torch.no_grad():
-        for part in (betas(), levels(), engine(), pipelines(here / "saved"), edges(), refused()):
+        for part in (betas(), levels(), engine(), pipelines(here / "saved"), edges(), refused(), warned()):
             for name, ours, theirs in part:
                 answers |= {f"{name}/ours": np.asarray(ours), f"{name}/theirs": np.asarray(theirs)}
     np.savez(here / "answers.npz", **answers)

@@ -73,6 +73,13 @@ def test_tables_and_fitted_solvers_need_no_jax() -> None:
 
 
 @pytest.mark.fast
+def test_files_of_rooms_are_there_without_an_import_of_their_own() -> None:
+    asked = "import diffusion_distill as dd; dd.process.levels.from_logsnr, dd.training.checkpoint, dd.solvers.steps"
+    done = subprocess.run([sys.executable, "-c", asked], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.fast
 def test_names_are_imported_when_asked_for_and_are_those_that_type_checkers_see() -> None:
     tree = ast.parse((ROOT / "diffusion_distill" / "__init__.py").read_text(encoding="utf-8"))
     [block] = [node for node in tree.body if isinstance(node, ast.If)]
@@ -86,5 +93,6 @@ def test_names_are_imported_when_asked_for_and_are_those_that_type_checkers_see(
     assert seen == lazy | {(room, "diffusion_distill") for room in dd.ROOMS}
     assert {name for name, _ in seen} | {"__version__"} == set(dd.__all__) <= set(dir(dd))
     assert all(getattr(dd, name) is not None for name in dd.__all__)
+    assert all(getattr(dd, room).__name__ == f"diffusion_distill.{room}" for room in (*dd.INNER, "torch"))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = dd.nothing  # type: ignore[attr-defined]

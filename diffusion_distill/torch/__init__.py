@@ -37,5 +37,15 @@ def __getattr__(name: str) -> Any:
     """Imports a name of the room (PEP 562)."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    try:
+        value = globals()[name] = getattr(import_module(_MODULES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "diffusers"):
+            raise
+        message = f"{name} needs {error.name}: pip install 'diffusion_distill[torch]'."
+        raise ModuleNotFoundError(message, name=error.name) from error
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -10,6 +10,7 @@ batch; pipelines without prompts take --call, JSON of what they are called with,
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import torch  # pyright: ignore[reportMissingImports]
 from diffusers import DiffusionPipeline  # pyright: ignore[reportMissingImports]
 
+from diffusion_distill.base.errors import in_words, positive_int
 from diffusion_distill.base.whole import write_json
 from diffusion_distill.torch.fitting import fit
 from diffusion_distill.torch.levels import choose_levels
@@ -26,19 +28,42 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command."""
+    """Runs the command; what is wrong with its arguments is said in a line."""
     asked = _parser().parse_args(arguments)
+    try:
+        _work(asked)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"dd-fit-diffusers: {in_words(error)}") from error
+
+
+def _work(asked: argparse.Namespace) -> None:
+    call = _call(asked)
     pipeline = DiffusionPipeline.from_pretrained(asked.pipeline, torch_dtype=DTYPES[asked.dtype])
     pipeline = pipeline.to(asked.device)
-    call: dict[str, Any] = json.loads(asked.call)
-    call["generator"] = torch.Generator(asked.device).manual_seed(asked.seed)
-    if asked.prompts:
-        call["prompt"] = Path(asked.prompts).read_text(encoding="utf-8").splitlines()[: asked.images]
+    if "prompt" in call and "prompt" not in inspect.signature(pipeline.__call__).parameters:
+        raise ValueError(f"{type(pipeline).__name__} takes no prompts: leave --prompts out, and say more in --call.")
     if asked.levels:
         write_json(Path(asked.out), choose_levels(pipeline, asked.steps, candidates=asked.candidates, **call)._asdict())
     else:
         how = {"solver": asked.solver, "scale": asked.scale, "teacher_solver": asked.teacher_solver}
         fit(pipeline, asked.steps, **how, **call).save(asked.out)
+
+
+def _call(asked: argparse.Namespace) -> dict[str, Any]:
+    """What the pipeline is called with."""
+    try:
+        call = json.loads(asked.call)
+    except ValueError as error:
+        raise ValueError(f"--call={asked.call} is no JSON: {error}.") from error
+    if not isinstance(call, dict):
+        raise ValueError(f"--call={asked.call} must be a JSON object, such as '{{\"batch_size\": 100}}'.")
+    call["generator"] = torch.Generator(asked.device).manual_seed(asked.seed)
+    if asked.prompts:
+        lines = [line for line in Path(asked.prompts).read_text(encoding="utf-8").splitlines() if line.strip()]
+        call["prompt"] = lines[: positive_int("--images", asked.images)]
+        if not lines:
+            raise ValueError(f"{asked.prompts} has no prompts: write one a line.")
+    return call
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -11,6 +11,8 @@ is told the fraction, which the embeddings of diffusers' networks take, though i
 
 from __future__ import annotations
 
+import reprlib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,7 +28,17 @@ from diffusion_distill.process.time_input import EDMInput, FlowInput, TimeInput,
 from diffusion_distill.process.vp_discrete import SCHEDULES
 
 #: What a config may ask for that is not computed here.
-REFUSED = ("trained_betas", "rescale_betas_zero_snr", "thresholding", "invert_sigmas", "shift_terminal")
+REFUSED = (
+    *("trained_betas", "rescale_betas_zero_snr", "thresholding", "invert_sigmas", "shift_terminal", "use_flow_sigmas"),
+    "snr_shift_scale",
+)
+#: Options about the spacing of sigmas that are not read, and their values that would move levels.
+NOT_READ = {
+    **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"), True),
+    "sigma_schedule": "exponential",
+    "final_sigmas_type": "sigma_min",
+    "interpolation_type": "log_linear",
+}
 
 
 @dataclass(frozen=True)
@@ -62,9 +74,16 @@ class Convention(NamedTuple):
         return np.asarray(self.inputs.time(level, self.process), np.float64)
 
     def levels_told(self, told: Array) -> Level:
-        """The levels [n] of numbers that the model is told, the inverse of `told`."""
+        """The levels [n] of numbers that the model is told, the inverse of `told`.
+
+        Raises:
+          ValueError: a model of N betas has no such index.
+        """
         told = np.asarray(told, np.float64)
         if isinstance(self.inputs, IndexInput):
+            last = self.inputs.factor - 1
+            if told.size and not (told.min() >= 0 and told.max() <= last):
+                raise ValueError(f"This model's timesteps lie in 0 to {last:g}, got {told.min():g} to {told.max():g}.")
             return self.process.level((told + 1) / self.inputs.factor)
         if isinstance(self.inputs, FlowInput):
             sigma = told / self.inputs.factor
@@ -81,23 +100,55 @@ class Convention(NamedTuple):
         alpha = 1 / np.hypot(1.0, sigmas)
         return Level(alpha, alpha * sigmas)
 
+    def owns(self, grid: Level) -> bool:
+        """Whether levels are of the model's kind: alpha² + sigma², alpha, or of a flow alpha + sigma, is 1."""
+        alpha, sigma = (np.asarray(part, np.float64) for part in grid)
+        of_kind = {RectifiedFlow: alpha + sigma, VE: alpha}.get(type(self.process), np.hypot(alpha, sigma))
+        return bool(np.allclose(of_kind, 1.0, rtol=0, atol=1e-4))
+
     def sigmas(self, level: Level) -> np.ndarray:
         """The inverse of `levels_of`."""
         return np.asarray(level.sigma if isinstance(self.process, RectifiedFlow) else level.sigma / level.alpha)
 
 
 def family_of(settings: Mapping[str, Any]) -> str:
-    """The family of a config of any scheduler of diffusers.
+    """The family of a config of a scheduler of diffusers.
 
     Raises:
-      ValueError: it asks for something that is not computed here.
+      ValueError: its entries are those of no family.
     """
-    for name in REFUSED:
-        if settings.get(name) not in (None, False):
-            raise ValueError(f"A scheduler with {name}={settings[name]!r} is not computed here.")
-    if "shift" in settings and "beta_schedule" not in settings:
+    if "beta_schedule" in settings:
+        return "betas"
+    if "shift" in settings:
         return "flow"
-    return "edm" if "sigma_data" in settings and "beta_schedule" not in settings else "betas"
+    if "sigma_data" in settings and "prediction_type" in settings and not _of_cosine(settings):
+        return "edm"
+    raise ValueError("The config does not say what its model takes and returns: give family='betas', 'edm' or 'flow'.")
+
+
+def _of_cosine(settings: Mapping[str, Any]) -> bool:
+    """Whether a config is that of CosineDPMSolverMultistepScheduler, whose models are told atan(sigma)·2/pi."""
+    return "solver_order" in settings and "algorithm_type" not in settings
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError if a config of a scheduler of diffusers asks for something that is not computed here."""
+    for name in REFUSED:
+        if settings.get(name) is not None and settings[name] is not False:
+            raise ValueError(f"A scheduler with {name}={reprlib.repr(settings[name])} is not computed here.")
+    if settings.get("timestep_type") == "continuous":
+        raise ValueError("A model of betas told log(sigma)/4 (timestep_type='continuous') is not computed here.")
+
+
+def warn_of_spacing(settings: Mapping[str, Any]) -> None:
+    """Warns of options in a config of any scheduler of diffusers that would move levels and are not read here."""
+    found = [f"{name}={settings[name]!r}" for name, value in NOT_READ.items() if settings.get(name) == value]
+    if found:
+        warnings.warn(
+            f"{', '.join(found)} of the config is not read: levels follow its timestep_spacing, EDM's rule or the "
+            "flow's shift. Give spacing='karras' or another rule, or grid=, to choose them.",
+            stacklevel=4,
+        )
 
 
 def read(settings: Mapping[str, Any]) -> Convention:

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -69,13 +70,19 @@ def fit(
 
     Warns of rows that keep lambda 0 for the bound `largest`.
     """
-    own = scheduler or getattr(model, "scheduler", None)
-    if own is None:
-        raise ValueError("Give the scheduler of the function's model, such as DDIMScheduler(beta_schedule='linear').")
+    own = scheduler_of(model, scheduler)
     fitting = FittingScheduler.from_config(own.config, solver=solver, fitted=None)
     fitting.asked = {"scale": scale, "teacher_solver": teacher_solver, "largest": largest}
     walk(model, fitting, steps, start, progress, **call)
     return fitting.result()
+
+
+def scheduler_of(model: Any, scheduler: Any) -> Any:
+    """The given scheduler, or the pipeline's; ValueError if there is neither."""
+    own = getattr(model, "scheduler", None) if scheduler is None else scheduler
+    if own is None:
+        raise ValueError("Give the scheduler of the function's model, such as DDIMScheduler(beta_schedule='linear').")
+    return own
 
 
 class FittingScheduler(DistilledODEScheduler):
@@ -158,15 +165,19 @@ def walk(
       What the pipeline returns, or the last sample.
 
     Raises:
-      ValueError: a function without its start.
+      ValueError: a function without its start or with arguments of a pipeline, or a pipeline with a start.
     """
     if hasattr(model, "scheduler"):
+        if start is not None:
+            raise ValueError("start= is for functions. Give a pipeline what it takes, such as latents= or generator=.")
         if "latents" in inspect.signature(model.__call__).parameters:
             call = {"output_type": "latent", **call}
         with in_place_of(model, scheduler, progress):
             return model(num_inference_steps=steps, **call)
     if start is None:
         raise ValueError("Give the noise that a function's samples start from: start=torch.randn(batch, ...).")
+    if call:
+        raise ValueError(f"A function takes no {', '.join(call)}: put conditions and guidance into the function.")
     scheduler.set_timesteps(steps, device=start.device)
     with torch.no_grad(), shown(scheduler, progress):
         return loop(model, scheduler, scheduler.init_noise_sigma * start)
@@ -202,6 +213,7 @@ def shown(scheduler: Any, progress: bool) -> Iterator[None]:
     step = scheduler.step
     with tqdm(disable=not progress, desc="network calls") as bar:
 
+        @wraps(step)  # pipelines look which arguments it takes
         def counted(*args: Any, **kwargs: Any) -> Any:
             bar.total = len(scheduler.timesteps)
             bar.update()

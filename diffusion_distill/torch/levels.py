@@ -26,7 +26,7 @@ from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.noising import ddim_step
 from diffusion_distill.solvers import Table
-from diffusion_distill.torch.fitting import walk
+from diffusion_distill.torch.fitting import scheduler_of, walk
 from diffusion_distill.torch.scheduler import DistilledODEScheduler
 
 
@@ -70,7 +70,7 @@ def choose_levels(
     """
     if positive_int("steps", steps) > candidates:
         raise ValueError(f"{steps} steps cannot be chosen among {candidates} candidates. Take more candidates.")
-    own = scheduler or model.scheduler
+    own = scheduler_of(model, scheduler)
     how: dict[str, Any] = {"solver": "ddim", "timestep_spacing": "trailing", "fitted": None, "grid": None}
     keeping = KeepingScheduler.from_config(own.config, **how)
     walk(model, keeping, candidates, start, progress, **call)

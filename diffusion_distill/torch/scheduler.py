@@ -11,6 +11,7 @@ pipeline changes in them between two steps is added to the state.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,12 @@ from diffusers.configuration_utils import register_to_config  # pyright: ignore[
 from diffusers.schedulers import KarrasDiffusionSchedulers  # pyright: ignore[reportMissingImports]
 from diffusers.utils import BaseOutput  # pyright: ignore[reportMissingImports]
 
+from diffusion_distill.base.errors import choose
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import to_x
+from diffusion_distill.process.processes import Process
+from diffusion_distill.process.vp_discrete import Discrete
 from diffusion_distill.solvers import Table, spelled, tabulate
 from diffusion_distill.solvers.fitted import FittedSolver
 from diffusion_distill.solvers.kinds import start_scale
@@ -64,7 +68,8 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
       others: as the schedulers of diffusers have them.
 
     Raises:
-      ValueError: an unknown solver, family or rule, or a solver that draws noise.
+      ValueError: an unknown solver, family or rule, a solver that draws noise, or levels (a fit's too) that are not
+        those of the model.
     """
 
     config_name = "scheduler_config.json"
@@ -109,6 +114,7 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
             self.register_to_config(fitted=self.fitted.to_dict(), solver=self.fitted.solver)
         spelled(self.config.solver)
         self.convention = conventions.read(self.config)
+        self._check_own()
         self.init_noise_sigma = start_scale(self._first_level())
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self.num_inference_steps: int | None = None
@@ -118,15 +124,30 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
         """A scheduler for the model of another scheduler, from its config; keywords take the place of its values.
 
         Raises:
-          ValueError: the config asks for something that is not computed here.
+          ValueError: the config asks for something that is not computed here, or a keyword is unknown.
+
+        Warns of options about the spacing of sigmas that are not read.
         """
+        known = {name: None for name in inspect.signature(cls.__init__).parameters if name != "self"}
+        for name in kwargs.keys() - {"return_unused_kwargs"}:
+            choose("keyword of DistilledODEScheduler", name, known)
         if isinstance(settings, Mapping):
             settings = {name: value for name, value in settings.items() if name != "_use_default_values"}
             if "family" not in settings:
-                kwargs.setdefault("family", conventions.family_of(settings))
+                conventions.check(settings)
+                kwargs["family"] = kwargs.get("family") or conventions.family_of(settings)
+                if not any(kwargs.get(name) for name in ("spacing", "grid", "fitted")):
+                    conventions.warn_of_spacing(settings)
             if kwargs.get("family") == "flow" and "prediction_type" not in settings:
                 kwargs.setdefault("prediction_type", "flow_prediction")
-        return super().from_config(settings, **kwargs)
+        made = super().from_config(settings, **kwargs)
+        scheduler = made[0] if isinstance(made, tuple) else made
+        if scheduler.fitted is not None and kwargs.get("solver") not in (None, scheduler.fitted.solver):
+            fit, asked = scheduler.fitted.solver, kwargs["solver"]
+            raise ValueError(
+                f"The fit is one of {fit!r}: leave solver={asked!r} out, or give fitted=None to drop the fit."
+            )
+        return made
 
     def set_timesteps(
         self,
@@ -146,6 +167,8 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
         Raises:
           ValueError: neither steps nor levels, levels that do not decrease, or others than those of `fitted`.
         """
+        if timesteps is not None and sigmas is not None:
+            raise ValueError("Give timesteps or sigmas, not both.")
         grid = self._own_levels()
         if grid is not None:
             self._check_asked(grid, num_inference_steps, timesteps, sigmas, mu)
@@ -273,6 +296,18 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
         flow = self.config.family == "flow"
         return self.convention.levels_of(spacing.shifted(self.config, sigmas, mu) if flow else sigmas)
 
+    def _check_own(self) -> None:
+        """Raises ValueError if the solver draws noise, or its own levels are not the model's."""
+        own, model = self._own_levels(), self.convention.process
+        if own is None:
+            self._tabulate(grids.make_grid(model, 4))
+            return
+        self._tabulate(own)
+        theirs = model if self.fitted is None else self.fitted.process
+        if not self.convention.owns(own) or (isinstance(theirs, Discrete) and not _alike(theirs, model)):
+            told = "levels of its own" if self.fitted is None else f"a solver fitted for {theirs}"
+            raise ValueError(f"This scheduler has {told}, but the config is that of a model with {model}.")
+
     def _check_asked(self, own: Level, steps: int | None, timesteps: Any, sigmas: Any, mu: float | None) -> None:
         """Raises ValueError if a pipeline asks for other levels than a scheduler's own."""
         if timesteps is not None or sigmas is not None:
@@ -287,6 +322,8 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
 
     def _row_of(self, timestep: Any) -> int:
         """The first row whose timestep is nearest to one."""
+        if self.num_inference_steps is None:
+            raise ValueError("Call set_timesteps first.")
         if self._begin_index is not None:
             return self._begin_index
         return 0 if timestep is None else int(np.argmin(np.abs(self._told - float(timestep))))
@@ -321,3 +358,9 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
 
     def _advance(self, row: Table, registers: tuple, x_hat: torch.Tensor) -> tuple:
         return after(row, registers, x_hat)
+
+
+def _alike(process: Process, other: Process) -> bool:
+    """Whether two processes have the same levels."""
+    times = np.linspace(0.1, 1.0, 10)
+    return np.allclose(np.stack(process.level(times)), np.stack(other.level(times)), rtol=0, atol=CLOSE)

@@ -39,13 +39,22 @@ def grid_of(settings: Mapping[str, Any], convention: Convention, steps: int, mu:
     if settings["family"] == "flow":
         return closed(convention.levels_of(shifted(settings, _flow_sigmas(settings, steps), mu)))
     make = choose("timestep_spacing", settings["timestep_spacing"], SPACINGS)
-    times = make(steps, settings["num_train_timesteps"], settings["steps_offset"])
+    count = settings["num_train_timesteps"]
+    if steps > count:
+        raise ValueError(f"{steps} steps were asked for, but the model has {count} timesteps: take at most {count}.")
+    times = make(steps, count, settings["steps_offset"])
     end = None if settings["set_alpha_to_one"] else convention.levels_told([0.0])
     return closed(convention.levels_told(times), end)
 
 
 def closed(levels: Level, end: Level | None = None) -> Level:
-    """Levels [steps], perhaps with their end, as a grid [steps + 1] that ends there, or at zero noise."""
+    """Levels [steps], perhaps with their end, as a grid [steps + 1] that ends there, or at zero noise.
+
+    Raises:
+      ValueError: there are none, or they do not decrease.
+    """
+    if not len(levels.sigma):
+        raise ValueError("Give at least one timestep or sigma.")
     if levels.sigma[-1] == 0:
         return grids.check(levels)
     zero = end is None or not end.sigma[0] / end.alpha[0] < levels.sigma[-1] / levels.alpha[-1] * (1 - 1e-9)

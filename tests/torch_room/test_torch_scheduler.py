@@ -39,6 +39,13 @@ def test_our_scheduler_gives_what_theirs_or_the_engine_gives(
 
 def test_what_cannot_be_computed_is_refused(answers: dict[str, np.ndarray]) -> None:
     names = {name.rpartition("/")[0] for name in answers if name.startswith("refused/")}
-    assert len(names) == 8
+    assert len(names) == 24
     for name in names:
         assert str(answers[f"{name}/theirs"]) in str(answers[f"{name}/ours"])
+
+
+def test_options_of_spacing_that_are_not_read_are_warned_of(answers: dict[str, np.ndarray]) -> None:
+    names = {name.rpartition("/")[0] for name in answers if name.startswith("warned/")}
+    assert len(names) == 14
+    for name in names:
+        assert answers[f"{name}/ours"].tolist() == answers[f"{name}/theirs"].tolist(), name
