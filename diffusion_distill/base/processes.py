@@ -185,6 +185,8 @@ class Watch:
 
     def _in_words(self, number: int, fate: str) -> str:
         what = "was lost (killed, or its machine cannot be reached)" if fate == "lost" else "ended with an error"
+        if number == self._here:  # it stood still, and has woken up after the others gave it up
+            what = "gave no sign of life for so long that the others ended"
         return (
             f"Process {number} of {self._count} {what}, so process {self._here} ends as well. What was saved stays: "
             "the same command, started for every process, goes on from the newest checkpoint."
