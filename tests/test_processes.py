@@ -112,7 +112,7 @@ def begin_run(workdir: Path) -> list[subprocess.Popen[str]]:
     """Two processes of the command line, which learn of each other as under Open MPI."""
     command = (
         "-m diffusion_distill.main --mode=train --distributed --config=configs/digits_teacher.py "
-        "--config.run.batch_size=8 --config.method.length=2K --config.run.checkpoint_every=20 --config.run.log_every=20"
+        "--config.run.batch_size=8 --config.method.length=1K --config.run.checkpoint_every=20 --config.run.log_every=20"
     )
     address = free_address()
     return [
