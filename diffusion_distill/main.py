@@ -27,7 +27,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from diffusion_distill.api import EXPORTS
-from diffusion_distill.base import interrupts
+from diffusion_distill.base import interrupts, processes
 from diffusion_distill.base.compilation import keep_compiled
 from diffusion_distill.base.errors import in_words
 from diffusion_distill.base.files import user_path
@@ -66,9 +66,15 @@ def main(argv: Sequence[str]) -> None:
     if _CPU_DEVICES.value:
         use_cpu_devices(_CPU_DEVICES.value)
     if _DISTRIBUTED.value:
-        jax.distributed.initialize()  # from here on JAX itself listens for preemption
+        with processes.joined():  # from here on JAX itself listens for preemption
+            run(mode)
     else:
         interrupts.listen()
+        run(mode)
+
+
+def run(mode: str) -> None:
+    """Does what the flags ask for; ends the program if that was interrupted or is not possible."""
     try:
         workdir = user_path(str(_WORKDIR.value))
         if mode in MODES:

@@ -1,0 +1,154 @@
+"""Real processes of one machine that work together: how they end when one is killed, fails, or is done early."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import places
+import pytest
+from toys import equal
+
+from diffusion_distill.base.processes import EXIT_STATUS
+from diffusion_distill.training.artefact import Artefact
+
+#: Joins, and does what its last argument says. The patience is shorter than in earnest.
+SMALL = """
+import sys, time, jax
+jax.config.update("jax_platforms", "cpu")
+from diffusion_distill.base import processes
+processes.EVERY, processes.GRACE = 0.5, 2.0
+number, address, what = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+with processes.joined(coordinator_address=address, num_processes=2, process_id=number, initialization_timeout=600):
+    print("joined", flush=True)
+    if what == "wait":
+        time.sleep(1000)
+    if what == "fail":
+        raise ValueError("an error of its own")
+    if what == "late":
+        time.sleep(12)  # longer than the patience
+"""
+
+
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def begin(command: list[str], **environment: str) -> subprocess.Popen[str]:
+    """A process whose output, errors too, can be read line by line."""
+    usual = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=places.ROOT,
+        env={**usual, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(places.ROOT), **environment},
+    )  # fmt: skip
+
+
+def begin_small(*what: str) -> list[subprocess.Popen[str]]:
+    """Both small processes, once they have joined."""
+    address = free_address()
+    begun = [begin(["-c", SMALL, str(number), address, word]) for number, word in enumerate(what)]
+    for process in begun:
+        assert process.stdout
+        assert any(line == "joined\n" for line in process.stdout)
+    return begun
+
+
+def end_of(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """(exit status, the rest of its output) of a process that ends within the promised minute."""
+    out, _ = process.communicate(timeout=60)
+    return process.returncode, out
+
+
+@pytest.mark.fast  # it takes longer, but depends on names that JAX may change
+@pytest.mark.parametrize("victim", [0, 1])
+def test_when_one_is_killed_the_other_says_so_and_ends(victim: int) -> None:
+    begun = begin_small("wait", "wait")
+    begun[victim].kill()
+    status, said = end_of(begun[1 - victim])
+    assert end_of(begun[victim])[0] == -signal.SIGKILL
+    assert status == EXIT_STATUS, said
+    assert said.startswith(f"Process {victim} of 2 was lost (killed,") and said.count("\n") == 1
+
+
+def test_an_error_of_one_ends_both_and_only_that_one_tells_it() -> None:
+    begun = begin_small("wait", "fail")
+    (waiting, said), (failed, error) = map(end_of, begun)
+    assert waiting == EXIT_STATUS and said.startswith("Process 1 of 2 ended with an error, so process 0")
+    assert failed == 1 and error.endswith("ValueError: an error of its own\n")
+
+
+def test_an_error_of_both_is_told_by_both() -> None:
+    for status, said in map(end_of, begin_small("fail", "fail")):
+        assert status == 1 and said.endswith("ValueError: an error of its own\n")
+
+
+def test_a_process_that_stood_still_ends_after_the_others() -> None:
+    begun = begin_small("wait", "wait")
+    begun[0].send_signal(signal.SIGSTOP)  # in it lies the store: process 1 has no answer
+    status, said = end_of(begun[1])
+    begun[0].send_signal(signal.SIGCONT)
+    assert status == EXIT_STATUS and said.startswith("Process 0 of 2 was lost"), said
+    status, said = end_of(begun[0])
+    assert status == EXIT_STATUS and said.startswith("Process "), said
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_process_that_is_done_is_not_taken_for_a_lost_one(late: int) -> None:
+    begun = begin_small(*("late" if number == late else "done" for number in range(2)))
+    assert [end_of(process) for process in begun] == [(0, ""), (0, "")]
+
+
+# ------------------------------------------------------------ whole runs
+
+
+def begin_run(workdir: Path) -> list[subprocess.Popen[str]]:
+    """Two processes of the command line, which learn of each other as under Open MPI."""
+    command = (
+        "-m diffusion_distill.main --mode=train --distributed --config=configs/digits_teacher.py "
+        "--config.run.batch_size=8 --config.method.length=1K --config.run.checkpoint_every=20 --config.run.log_every=20"
+    )
+    address = free_address()
+    return [
+        begin(
+            [*command.split(), f"--workdir={workdir}"],
+            JAX_COORDINATOR_ADDRESS=address, OMPI_MCA_orte_hnp_uri="1.0;tcp://127.0.0.1:1", OMPI_COMM_WORLD_SIZE="2",
+            OMPI_COMM_WORLD_RANK=str(number), OMPI_COMM_WORLD_LOCAL_RANK=str(number),
+        )
+        for number in range(2)
+    ]  # fmt: skip
+
+
+def finish(begun: list[subprocess.Popen[str]]) -> None:
+    for process in begun:
+        out, _ = process.communicate(timeout=600)
+        assert process.returncode == 0, out
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    finish(begin_run(workdir))
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_training_goes_on_with_the_same_bits(victim: int, undisturbed: Path, tmp_path: Path) -> None:
+    begun = begin_run(tmp_path)
+    deadline = time.monotonic() + 300
+    while not any((tmp_path / "checkpoints").glob("[0-9]*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    begun[victim].kill()
+    status, said = end_of(begun[1 - victim])
+    assert end_of(begun[victim])[0] == -signal.SIGKILL
+    assert status == EXIT_STATUS and f"Process {victim} of 2 was lost" in said.splitlines()[-1], said
+    finish(begin_run(tmp_path))
+    expected, found = (Artefact.load(workdir / "teacher").params for workdir in (undisturbed, tmp_path))
+    assert equal(found, expected)
