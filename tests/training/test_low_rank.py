@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_networks
 import toys
 from toys import equal
 
@@ -21,7 +22,7 @@ from diffusion_distill.base import interrupts
 from diffusion_distill.data.sources import from_arrays
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising, Knowledge, Tract
-from diffusion_distill.networks import UNet
+from diffusion_distill.networks import DiT, UNet
 from diffusion_distill.training import checkpoint, loop, low_rank, sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.optimizers import OptimizerSettings, make_optimizer
@@ -71,6 +72,25 @@ def test_fresh_adapters_change_nothing_and_are_where_kernels_are() -> None:
     assert conv["down"].std() == pytest.approx((3 * 9 * 32) ** -0.5, rel=0.05)  # that of U(-b, b), b = fan_in^-1/2
     kernels = [path for path, leaf in jax.tree_util.tree_flatten_with_path(base)[0] if path[-1].key == "kernel"]
     assert len(jax.tree.leaves(adapters)) == 2 * len(kernels) > 20
+
+
+NETWORKS: dict[str, Any] = {
+    "unet": small_networks.UNet(**small_networks.LABELLED),
+    **small_networks.EDM_NETWORKS,
+    "dit": DiT(width=32, depth=1, num_heads=2, out_ch=2),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_has_adapters_for_all_it_learns_in_matrices(name: str) -> None:
+    """The rest are biases, scales, and the fixed filters of resampling."""
+    base = jax.eval_shape(Model(NETWORKS[name], (8, 8, 2)).init, jax.random.key(0))
+    adapters = jax.eval_shape(lambda base: low_rank.init(jax.random.key(0), base, 2), base)
+    adapted = {place.rpartition("/")[0] for place in small_networks.flatten(adapters)}
+    rest = {place: leaf for place, leaf in small_networks.flatten(base).items() if place not in adapted}
+    assert {place.rpartition("/")[2] for place, leaf in rest.items() if leaf.ndim > 1} <= {"bias", "filter"}
+    assert len(adapted) > 10 and jax.eval_shape(low_rank.merged, base, adapters) == base
 
 
 @pytest.mark.fast
