@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_distill.api.training import state_shapes, step_of, student_models
+from diffusion_distill.api.training import check_low_rank, state_shapes, step_of, student_models
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods.method import Method
@@ -104,12 +104,15 @@ class Ahead:
     @cached_property
     def state(self) -> TrainState:
         """The shapes of the state."""
-        return state_shapes(_params(self.model), self.teacher, self.method, make_optimizer(self.settings.optimizer))
+        check_low_rank(self.model, self.teacher, self.settings)
+        optimizer = make_optimizer(self.settings.optimizer)
+        return state_shapes(_params(self.model), self.teacher, self.method, self.settings, optimizer)
 
     @property
     def parameters(self) -> int:
         """The number of the trained network's."""
-        return sum(prod(leaf.shape) for leaf in jax.tree.leaves(self.state.params))
+        student = jax.eval_shape(lambda state: state.whole(state.params), self.state)
+        return sum(prod(leaf.shape) for leaf in jax.tree.leaves(student))
 
     @property
     def kind(self) -> str:

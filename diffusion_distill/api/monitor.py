@@ -57,7 +57,7 @@ class Monitor:
         count = self._settings.evaluate_count
         rows, figures = {}, {}
         for name, params in (("eval", state.averages["eval"].params), ("raw", state.params)):
-            artefact = Artefact(self._model, params, phase.student_steps, grid=phase.grid)
+            artefact = Artefact(self._model, state.whole(params), phase.student_steps, grid=phase.grid)
             images = sample(artefact, max(SHOWN, count), cond=self._cond, seed=self._settings.seed)
             rows[name] = images[:SHOWN]
             if count:

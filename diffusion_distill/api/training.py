@@ -31,7 +31,7 @@ from diffusion_distill.methods.method import Method
 from diffusion_distill.methods.phases import Phase, describe
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import predicts_noise
-from diffusion_distill.training import dropout, loop, sharding
+from diffusion_distill.training import dropout, loop, low_rank, sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.checksum import fingerprint
@@ -42,7 +42,7 @@ from diffusion_distill.training.resuming import LENGTHS, SameRun, defaults
 from diffusion_distill.training.settings import WITHOUT_EFFECT, Settings
 from diffusion_distill.training.state import TrainState, create
 from diffusion_distill.training.step import Step, make_step
-from diffusion_distill.training.utilisation import Meter, check_memory, meter
+from diffusion_distill.training.utilisation import Meter, check_memory, described, meter
 from diffusion_distill.training.workdir import Workdir
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ def _fit(
     provenance = _provenance(teacher, method, settings)
     description = _description(model, teacher, source, provenance) if workdir is not None else {}
     optimizer = make_optimizer(settings.optimizer)
-    shapes = state_shapes(params, teacher, method, optimizer)
+    check_low_rank(model, teacher, settings)
+    shapes = state_shapes(params, teacher, method, settings, optimizer)
     check_memory(shapes, mesh)
     step = step_of(model, trained, shapes, teacher, method, settings, optimizer, mesh)
     students: dict[int, Artefact] = {}
@@ -149,11 +150,11 @@ def _fit(
             home = cleanup.enter_context(closing(Workdir(workdir, description, compare=same))).path
             checkpoints = Checkpoints(home / "checkpoints", settings.keep_checkpoints, description)
             cleanup.callback(checkpoints.close)
-        state = _begun(params, teacher, method, optimizer, mesh)
+        state = _begun(params, teacher, method, settings, optimizer, mesh)
         if checkpoints and checkpoints.latest is not None:
             state = checkpoints.restore(state)
         if jax.process_index() == 0:
-            print(describe(phases), flush=True)
+            print(describe(phases), described(shapes, mesh), sep="\n", flush=True)
         log = cleanup.enter_context(closing(_logs(home, settings, description, int(state.step))))
         monitor = Monitor(model, source, settings, phases, log, home)
 
@@ -190,11 +191,26 @@ def _found(folder: Path, model: Model, made: Artefact | None) -> Artefact:
 
 
 def state_shapes(
-    params: Params, teacher: Artefact | None, method: Method, optimizer: optax.GradientTransformation
+    params: Params,
+    teacher: Artefact | None,
+    method: Method,
+    settings: Settings,
+    optimizer: optax.GradientTransformation,
 ) -> TrainState:
     """The shapes of a run's state; parameters may be shapes too."""
-    begin = lambda params, frozen: create(params, optimizer, method.averages, frozen)  # noqa: E731
+    begin = partial(_first_state, method=method, settings=settings, optimizer=optimizer)
     return jax.eval_shape(begin, params, () if teacher is None else teacher.params)
+
+
+def _first_state(
+    params: Params, frozen: Params, method: Method, settings: Settings, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """The state before the first update, of the student's and the teacher's parameters."""
+    if not settings.low_rank:
+        return create(params, optimizer, method.averages, frozen)
+    key = jax.random.fold_in(key_of(settings.seed), low_rank.STREAM)
+    adapters = low_rank.init(key, frozen, settings.low_rank, settings.low_rank_pattern)
+    return create(adapters, optimizer, method.averages, adapters, base=frozen)  # which change nothing yet: the teacher
 
 
 def step_of(
@@ -222,11 +238,16 @@ def step_of(
 
 
 def _begun(
-    params: Params, teacher: Artefact | None, method: Method, optimizer: optax.GradientTransformation, mesh: Mesh
+    params: Params,
+    teacher: Artefact | None,
+    method: Method,
+    settings: Settings,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
 ) -> TrainState:
     """The state before the first update, made where it will lie: no device ever has more than its share of it."""
     frozen = () if teacher is None else sharding.place(teacher.params, mesh)
-    return sharding.place(create(sharding.place(params, mesh), optimizer, method.averages, frozen), mesh)
+    return sharding.place(_first_state(sharding.place(params, mesh), frozen, method, settings, optimizer), mesh)
 
 
 def _with_remat(model: Model) -> Model:
@@ -265,7 +286,7 @@ def _plan(
 def _averaged(model: Model, phase: Phase, state: TrainState, provenance: Mapping[str, Any]) -> Artefact:
     """The eval average at the end of a phase."""
     made = {**provenance, "phase": phase.name, "updates": int(state.step), "skipped": int(state.skipped)}
-    average = jax.tree.map(jnp.copy, state.averages["eval"].params)
+    average = jax.tree.map(jnp.copy, state.whole(state.averages["eval"].params))
     return Artefact(model, average, phase.student_steps, made, phase.grid)
 
 
@@ -332,6 +353,16 @@ def _batches(source: Source | Stream, settings: Settings) -> Batches:
     """This process's batches."""
     here, processes = jax.process_index(), jax.process_count()
     return Batches(source, settings.batch_size, settings.seed, settings.flip, here, processes)
+
+
+def check_low_rank(model: Model, teacher: Artefact | None, settings: Settings) -> None:
+    """Raises ValueError if adapters are asked for where there is no teacher of the same network to adapt."""
+    if settings.low_rank and (teacher is None or not dropout.same_but_for_dropout(model, teacher.model)):
+        what = "a teacher's training has no teacher" if teacher is None else "the student has another network or model"
+        raise ValueError(
+            f"low_rank={settings.low_rank} trains adapters of the teacher's parameters, but {what}. Set low_rank=0, or "
+            "distil a teacher to a student of its own network."
+        )
 
 
 def _check_teacher(teacher: Artefact, student: Model, method: Method, phases: Sequence[Phase]) -> None:

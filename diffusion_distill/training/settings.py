@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from diffusion_distill.base.errors import positive_int, truth
 from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.seeds import check_seed
+from diffusion_distill.training.low_rank import check_pattern
 from diffusion_distill.training.optimizers import OptimizerSettings
 from diffusion_distill.training.sharding import check_axes
 
@@ -27,6 +28,10 @@ class Settings:
         devices: one on a CPU, ten elsewhere. Never more than from one record or checkpoint to the next.
       data_parallel, params_parallel: the two numbers of the mesh of devices; -1 for what the other one leaves. With
         params_parallel=n each device holds 1/n of the state; see `training.sharding`.
+      low_rank: rank of the adapters that a distillation trains in place of the whole student; 0 for the whole student.
+        See `training.low_rank`.
+      low_rank_pattern: which parameters have adapters: a regular expression, searched in names such as
+        'mid.block_1/conv1/kernel'; empty for every kernel.
       remat: computes the network's blocks a second time in the backward pass, which then needs less memory.
       evaluate_every: in training images, see `base.lengths` ('1M'); 0 for never.
       evaluate_count: images measured against the data at each evaluation; 0 draws a picture only.
@@ -37,7 +42,7 @@ class Settings:
 
     Raises:
       ValueError: a count that is not positive, a seed that is no whole number of 64 bits, a length that cannot be read,
-        numbers of a mesh that are neither positive nor -1, or both -1.
+        numbers of a mesh that are neither positive nor -1, or both -1, a pattern that is no regular expression.
       TypeError: the optimizer is no `OptimizerSettings`.
     """
 
@@ -51,6 +56,8 @@ class Settings:
     updates_per_dispatch: int = 0
     data_parallel: int = -1
     params_parallel: int = 1
+    low_rank: int = 0
+    low_rank_pattern: str = ""
     remat: bool = False
     evaluate_every: str | int = "0"
     evaluate_count: int = 0
@@ -67,9 +74,10 @@ class Settings:
         object.__setattr__(self, "seed", check_seed(self.seed))
         parse_length(self.evaluate_every)
         check_axes(self.data_parallel, self.params_parallel)
-        for name in ("updates_per_dispatch", "evaluate_count"):
+        for name in ("updates_per_dispatch", "evaluate_count", "low_rank"):
             if getattr(self, name) != 0:
                 positive_int(f"{name}, if not 0,", getattr(self, name))
+        check_pattern(self.low_rank_pattern)
         for name in ("remat", "flip", "tensorboard"):
             truth(name, getattr(self, name))
         if not isinstance(self.optimizer, OptimizerSettings):

@@ -2,7 +2,7 @@
 
 Roles: `params` is the student being trained; `teacher` is frozen within a phase; `averages` holds 'eval'
 (the slow average that is evaluated and handed on as the next teacher) and what else a method averages,
-such as TRACT's 'self_teacher'.
+such as TRACT's 'self_teacher'. With a `base`, each role is low-rank adapters of it, see `training.low_rank`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from flax import struct
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.typing import Params
 from diffusion_distill.methods.phases import Phase
-from diffusion_distill.training import ema
+from diffusion_distill.training import ema, low_rank
 
 if TYPE_CHECKING:
     import optax
@@ -32,6 +32,8 @@ class TrainState(struct.PyTreeNode):
     teacher: the frozen teacher's parameters; an empty tuple without one.
     skipped: updates skipped because they were not finite (int32 scalar).
     nonfinite: how many of them were the last ones in a row, in this phase; not saved (int32 scalar).
+    base: the first teacher's parameters, frozen, if the roles are adapters of them; else an empty tuple. Not saved: the
+      teacher's artefact has them.
     """
 
     step: Array
@@ -41,10 +43,19 @@ class TrainState(struct.PyTreeNode):
     teacher: Params
     skipped: Array
     nonfinite: Array
+    base: Params = ()
+
+    def whole(self, role: Params) -> Params:
+        """The parameters of a role as its network takes them: merged with the base, if there is one."""
+        return low_rank.merged(self.base, role) if jax.tree.leaves(self.base) else role
 
 
 def create(
-    params: Params, optimizer: optax.GradientTransformation, averages: Iterable[str], teacher: Params = ()
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    averages: Iterable[str],
+    teacher: Params = (),
+    base: Params = (),
 ) -> TrainState:
     """A state before the first update; the trees are copied, so that they may be donated."""
     params = jax.tree.map(jnp.copy, params)
@@ -56,6 +67,7 @@ def create(
         teacher=jax.tree.map(jnp.copy, teacher),
         skipped=jnp.zeros((), jnp.int32),
         nonfinite=jnp.zeros((), jnp.int32),
+        base=jax.tree.map(jnp.copy, base),
     )
 
 
@@ -77,7 +89,7 @@ def next_phase(state: TrainState, phase: Phase, optimizer: optax.GradientTransfo
     teacher = state.averages["eval"].params
     if phase.restart:
         fresh = create(teacher, optimizer, [n for n in state.averages if n != "eval"], teacher)
-        return fresh.replace(step=state.step, skipped=state.skipped)
+        return fresh.replace(step=state.step, skipped=state.skipped, base=state.base)
     averages = dict(state.averages)
     if phase.reset_average:
         averages["eval"] = ema.reset(averages["eval"])

@@ -53,10 +53,10 @@ def mean_loss_of(losses: Losses, model: Model, teacher: Model | None) -> Callabl
             part = batch["part"]
             batch = {**batch, "part": part.replace(key=jax.random.split(part.key)[0])}
         student_key = dropout_key if drops else None
-        denoisers = {name: model.denoiser(average.params) for name, average in state.averages.items()}
+        denoisers = {name: model.denoiser(state.whole(a.params)) for name, a in state.averages.items()}
         if teacher is not None:
-            denoisers["teacher"] = teacher.denoiser(state.teacher)
-        denoisers["student"] = model.denoiser(params, student_key)
+            denoisers["teacher"] = teacher.denoiser(state.whole(state.teacher))
+        denoisers["student"] = model.denoiser(state.whole(params), student_key)
         return jnp.mean(losses(denoisers, rows, batch, noise_key))
 
     return mean_loss

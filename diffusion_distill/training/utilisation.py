@@ -98,6 +98,20 @@ def device_bytes(state: Any, mesh: Mesh | AbstractMesh) -> int:
     return sum(prod(share) * leaf.dtype.itemsize for leaf, share in each)
 
 
+def described(state: TrainState, mesh: Mesh | AbstractMesh) -> str:
+    """The bytes of the state's roles on each device, in one line."""
+    roles = {
+        "student": state.params,
+        "optimizer": state.opt_state,
+        "averages": state.averages,
+        "teacher": state.teacher,
+        "base": state.base,
+    }
+    sizes = {name: device_bytes(role, mesh) for name, role in roles.items() if jax.tree.leaves(role)}
+    parts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    return f"state: {device_bytes(state, mesh):,} bytes on each device ({parts})"
+
+
 def check_memory(state: Any, mesh: Mesh) -> None:
     """Raises ValueError if the state alone, without what an update needs besides, is too large for the devices.
 
@@ -135,7 +149,8 @@ def update_flops(losses: Losses, model: Model, teacher: Model | None, state: Tra
     batch = {"x": jnp.zeros((1, *model.shape), jnp.float32), "cond": conditions.zeros(model)}
     batch = {name: value for name, value in batch.items() if value is not None}
     loss = count_flops(mean_loss_of(losses, model, teacher), state.params, state, batch, rows, jax.random.key(0))
-    return loss + 2 * forward_flops(model, state.params)
+    student = jax.eval_shape(lambda state: state.whole(state.params), state)
+    return loss + 2 * forward_flops(model, student)
 
 
 def forward_flops(model: Model, params: Any) -> int:

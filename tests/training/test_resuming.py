@@ -63,7 +63,15 @@ def test_what_changes_no_number_may_change(change: dict[str, Any], tiny_model: M
 @pytest.mark.fast
 @pytest.mark.parametrize(
     "change",
-    [{"batch_size": 16}, {"seed": 1}, {"parts": 2}, {"flip": True}, {"optimizer": OptimizerSettings(b1=0.5)}],
+    [
+        {"batch_size": 16},
+        {"seed": 1},
+        {"parts": 2},
+        {"flip": True},
+        {"low_rank": 4},
+        {"low_rank_pattern": "conv"},
+        {"optimizer": OptimizerSettings(b1=0.5)},
+    ],
 )
 def test_what_changes_numbers_may_not(change: dict[str, Any], tiny_model: Model, tmp_path: Path) -> None:
     other = dataclasses.replace(SETTINGS, **change)
