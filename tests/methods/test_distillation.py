@@ -634,7 +634,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "TRACT to negative steps": (lambda: Tract((8, -1)), r"positive step counts.*\(8, -1\)"),
     "TRACT of one count": (lambda: Tract((8,)), r"at least two.*got \(8,\)"),
     "TRACT with half steps": (lambda: Tract((8, 2.5)), r"positive step counts.*2\.5"),  # type: ignore[arg-type]
-    "TRACT's momentum": (lambda: Tract(self_momentum=1.0), r"self_momentum must be in \[0, 1\), got 1.0"),
+    "TRACT's momentum": (lambda: Tract(self_momentum=1.0), r"self_momentum must be a number in \[0, 1\), got 1.0"),
     "TRACT's phase start": (lambda: Tract(phase_start="paper"), r"phase_start 'paper'.*Known: continue, teacher"),
     "TRACT's residual of 0": (lambda: plan(Tract((2, 1), residual=0.0, length=640)), r"residual.*\(0, 1\).*0\.0"),
     "TRACT's fixed momentum of 1": (lambda: Tract(momentum=1.0), r"momentum must be .*\[0, 1\), got 1\.0"),
