@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffusion_distill.api.training import check_low_rank, state_shapes, step_of, student_models
+from diffusion_distill.api.beginning import check_low_rank, state_shapes, step_of
+from diffusion_distill.api.training import student_models
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods.method import Method

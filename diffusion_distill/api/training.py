@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
+from diffusion_distill.api.beginning import begun, check_low_rank, state_shapes, step_of
 from diffusion_distill.api.monitor import Monitor
 from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.registry import from_mapping
@@ -31,22 +31,21 @@ from diffusion_distill.methods.method import Method
 from diffusion_distill.methods.phases import Phase, describe
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import predicts_noise
-from diffusion_distill.training import dropout, loop, low_rank, sharding
+from diffusion_distill.training import dropout, loop, sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.training.goodput import Goodput
 from diffusion_distill.training.logs import JsonLines, Log, Logs, TensorBoard, WeightsAndBiases
-from diffusion_distill.training.optimizers import make_clip, make_optimizer
+from diffusion_distill.training.optimizers import make_optimizer
 from diffusion_distill.training.resuming import LENGTHS, SameRun, defaults
 from diffusion_distill.training.settings import WITHOUT_EFFECT, Settings
-from diffusion_distill.training.state import TrainState, create
-from diffusion_distill.training.step import Step, make_step
+from diffusion_distill.training.state import TrainState
 from diffusion_distill.training.utilisation import Meter, check_memory, described, meter
 from diffusion_distill.training.workdir import Workdir
 
 if TYPE_CHECKING:
-    import optax
+    pass
 
 
 def train(
@@ -150,7 +149,7 @@ def _fit(
             home = cleanup.enter_context(closing(Workdir(workdir, description, compare=same))).path
             checkpoints = Checkpoints(home / "checkpoints", settings.keep_checkpoints, description)
             cleanup.callback(checkpoints.close)
-        state = _begun(params, teacher, method, settings, optimizer, mesh)
+        state = begun(params, teacher, method, settings, optimizer, mesh)
         if checkpoints and checkpoints.latest is not None:
             state = checkpoints.restore(state)
         if jax.process_index() == 0:
@@ -188,80 +187,6 @@ def _found(folder: Path, model: Model, made: Artefact | None) -> Artefact:
         warnings.warn(f"{error} It is written again from the newest checkpoint.", stacklevel=4)
         made.save(folder)
         return made
-
-
-def state_shapes(
-    params: Params,
-    teacher: Artefact | None,
-    method: Method,
-    settings: Settings,
-    optimizer: optax.GradientTransformation,
-) -> TrainState:
-    """The shapes of a run's state; parameters may be shapes too."""
-    begin = partial(_first_state, method=method, settings=settings, optimizer=optimizer)
-    return jax.eval_shape(begin, params, () if teacher is None else teacher.params)
-
-
-def _first_state(
-    params: Params, frozen: Params, method: Method, settings: Settings, optimizer: optax.GradientTransformation
-) -> TrainState:
-    """The state before the first update, of the student's and the teacher's parameters."""
-    if not settings.low_rank:
-        return create(params, optimizer, method.averages, frozen)
-    key = jax.random.fold_in(key_of(settings.seed), low_rank.STREAM)
-    adapters = low_rank.init(key, frozen, settings.low_rank, settings.low_rank_pattern)
-    return create(adapters, optimizer, method.averages, adapters, base=frozen)  # which change nothing yet: the teacher
-
-
-def step_of(
-    model: Model,
-    trained: Model,
-    state: TrainState,
-    teacher: Artefact | None,
-    method: Method,
-    settings: Settings,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-) -> Step:
-    """The compiled update of a run; of the state and the teacher only shapes are used."""
-    return make_step(
-        method.losses,
-        _with_remat(trained) if settings.remat else trained,
-        None if teacher is None else teacher.model,
-        optimizer,
-        mesh,
-        parts=settings.parts,
-        shard_clip=make_clip(settings.optimizer) if settings.optimizer.clip_scope == "shard" else None,
-        label_dropout=dropout.label_dropout_of(model, getattr(method, "label_dropout", None)),
-        places=sharding.places(state, mesh),
-    )
-
-
-def _begun(
-    params: Params,
-    teacher: Artefact | None,
-    method: Method,
-    settings: Settings,
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh,
-) -> TrainState:
-    """The state before the first update, made where it will lie: no device ever has more than its share of it."""
-    frozen = () if teacher is None else sharding.place(teacher.params, mesh)
-    return sharding.place(_first_state(sharding.place(params, mesh), frozen, method, settings, optimizer), mesh)
-
-
-def _with_remat(model: Model) -> Model:
-    """The model whose network computes its blocks again in the backward pass.
-
-    Raises:
-      ValueError: its network has no such setting.
-    """
-    if model.adapter.option("remat", None) is None:
-        raise ValueError(
-            f"remat=True was asked for, but the network {model.adapter.name} has no field 'remat'. Leave it out, and "
-            "use flax.linen.remat or jax.checkpoint inside the network."
-        )
-    return model.with_network(remat=True)
 
 
 def _plan(
@@ -353,16 +278,6 @@ def _batches(source: Source | Stream, settings: Settings) -> Batches:
     """This process's batches."""
     here, processes = jax.process_index(), jax.process_count()
     return Batches(source, settings.batch_size, settings.seed, settings.flip, here, processes)
-
-
-def check_low_rank(model: Model, teacher: Artefact | None, settings: Settings) -> None:
-    """Raises ValueError if adapters are asked for where there is no teacher of the same network to adapt."""
-    if settings.low_rank and (teacher is None or not dropout.same_but_for_dropout(model, teacher.model)):
-        what = "a teacher's training has no teacher" if teacher is None else "the student has another network or model"
-        raise ValueError(
-            f"low_rank={settings.low_rank} trains adapters of the teacher's parameters, but {what}. Set low_rank=0, or "
-            "distil a teacher to a student of its own network."
-        )
 
 
 def _check_teacher(teacher: Artefact, student: Model, method: Method, phases: Sequence[Phase]) -> None:
