@@ -26,6 +26,7 @@ from diffusion_distill.api import grid_for, table_for
 from diffusion_distill.methods import Denoising, Progressive, Tract
 from diffusion_distill.process.levels import Level
 from diffusion_distill.solvers import ddim, dode, engine, tabulate
+from diffusion_distill.solvers.pairing import nested
 from diffusion_distill.training import utilisation
 from diffusion_distill.training.sharding import data_mesh, replicated
 from diffusion_distill.weights import PUBLISHED
@@ -199,7 +200,7 @@ def sampling(options: Options) -> None:
 
     def fitted(steps: int, scale: int) -> dict[str, Any]:
         student = tabulate("ddim", grid_for(model, steps))
-        teacher = dode.nested(student, model.process, scale, ddim)
+        teacher = nested(student, model.process, scale, ddim)
         whole = seconds_of(lambda: dode.fit(denoise, student, teacher, start))
         bare = alone((scale + 1) * steps)
         note = f"{(scale + 1) * steps} calls of {batch} images, {whole / bare:.3f} of the calls alone"

@@ -20,7 +20,7 @@ from sampling import bare_calls
 from diffusion_distill.api import grid_for
 from diffusion_distill.base.compilation import keep_compiled
 from diffusion_distill.solvers import SOLVERS, dode, tabulate
-from diffusion_distill.solvers.pairing import teacher_of
+from diffusion_distill.solvers.pairing import nested, teacher_of
 from diffusion_distill.training.sharding import data_mesh, devices_for, replicated, split, use_cpu_devices
 
 GOAL = 1 / 1.1  # of bare calls' speed
@@ -42,7 +42,7 @@ def measure(name: str, solver: str, steps: int, scale: int, batch: int, rounds: 
     start = jax.device_put(jax.random.normal(jax.random.key(1), (batch, *model.shape)), split(mesh))
     student = tabulate(solver, grid_for(model, steps), model.process)
     own = teacher_of(solver)
-    teacher = dode.nested(student, model.process, scale, lambda grid: tabulate(own, grid, model.process))
+    teacher = nested(student, model.process, scale, lambda grid: tabulate(own, grid, model.process))
     calls = teacher.table.nfe + student.nfe
     found = by_turns(
         {"network": bare_calls(denoise, start, None, calls), "fit": lambda: dode.fit(denoise, student, teacher, start)},

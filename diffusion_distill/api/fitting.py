@@ -38,7 +38,9 @@ from diffusion_distill.evaluation.measuring import (
 )
 from diffusion_distill.solvers import Table, dode, engine, spelled, tabulate
 from diffusion_distill.solvers.fitted import FittedSolver
-from diffusion_distill.solvers.pairing import teacher_of, teacher_steps
+from diffusion_distill.solvers.least_squares import Fit
+from diffusion_distill.solvers.pairing import Teacher, nested, published, teacher_of, teacher_steps
+from diffusion_distill.solvers.search import Search, search
 from diffusion_distill.solvers.spec import SamplerSpec
 from diffusion_distill.training import sharding
 from diffusion_distill.training.artefact import Artefact
@@ -195,14 +197,14 @@ def fit_solver(
 
 def _teacher(
     student: Table, settings: FitSettings, spec: SamplerSpec, model: Model, source: Model
-) -> tuple[dode.Teacher, str]:
+) -> tuple[Teacher, str]:
     """The teacher of a student, and its solver's name."""
     name = settings.teacher_solver or teacher_of(spec.solver)
     make = lambda grid: tabulate(name, grid, model.process)  # noqa: E731
     count = teacher_steps(student.nfe, settings.scale, source.discrete_steps)
     if settings.pairing == "nested":
-        return dode.nested(student, model.process, count // student.nfe, make), name
-    return dode.published(student, make(grid_for(model, count, spec.spacing, spec.end))), name
+        return nested(student, model.process, count // student.nfe, make), name
+    return published(student, make(grid_for(model, count, spec.spacing, spec.end))), name
 
 
 def _facts(settings: FitSettings, features: Measured) -> dict[str, Any]:
@@ -265,22 +267,22 @@ def _measure(
 
 def _searched(
     student: Table, settings: FitSettings, measure: Callable[[Table], float], far: Callable[[Table], float]
-) -> tuple[dode.Fit, dode.Search]:
+) -> tuple[Fit, Search]:
     """The best candidate as a fit, whose distances are those of the results alone."""
     metric = settings.search_metric
-    search = dode.search(student, settings.candidates, measure, metric, METRICS[metric])
-    if search.at_edge:
+    found = search(student, settings.candidates, measure, metric, METRICS[metric])
+    if found.at_edge:
         warnings.warn(
-            f"The best lambda by {metric}, {search.best:g}, stands at the edge of the candidates "
+            f"The best lambda by {metric}, {found.best:g}, stands at the edge of the candidates "
             f"{settings.candidates}: a better one may lie beyond. Widen the candidates (config.fit.candidates).",
             stacklevel=3,
         )
-    lambdas = np.full(student.directions.published.shape, search.best)  # type: ignore[union-attr]
+    lambdas = np.full(student.directions.published.shape, found.best)  # type: ignore[union-attr]
     distances = [np.array([far(table)]) for table in (student.plain(), student.distilled(lambdas))]
-    return dode.Fit(lambdas, *distances, result=None, asked=lambdas), search
+    return Fit(lambdas, *distances, result=None, asked=lambdas), found
 
 
-def _warn_of_bounds(found: dode.Fit, largest: float) -> None:
+def _warn_of_bounds(found: Fit, largest: float) -> None:
     for k in np.flatnonzero((found.lambdas != found.asked).any(axis=1)):
         asked = ", ".join(f"{value:.4g}" for value in found.asked[k])
         warnings.warn(

@@ -8,7 +8,7 @@ D is the network's eps (VP) or x_hat (VE), D_T its first output; before that the
     lookahead   x_hat_t + lambda·(x_hat_t - x_hat_{t+1}) in place of x_hat, and eps_t as it is
 
 lambda = 0 is DDIM here for all of them: of 'sep' and 'all', the paper's lambda_1 is one more than the one here. The
-paper searches one lambda for all steps of 'lookahead', and one of D-DDIM, 'Fixed': see `solvers.dode.search`.
+paper searches one lambda for all steps of 'lookahead', and one of D-DDIM, 'Fixed': see `solvers.search`.
 """
 
 from __future__ import annotations

@@ -24,24 +24,10 @@ import numpy as np
 from diffusion_distill.base.typing import Cond, Data
 from diffusion_distill.denoisers.denoise import Denoise, as_denoise
 from diffusion_distill.solvers.engine import integrate, run_host
-from diffusion_distill.solvers.least_squares import Fit, fit_row, least_squares
-from diffusion_distill.solvers.pairing import Teacher, check, nested, published
+from diffusion_distill.solvers.least_squares import Fit, fit_row
+from diffusion_distill.solvers.pairing import Teacher, check
 from diffusion_distill.solvers.rows import Registers, begin, look, walk
-from diffusion_distill.solvers.search import Search, search
 from diffusion_distill.solvers.table import Table
-
-__all__ = [
-    "Fit",
-    "Search",
-    "Teacher",
-    "distance_from",
-    "fit",
-    "fit_host",
-    "least_squares",
-    "nested",
-    "published",
-    "search",
-]
 
 
 def fit(

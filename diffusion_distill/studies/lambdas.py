@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike
 
 from diffusion_distill.base.files import user_path
 from diffusion_distill.report import Line, Panel, line_plot
-from diffusion_distill.solvers.dode import Search
 from diffusion_distill.solvers.fitted import FittedSolver
+from diffusion_distill.solvers.search import Search
 from diffusion_distill.studies.subject import finite, plain, write
 from diffusion_distill.studies.trajectories import AXES
 

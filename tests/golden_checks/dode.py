@@ -1,7 +1,7 @@
 """Fixtures of fitted D-ODE solvers (folder solvers): dode_noise.npz, dode_edm.npz, dode_ablations.npz.
 
 The denoiser is the exact one of mixture.npz. Students are fitted on the host in float64 and by the engine in float32,
-with the published pairing of states (`dode.published`) unless a fixture says matched. Lambdas are compared in both
+with the published pairing of states (`published`) unless a fixture says matched. Lambdas are compared in both
 conventions. Tolerances are the README's: lambda 1e-7·max(1, |lambda|) (D-EDM 1e-6) and 2e-2, samples 1e-7 and 5e-3 of
 the largest. Two float32 lambdas are less determined than that: one whose direction is so short that an error of lambda
 moves the state by less than half of the samples' tolerance is compared by that; and of several nearly parallel
@@ -28,6 +28,8 @@ from diffusion_distill.process.vp_discrete import LinearAlphaDiscrete
 from diffusion_distill.solvers import SOLVERS, Table, ddim, deis, dode, dpm_solver, dpm_solver_pp, engine, heun, ipndm
 from diffusion_distill.solvers.dpm_solver import order_plan
 from diffusion_distill.solvers.engine import run_host
+from diffusion_distill.solvers.least_squares import Fit
+from diffusion_distill.solvers.pairing import Teacher, nested, published
 from golden_checks.common import FLOAT64, Fixture, Kind, Mode, Rule, absolute, of_each, of_largest, relative
 from golden_checks.solvers_common import mixture
 
@@ -45,7 +47,7 @@ class Case:
 
     prefix: str
     student: Table
-    teacher: dode.Teacher
+    teacher: Teacher
 
     def key(self, name: str) -> str:
         """The key of one of its arrays."""
@@ -71,7 +73,7 @@ def state_rule(mode: Mode, edm: bool = False) -> Rule:
     return of_largest((1e-6 if edm else 1e-7) if mode is FLOAT64 else 5e-3)
 
 
-def fitted(case: Case, mode: Mode, denoise: Any, start: Any) -> dode.Fit:
+def fitted(case: Case, mode: Mode, denoise: Any, start: Any) -> Fit:
     """The case's student, fitted in one precision."""
     return (dode.fit_host if mode is FLOAT64 else dode.fit)(denoise, case.student, case.teacher, start)
 
@@ -83,7 +85,7 @@ def walked(table: Table, mode: Mode, denoise: Any, start: Any) -> np.ndarray:
     return np.asarray(engine.integrate(denoise, table, start, states=True))
 
 
-def lambdas_of(fit: dode.Fit, student: Table, published: bool) -> np.ndarray:
+def lambdas_of(fit: Fit, student: Table, published: bool) -> np.ndarray:
     """[rows] of one direction per row."""
     lambdas = np.asarray(fit.lambdas, np.float64)
     return (lambdas * student.directions.published if published else lambdas)[:, 0]  # type: ignore[union-attr]
@@ -174,7 +176,7 @@ def noise_case(fixture: Fixture, prefix: str, solver: str, nfe: int, scale: int)
         if solver.startswith("d_deis"):
             make = partial(deis, order=int(solver[-1]) + 1, process=ALPHAS, quadrature="left")
         student, teacher = (adams(make, index) for index in (student_grid, teacher_grid))
-    return Case(prefix, student, dode.published(student, teacher))
+    return Case(prefix, student, published(student, teacher))
 
 
 def check_noise(fixture: Fixture, mode: Mode) -> None:
@@ -234,7 +236,7 @@ def check_edm(fixture: Fixture, mode: Mode) -> None:
         steps, scale = (int(found[2]), int(found[3])) if found[2] else (int(found[4]) // 2 + 1, int(found[5]))
         student = ddim(edm_grids.edm(steps)) if found[2] else heun(edm_grids.edm(steps), keep_slope=True)
         teacher = ddim(edm_grids.edm(scale * student.nfe))
-        case = Case(found[1], student, dode.published(student, teacher))
+        case = Case(found[1], student, published(student, teacher))
         if mode is FLOAT64:
             sigma = student.level.sigma
             fixture.compare(case.key("student_sigma"), [*sigma, 0], FLOAT64, GRID)
@@ -280,10 +282,10 @@ def check_ablations(fixture: Fixture, mode: Mode) -> None:
         compare(found[0], thresholded(x, Level(1.0, 0.0)), rule=of_each(1e-10 if mode is FLOAT64 else 2e-5))
 
 
-def discrete_teacher(student: Table, scale: int) -> dode.Teacher:
+def discrete_teacher(student: Table, scale: int) -> Teacher:
     """DDIM on the betas' own indices, paired as published."""
     steps = min(BETAS.steps, scale * student.nfe)
-    return dode.published(student, ddim(by_index(np.append(ddim_indices("uniform_torch", steps), -1))))
+    return published(student, ddim(by_index(np.append(ddim_indices("uniform_torch", steps), -1))))
 
 
 def check_variant(fixture: Fixture, mode: Mode, case: Case, more: int, denoise: Any, starts: tuple[Any, Any]) -> None:
@@ -307,7 +309,7 @@ def check_matched(
 ) -> None:
     """D-DDIM with nested grids of times from 1 to 1e-3: the package's own pairing."""
     student = ddim(make_grid(BETAS, nfe, end=1e-3))
-    case = Case(prefix, student, dode.nested(student, BETAS, scale, ddim))
+    case = Case(prefix, student, nested(student, BETAS, scale, ddim))
     check_fit(fixture, mode, case, denoise, starts, edm=False)
     for name, table in (("plain_ddim_fresh_final", student), ("teacher_fresh_final", case.teacher.table)):
         fixture.compare(case.key(name), walked(table, mode, denoise, starts[1])[-1], mode, state_rule(mode))

@@ -37,7 +37,9 @@ from diffusion_distill.process.time_input import IDDPMInput
 from diffusion_distill.solvers import SOLVERS, Table, ancestral, ddim, dode, engine, heun, registry, tabulate
 from diffusion_distill.solvers.engine import run_host
 from diffusion_distill.solvers.fitted import FittedSolver
-from diffusion_distill.solvers.pairing import teacher_steps
+from diffusion_distill.solvers.least_squares import least_squares
+from diffusion_distill.solvers.pairing import Teacher, nested, teacher_steps
+from diffusion_distill.solvers.search import search
 from diffusion_distill.studies import comparison as comparison_run
 from diffusion_distill.studies.comparison import Comparison, Setting, compare_solvers
 from diffusion_distill.training.artefact import Artefact
@@ -90,11 +92,9 @@ def test_least_squares_is_numpys(count: int) -> None:
     rng = np.random.default_rng(count)
     columns, target = rng.standard_normal((count, 30, 4)), rng.standard_normal((30, 4))
     expected = np.linalg.lstsq(columns.reshape(count, -1).T, target.ravel(), rcond=None)[0]
-    chex.assert_trees_all_close(dode.least_squares(list(columns), target), expected, rtol=1e-11)
+    chex.assert_trees_all_close(least_squares(list(columns), target), expected, rtol=1e-11)
     single = [jnp.asarray(c, jnp.float32) for c in columns]
-    chex.assert_trees_all_close(
-        dode.least_squares(single, jnp.asarray(target, jnp.float32)), expected, rtol=1e-7, atol=2e-6
-    )
+    chex.assert_trees_all_close(least_squares(single, jnp.asarray(target, jnp.float32)), expected, rtol=1e-7, atol=2e-6)
 
 
 @pytest.mark.fast
@@ -105,14 +105,14 @@ def test_least_squares_of_nearly_parallel_columns_keeps_its_digits() -> None:
     columns = [base, base + 1e-4 * other]
     target = 3 * columns[0] - 2 * columns[1]
     single = [jnp.asarray(c, jnp.float32) for c in columns]
-    found = dode.least_squares(single, jnp.asarray(target, jnp.float32))
+    found = least_squares(single, jnp.asarray(target, jnp.float32))
     chex.assert_trees_all_close(found, np.array([3, -2]), rtol=2e-2)
 
 
 @pytest.mark.fast
 def test_least_squares_leaves_out_what_says_nothing_new() -> None:
     column = np.arange(1.0, 9).reshape(2, 4)
-    found = dode.least_squares([column, np.zeros_like(column), 2 * column], 5 * column)
+    found = least_squares([column, np.zeros_like(column), 2 * column], 5 * column)
     chex.assert_trees_all_close(found, np.array([5, 0, 0]), rtol=1e-7, atol=1e-12)
 
 
@@ -124,7 +124,7 @@ def test_least_squares_leaves_out_what_says_nothing_new() -> None:
 def test_a_fit_is_the_least_squares_solution_of_each_row(name: str) -> None:
     """By hand: the student's states with the lambdas found so far, against the teacher's, by numpy.linalg.lstsq."""
     student, process = student_of(name)
-    teacher = dode.nested(student, process, 4, ddim)
+    teacher = nested(student, process, 4, ddim)
     fit = dode.fit_host(Curved(), student, teacher, noise())
     states = run_host(teacher.table.plain(), Curved(), noise(), states=True)
     assert student.directions is not None
@@ -157,7 +157,7 @@ def test_the_teacher_passes_through_the_levels_of_the_student(name: str) -> None
     student, process = student_of(name)
     assert student.directions is not None
     for make in (ddim, heun):
-        teacher = dode.nested(student, process, 3, make)
+        teacher = nested(student, process, 3, make)
         reached = teacher.table.directions.reached  # type: ignore[union-attr]
         for k, target in enumerate(teacher.targets):
             ratio = reached.sigma[target - 1] / reached.alpha[target - 1]
@@ -171,7 +171,7 @@ def test_the_teacher_passes_through_the_levels_of_the_student(name: str) -> None
 @pytest.mark.fast
 def test_a_student_that_is_its_teacher_needs_no_lambdas() -> None:
     student, process = student_of("ddim")
-    fit = dode.fit_host(Curved(), student, dode.nested(student, process, 1, ddim), noise())
+    fit = dode.fit_host(Curved(), student, nested(student, process, 1, ddim), noise())
     chex.assert_trees_all_close(fit.lambdas, 0, rtol=1e-7, atol=1e-10)
     chex.assert_trees_all_close(fit.plain, 0, rtol=1e-7, atol=1e-12)
 
@@ -183,7 +183,7 @@ def test_fitted_solvers_follow_the_exact_flow_better(name: str) -> None:
     data = toys.Gaussian(mean=0.2, std=0.3)
     optimal = lambda z, level, labels=None: data.raw((), z, level, labels, None)  # noqa: E731
     student, process = student_of(name, 6)
-    fit = dode.fit_host(optimal, student, dode.nested(student, process, 20, ddim), noise(200))
+    fit = dode.fit_host(optimal, student, nested(student, process, 20, ddim), noise(200))
     fresh = np.random.default_rng(9).standard_normal((64, *SHAPE))
     start = student.directions.start  # type: ignore[union-attr]
     truth = data.flow(student.init * fresh, start, Level(np.float64(1), np.float64(0)))
@@ -197,7 +197,7 @@ def test_fitted_solvers_follow_the_exact_flow_better(name: str) -> None:
 @every_student
 def test_the_engine_fits_what_the_host_fits(name: str) -> None:
     student, process = student_of(name)
-    teacher = dode.nested(student, process, 4, ddim)
+    teacher = nested(student, process, 4, ddim)
     host = dode.fit_host(Curved(), student, teacher, noise())
     device = dode.fit(Curved(), student, teacher, jnp.asarray(noise(), jnp.float32))
     chex.assert_trees_all_close(device.plain, host.plain, rtol=2e-2, atol=1e-5)
@@ -210,7 +210,7 @@ def test_the_engine_fits_what_the_host_fits(name: str) -> None:
 
 def test_a_fit_does_not_depend_on_the_number_of_devices(tiny_model: Model) -> None:
     student, process = student_of("ddim")
-    teacher, found = dode.nested(student, process, 3, ddim), []
+    teacher, found = nested(student, process, 3, ddim), []
     for count in (1, 2, 8):
         mesh = data_mesh(jax.devices()[:count])
         denoise = tiny_model.denoiser(jax.device_put(toys.parameters(tiny_model), replicated(mesh)))
@@ -237,7 +237,7 @@ def test_a_fit_costs_one_batch_for_each_evaluation(exact: Denoiser) -> None:
             return exact(z, level, labels)
 
     student, process = student_of("ddim")
-    dode.fit(Counting(), student, dode.nested(student, process, 4, ddim), jnp.asarray(noise(), jnp.float32))
+    dode.fit(Counting(), student, nested(student, process, 4, ddim), jnp.asarray(noise(), jnp.float32))
     jax.effects_barrier()
     assert len(calls) == (4 + 1) * student.nfe and set(calls) == {24}
 
@@ -248,7 +248,7 @@ def test_conditional_models_are_fitted_as_they_are_sampled() -> None:
             return jnp.tanh(z + (labels[:, None, None, None] - 1))
 
     student, process = student_of("ddim")
-    teacher, start = dode.nested(student, process, 4, ddim), jnp.asarray(noise(), jnp.float32)
+    teacher, start = nested(student, process, 4, ddim), jnp.asarray(noise(), jnp.float32)
     zero, two = (dode.fit(Labelled(), student, teacher, start, jnp.full(24, c)).lambdas for c in (0, 2))
     assert np.abs(zero - two).max() > 1e-3
 
@@ -273,10 +273,10 @@ def test_guided_models_are_sampled_and_fitted(toy_networks: None) -> None:
 @pytest.mark.fast
 def test_one_lambda_for_all_rows_is_searched(exact: Denoiser) -> None:
     student, process = student_of("ddim", 4)
-    start, teacher = jnp.asarray(noise(), jnp.float32), dode.nested(student, process, 50, ddim)
+    start, teacher = jnp.asarray(noise(), jnp.float32), nested(student, process, 50, ddim)
     target = engine.integrate(exact, teacher.table, start)
     candidates = (0.25, 0.5, 0.75, 1.0)
-    found = dode.search(student, candidates, dode.distance_from(teacher, exact, start))
+    found = search(student, candidates, dode.distance_from(teacher, exact, start))
     ends = [engine.integrate(exact, student.distilled(np.full((4, 1), c)), start) for c in (0.0, *candidates)]
     errors = [float(jnp.sqrt(jnp.mean((end - target) ** 2))) for end in ends]
     assert found.metric == "l2" and found.best == candidates[int(np.argmin(errors[1:]))]
@@ -292,15 +292,15 @@ def test_a_search_takes_the_lowest_or_the_highest_finite_value() -> None:
     unit = lambda_of(student.distilled(np.ones((5, 1))))
     parabola = lambda table: (lambda_of(table) / unit - 0.3) ** 2  # noqa: E731
     candidates = (0.4, 0.1, 0.31, 0.2)
-    lowest = dode.search(student, candidates, parabola, "frechet")
-    highest = dode.search(student, candidates, lambda table: -parabola(table), "recall", highest=True)
+    lowest = search(student, candidates, parabola, "frechet")
+    highest = search(student, candidates, lambda table: -parabola(table), "recall", highest=True)
     assert (lowest.best, highest.best) == (0.31, 0.31) and not lowest.at_edge
     np.testing.assert_allclose(lowest.values, (np.array(candidates) - 0.3) ** 2, atol=1e-12)
-    assert dode.search(student, (0.4, 0.5), parabola).at_edge and not dode.search(student, (0.4,), parabola).at_edge
+    assert search(student, (0.4, 0.5), parabola).at_edge and not search(student, (0.4,), parabola).at_edge
     values = iter([np.nan, np.inf, 3.0])
-    assert dode.search(student, (0.1, 0.2, 0.3), lambda table: next(values)).best == 0.3
+    assert search(student, (0.1, 0.2, 0.3), lambda table: next(values)).best == 0.3
     with pytest.raises(ValueError, match=r"No candidate of \(0.1, 0.2\) gives finite images"):
-        dode.search(student, (0.1, 0.2), lambda table: np.nan)
+        search(student, (0.1, 0.2), lambda table: np.nan)
 
 
 REFERENCE = np.clip(np.random.default_rng(0).normal(0.1, 0.4, (60, *SHAPE)), -1, 1).astype(np.float32)
@@ -381,7 +381,7 @@ def test_a_search_needs_what_it_measures_against(teacher: Artefact, monkeypatch:
 def test_lambdas_beyond_the_bound_are_left_out() -> None:
     """Two directions that differ by 1e-6 of themselves ask for huge lambdas: the row keeps 0, and others theirs."""
     student, process = student_of("two lambdas")
-    teacher = dode.nested(student, process, 4, ddim)
+    teacher = nested(student, process, 4, ddim)
     assert student.directions is not None
     weights = student.directions.weights.copy()
     weights[3, 1] = weights[3, 0] + 1e-6 * weights[3, 1]
@@ -575,9 +575,9 @@ def test_what_cannot_be_fitted_is_refused(make: Callable[[Artefact], Any], said:
         (lambda: Comparison(solvers=()), "needs solvers"),
         (lambda: Comparison(nfe=(0,)), "at least 1"),
         (lambda: Comparison(truth="fine"), "Unknown solver 'fine'"),
-        (lambda: dode.nested(student_of("ddim")[0], SCHEDULE, 0, ddim), "scale must be"),
-        (lambda: dode.nested(student_of("ddim")[0], SCHEDULE, 2, ancestral), "draw no noise"),
-        (lambda: dode.fit_host(Curved(), student_of("ddim")[0].plain(), dode.Teacher(None, []), noise()), "nothing"),  # type: ignore[arg-type]
+        (lambda: nested(student_of("ddim")[0], SCHEDULE, 0, ddim), "scale must be"),
+        (lambda: nested(student_of("ddim")[0], SCHEDULE, 2, ancestral), "draw no noise"),
+        (lambda: dode.fit_host(Curved(), student_of("ddim")[0].plain(), Teacher(None, []), noise()), "nothing"),  # type: ignore[arg-type]
         (lambda: student_of("ddim")[0].plain().distilled(np.zeros((5, 1))), "no D-ODE variant"),
     ],
 )
@@ -589,7 +589,7 @@ def test_settings_out_of_range_are_refused(make: Callable[[], Any], said: str) -
 @pytest.mark.fast
 def test_targets_are_checked() -> None:
     student, process = student_of("ddim")
-    teacher = dode.nested(student, process, 2, ddim)
+    teacher = nested(student, process, 2, ddim)
     for targets in ([1], [*teacher.targets[:-1], 99]):
         with pytest.raises(ValueError, match="needs one state, 0 to 10"):
             dode.fit_host(Curved(), student, teacher._replace(targets=targets), noise())

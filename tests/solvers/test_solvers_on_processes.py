@@ -21,6 +21,7 @@ from diffusion_distill.process.ve import VE
 from diffusion_distill.process.vp import Cosine, IDDPMCosine, LinearBeta
 from diffusion_distill.solvers import SOLVERS, Table, dode, steps_for, tabulate
 from diffusion_distill.solvers.engine import run_host
+from diffusion_distill.solvers.pairing import nested
 
 pytestmark = pytest.mark.fast
 
@@ -157,7 +158,7 @@ def test_fits_come_nearer_the_flow_than_their_base(solver: str, case: str) -> No
     """From other noise than they were fitted on."""
     data, process = toys.Mixture(), CASES[case].process
     student = table_of(solver, case, 4)
-    teacher = dode.nested(student, process, 10, lambda grid: tabulate(solver, grid, process))
+    teacher = nested(student, process, 10, lambda grid: tabulate(solver, grid, process))
     noise = np.random.default_rng(1).standard_normal((400, 1))
     found = dode.fit_host(denoise(data), student, teacher, noise)
     errors = [error("mixture", case, table) for table in (student.distilled(found.lambdas), student.plain())]

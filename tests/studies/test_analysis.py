@@ -21,7 +21,7 @@ from diffusion_distill.process.flow import RectifiedFlow
 from diffusion_distill.process.levels import Level, from_logsnr
 from diffusion_distill.process.processes import Cosine
 from diffusion_distill.solvers import ancestral, ddim, tabulate
-from diffusion_distill.solvers.dode import Search
+from diffusion_distill.solvers.search import Search
 from diffusion_distill.studies import lambdas, similarity, trajectories
 from diffusion_distill.training import sharding
 

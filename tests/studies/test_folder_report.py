@@ -13,7 +13,7 @@ import pytest
 
 from diffusion_distill.cli import modes
 from diffusion_distill.report import image_grid
-from diffusion_distill.solvers.dode import Search
+from diffusion_distill.solvers.search import Search
 from diffusion_distill.studies.folder_contents import holdings
 from diffusion_distill.studies.folder_report import distinct_names, folder_report
 from diffusion_distill.studies.lambdas import candidates, lambdas

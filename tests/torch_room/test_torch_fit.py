@@ -15,12 +15,13 @@ from torch_problems import FITS, PROCESSES, START, denoise, grid_of, whole_table
 from diffusion_distill.solvers import dode, tabulate
 from diffusion_distill.solvers.engine import run_host
 from diffusion_distill.solvers.fitted import FittedSolver
-from diffusion_distill.solvers.pairing import teacher_of
+from diffusion_distill.solvers.least_squares import Fit
+from diffusion_distill.solvers.pairing import nested, teacher_of
 
 
-def on_the_host(solver: str, scale: int) -> dode.Fit:
+def on_the_host(solver: str, scale: int) -> Fit:
     student, process = whole_table(f"{solver}|discrete"), PROCESSES["discrete"]
-    teacher = dode.nested(student, process, scale, lambda grid: tabulate(teacher_of(solver), grid, process))
+    teacher = nested(student, process, scale, lambda grid: tabulate(teacher_of(solver), grid, process))
     return dode.fit_host(denoise, student, teacher, START, largest=1000.0)
 
 
