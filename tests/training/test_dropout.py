@@ -86,7 +86,7 @@ def test_a_run_recomputes_the_blocks_of_networks_that_can(monkeypatch: pytest.Mo
     """What is trained recomputes; what is saved is the model as it was given."""
     model, trained = Model(UNet(32, 16, 1, (1,), 1, (), num_heads=1), (4, 4, 1)), []
     monkeypatch.setattr(
-        "diffusion_distill.api.training.make_step", lambda _, model, *rest, **options: trained.append(model)
+        "diffusion_distill.api.beginning.make_step", lambda _, model, *rest, **options: trained.append(model)
     )
     monkeypatch.setattr(loop, "run", lambda state, *_, **options: state)
     source, settings = from_arrays(np.zeros((8, 4, 4, 1), np.uint8)), api.Settings(batch_size=8, remat=True)
