@@ -15,6 +15,7 @@ import toys
 from toys import equal
 
 from diffusion_distill import api
+from diffusion_distill.api import training
 from diffusion_distill.api.classifier import ClassifierSettings
 from diffusion_distill.api.fitting import FitSettings
 from diffusion_distill.base.errors import in_words
@@ -111,6 +112,36 @@ def test_a_disk_that_is_full_while_a_run_saves(
             api.train(tiny_model, SOURCE, EIGHT, often, tmp_path / "run")
     assert "Free some space" in in_words(raised.value)
     assert checkpoint.latest_in(tmp_path / "run" / "checkpoints") == 2
+    resumed = api.train(tiny_model, SOURCE, EIGHT, often, tmp_path / "run")
+    assert equal(resumed.params, api.train(tiny_model, SOURCE, EIGHT, SETTINGS).params)
+
+
+@pytest.mark.parametrize("used_up", [True, False])
+def test_a_device_without_memory_for_an_update(
+    used_up: bool, tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_device: None
+) -> None:
+    """Where the failed update has used up the state, the last checkpoint stays; else the state is saved."""
+    make, often = training.step_of, dataclasses.replace(SETTINGS, checkpoint_every=2)
+
+    def failing(*roles: Any) -> Any:
+        step = make(*roles)
+
+        def update(state: Any, *rest: Any) -> Any:
+            if int(state.step) == 5:
+                if used_up:
+                    step(state, *rest)
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+            return step(state, *rest)
+
+        return update
+
+    with monkeypatch.context() as broken:
+        broken.setattr(training, "step_of", failing)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory") as raised:
+            api.train(tiny_model, SOURCE, EIGHT, often, tmp_path / "run")
+    for advice in ("run.parts", "run.remat", "run.params_parallel"):
+        assert [advice in note for note in raised.value.__notes__] == [True]
+    assert checkpoint.latest_in(tmp_path / "run" / "checkpoints") == (4 if used_up else 5)
     resumed = api.train(tiny_model, SOURCE, EIGHT, often, tmp_path / "run")
     assert equal(resumed.params, api.train(tiny_model, SOURCE, EIGHT, SETTINGS).params)
 
