@@ -155,7 +155,7 @@ def _fit(
         if jax.process_index() == 0:
             print(describe(phases), described(shapes, mesh), sep="\n", flush=True)
         log = cleanup.enter_context(closing(_logs(home, settings, description, int(state.step))))
-        monitor = Monitor(model, source, settings, phases, log, home)
+        monitor = Monitor(model, source, settings, phases, log, home, mesh)
 
         def phase_done(phase: Phase, state: TrainState) -> None:
             students[phase.student_steps] = _averaged(model, phase, state, provenance)
