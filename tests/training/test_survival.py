@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from diffusion_distill.methods import Denoising, Progressive, Tract
 from diffusion_distill.studies.status import status
 from diffusion_distill.training import checkpoint
 from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.training.logs import read_figures
 from diffusion_distill.training.optimizers import OptimizerSettings
 
 SETTINGS = api.Settings(batch_size=8, log_every=2, checkpoint_every=100)
@@ -114,6 +117,41 @@ def test_a_disk_that_is_full_while_a_run_saves(
     assert checkpoint.latest_in(tmp_path / "run" / "checkpoints") == 2
     resumed = api.train(tiny_model, SOURCE, EIGHT, often, tmp_path / "run")
     assert equal(resumed.params, api.train(tiny_model, SOURCE, EIGHT, SETTINGS).params)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 8 MiB, where the machine allows to mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.parametrize("left", [0, 100_000], ids=["nothing is left", "a checkpoint does not fit"])
+def test_a_real_disk_that_fills_up_while_a_run_is_under_way(
+    left: int, tiny_model: Model, small_disk: Path, one_device: None
+) -> None:
+    often, ballast, run = dataclasses.replace(SETTINGS, checkpoint_every=2), small_disk / "other", small_disk / "run"
+
+    def fills(batch: dict) -> dict:
+        if not ballast.exists():
+            ballast.write_bytes(bytes(max(0, shutil.disk_usage(small_disk).free - left)))
+        return batch
+
+    with pytest.raises((OSError, ValueError)) as raised:
+        api.train(tiny_model, Changing(SOURCE.data, size=20, change=fills), EIGHT, often, run)
+    assert "No space left on device" in in_words(raised.value) and "Free some space" in in_words(raised.value)
+    assert checkpoint.latest_in(run / "checkpoints") < 8
+    ballast.unlink()
+    resumed = api.train(tiny_model, SOURCE, EIGHT, often, run)
+    assert equal(resumed.params, api.train(tiny_model, SOURCE, EIGHT, SETTINGS).params)
+    assert [record["update"] for record in read_figures(run / "metrics.jsonl")] == [2, 4, 6, 8]
 
 
 @pytest.mark.parametrize("used_up", [True, False])
