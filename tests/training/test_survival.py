@@ -208,6 +208,24 @@ def test_a_finished_run_writes_its_artefact_again(
     assert equal(made.params, again.params) and equal(made.params, Artefact.load(tmp_path / "teacher").params)
 
 
+def test_a_damaged_artefact_of_an_earlier_phase(teacher: Artefact, tmp_path: Path, one_device: None) -> None:
+    """A run whose kill came before its end writes the last two students again; an older one is named in the error."""
+    distil = lambda length: api.distill(  # noqa: E731
+        teacher, SOURCE, Tract((8, 4, 2, 1), length=length), SETTINGS, tmp_path / "run"
+    )
+    made = distil("96")
+    before = (tmp_path / "run" / "student_2" / "model.json").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "student_2")
+    with pytest.warns(UserWarning, match="student_2.*written again from the newest checkpoint"):
+        again = distil("96")
+    assert equal(made[2].params, again[2].params) and again[2].provenance["updates"] == 8
+    assert (tmp_path / "run" / "student_2" / "model.json").read_bytes() == before
+    (tmp_path / "run" / "student_4" / "model.json").write_text("{")
+    with pytest.raises(ValueError, match="student_4") as raised:
+        distil("96")
+    assert any("only the last two again" in note for note in raised.value.__notes__)
+
+
 @pytest.mark.parametrize("line", ['{"update": "x"}', '{"update": null}', "{}", '{"update": [1]}', "\0\0"])
 def test_figures_of_no_update_are_left_out(line: str, tiny_model: Model, tmp_path: Path, one_device: None) -> None:
     watched = dataclasses.replace(SETTINGS, evaluate_every=64)
