@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -262,6 +264,26 @@ WRONG: dict[str, Any] = {
 def test_settings_of_nothing_are_refused(name: str, tiny_model: Model) -> None:
     with pytest.raises(ValueError, match=name):
         WRONG[name](tiny_model)
+
+
+# ---------------------------------------------------------------- time
+
+
+def test_a_clock_that_goes_backwards(
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_device: None
+) -> None:
+    """Each question for the time is answered with an hour less than the one before."""
+    usual, asked = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: usual() - 3600 * next(asked))
+    often, long = dataclasses.replace(SETTINGS, checkpoint_every=2), Denoising(length=128)
+    api.train(tiny_model, SOURCE, EIGHT, often, tmp_path / "run")
+    resumed = api.train(tiny_model, SOURCE, long, often, tmp_path / "run")
+    assert next(asked) > 0 and "written 0:00 ago" in status(tmp_path / "run")["run"]
+    assert equal(resumed.params, api.train(tiny_model, SOURCE, long, SETTINGS).params)
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")) == ["14", "16"]
+    records = read_figures(tmp_path / "run" / "metrics.jsonl")
+    assert [record["update"] for record in records] == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert all(record["images_per_second"] > 0 and min(record["seconds"].values()) >= 0 for record in records)
 
 
 # ---------------------------------------------------------------- status
