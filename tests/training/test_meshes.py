@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +14,7 @@ from typing import Any
 import chex
 import jax
 import numpy as np
+import places
 import pytest
 import toys
 from jax.sharding import Mesh
@@ -221,12 +225,31 @@ def test_a_checkpoint_of_a_mesh_is_read_on_every_other(sizes: tuple[int, int], d
     kept.close()
 
 
+def train(length: str, folder: Path | None, **numbers: int) -> Artefact:
+    """On all devices there are."""
+    source = from_arrays(np.random.default_rng(0).normal(0.1, 0.3, (64, 2, 2, 1)).clip(-1, 1).astype(np.float32))
+    how = Denoising(length=length, momentum=0.9), Settings(batch_size=BATCH, **numbers)  # type: ignore[arg-type]
+    return api.train(tiny(), source, *how, folder)
+
+
+def test_a_run_goes_on_on_fewer_devices(tmp_path: Path, toy_networks: None) -> None:
+    """Begun on eight devices, ended by a process that has one."""
+    plain = train("0.25K", None)
+    train("0.125K", tmp_path, params_parallel=4)
+    rooms = (places.ROOT, places.ROOT / "tests", Path(__file__).parent)
+    end = (
+        "import jax, pathlib, sys, toys, diffusion_distill as dd, test_meshes; dd.NETWORKS['perceptron'] = "
+        "toys.Perceptron; test_meshes.train('0.25K', pathlib.Path(sys.argv[1])); print(jax.device_count())"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, rooms))}
+    told = subprocess.run([sys.executable, "-c", end, tmp_path], env=environment, capture_output=True, text=True)
+    assert told.returncode == 0 and told.stdout.endswith("\n1\n"), told.stderr
+    assert "going on after update 8" in told.stdout
+    chex.assert_trees_all_close(Artefact.load(tmp_path / "teacher").params, plain.params, rtol=0, atol=1e-5)
+
+
 def test_a_run_goes_on_on_another_mesh(tmp_path: Path, toy_networks: None) -> None:
     """Training itself: begun with its state split over four devices, ended with a whole state on each."""
-    source = from_arrays(np.random.default_rng(0).normal(0.1, 0.3, (64, 2, 2, 1)).clip(-1, 1).astype(np.float32))
-    train = lambda length, folder, **numbers: api.train(  # noqa: E731
-        tiny(), source, Denoising(length=length, momentum=0.9), Settings(batch_size=BATCH, **numbers), folder
-    )
     plain = train("0.25K", None)
     begun = train("0.125K", tmp_path, params_parallel=4)
     assert {leaf.sharding.mesh.shape["params"] for leaf in jax.tree.leaves(begun.params)} == {4}
