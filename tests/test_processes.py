@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import optax
 import places
 import pytest
 
+from diffusion_distill.base import processes
 from diffusion_distill.base.processes import EXIT_STATUS
 from diffusion_distill.training.artefact import Artefact
 
@@ -132,6 +134,35 @@ def test_processes_find_each_other_without_being_told(environment: Any) -> None:
     port = random.Random().randrange(2**16 - 2**12, 2**16)
     begun = [begin(["-c", SMALL, str(number), "", "count"], **environment(number, port)) for number in range(2)]
     assert [end_of(process) for process in begun] == [(0, f"joined\n{number} of 2\n") for number in range(2)]
+
+
+class Store:
+    """A coordinator's store in which the other process has written a word."""
+
+    def __init__(self, word: str):
+        self.entries = {f"{processes.FOLDER}/0": word}
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool) -> None:
+        self.entries[key] = value
+
+    def key_value_dir_get(self, folder: str) -> list[tuple[str, str]]:
+        return list(self.entries.items())
+
+
+def test_a_process_that_was_given_up_while_it_ends_does_not_wait_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is told that it was lost, and ends as such; leaving the group would end in JAX's stack trace."""
+    ended, left = threading.Event(), []
+    monkeypatch.setattr(processes, "EVERY", 0.1)
+    monkeypatch.setattr(processes.Watch, "_end", lambda self, word, status: ended.set() or self._stopped.set())
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: left.append(True))
+    watch = processes.Watch(Store("lost 1"), 1, 2)
+    leaving = threading.Thread(target=watch.leave, daemon=True)
+    leaving.start()
+    assert ended.wait(10) and not left
+    watch._said[0] = "done"
+    leaving.join(10)
 
 
 # ------------------------------------------------------------ whole runs
