@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +19,22 @@ import optax
 import places
 import pytest
 
+from diffusion_distill.base import processes
 from diffusion_distill.base.processes import EXIT_STATUS
 from diffusion_distill.training.artefact import Artefact
 
-#: Joins, and does what its last argument says. The patience is shorter than in earnest.
+#: Joins, by an address or as the environment says, and does what its last argument says; its patience is short.
 SMALL = """
 import sys, time, jax
 jax.config.update("jax_platforms", "cpu")
 from diffusion_distill.base import processes
 processes.EVERY, processes.GRACE = 0.5, 2.0
 number, address, what = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-with processes.joined(coordinator_address=address, num_processes=2, process_id=number, initialization_timeout=600):
+told = {"coordinator_address": address, "num_processes": 2, "process_id": number} if address else {}
+with processes.joined(**told, initialization_timeout=600):
     print("joined", flush=True)
+    if what == "count":
+        print(jax.process_index(), "of", jax.process_count())
     if what == "wait":
         time.sleep(1000)
     if what == "fail":
@@ -105,6 +112,57 @@ def test_a_process_that_stood_still_ends_after_the_others() -> None:
 def test_a_process_that_is_done_is_not_taken_for_a_lost_one(late: int) -> None:
     begun = begin_small(*("late" if number == late else "done" for number in range(2)))
     assert [end_of(process) for process in begun] == [(0, ""), (0, "")]
+
+
+def under_slurm(number: int, port: int) -> dict[str, str]:
+    """What Slurm sets; JAX makes the port from the number of the job."""
+    job = port - (2**16 - 2**12)
+    names = {"JOB_ID": job, "STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": number, "LOCALID": number}
+    return {f"SLURM_{name}": str(value) for name, value in names.items()}
+
+
+def under_open_mpi(number: int, port: int) -> dict[str, str]:
+    """What Open MPI sets; of its own number of a job JAX takes what Slurm calls the job."""
+    job = (port - (2**16 - 2**12)) * 2**12
+    names = {"SIZE": 2, "RANK": number, "LOCAL_RANK": number}
+    found = {f"OMPI_COMM_WORLD_{name}": str(value) for name, value in names.items()}
+    return {"OMPI_MCA_orte_hnp_uri": f"{job}.0;tcp://127.0.0.1:1", **found}
+
+
+@pytest.mark.parametrize("environment", [under_slurm, under_open_mpi])
+def test_processes_find_each_other_without_being_told(environment: Any) -> None:
+    port = random.Random().randrange(2**16 - 2**12, 2**16)
+    begun = [begin(["-c", SMALL, str(number), "", "count"], **environment(number, port)) for number in range(2)]
+    assert [end_of(process) for process in begun] == [(0, f"joined\n{number} of 2\n") for number in range(2)]
+
+
+class Store:
+    """A coordinator's store in which the other process has written a word."""
+
+    def __init__(self, word: str):
+        self.entries = {f"{processes.FOLDER}/0": word}
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool) -> None:
+        self.entries[key] = value
+
+    def key_value_dir_get(self, folder: str) -> list[tuple[str, str]]:
+        return list(self.entries.items())
+
+
+def test_a_process_that_was_given_up_while_it_ends_does_not_wait_for_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is told that it was lost, and ends as such; leaving the group would end in JAX's stack trace."""
+    ended, left = threading.Event(), []
+    monkeypatch.setattr(processes, "EVERY", 0.1)
+    monkeypatch.setattr(processes.Watch, "_end", lambda self, word, status: ended.set() or self._stopped.set())
+    monkeypatch.setattr(jax.distributed, "shutdown", lambda: left.append(True))
+    watch = processes.Watch(Store("lost 1"), 1, 2)
+    leaving = threading.Thread(target=watch.leave, daemon=True)
+    leaving.start()
+    assert ended.wait(10) and not left
+    watch._said[0] = "done"
+    leaving.join(10)
 
 
 # ------------------------------------------------------------ whole runs

@@ -18,14 +18,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
+import toys
 from jax.sharding import Mesh
 from places import ROOT
 
 import diffusion_distill
+from diffusion_distill import Denoising, Model, Settings
+from diffusion_distill.api.ahead import Ahead
 from diffusion_distill.networks import DiT
 from diffusion_distill.networks.layers import attend, winograd
 from diffusion_distill.solvers import engine
 from diffusion_distill.training.sharding import replicated
+from diffusion_distill.training.topologies import devices_of
 
 pytest.importorskip("libtpu", reason="needs libtpu, in the extra [tpu-compile]")
 sys.path.append(str(ROOT / "benchmarks"))
@@ -143,6 +147,17 @@ def test_attention_is_two_products_and_a_softmax(dtype: str) -> None:
     text = lowered_for("v5e:2x4", attend, q, q, q)
     assert text.count("stablehlo.dot_general") == 2 and "custom_call" not in text
     assert factors(text) == 2 * [{"float32": "f32", "bfloat16": "bf16"}[dtype]]
+
+
+def test_large_gradients_come_in_shares_at_the_usual_effort() -> None:
+    """Of four chips that share a state each gets its part of the sum over them; only small arrays are summed whole."""
+    model = Model(toys.Perceptron(out_ch=1, width=1024), (32, 32, 1), prediction="v")
+    settings = Settings(batch_size=64, params_parallel=4)
+    ahead = Ahead.of(model, None, Denoising(length="1K"), settings, devices_of("v5e:2x2"))
+    text = ahead.lowered().compile().as_text() or ""
+    shares = re.findall(r"= f32\[(\S+?)\]\S* fusion\(.*calls=%(?:all-)?reduce-scatter", text)
+    kernels = [leaf.size for leaf in jax.tree.leaves(ahead.state.params) if leaf.ndim > 1]
+    assert sorted(prod(map(int, shape.split(","))) for shape in shares) == sorted(size // 4 for size in kernels)
 
 
 def test_parts_of_a_batch_and_updates_of_a_dispatch_are_loops() -> None:

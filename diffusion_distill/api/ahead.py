@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from diffusion_distill.api.beginning import check_low_rank, state_shapes, step_of
 from diffusion_distill.api.training import student_models
+from diffusion_distill.base.errors import OUT_OF_MEMORY
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods.method import Method
@@ -173,7 +174,7 @@ class Ahead:
         try:
             return self.with_settings(batch_size=batch_size).memory().total <= (self.room or 0)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):  # compilers of TPUs refuse what does not fit
+            if OUT_OF_MEMORY in str(error):  # compilers of TPUs refuse what does not fit
                 return False
             raise
 

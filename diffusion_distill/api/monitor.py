@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from diffusion_distill.api.features import features_named
 from diffusion_distill.api.sampling import sample
@@ -46,9 +47,11 @@ class Monitor:
         phases: Sequence[Phase],
         log: Log,
         folder: Path | None,
+        mesh: Mesh | None = None,
     ):
+        """Draws on the devices of the mesh, all by default: a run gives its own, over which its state is split."""
         self._model, self._source, self._settings = model, source, settings
-        self._phases, self._log, self._folder = phases, log, folder
+        self._phases, self._log, self._folder, self._mesh = phases, log, folder, mesh
         if folder and parse_length(settings.evaluate_every):
             writable(folder / "samples")
 
@@ -58,7 +61,8 @@ class Monitor:
         rows, figures = {}, {}
         for name, params in (("eval", state.averages["eval"].params), ("raw", state.params)):
             artefact = Artefact(self._model, state.whole(params), phase.student_steps, grid=phase.grid)
-            images = sample(artefact, max(SHOWN, count), cond=self._cond, seed=self._settings.seed)
+            how = {"cond": self._cond, "seed": self._settings.seed, "mesh": self._mesh}
+            images = sample(artefact, max(SHOWN, count), **how)
             rows[name] = images[:SHOWN]
             if count:
                 part = Part.of(self._features, images[:count], self._model.data_range)

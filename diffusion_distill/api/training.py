@@ -155,7 +155,7 @@ def _fit(
         if jax.process_index() == 0:
             print(describe(phases), described(shapes, mesh), sep="\n", flush=True)
         log = cleanup.enter_context(closing(_logs(home, settings, description, int(state.step))))
-        monitor = Monitor(model, source, settings, phases, log, home)
+        monitor = Monitor(model, source, settings, phases, log, home, mesh)
 
         def phase_done(phase: Phase, state: TrainState) -> None:
             students[phase.student_steps] = _averaged(model, phase, state, provenance)
@@ -172,9 +172,22 @@ def _fit(
         )  # fmt: skip
     for phase in phases:  # phases finished before a restart
         if phase.student_steps not in students and home:
-            made = _averaged(model, phase, state, provenance) if phase is phases[-1] else None
+            made = _held(model, phases, phase, state, provenance)
             students[phase.student_steps] = _found(home / name_of(phase), model, made)
     return students
+
+
+def _held(
+    model: Model, phases: Sequence[Phase], phase: Phase, state: TrainState, provenance: Mapping[str, Any]
+) -> Artefact | None:
+    """A phase's artefact, if the state at the end of the run holds it: the last one's, or that of its teacher."""
+    if phase is phases[-1]:
+        return _averaged(model, phase, state, provenance)
+    if phase is not phases[-2]:
+        return None
+    made = {**provenance, "phase": phase.name, "updates": loop.ends(phases)[-2]}
+    teacher = jax.tree.map(jnp.copy, state.whole(state.teacher))
+    return Artefact(model, teacher, phase.student_steps, made, phase.grid)
 
 
 def _found(folder: Path, model: Model, made: Artefact | None) -> Artefact:
@@ -183,6 +196,7 @@ def _found(folder: Path, model: Model, made: Artefact | None) -> Artefact:
         return Artefact.load(folder, model.network)
     except (OSError, ValueError, TypeError) as error:
         if made is None:
+            error.add_note("The run is finished; of its students it can write only the last two again.")
             raise
         warnings.warn(f"{error} It is written again from the newest checkpoint.", stacklevel=4)
         made.save(folder)

@@ -19,7 +19,8 @@ COMPARED, COMPARED_LETTERS = 1000, 100
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"
 MEMORY_ADVICE = (
     "Use smaller batches (a run in a workdir keeps its batch_size), --config.run.parts=N to work through each batch in "
-    "N parts, or --config.run.remat=True. What was saved stays."
+    "N parts, --config.run.remat=True, or on several devices --config.run.params_parallel=N to share the state. What "
+    "was saved stays."
 )
 #: How other programs' errors say what the operating system's ENOSPC and EDQUOT are.
 FULL_DISK = ("No space left on device", "Disk quota exceeded")
@@ -52,14 +53,30 @@ def choose(kind: str, name: str, registry: Mapping[str, T]) -> T:
     raise ValueError(f"Unknown {kind} {name!r}.{near_matches(name, registry)} Known: {known}.")
 
 
+def advise(error: Exception) -> None:
+    """Adds what to do to an error that says that memory is not enough, for those who see it in Python."""
+    if _of_memory(error):
+        error.add_note(MEMORY_ADVICE)
+
+
+def _of_memory(error: Exception) -> bool:
+    """Whether an error says that memory, of a device or of the machine, is not enough."""
+    return isinstance(error, MemoryError) or (OUT_OF_MEMORY in str(error) and not _full_disk(error))
+
+
+def _full_disk(error: Exception) -> str:
+    """What an error says of a full disk; "" if nothing."""
+    return next((sign for sign in FULL_DISK if sign in str(error)), "")
+
+
 def in_words(error: Exception) -> str:
     """An error's message; those of the operating system without their number, and with what to do about some."""
-    full = next((sign for sign in FULL_DISK if sign in str(error)), "")
+    full = _full_disk(error)
     if full and not isinstance(error, OSError):
         return f"{full}: {str(error)[:300]}. Free some space: what was saved stays, and the same command goes on."
-    if isinstance(error, MemoryError) or OUT_OF_MEMORY in str(error):
-        said = " ".join(str(error).split())[:300]
-        return f"There is not enough memory ({said}). {MEMORY_ADVICE}"
+    if _of_memory(error):
+        said, advised = " ".join(str(error).split())[:300], MEMORY_ADVICE in getattr(error, "__notes__", ())
+        return f"There is not enough memory ({said}).{'' if advised else f' {MEMORY_ADVICE}'}"
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     advice = {

@@ -90,9 +90,12 @@ class Watch:
     # ------------------------------------------------------------ ends of this process
 
     def leave(self) -> None:
-        """Says that this process is done, waits for the others, and leaves the group."""
+        """Says that this process is done, waits for the others, and leaves the group.
+
+        If one of them was lost meanwhile, `_judge` ends this process: leaving the group would wait for it.
+        """
         self._say("done")
-        while not self._all_ended():
+        while not all(word in ENDED for word in self._said.values()):
             time.sleep(EVERY / 10)
         self._stopped.set()
         jax.distributed.shutdown()

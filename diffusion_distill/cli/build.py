@@ -215,7 +215,8 @@ def form(config: Any) -> str:
 
 def looked_at(config: Any) -> Subject:
     """What --mode=trajectories and similarity look at: config.artefact, sampled as config.sample says."""
-    return subject(artefact(config, "artefact"), spec(config), count=config.sample.count, seed=config.sample.seed)
+    how = {"count": config.sample.count, "seed": config.sample.seed, "mesh": mesh(config)}
+    return subject(artefact(config, "artefact"), spec(config), **how)
 
 
 def fits(config: Any) -> str:
@@ -390,7 +391,8 @@ def comparison(config: Any) -> tuple[Setting, Comparison]:
     """The comparison of config.solvers for config.artefact, sampled with the settings of config.sample."""
     teacher = optional_artefact(config, "teacher")
     shared = SamplerSpec.of(spec(config), solver="", steps=0, fitted="")
-    setting = Setting(artefact(config, "artefact"), **drawn(config), spec=shared, teacher=teacher)
+    how = {**drawn(config), "spec": shared, "teacher": teacher, "mesh": mesh(config)}
+    setting = Setting(artefact(config, "artefact"), **how)
     return setting, from_mapping(Comparison, "solvers", config.solvers.to_dict())
 
 

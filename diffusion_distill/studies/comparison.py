@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from diffusion_distill.api.evaluation import batches, facts_of, reference_of
 from diffusion_distill.api.features import features_named
@@ -112,6 +113,7 @@ class Setting:
       count: samples of a repetition.
       spec: how the model is sampled, but for the solvers and steps that are compared.
       teacher: of a distilled student, the model it comes from, to which it is fitted and whose flow counts.
+      mesh: the devices of all sampling and fitting, as in `api.sample`; None for each one's own choice.
     """
 
     artefact: Artefact
@@ -120,10 +122,11 @@ class Setting:
     batch_size: int = 256
     spec: SamplerSpec = field(default_factory=SamplerSpec)
     teacher: Artefact | None = None
+    mesh: Mesh | None = None
 
     def sampler(self, **fields: Any) -> Sampler:
         """One of the samplers."""
-        return sampler_of(self.artefact, self.spec, seed=self.seed, **fields)
+        return sampler_of(self.artefact, self.spec, seed=self.seed, mesh=self.mesh, **fields)
 
     def facts(self) -> dict[str, Any]:
         """The settings that must be equal for numbers to be comparable."""
@@ -270,6 +273,7 @@ def _fit(setting: Setting, entry: Entry, fit: Callable[..., FittedSolver], workd
     path = workdir / "fits" / f"{entry.solver.replace(' ', '_')}_{entry.nfe}.json"
     if path.is_file():
         return FittedSolver.load(path)
-    fitted = fit(setting.artefact, entry.solver, entry.steps, teacher=setting.teacher, spec=setting.spec)
+    shared = {"teacher": setting.teacher, "spec": setting.spec, "mesh": setting.mesh}
+    fitted = fit(setting.artefact, entry.solver, entry.steps, **shared)
     fitted.save(path)
     return fitted

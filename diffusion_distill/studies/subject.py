@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from diffusion_distill.api.sampling import TEACHER_STEPS, denoiser_of, sample_keys, table_for
 from diffusion_distill.base.arrays import Array
@@ -48,13 +49,23 @@ class Subject(NamedTuple):
 
 
 def subject(
-    artefact: Artefact, spec: SamplerSpec | None = None, *, count: int = 64, seed: int = 0, **fields: Any
+    artefact: Artefact,
+    spec: SamplerSpec | None = None,
+    *,
+    count: int = 64,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    **fields: Any,
 ) -> Subject:
     """A solver, with a fitted one its D-ODE variant, and DDIM in ten times its evaluations; their noise.
 
     Args:
       spec, fields: as in `api.sample`; of a fitted solver, solver and grid are the file's.
       count: samples.
+      mesh: the devices, see `api.sampling.denoiser_of`; by default as many as the samples can be split over.
+
+    Raises:
+      ValueError: a count that a given mesh does not divide.
     """
     spec = SamplerSpec.of(spec, **fields)
     found = FittedSolver.load(spec.fitted) if isinstance(spec.fitted, str | Path) and spec.fitted else spec.fitted
@@ -68,7 +79,8 @@ def subject(
         tables[f"D-{name}, {base.nfe} NFE"] = found.table()
     fine = FINE * base.nfe
     tables[f"ddim, {fine} NFE"] = table_for(artefact, fine, "ddim", spacing=spec.spacing, end=spec.end)
-    mesh = sharding.data_mesh(sharding.devices_for(count))
+    mesh = mesh or sharding.data_mesh(sharding.devices_for(count))
+    sharding.check_batch(count, mesh)
     keys = sample_keys(key_of(seed), np.arange(count), sharding.split(mesh))
     cond = conditions.for_samples(artefact.model, count, None, seed)
     here = None if cond is None else jax.device_put(cond, sharding.split(mesh))

@@ -103,8 +103,11 @@ class Checkpoints:
     def _read(self, step: int, like: TrainState) -> TrainState:
         import orbax.checkpoint as ocp
 
-        items = _items(like)
-        sums = {name: jax.ShapeDtypeStruct((len(jax.tree.leaves(tree)),), np.uint32) for name, tree in items.items()}
+        items, whole = _items(like), like.step.sharding  # without one Orbax looks for the devices that saved it
+        sums = {
+            name: jax.ShapeDtypeStruct((len(jax.tree.leaves(tree)),), np.uint32, sharding=whole)
+            for name, tree in items.items()
+        }
         shapes = {**jax.tree.map(ocp.utils.to_shape_dtype_struct, items), "checksums": sums}
         arguments = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}  # type: ignore[call-arg]
         found = self._manager.restore(step, args=ocp.args.Composite(**arguments))

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_distill.base import interrupts
-from diffusion_distill.base.errors import in_words
+from diffusion_distill.base.errors import advise, in_words
 from diffusion_distill.base.typing import Key
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.methods.phases import Phase
@@ -91,7 +91,8 @@ def run(
       NonFinite: no update in a phase was finite, or none of the last plan.nonfinite_limit; the state before them is in
         `checkpoints`.
       Interrupted: the program was asked to stop; the state is in `checkpoints`.
-      Exception: what the data raise; the state before it is in `checkpoints`, if there is one process.
+      Exception: what the data raise; the state before it is in `checkpoints`, if there is one process. Or what an
+        update raises, such as a device without memory: if it has used up the state, the last checkpoint stays.
     """
     plan, log, done, clock = plan or Plan(), log or Logs(), int(state.step), clock or Goodput()
     stop = partial(next_stop, batch_size=batches.batch_size, plan=plan)
@@ -127,6 +128,7 @@ def run(
             _save(checkpoints, last_good(state))
             raise
         except Exception as error:
+            advise(error)
             if done < end:  # at the end of a phase its artefact comes first, see above
                 _save_after(error, checkpoints, state)
             raise

@@ -167,6 +167,8 @@ def places(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
 
 def place(tree: Any, mesh: Mesh) -> Any:
     """The arrays of a tree on the mesh, each where `placed` says."""
+    if jax.process_count() > 1:  # what lies on a device here cannot be moved to those of others, but numbers can
+        tree = jax.tree.map(lambda a: np.asarray(a) if getattr(a, "is_fully_addressable", False) else a, tree)
     return jax.device_put(tree, places(tree, mesh))
 
 

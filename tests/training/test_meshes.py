@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +14,14 @@ from typing import Any
 import chex
 import jax
 import numpy as np
+import places
 import pytest
 import toys
 from jax.sharding import Mesh
 from toys import equal
 
 from diffusion_distill import api
+from diffusion_distill.api import monitor
 from diffusion_distill.api.sampling import sample_keys
 from diffusion_distill.base.seeds import key_of
 from diffusion_distill.data.sources import from_arrays
@@ -25,9 +30,12 @@ from diffusion_distill.evaluation.measuring import Part, as_features, distances
 from diffusion_distill.methods import Denoising, Tract
 from diffusion_distill.process.processes import Cosine
 from diffusion_distill.solvers import engine
+from diffusion_distill.studies.comparison import Comparison, Setting, compare_solvers
+from diffusion_distill.studies.subject import run, subject
 from diffusion_distill.training import dispatch, ema, loop, sharding
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.checkpoint import Checkpoints
+from diffusion_distill.training.logs import read_figures
 from diffusion_distill.training.optimizers import OptimizerSettings, make_clip, make_optimizer
 from diffusion_distill.training.settings import Settings
 from diffusion_distill.training.state import TrainState, create
@@ -168,6 +176,44 @@ def test_noise_samples_and_fits_are_those_of_one_device(sizes: tuple[int, int]) 
     np.testing.assert_allclose(fits[1].lambdas, fits[0].lambdas, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("sizes", [(1, 2), (2, 2)], ids=str)
+def test_studies_are_those_of_one_device(sizes: tuple[int, int], tmp_path: Path) -> None:
+    """A comparison of solvers and a trajectory; none of the devices has all parameters."""
+    teacher, real = Artefact(tiny(), toys.parameters(tiny())), toys.GaussianSource(toys.Gaussian(0.1, 0.4), size=40)
+    comparison, fit = Comparison(("ddim",), (2,), truth_steps=4), api.FitSettings(scale=2, batch_size=BATCH)
+    rows, paths = [], []
+    for where in (mesh_of(MESHES[0]), mesh_of(sizes)):
+        setting = Setting(teacher, 2 * BATCH, batch_size=BATCH, mesh=where)
+        shares = [leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(setting.sampler(steps=2).denoise)]
+        assert all(shares) == (where.shape["params"] == 1)
+        rows.append(compare_solvers(setting, comparison, fit, real, tmp_path / str(where.size), lambda line: None))
+        seen = subject(teacher, steps=2, count=BATCH, mesh=where)
+        paths.append([run(seen.denoise, table, seen.start, seen.cond) for table in seen.tables.values()])
+    chex.assert_trees_all_close(*paths, rtol=0, atol=2e-6)
+    for one, other in zip(*rows, strict=True):
+        # A rounding of lambdas by 1e-8 moves what a fitted solver draws by up to 5e-4, and then bytes by one.
+        near = 1e-2 if one["fitted"] else 1e-5
+        for name in ("frechet", "error"):
+            assert other[name] == pytest.approx(one[name], rel=near)
+
+
+def test_an_evaluation_draws_on_the_mesh_of_its_run(
+    tmp_path: Path, toy_networks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, draw, where = toys.GaussianSource(toys.Gaussian(0.1, 0.4), size=40), monitor.sample, []
+    monkeypatch.setattr(
+        monitor, "sample", lambda *args, mesh, **how: where.append(mesh) or draw(*args, mesh=mesh, **how)
+    )
+    figures = []
+    for number in (1, 4):
+        settings = Settings(batch_size=BATCH, evaluate_every="32", evaluate_count=20, params_parallel=number)
+        api.train(tiny(), source, Denoising(length="32"), settings, tmp_path / str(number))
+        records = read_figures(tmp_path / str(number) / "metrics.jsonl")
+        figures.append({name: value for name, value in records[-1].items() if name.startswith("frechet")})
+    assert [mesh.shape["params"] for mesh in where] == [1, 1, 4, 4]
+    assert figures[0] == pytest.approx(figures[1], rel=1e-4) and set(figures[0]) == {"frechet/eval", "frechet/raw"}
+
+
 @every_mesh
 def test_a_checkpoint_of_a_mesh_is_read_on_every_other(sizes: tuple[int, int], done: dict) -> None:
     kept = Checkpoints(done[sizes].checkpoints)
@@ -179,12 +225,31 @@ def test_a_checkpoint_of_a_mesh_is_read_on_every_other(sizes: tuple[int, int], d
     kept.close()
 
 
+def train(length: str, folder: Path | None, **numbers: int) -> Artefact:
+    """On all devices there are."""
+    source = from_arrays(np.random.default_rng(0).normal(0.1, 0.3, (64, 2, 2, 1)).clip(-1, 1).astype(np.float32))
+    how = Denoising(length=length, momentum=0.9), Settings(batch_size=BATCH, **numbers)  # type: ignore[arg-type]
+    return api.train(tiny(), source, *how, folder)
+
+
+def test_a_run_goes_on_on_fewer_devices(tmp_path: Path, toy_networks: None) -> None:
+    """Begun on eight devices, ended by a process that has one."""
+    plain = train("0.25K", None)
+    train("0.125K", tmp_path, params_parallel=4)
+    rooms = (places.ROOT, places.ROOT / "tests", Path(__file__).parent)
+    end = (
+        "import jax, pathlib, sys, toys, diffusion_distill as dd, test_meshes; dd.NETWORKS['perceptron'] = "
+        "toys.Perceptron; test_meshes.train('0.25K', pathlib.Path(sys.argv[1])); print(jax.device_count())"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, rooms))}
+    told = subprocess.run([sys.executable, "-c", end, tmp_path], env=environment, capture_output=True, text=True)
+    assert told.returncode == 0 and told.stdout.endswith("\n1\n"), told.stderr
+    assert "going on after update 8" in told.stdout
+    chex.assert_trees_all_close(Artefact.load(tmp_path / "teacher").params, plain.params, rtol=0, atol=1e-5)
+
+
 def test_a_run_goes_on_on_another_mesh(tmp_path: Path, toy_networks: None) -> None:
     """Training itself: begun with its state split over four devices, ended with a whole state on each."""
-    source = from_arrays(np.random.default_rng(0).normal(0.1, 0.3, (64, 2, 2, 1)).clip(-1, 1).astype(np.float32))
-    train = lambda length, folder, **numbers: api.train(  # noqa: E731
-        tiny(), source, Denoising(length=length, momentum=0.9), Settings(batch_size=BATCH, **numbers), folder
-    )
     plain = train("0.25K", None)
     begun = train("0.125K", tmp_path, params_parallel=4)
     assert {leaf.sharding.mesh.shape["params"] for leaf in jax.tree.leaves(begun.params)} == {4}

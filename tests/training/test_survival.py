@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import shutil
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ import toys
 from toys import equal
 
 from diffusion_distill import api
+from diffusion_distill.api import training
 from diffusion_distill.api.classifier import ClassifierSettings
 from diffusion_distill.api.fitting import FitSettings
 from diffusion_distill.base.errors import in_words
@@ -24,6 +29,7 @@ from diffusion_distill.methods import Denoising, Progressive, Tract
 from diffusion_distill.studies.status import status
 from diffusion_distill.training import checkpoint
 from diffusion_distill.training.artefact import Artefact
+from diffusion_distill.training.logs import read_figures
 from diffusion_distill.training.optimizers import OptimizerSettings
 
 SETTINGS = api.Settings(batch_size=8, log_every=2, checkpoint_every=100)
@@ -115,6 +121,71 @@ def test_a_disk_that_is_full_while_a_run_saves(
     assert equal(resumed.params, api.train(tiny_model, SOURCE, EIGHT, SETTINGS).params)
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 8 MiB, where the machine allows to mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = shutil.which("mount") and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("a file system cannot be mounted here")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+@pytest.mark.parametrize("left", [0, 100_000], ids=["nothing is left", "a checkpoint does not fit"])
+def test_a_real_disk_that_fills_up_while_a_run_is_under_way(
+    left: int, tiny_model: Model, small_disk: Path, one_device: None
+) -> None:
+    often, ballast, run = dataclasses.replace(SETTINGS, checkpoint_every=2), small_disk / "other", small_disk / "run"
+
+    def fills(batch: dict) -> dict:
+        if not ballast.exists():
+            ballast.write_bytes(bytes(max(0, shutil.disk_usage(small_disk).free - left)))
+        return batch
+
+    with pytest.raises((OSError, ValueError)) as raised:
+        api.train(tiny_model, Changing(SOURCE.data, size=20, change=fills), EIGHT, often, run)
+    assert "No space left on device" in in_words(raised.value) and "Free some space" in in_words(raised.value)
+    assert checkpoint.latest_in(run / "checkpoints") < 8
+    ballast.unlink()
+    resumed = api.train(tiny_model, SOURCE, EIGHT, often, run)
+    assert equal(resumed.params, api.train(tiny_model, SOURCE, EIGHT, SETTINGS).params)
+    assert [record["update"] for record in read_figures(run / "metrics.jsonl")] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("used_up", [True, False])
+def test_a_device_without_memory_for_an_update(
+    used_up: bool, tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_device: None
+) -> None:
+    """Where the failed update has used up the state, the last checkpoint stays; else the state is saved."""
+    make, often = training.step_of, dataclasses.replace(SETTINGS, checkpoint_every=2)
+
+    def failing(*roles: Any) -> Any:
+        step = make(*roles)
+
+        def update(state: Any, *rest: Any) -> Any:
+            if int(state.step) == 5:
+                if used_up:
+                    step(state, *rest)
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+            return step(state, *rest)
+
+        return update
+
+    with monkeypatch.context() as broken:
+        broken.setattr(training, "step_of", failing)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory") as raised:
+            api.train(tiny_model, SOURCE, EIGHT, often, tmp_path / "run")
+    for advice in ("run.parts", "run.remat", "run.params_parallel"):
+        assert [advice in note for note in raised.value.__notes__] == [True]
+    assert checkpoint.latest_in(tmp_path / "run" / "checkpoints") == (4 if used_up else 5)
+    resumed = api.train(tiny_model, SOURCE, EIGHT, often, tmp_path / "run")
+    assert equal(resumed.params, api.train(tiny_model, SOURCE, EIGHT, SETTINGS).params)
+
+
 @pytest.mark.fast
 def test_full_disks_and_memory_are_told_in_words() -> None:
     full = ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device [os_error_code='28']")
@@ -137,6 +208,24 @@ def test_a_finished_run_writes_its_artefact_again(
     with pytest.warns(UserWarning, match="written again from the newest checkpoint"):
         again = api.train(tiny_model, SOURCE, EIGHT, SETTINGS, tmp_path)
     assert equal(made.params, again.params) and equal(made.params, Artefact.load(tmp_path / "teacher").params)
+
+
+def test_a_damaged_artefact_of_an_earlier_phase(teacher: Artefact, tmp_path: Path, one_device: None) -> None:
+    """A run whose kill came before its end writes the last two students again; an older one is named in the error."""
+    distil = lambda length: api.distill(  # noqa: E731
+        teacher, SOURCE, Tract((8, 4, 2, 1), length=length), SETTINGS, tmp_path / "run"
+    )
+    made = distil("96")
+    before = (tmp_path / "run" / "student_2" / "model.json").read_bytes()
+    shutil.rmtree(tmp_path / "run" / "student_2")
+    with pytest.warns(UserWarning, match="student_2.*written again from the newest checkpoint"):
+        again = distil("96")
+    assert equal(made[2].params, again[2].params) and again[2].provenance["updates"] == 8
+    assert (tmp_path / "run" / "student_2" / "model.json").read_bytes() == before
+    (tmp_path / "run" / "student_4" / "model.json").write_text("{")
+    with pytest.raises(ValueError, match="student_4") as raised:
+        distil("96")
+    assert any("only the last two again" in note for note in raised.value.__notes__)
 
 
 @pytest.mark.parametrize("line", ['{"update": "x"}', '{"update": null}', "{}", '{"update": [1]}', "\0\0"])
@@ -175,6 +264,26 @@ WRONG: dict[str, Any] = {
 def test_settings_of_nothing_are_refused(name: str, tiny_model: Model) -> None:
     with pytest.raises(ValueError, match=name):
         WRONG[name](tiny_model)
+
+
+# ---------------------------------------------------------------- time
+
+
+def test_a_clock_that_goes_backwards(
+    tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_device: None
+) -> None:
+    """Each question for the time is answered with an hour less than the one before."""
+    usual, asked = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: usual() - 3600 * next(asked))
+    often, long = dataclasses.replace(SETTINGS, checkpoint_every=2), Denoising(length=128)
+    api.train(tiny_model, SOURCE, EIGHT, often, tmp_path / "run")
+    resumed = api.train(tiny_model, SOURCE, long, often, tmp_path / "run")
+    assert next(asked) > 0 and "written 0:00 ago" in status(tmp_path / "run")["run"]
+    assert equal(resumed.params, api.train(tiny_model, SOURCE, long, SETTINGS).params)
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("[0-9]*")) == ["14", "16"]
+    records = read_figures(tmp_path / "run" / "metrics.jsonl")
+    assert [record["update"] for record in records] == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert all(record["images_per_second"] > 0 and min(record["seconds"].values()) >= 0 for record in records)
 
 
 # ---------------------------------------------------------------- status
