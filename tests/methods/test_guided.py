@@ -35,6 +35,7 @@ from diffusion_distill.networks import NETWORKS, DiT, SongUNet, UNet
 from diffusion_distill.process import grids, noising
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Cosine
+from diffusion_distill.training.utilisation import forward_flops
 
 SETTINGS = dd.Settings(batch_size=16, seed=1)
 FIT = dd.FitSettings(batch_size=8, scale=4)
@@ -375,7 +376,8 @@ def test_students_are_exported_with_their_scale(tmp_path: Path) -> None:
 def test_what_a_run_will_need_counts_the_scales_parameters() -> None:
     ahead = Ahead(MODEL, dd.Guided(SCALES, 64), SETTINGS, teacher())
     assert ahead.parameters == sum(a.size for a in jax.tree.leaves(teacher().params)) + 2 * 16
-    assert ahead.flops() > 0
+    student, before = (forward_flops(model, teacher(model).params) for model in (STUDENT_MODEL, MODEL))
+    assert ahead.flops() == 64 * (3 * student + 2 * before), "the student with its gradient, the teacher twice"
 
 
 DEAF = dd.Model(toys.Perceptron(1, num_classes=NULL), (2, 2, 1), prediction="v")
