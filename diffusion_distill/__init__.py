@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided
     from diffusion_distill.denoisers.model import Model
     from diffusion_distill.denoisers.network import Functions, Network
-    from diffusion_distill.methods import DISTILLERS, Denoising, Knowledge, Progressive, Tract
+    from diffusion_distill.methods import DISTILLERS, Denoising, Guided, Knowledge, Progressive, Tract
     from diffusion_distill.networks import ADM, NETWORKS, DiT, SongUNet, UNet
     from diffusion_distill.process.processes import (
         PROCESSES,
@@ -76,7 +76,7 @@ NAMES = {
     "denoisers.guidance": ("ClassifierFree", "ClassifierGuided"),
     "denoisers.model": ("Model",),
     "denoisers.network": ("Functions", "Network"),
-    "methods": ("DISTILLERS", "Denoising", "Knowledge", "Progressive", "Tract"),
+    "methods": ("DISTILLERS", "Denoising", "Guided", "Knowledge", "Progressive", "Tract"),
     "networks": ("ADM", "NETWORKS", "DiT", "SongUNet", "UNet"),
     "process.processes": (
         "PROCESSES",
@@ -119,6 +119,7 @@ __all__ = [
     "FittedSolver",
     "FlowInput",
     "Functions",
+    "Guided",
     "Knowledge",
     "LinearBeta",
     "LinearBetaDiscrete",

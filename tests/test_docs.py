@@ -38,6 +38,7 @@ from places import ROOT
 
 import diffusion_distill as dd
 from diffusion_distill import weights
+from diffusion_distill.base import guided
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.cli.modes import MODES, WITHOUT_CONFIG, Asked
 from diffusion_distill.networks import NETWORKS
@@ -119,10 +120,12 @@ class Tiny(dd.UNet):
     def __call__(
         self, x: Array, time: Array, labels: Array | None = None, train: bool = False, augment: Array | None = None
     ) -> Array:
+        scale, labels = guided.parts(labels)
         parts = [x.reshape(len(x), -1), time[:, None] / 1000]
         if self.num_classes > 1:
             parts.append(label_vectors(labels, len(x), self.num_classes))
-        hidden = nn.swish(nn.Dense(8)(jnp.concatenate(parts, axis=1)))
+        hidden = nn.Dense(8)(jnp.concatenate(parts, axis=1))
+        hidden = nn.swish(hidden if scale is None else hidden + nn.Dense(8, name="scale")(scale[:, None]))
         outputs = x.shape[1] * x.shape[2] * self.out_ch
         return nn.Dense(outputs)(hidden).reshape(*x.shape[:-1], self.out_ch)
 

@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import struct
 from scipy import special
 
 from diffusion_distill.base.arrays import Array, namespace
+from diffusion_distill.denoisers.guidance import label_log_prob
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process import noising, predictions
 from diffusion_distill.process.levels import Level
@@ -102,6 +104,49 @@ class Mixture:
         return sum(  # type: ignore[return-value]
             w * special.ndtr((z - level.alpha * m) / np.hypot(level.alpha * std, level.sigma)) for w, m, std in parts
         )
+
+
+#: The classes of `Classes`, and the label of none.
+SHARES, MEANS, STDS = np.array([0.5, 0.2, 0.3]), np.array([-0.6, 0.1, 0.5]), np.array([0.3, 0.5, 0.2])
+NULL = len(SHARES)
+
+
+class Classes(struct.PyTreeNode):
+    """The exact denoiser of a mixture of Gaussians, one per class; and its exact classifier.
+
+    Class k has x ~ N(mu_k, s_k²) in every pixel and the share w_k of all images. With var_k = alpha²·s_k² + sigma²:
+
+        log p(z, k)    = log w_k - sum (z - alpha·mu_k)² / (2·var_k) - (pixels / 2)·log var_k + const
+        conditional      E[x | z, k] = mu_k + (alpha·s_k² / var_k)·(z - alpha·mu_k), for labels 0 .. 2
+        unconditional    E[x | z] = sum_k p(k | z)·E[x | z, k], for the label NULL or without labels
+    """
+
+    shares: Any = struct.field(default_factory=lambda: SHARES)
+    means: Any = struct.field(default_factory=lambda: MEANS)
+    stds: Any = struct.field(default_factory=lambda: STDS)
+
+    def parts(self, z: Any, level: Level) -> tuple[Any, Any]:
+        """(log p(z, k) [batch, classes], E[x | z, k] [batch, classes, ...])."""
+        xp, many = namespace(z), z[:, None]
+        alpha, sigma = level.expand(many)
+        means, stds = (a.reshape(1, -1, 1, 1, 1) for a in (self.means, self.stds))
+        variance, off = alpha**2 * stds**2 + sigma**2, many - alpha * means
+        log_density = -0.5 * (off**2 / variance + xp.log(variance)).sum(axis=(2, 3, 4))
+        return xp.log(self.shares).reshape(1, -1) + log_density, means + alpha * stds**2 / variance * off
+
+    def __call__(self, z: Any, level: Level, labels: Any = None) -> Any:
+        joint, x = self.parts(z, level)
+        xp = namespace(z)
+        chance = xp.exp(joint - joint.max(axis=1, keepdims=True))
+        if labels is not None:
+            own = xp.asarray(labels)[:, None] == xp.arange(NULL)[None]
+            chance = xp.where(xp.asarray(labels)[:, None] == NULL, chance, own)
+        chance = chance / chance.sum(axis=1, keepdims=True)
+        return (chance[:, :, None, None, None] * x).sum(axis=1)
+
+    def log_prob(self, z: Any, level: Level, labels: Any) -> Any:
+        """log p(label | z)."""
+        return label_log_prob(self.parts(z, level)[0], labels)
 
 
 @dataclass(frozen=True)

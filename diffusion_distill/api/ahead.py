@@ -88,6 +88,11 @@ class Ahead:
         return cls(model or teacher, method, settings, known, devices)  # type: ignore[arg-type]
 
     @cached_property
+    def student(self) -> Model:
+        """The model as the method makes it: a guided one has more parameters than its teacher."""
+        return self.model if self.teacher is None else student_models(self.teacher, self.method, self.model)[0]
+
+    @cached_property
     def trained(self) -> Model:
         """The model with the rate of dropout it is trained with."""
         return self.model if self.teacher is None else student_models(self.teacher, self.method, self.model)[1]
@@ -106,9 +111,9 @@ class Ahead:
     @cached_property
     def state(self) -> TrainState:
         """The shapes of the state."""
-        check_low_rank(self.model, self.teacher, self.settings)
+        check_low_rank(self.student, self.teacher, self.settings)
         optimizer = make_optimizer(self.settings.optimizer)
-        return state_shapes(_params(self.model), self.teacher, self.method, self.settings, optimizer)
+        return state_shapes(_params(self.student), self.teacher, self.method, self.settings, optimizer)
 
     @property
     def parameters(self) -> int:

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from diffusion_distill.base.seeds import key_of
+from diffusion_distill.base.trees import filled
 from diffusion_distill.base.typing import Params
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods.method import Method
@@ -31,6 +32,19 @@ def check_low_rank(model: Model, teacher: Artefact | None, settings: Settings) -
             f"low_rank={settings.low_rank} trains adapters of the teacher's parameters, but {what}. Set low_rank=0, or "
             "distil a teacher to a student of its own network."
         )
+
+
+def first_params(model: Model, teacher: Artefact, settings: Settings) -> Params:
+    """The parameters that a student begins with.
+
+    They are the teacher's where the two models differ in dropout at most, and fresh ones of another network. A guided
+    student of an unguided teacher begins with the teacher's where its network has a place for each of them: the scale's
+    parameters are the only fresh ones then.
+    """
+    if dropout.same_but_for_dropout(model, teacher.model):
+        return teacher.params
+    fresh = model.init(key_of(settings.seed))
+    return filled(fresh, teacher.params) if model.guided != teacher.model.guided else fresh
 
 
 def state_shapes(

@@ -143,6 +143,11 @@ def exported(
         raise ValueError(f"Exports of the format {format} are {ending} files, got {path}.")
     if ending.startswith(".") and path.is_dir():
         raise ValueError(f"{path} is a folder; an export of the format {format} is a file. Choose another place.")
+    if artefact.model.guided and format not in ("safetensors", "stablehlo"):
+        raise weights.WeightsError(
+            f"A guided student is told the scale of guidance, for which the format {format} has no place. Export it as "
+            "safetensors or stablehlo."
+        )
     if format == "stablehlo":
         return stablehlo.save(path, artefact.model, artefact.params)
     if format == "onnx":

@@ -21,7 +21,7 @@ from diffusion_distill.base.typing import Cond, Key
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.clipping import Clipped, Thresholded
 from diffusion_distill.denoisers.denoise import Denoise
-from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided, check_classifier
+from diffusion_distill.denoisers.guidance import AtScale, ClassifierFree, ClassifierGuided, check_classifier
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
@@ -82,6 +82,8 @@ def denoiser_of(
 ) -> Denoise:
     """An artefact's denoiser as a spec samples it: guided, thresholded, clipped; on the devices of a mesh.
 
+    A guided student is told the scale of guidance, and not guided again.
+
     Args:
       mesh: the devices; by default all, with a copy on each. Of a mesh whose axis 'params' is longer than one, each
         device has its share of the parameters, which are gathered in every call.
@@ -89,17 +91,34 @@ def denoiser_of(
 
     Raises:
       ValueError, TypeError: guidance of an unconditional model, with a null condition that it does not have, or with a
-        classifier of other images or classes.
+        classifier of other images or classes; of a guided student, anything but a scale.
+
+    Warns of a scale that a guided student did not learn.
     """
     spec, denoise = SamplerSpec.of(spec, **fields), artefact.denoiser(clip=False)
     guidance = dict(spec.guidance or UNGUIDED)
-    if "classifier" in guidance:
+    if artefact.model.guided:
+        denoise = AtScale(denoise, _learned_scale(artefact.model, guidance))
+    elif "classifier" in guidance:
         check_classifier(guidance["classifier"], artefact.model)
         denoise = ClassifierGuided(denoise, guidance["classifier"], guidance["scale"])
     elif guidance["scale"] != 1:
         denoise = ClassifierFree(denoise, guidance["scale"], guidance.get("null"))
     denoise = Thresholded(denoise, spec.threshold) if spec.threshold else denoise
     return sharding.place(Clipped(denoise) if spec.clip else denoise, mesh or sharding.data_mesh())
+
+
+def _learned_scale(model: Model, guidance: Mapping[str, Any]) -> float:
+    """The scale that a guided student is told."""
+    if set(guidance) != {"scale"}:
+        raise ValueError(
+            f"The model is guided already: it is told a scale and nothing else, got {', '.join(guidance)}. Leave out "
+            "null and classifier."
+        )
+    scale, (low, high) = float(guidance["scale"]), model.guided  # type: ignore[misc]
+    if not low <= scale <= high:
+        warnings.warn(f"The student learned scales from {low:g} to {high:g}, and is told {scale:g}.", stacklevel=4)
+    return scale
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_distill.api.beginning import begun, check_low_rank, state_shapes, step_of
+from diffusion_distill.api.beginning import begun, check_low_rank, first_params, state_shapes, step_of
 from diffusion_distill.api.monitor import Monitor
 from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.registry import from_mapping
@@ -27,7 +27,7 @@ from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.description import can_build
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising
-from diffusion_distill.methods.method import Method
+from diffusion_distill.methods.method import Method, student_of
 from diffusion_distill.methods.phases import Phase, describe
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import predicts_noise
@@ -65,6 +65,10 @@ def train(
     Raises:
       ValueError: model, data and settings do not fit together, or workdir holds another run or is in use.
     """
+    if model.guided:
+        raise ValueError(
+            "A guided student is distilled, with dd.Guided(...), not trained. Leave Model(guided=...) out."
+        )
     settings, method = settings or Settings(), method or Denoising()
     params = model.init(key_of(settings.seed))
     artefacts = _fit(model, model, params, None, source, method, settings, workdir, lambda phase: "teacher")
@@ -83,11 +87,12 @@ def distill(
 
     Args:
       method: `Tract(...)`, `Progressive(...)`, `Knowledge(...)` or another of `DISTILLERS`.
-      workdir: as in `train`; students are saved as `student_<steps>`.
+      workdir: as in `train`; students are saved as `student_<steps>`, one for any number of steps (0) as `student`.
       student: a model with another network than the teacher's, which begins with fresh parameters, or one that
         differs from the teacher's in rates of dropout only, which begins with its parameters; by default the
         teacher's model. It is trained with the method's rate of dropout, or else its own; the teacher's model is
-        trained without dropout unless the method has a rate.
+        trained without dropout unless the method has a rate. A guided student (`Guided`) begins with the teacher's
+        parameters if its network has a place for each of them.
 
     Raises:
       ValueError: as `train`; a student's teacher was made for fewer steps than the method starts with; another
@@ -98,19 +103,18 @@ def distill(
     model, trained = student_models(teacher, method, student)
     _check_teacher(teacher, model, method, phases)
     _warn_of_eps(model, phases)
-    alike = dropout.same_but_for_dropout(model, teacher.model)
-    params = teacher.params if alike else model.init(key_of(settings.seed))
+    params = first_params(model, teacher, settings)
     return _fit(model, trained, params, teacher, source, method, settings, workdir, _student_name)
 
 
 def student_models(teacher: Artefact, method: Method, student: Model | None) -> tuple[Model, Model]:
     """A student's model, and the same with the rate of dropout that it is trained with; see `distill`."""
-    model, rate = student or teacher.model, getattr(method, "dropout", None)
+    model, rate = student_of(method, teacher.model, student), getattr(method, "dropout", None)
     return model, model if student and rate is None else dropout.with_dropout(model, rate or 0.0)
 
 
 def _student_name(phase: Phase) -> str:
-    return f"student_{phase.student_steps}"
+    return f"student_{phase.student_steps}" if phase.student_steps else "student"
 
 
 def _fit(

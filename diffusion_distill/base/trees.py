@@ -59,6 +59,16 @@ def names(path: tuple) -> list[str]:
     return found
 
 
+def filled(tree: Any, part: Any) -> Any:
+    """`tree` with the leaves of `part` in the places of the same names; unchanged if one has no place of its shape."""
+    known = {tuple(names(path)): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(part)[0]}
+    places, structure = jax.tree_util.tree_flatten_with_path(tree)
+    shapes = {tuple(names(path)): np.shape(leaf) for path, leaf in places}
+    if any(shapes.get(place) != np.shape(leaf) for place, leaf in known.items()):
+        return tree
+    return jax.tree.unflatten(structure, [known.get(tuple(names(path)), leaf) for path, leaf in places])
+
+
 class Fixed:
     """A tree as a value that can be hashed and compared by its content, so that jit may treat it as constant.
 

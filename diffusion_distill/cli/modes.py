@@ -39,12 +39,15 @@ def train(config: Any, workdir: Path) -> None:
 
 
 def distill(config: Any, workdir: Path) -> None:
-    """Distils config.teacher into WORKDIR/student_<steps>."""
+    """Distils config.teacher into WORKDIR/student_<steps>, or WORKDIR/student for any number of steps."""
     teacher, student = build.artefact(config, "teacher"), build.student(config)
     writable(workdir)
     source, method, settings = build.source(config), build.method(config), build.settings(config)
     students = api.distill(teacher, source, method, settings, workdir, student)
-    print(f"The students of {', '.join(map(str, students))} steps are in {workdir}/student_<steps>")
+    if any(students):
+        print(f"The students of {', '.join(map(str, students))} steps are in {workdir}/student_<steps>")
+    else:
+        print(f"The student, for any number of steps, is in {workdir / 'student'}")
 
 
 def compile_ahead(config: Any, workdir: Path, topology: str = "", alternatives: bool = True) -> None:

@@ -5,18 +5,25 @@ the null condition, which stands for no class, is the label num_classes, whose o
 `Model(cond=...)` describes, the condition of one sample, and `Model(null=...)` is its null condition. The null
 condition is what classifier-free guidance calls the network with (Ho & Salimans, arXiv:2207.12598).
 
-In training, conditions are dropped here and nowhere else: in the batch, before any loss, so that student, teacher and
-self-teacher see the same ones, whatever the network.
+A guided student, `Model(guided=(low, high))`, is told the scale of guidance beside the condition, see `base.guided`.
+Data and users give the condition alone, as its teacher takes it: the scale is added here in training, and by
+`guidance.AtScale` in sampling.
+
+In training, conditions are dropped, and scales drawn, here and nowhere else: in the batch, before any loss, so that
+student, teacher and self-teacher see the same ones, whatever the network.
 """
 
 from __future__ import annotations
 
+from math import isfinite
+from numbers import Real
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffusion_distill.base import guided
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.seeds import check_seed
 from diffusion_distill.base.trees import Fixed, names
@@ -26,6 +33,8 @@ from diffusion_distill.base.typing import Cond, Key
 KINDS = (jnp.integer, jnp.floating, jnp.bool_, jnp.generic)
 #: What the key of an update is folded with for its dropped conditions; other streams are folded with small numbers.
 STREAM = 0x4C41424C
+#: The same, for the scales of guided students.
+SCALES = 0x5343414C
 
 
 class Conditional(Protocol):
@@ -44,6 +53,11 @@ class Conditional(Protocol):
     @property
     def null(self) -> Fixed | None:
         """The null condition of one sample, if there is one."""
+        ...
+
+    @property
+    def guided(self) -> tuple[float, float] | None:
+        """Of a guided student, the least and the largest scale that it learned."""
         ...
 
 
@@ -82,15 +96,24 @@ def taken(model: Conditional) -> bool:
 
 
 def structs(model: Conditional, count: int) -> Cond | None:
-    """The shapes and types of the conditions of `count` samples; None for an unconditional model."""
+    """The shapes and types of the conditions of `count` samples; None for an unconditional model.
+
+    Of a guided student without the scale, which `told` has.
+    """
     if model.cond is not None:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape), a.dtype), model.cond.tree)
     return jax.ShapeDtypeStruct((count,), jnp.int32) if model.num_classes > 1 else None
 
 
+def told(model: Conditional, count: int) -> Cond | None:
+    """The shapes and types of what the network is told for `count` samples: of a guided student with the scale."""
+    cond = structs(model, count)
+    return cond if model.guided is None else guided.told(jax.ShapeDtypeStruct((count,), jnp.float32), cond)
+
+
 def zeros(model: Conditional) -> Cond | None:
-    """Conditions of one sample, [1, ...], all zeros: what parameters are initialised with."""
-    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), structs(model, 1))
+    """What the network is told of one sample, [1, ...], all zeros: what parameters are initialised with."""
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), told(model, 1))
 
 
 def null_of(model: Conditional) -> Cond | None:
@@ -179,6 +202,31 @@ def drop(model: Conditional, cond: Cond | None, rate: float, key: Key) -> Cond |
         return cond
     dropped = jax.random.uniform(key, (len(jax.tree.leaves(cond)[0]),)) < rate
     return jax.tree.map(lambda a, null: jnp.where(_like(dropped, a), null, a), cond, null_like(model, cond))
+
+
+def with_scales(model: Conditional, cond: Cond | None, key: Key) -> Cond | None:
+    """The conditions of a batch, for a guided student with scales that are drawn uniformly, for others as they are."""
+    if model.guided is None:
+        return cond
+    low, high = model.guided
+    count = len(jax.tree.leaves(cond)[0])
+    return guided.told(jax.random.uniform(key, (count,), minval=low, maxval=high), cond)
+
+
+def checked_scales(scales: Any) -> tuple[float, float] | None:
+    """A range of scales as two numbers; None stays None.
+
+    Raises:
+      ValueError: it is no pair of finite numbers, or the first is above the second.
+    """
+    if scales is None:
+        return None
+    pair = tuple(scales) if isinstance(scales, list | tuple) else ()
+    if len(pair) != 2 or not all(isinstance(s, Real) and isfinite(s) for s in pair) or pair[0] > pair[1]:
+        raise ValueError(
+            f"The scales of a guided student must be (least, largest), such as (1.0, 4.0), got {scales!r}."
+        )
+    return float(pair[0]), float(pair[1])
 
 
 def shown(structs: Cond) -> str:

@@ -22,7 +22,7 @@ from diffusion_distill.process.processes import PROCESSES
 from diffusion_distill.process.time_input import TIME_INPUTS
 
 #: Fields that a description may lack, because an older version wrote it: they have their defaults.
-OPTIONAL = ("cond", "null", "data_range")
+OPTIONAL = ("cond", "null", "data_range", "guided")
 
 
 def to_dict(model: Any) -> dict[str, Any]:
@@ -45,6 +45,7 @@ def to_dict(model: Any) -> dict[str, Any]:
         "cond": None if model.cond is None else _written(model.cond.tree),
         "null": None if model.null is None else _written(model.null.tree),
         "data_range": None if model.data_range is None else list(model.data_range),
+        **({} if model.guided is None else {"guided": list(model.guided)}),
     }
 
 
@@ -75,8 +76,9 @@ def from_dict(described: Mapping[str, Any], network: Any = None) -> dict[str, An
         fields["cond"] = _read(described["cond"])
     if described.get("null") is not None:
         fields["null"] = _read(described["null"])
-    if "data_range" in described:
-        fields["data_range"] = described["data_range"]
+    for name in ("data_range", "guided"):
+        if name in described:
+            fields[name] = described[name]
     return fields
 
 

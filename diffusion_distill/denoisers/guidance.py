@@ -12,6 +12,9 @@ add up to 1, so x_hat is combined as eps is. In the second, a term added to eps 
     classifier-free     x_hat = x_u + s·(x_c - x_u)
     classifier          x_hat + s·(sigma² / alpha)·grad_z log p(cond | z, level)
 
+A student can learn what classifier-free guidance makes of its teacher, see `methods.guided`. It is told the scale, and
+is never guided again: `AtScale` takes the place of `ClassifierFree`.
+
 A guided estimate can leave the range of the data even where both of its parts are inside. Clip or threshold the guided
 estimate, as in `Clipped(ClassifierFree(...))`, not its parts. Wrappers compose in any order, and all of them find the
 model inside. Where alpha = 0 a classifier, which sees only noise, says nothing, and its term is left out.
@@ -27,6 +30,7 @@ import numpy as np
 from flax import struct
 from flax.errors import FlaxError
 
+from diffusion_distill.base import guided
 from diffusion_distill.base.arrays import Array, enable_x64, expand, namespace
 from diffusion_distill.base.typing import Cond, Data, Labels, Params
 from diffusion_distill.denoisers import conditions
@@ -61,7 +65,8 @@ class ClassifierFree(struct.PyTreeNode):
 
     Raises:
       ValueError: the scale is not finite, the null condition is missing or unknown to the model, or the model is
-        unconditional; when called, conditions are missing, not like the null condition, or not one per sample.
+        unconditional or guided already; when called, conditions are missing, not like the null condition, or not one
+        per sample.
     """
 
     denoise: Denoise
@@ -108,8 +113,8 @@ class ClassifierGuided(struct.PyTreeNode):
         classifier is not called.
 
     Raises:
-      ValueError: the scale is not finite; when called, conditions are missing, not one per sample, or log-probabilities
-        or scale are not [batch].
+      ValueError: the scale is not finite, or the model is guided already; when called, conditions are missing, not one
+        per sample, or log-probabilities or scale are not [batch].
     """
 
     denoise: Denoise
@@ -119,6 +124,7 @@ class ClassifierGuided(struct.PyTreeNode):
     def __post_init__(self) -> None:
         if callable(self.log_prob) and jax.tree_util.all_leaves([self.log_prob]):
             object.__setattr__(self, "log_prob", jax.tree_util.Partial(self.log_prob))
+        _check_not_guided(_model_of(self.denoise))
         object.__setattr__(self, "scale", _scale_unless(0, self.scale))
 
     def __call__(self, z: Data, level: Level, cond: Cond | None = None) -> Data:
@@ -147,6 +153,27 @@ class ClassifierGuided(struct.PyTreeNode):
             return jax.grad(total)(z)
         with enable_x64(True):  # on the host, where float64 stays float64
             return np.asarray(jax.grad(total)(z))
+
+
+class AtScale(struct.PyTreeNode):
+    """A guided student at a scale: a denoiser of its teacher's conditions, as every other one.
+
+    Attributes:
+      denoise: the student, see `methods.guided`.
+      scale: s, one number or one per sample [batch].
+
+    Raises:
+      ValueError: when called, conditions are missing or not one per sample, or the scale is not [batch].
+    """
+
+    denoise: Denoise
+    scale: Array
+
+    def __call__(self, z: Data, level: Level, cond: Cond | None = None) -> Data:
+        """x_hat of the shape of z; cond: one condition per sample, a tree of arrays [batch, ...]."""
+        cond, xp = _checked(z, cond), namespace(z, *level)
+        scale = xp.broadcast_to(xp.asarray(_number_or_batch(self.scale, z), z.dtype), (len(z),))
+        return self.denoise(z, level, guided.told(scale, cond))
 
 
 class NoisyLogProb(struct.PyTreeNode):
@@ -217,6 +244,7 @@ def _check_null(null: Cond | None, denoise: Denoise, unconditional: Denoise | No
     model = _model_of(denoise)
     if model is not None and not conditions.taken(model):
         raise ValueError("The model to guide is unconditional. Use one trained with conditions.")
+    _check_not_guided(model)
     if null is None:
         if unconditional is None and (model is None or conditions.null_of(model) is None):
             raise ValueError(
@@ -230,6 +258,15 @@ def _check_null(null: Cond | None, denoise: Denoise, unconditional: Denoise | No
     if label and not (whole and 0 <= int(null) <= (classes or np.inf)):
         allowed = "at least 0" if classes is None else f"in [0, {classes}], where {classes} is the zero vector"
         raise ValueError(f"The null label must be a whole number {allowed}, got {null!r}.")
+
+
+def _check_not_guided(model: Any) -> None:
+    """Raises ValueError for a guided student."""
+    if getattr(model, "guided", None):
+        raise ValueError(
+            "The model is guided already: it is a student that is told the scale. Sample and distil it as it is; of "
+            'sampling, guidance={"scale": s} is what it is told. To guide anew, take its teacher.'
+        )
 
 
 def _model_of(denoise: Any) -> Any:
@@ -282,9 +319,14 @@ def _whole(a: Array) -> bool:
 
 def _per_sample(scale: Array, z: Data) -> Array:
     """The scale with axes appended, so that it multiplies images shaped like z."""
+    return expand(_number_or_batch(scale, z), z)
+
+
+def _number_or_batch(scale: Array, z: Data) -> Array:
+    """The scale, if it is one number or one for each sample; raises ValueError otherwise."""
     if np.shape(scale) not in ((), (len(z),)):
         raise ValueError(f"scale must be a number or [batch] = ({len(z)},), got shape {np.shape(scale)}.")
-    return expand(scale, z)
+    return scale
 
 
 def _joined(first: Array, second: Array) -> Array:

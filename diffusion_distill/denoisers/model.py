@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from diffusion_distill.base import guided
 from diffusion_distill.base.arrays import Array, expand
 from diffusion_distill.base.typing import Cond, Data, Key, Params
 from diffusion_distill.denoisers import conditions, description
@@ -46,10 +47,12 @@ class Model:
       null: the condition of a sample without one, for guidance; labels have num_classes by themselves.
       data_range: the least and the largest value of samples, to which estimates can be clipped, and which can be
         drawn as black and white; None for values without bounds, such as latents.
+      guided: of a guided student, the least and the largest scale of guidance that it learned: its network is called
+        with the tree of `base.guided`. None for any other model.
 
     Raises:
       ValueError: unknown prediction, a network whose output channels do not fit it, a bad shape, null condition or
-        range.
+        range; a guided student without a condition.
       TypeError: a network of an unknown kind.
     """
 
@@ -61,6 +64,7 @@ class Model:
     cond: Any = None
     null: Any = None
     data_range: tuple[float, float] | None = (-1.0, 1.0)
+    guided: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         adapted = adapt(self.network)
@@ -70,10 +74,13 @@ class Model:
         set_field("cond", conditions.described(self.cond))
         set_field("null", conditions.null_for(self.null, self.cond))
         set_field("data_range", None if self.data_range is None else tuple(map(float, self.data_range)))
+        set_field("guided", conditions.checked_scales(self.guided))
         if not self.shape or any(n < 1 for n in self.shape):
             raise ValueError(f"shape must be one sample's, such as (height, width, channels), got {self.shape!r}.")
         if self.data_range is not None and not (len(self.data_range) == 2 and self.data_range[0] < self.data_range[1]):
             raise ValueError(f"data_range must be (low, high) with low < high, or None, got {self.data_range!r}.")
+        if self.guided and not self.conditional:
+            raise ValueError("A guided student has a condition, but this model is unconditional. Leave `guided` out.")
         needed = predictions.output_channels(self.prediction, self.shape[-1])
         given = adapted.option("out_ch", needed)
         if given != needed:
@@ -138,8 +145,13 @@ class Model:
         """The network's output for z [batch, *shape] at levels [batch]; dropout acts only with a key.
 
         Raises:
-          ValueError: the output has another shape than the prediction needs.
+          ValueError: the output has another shape than the prediction needs, or a guided student is not told a scale.
         """
+        if self.guided and guided.parts(cond)[0] is None:
+            raise ValueError(
+                'A guided student is called with cond={"guidance": scale, "cond": cond}, both [batch, ...], or as '
+                "guidance.AtScale(denoise, scale) with cond alone."
+            )
         time, scale = self.time_input.time(level, self.process), self.time_input.scale(level)
         z = z if scale is None else expand(scale, z) * z
         raw = self.adapter.apply(params, z, time, cond if self.conditional else None, dropout=dropout)

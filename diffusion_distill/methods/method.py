@@ -9,6 +9,7 @@ new method is one file. A distillation is a `Distiller` with two functions:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -25,10 +26,11 @@ from diffusion_distill.process.levels import Level
 
 
 class Method(Protocol):
-    """What training takes: `Denoising`, `Progressive`, `Tract`, `Knowledge`, or one of your own.
+    """What training takes: `Denoising`, `Progressive`, `Tract`, `Knowledge`, `Guided`, or one of your own.
 
     A frozen dataclass whose fields are plain values, so that it can be written down and read again. It may have fields
-    `dropout` and `label_dropout`, rates with which the student is trained.
+    `dropout` and `label_dropout`, rates with which the student is trained, and a function `student_of`, which makes the
+    student's model, as `Guided` has.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -127,16 +129,35 @@ class Distiller:
             )
         return grids.check(own)
 
-    def phase(self, name: str, teacher_grid: Level, grid: Level, **others: Any) -> Phase:
-        """A phase between two grids with the method's learning rate; others are fields of `Phase`."""
+    def phase(self, name: str, teacher_grid: Level | None, grid: Level | None, **others: Any) -> Phase:
+        """A phase between two grids with the method's learning rate; others are fields of `Phase`.
+
+        Args:
+          teacher_grid, grid: None for any levels.
+        """
         return Phase(
             name=name,
             learning_rate=self.learning_rate,
-            teacher_steps=len(teacher_grid.sigma) - 1,
-            student_steps=len(grid.sigma) - 1,
+            teacher_steps=0 if teacher_grid is None else len(teacher_grid.sigma) - 1,
+            student_steps=0 if grid is None else len(grid.sigma) - 1,
             grid=grid,
             warmup=self.warmup,
             cold_start=self.cold_start,
             anneal=self.anneal,
             **others,
         )
+
+
+def student_of(method: Method, teacher: Model, student: Model | None = None) -> Model:
+    """The student's model.
+
+    Args:
+      student: one with another network than the teacher's.
+
+    Returns:
+      What the method makes of them, if it has a function `student_of`; else the student, or the teacher if there is
+      none, which is guided if the teacher is.
+    """
+    if make := getattr(method, "student_of", None):
+        return make(teacher, student)
+    return teacher if student is None else dataclasses.replace(student, guided=teacher.guided)

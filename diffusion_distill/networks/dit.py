@@ -1,7 +1,7 @@
 """The diffusion transformer DiT with adaLN-Zero blocks (Peebles & Xie, arXiv:2212.09748).
 
     tokens  patches of patch x patch pixels through one matrix product, plus a fixed sin-cos embedding of their place
-    c       mlp(sinusoid(time)) [+ class_emb(one_hot(label))]
+    c       mlp(sinusoid(time)) [+ class_emb(one_hot(label))] [+ guidance_emb(scale)]
     block   a, b, g, a', b', g' = dense(swish(c)), zero at first
             h += g  * attention((1 + a)  * norm(h) + b)
             h += g' * mlp((1 + a') * norm(h) + b')
@@ -25,8 +25,9 @@ from jax import Array
 from jax.nn.initializers import Initializer, normal, zeros
 
 from diffusion_distill.base import errors
+from diffusion_distill.base.guided import parts
 from diffusion_distill.networks.inputs import DTYPES, check_labels, check_patches, check_rates, label_vectors
-from diffusion_distill.networks.layers import attend, initial, remat, sinusoidal_features
+from diffusion_distill.networks.layers import ScaleEmbedding, attend, initial, remat, sinusoidal_features
 
 #: The paper's sizes, in Table 1.
 SIZES: dict[str, dict[str, Any]] = {
@@ -89,7 +90,8 @@ class DiT(nn.Module):
         Args:
           x: [batch, height, width, channels]; height and width divisible by `patch`.
           time: [batch] float32, the number whose sinusoid is embedded.
-          labels: [batch] int32 in [0, num_classes] or [batch, num_classes] float; None is the null label for all.
+          labels: [batch] int32 in [0, num_classes] or [batch, num_classes] float; None is the null label for all. Of a
+            guided student, the tree of `base.guided`.
           train: apply dropout; needs the "dropout" random stream if the rate is positive.
 
         Returns:
@@ -113,6 +115,7 @@ class DiT(nn.Module):
 
     def _condition(self, time: Array, labels: Array | None) -> Array:
         """What the blocks are told about time and label: [batch, width] float32."""
+        scale, labels = parts(labels)
         features = sinusoidal_features(time, FREQUENCIES, shift=self.frequency_shift, cos_first=True)
         hidden = nn.swish(_dense("dense0", self.width, normal(0.02))(features))
         condition = _dense("dense1", self.width, normal(0.02))(hidden)
@@ -121,7 +124,7 @@ class DiT(nn.Module):
             # Kernel and bias are the paper's table of num_classes + 1 rows: the null label has the bias alone.
             vectors = label_vectors(labels, len(time), self.num_classes)
             condition += _dense("class_emb", self.width, normal(0.02))(vectors)
-        return condition
+        return ScaleEmbedding(name="guidance_emb")(condition, scale)
 
 
 class _Block(nn.Module):

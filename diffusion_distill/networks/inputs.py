@@ -7,6 +7,9 @@ U-Nets are called as network(x, time, labels, train, augment), and `DiT` as netw
     labels   int32 [batch] in [0, num_classes), or num_classes, the null label, which stands for no class and is the
              zero vector; where labels are optional also float [batch, num_classes], or None for zero vectors
     augment  float [batch, augment_dim], how each image was changed (Karras et al. 2022, F.2); None is all zeros
+
+A network that is a guided student is told the scale of guidance beside the labels, as the tree of `base.guided`. It
+then has parameters that it has not otherwise, those of `layers.ScaleEmbedding`, called `guidance_emb`.
 """
 
 from __future__ import annotations

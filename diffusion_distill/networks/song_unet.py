@@ -1,6 +1,6 @@
 """The U-Nets of score-based models, DDPM++ and NCSN++ (Song et al. 2021), as EDM trains them (Karras et al. 2022).
 
-    emb = swish(dense1(swish(dense0(features(time) + class_emb(√n·labels) + augment_emb(augment)))))
+    emb = swish(dense1(swish(dense0(features(time) + class_emb(√n·labels) + augment_emb(augment)))) [+ guidance_emb])
     down   per level: num_res_blocks x {residual, attention?}, every output kept; then a residual that halves, kept too
     middle residual, attention, residual
     up     per level: (num_res_blocks + 1) x {join the kept one, residual}, attention after the last?; then a
@@ -31,6 +31,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffusion_distill.base import errors
+from diffusion_distill.base.guided import parts
 from diffusion_distill.networks.inputs import (
     DTYPES,
     check_augment,
@@ -49,6 +50,7 @@ from diffusion_distill.networks.layers import (
     Resample,
     Resampling,
     ResidualBlock,
+    ScaleEmbedding,
     initial,
     norm_groups,
     remat,
@@ -123,7 +125,8 @@ class SongUNet(nn.Module):
         Args:
           x: [batch, height, width, channels]; height and width divisible by 2^(levels - 1).
           time: [batch] float32, the number whose features are embedded.
-          labels: [batch] int32 in [0, num_classes) or [batch, num_classes] float; None is the zero vector.
+          labels: [batch] int32 in [0, num_classes) or [batch, num_classes] float; None is the zero vector. Of
+            a guided student, the tree of `base.guided`.
           train: apply dropout; needs the "dropout" random stream if a rate is positive.
           augment: [batch, augment_dim] float; None, as in sampling, is all zeros.
 
@@ -145,7 +148,7 @@ class SongUNet(nn.Module):
 
     def _embed(self, time: Array, labels: Array | None, augment: Array | None) -> Array:
         """[batch, emb_ch] float32."""
-        batch, width = len(time), self.ch * self.noise_mult
+        batch, width, (scale, labels) = len(time), self.ch * self.noise_mult, parts(labels)
         check_augment(augment, batch, self.augment_dim)
         if self.embedding == "fourier":
             features = FourierFeatures(width, name="fourier")(time)
@@ -160,7 +163,8 @@ class SongUNet(nn.Module):
                 jnp.zeros((batch, self.augment_dim), jnp.float32) if augment is None else augment.astype(jnp.float32)
             )
             features += self._dense("augment_emb", augment, width, bias=False)
-        return nn.swish(self._dense("dense1", nn.swish(self._dense("dense0", features, self.emb_ch)), self.emb_ch))
+        emb = self._dense("dense1", nn.swish(self._dense("dense0", features, self.emb_ch)), self.emb_ch)
+        return nn.swish(ScaleEmbedding(name="guidance_emb")(emb, scale))
 
     def _encode(self, x: Array, emb: Array, train: bool) -> tuple[Array, list[Array]]:
         """The coarsest image and all that are kept."""

@@ -1,6 +1,6 @@
 """The U-Net of Ho et al. (2020) and what was made of it: DDPM, improved DDPM, ADM, progressive distillation.
 
-    emb    swish(dense1(swish(dense0(sinusoid(time)))) [+ class_emb(one_hot(label))])
+    emb    swish(dense1(swish(dense0(sinusoid(time)))) [+ class_emb(one_hot(label))] [+ guidance_emb(scale)])
     down   per level: num_res_blocks x {residual, attention?}, every output kept; then downsample, kept too
     middle residual, attention, residual
     up     per level: (num_res_blocks + 1) x {join the kept one, residual, attention?}; then upsample
@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffusion_distill.base import errors
+from diffusion_distill.base.guided import parts
 from diffusion_distill.networks.inputs import (
     DTYPES,
     check_augment,
@@ -44,6 +45,7 @@ from diffusion_distill.networks.layers import (
     Resample,
     ResidualBlock,
     Role,
+    ScaleEmbedding,
     initial,
     norm_groups,
     remat,
@@ -157,7 +159,7 @@ class UNet(nn.Module):
           time: [batch] float32, the number whose sinusoid is embedded (BTD: 1000 * f(logsnr)).
           labels: [batch] int32 in [0, num_classes), required if num_classes > 1. A label outside the range
             is no error: its one-hot vector is zero. Without label_bias also [batch, num_classes] float, or
-            None for zeros.
+            None for zeros. Of a guided student, the tree of `base.guided`.
           train: apply dropout; needs the "dropout" random stream if a rate is positive.
           augment: [batch, augment_dim] float; None, as in sampling, is all zeros.
 
@@ -212,7 +214,7 @@ class UNet(nn.Module):
 
     def _embed(self, time: Array, labels: Array | None, augment: Array | None) -> Array:
         """[batch, emb_ch] float32, the swish before every residual block's own projection applied."""
-        batch = len(time)
+        batch, (scale, labels) = len(time), parts(labels)
         features = sinusoidal_features(time, self.ch, shift=self.frequency_shift, cos_first=self.cos_first)
         check_augment(augment, batch, self.augment_dim)
         if self.augment_dim:
@@ -225,7 +227,7 @@ class UNet(nn.Module):
             check_labels(labels, batch, self.num_classes, optional=not self.label_bias)
             vectors = label_vectors(labels, batch, self.num_classes)
             emb += self._dense("class_emb", vectors, self.emb_ch, "label", bias=self.label_bias)
-        return nn.swish(emb)
+        return nn.swish(ScaleEmbedding(name="guidance_emb")(emb, scale))
 
     def _dense(self, name: str, x: Array, features: int, role: Role = "layer", bias: bool = True) -> Array:
         rules = initial(self.init_rule, x.shape[-1], features, role)

@@ -33,12 +33,15 @@ def same_but_for_dropout(first: Model, second: Model) -> bool:
 def label_dropout_of(model: Model, asked: float | None) -> float:
     """The rate at which conditions are dropped: the one asked for, or else that of the network's `label_dropout`.
 
-    Without a condition there is nothing to drop: an unconditional network's own rate is ignored.
+    Without a condition there is nothing to drop, and a guided student has no use for the null condition: the own rate
+    of such a network is ignored.
 
     Raises:
-      ValueError: a positive rate was asked for a model without a condition or a null condition, or the network's rate
-        is outside [0, 1).
+      ValueError: a positive rate was asked for a model without a condition or a null condition, or a guided student, or
+        the network's rate is outside [0, 1).
     """
+    if asked and model.guided:
+        raise ValueError(f"label_dropout={asked} was asked for, but the student is guided already. Leave it out.")
     if asked and not model.conditional:
         raise ValueError(
             f"label_dropout={asked} was asked for, but the model is unconditional (num_classes=1). Leave it out."
@@ -50,7 +53,7 @@ def label_dropout_of(model: Model, asked: float | None) -> float:
             f"label_dropout={rate} was asked for, but the model has no null condition. Give it one: "
             "Model(..., cond=..., null=...)."
         )
-    return rate if model.conditional else 0.0
+    return rate if model.conditional and not model.guided else 0.0
 
 
 def _without_rates(model: Model) -> Model:

@@ -86,8 +86,8 @@ def make_step(
       places: where the state's arrays lie, see `sharding.places`; a copy on every device by default.
 
     The randomness of an update is addressed by the seed key and the state's step; dropped conditions have a stream of
-    their own, so that noise and dropout are the same with and without them. A non-finite update
-    changes nothing but the step and the count of skipped ones. The state is donated.
+    their own, so that noise and dropout are the same with and without them; scales of guided students too. A non-finite
+    update changes nothing but the step and the count of skipped ones. The state is donated.
     """
 
     gradient_at = gradient_of(mean_loss_of(losses, model, teacher), parts, mesh, shard_clip)
@@ -97,6 +97,9 @@ def make_step(
         if label_dropout:
             dropped = conditions.drop(model, batch["cond"], label_dropout, jax.random.fold_in(key, conditions.STREAM))
             batch = {**batch, "cond": dropped}
+        if model.guided:
+            told = conditions.with_scales(model, batch["cond"], jax.random.fold_in(key, conditions.SCALES))
+            batch = {**batch, "cond": told}
         loss, gradient, norm = gradient_at(state.params, state, batch, inputs.rows, key)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         moved = _update(state, gradient, inputs, optimizer)

@@ -3,6 +3,7 @@
     function = jax.export.deserialize(bytearray(Path("student_1.stablehlo").read_bytes()))
     x_hat = function.call(z, alpha, sigma)              z [batch, *shape], alpha and sigma [batch], all float32
     x_hat = function.call(z, alpha, sigma, labels)      labels [batch] int32, of a model with labels
+    x_hat = function.call(z, alpha, sigma, told)        {"guidance": scale [batch], "cond": ...}, of a guided student
 
 Any batch size is taken. JAX promises to read such a file for six months after the version that wrote it; what should
 last longer is exported as safetensors.
@@ -37,7 +38,7 @@ def save(path: Path, model: Model, params: Params) -> Export:
         return denoise(*one)[0]
 
     (batch,) = export.symbolic_shape("batch")
-    described = conditions.structs(model, batch)  # type: ignore[arg-type]
+    described = conditions.told(model, batch)  # type: ignore[arg-type]
     conds = [] if described is None else [described]
     level = [jax.ShapeDtypeStruct((batch,), jnp.float32)] * 2
     z = jax.ShapeDtypeStruct((batch, *model.shape), jnp.float32)

@@ -19,7 +19,7 @@ from diffusion_distill.api.classifier import train_classifier
 from diffusion_distill.api.evaluation import evaluate_samplers, reference_of
 from diffusion_distill.api.features import features_named
 from diffusion_distill.api.sampling import sampler_of
-from diffusion_distill.methods.method import Method
+from diffusion_distill.methods.method import Method, student_of
 from diffusion_distill.studies.comparison import Comparison, Setting, compare_solvers
 
 from .scales import Scale
@@ -164,7 +164,8 @@ class Distilled:
     def work(self, scale: Scale) -> Work:
         """As `Cell` says; without the distillation that comes before."""
         teacher = self.after.work(scale).model if self.after else scale.teachers[self.teacher].described
-        return Work(teacher.with_network(**self.student), sum(self.ends), self.method, teacher)
+        student = student_of(self.method, teacher, teacher.with_network(**self.student))
+        return Work(student, sum(self.ends), self.method, teacher)
 
     def students(self, place: Place, seed: int) -> dict[int, dd.Artefact]:
         """The students by steps, trained as far as they are not there."""
@@ -172,7 +173,7 @@ class Distilled:
         if self.after:
             before = self.after.students(place, seed)
             first = self.method.phases(teacher.model, settings.batch_size)[0].teacher_steps
-            teacher = before[first]
+            teacher = before[first] if first in before else before[0]  # a guided one takes any number of steps
         student = teacher.model.with_network(**self.student) if self.student else None
         folder = place.cell(self.name, seed)
         return dd.distill(teacher, place.source(self.teacher), self.method, settings, folder, student)

@@ -60,8 +60,8 @@ class Scale:
 
     Attributes:
       title: what the tables say of it.
-      teachers: by name: 'vp' predicts x or v on cosine levels, 'edm' has EDM's levels, 'eps' predicts the noise of
-        DDPM's 1000 times.
+      teachers: by name: 'vp' predicts x or v on cosine levels, 'labelled' is one of classes that can be guided, 'edm'
+        has EDM's levels, 'eps' predicts the noise of DDPM's 1000 times.
       source: the images of a teacher.
       share: of the papers' training images.
       settings: of distillations, but for what a teacher needs otherwise; see `running`.
@@ -150,6 +150,14 @@ CPU = Scale(
             settings=_ONCE,
             distilling={"weighting": "snr_plus_one", "learning_rate": 3e-3, "anneal": True, "clip": "none"},
         ),
+        "labelled": Teacher(
+            "ddim",
+            1024,
+            model=dd.Model(_DIGITS.clone(num_classes=10), (8, 8, 1), prediction="v"),
+            method=dd.Denoising(_TEACHER_IMAGES, weighting="snr_plus_one", label_dropout=0.1, **_TRAINED),
+            settings=_ONCE,
+            distilling={"weighting": "snr_plus_one", "learning_rate": 3e-3, "anneal": True, "clip": "none"},
+        ),
         "edm": Teacher(
             "heun",
             32,
@@ -217,6 +225,14 @@ GPU = Scale(
             settings=_LONG,
             distilling={"learning_rate": 2e-4},
         ),
+        "labelled": Teacher(
+            "ddim",
+            1024,
+            model=_cifar("cifar_original").with_network(num_classes=10),
+            method=dd.Denoising(label_dropout=0.1, **_GPU_TRAINING),
+            settings=_LONG,
+            distilling={"learning_rate": 2e-4},
+        ),
         "edm": Teacher(
             "heun",
             40,
@@ -249,12 +265,22 @@ GPU = Scale(
 
 _IMAGENET = ("imagenet2012", 64)
 _OF_EDM: dict[str, Any] = {"batch_size": 512, **_NOT_CLIPPED}
+_OF_CLASSES: Any = dd.weights.PUBLISHED["imagenet_original"].model
 
 PAPER = Scale(
     name="paper",
     title="the published teachers",
     teachers={
         "vp": Teacher("ddim", 1024, "cifar_original", distilling={"learning_rate": 2e-4}),
+        "labelled": Teacher(  # the published one has no null label
+            "ddim",
+            1024,
+            model=_OF_CLASSES,
+            method=dd.Denoising("1G", learning_rate=3e-4, label_dropout=0.1),
+            settings=dd.Settings(2048, flip=True, checkpoint_every=2000, optimizer=_GRADIENTS),
+            images=_IMAGENET,
+            distilling={"learning_rate": 2e-4},
+        ),
         "edm": Teacher("heun", 40, "edm-cifar10-32x32-uncond-ve", running=_OF_EDM),
         "eps": Teacher("ddim", 1000, "ddpm-cifar10"),
         "vp_imagenet64": Teacher(

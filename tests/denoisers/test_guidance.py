@@ -1,11 +1,4 @@
-"""Guidance and thresholding against the exact denoisers of a mixture of Gaussians, one per class.
-
-Class k has x ~ N(mu_k, s_k²) in every pixel and the share w_k of all images. With var_k = alpha²·s_k² + sigma²:
-
-    log p(z, k)    = log w_k - sum (z - alpha·mu_k)² / (2·var_k) - (pixels / 2)·log var_k + const
-    conditional      E[x | z, k] = mu_k + (alpha·s_k² / var_k)·(z - alpha·mu_k)
-    unconditional    E[x | z] = sum_k p(k | z)·E[x | z, k]
-"""
+"""Guidance and thresholding against the exact denoisers of a mixture of Gaussians, one per class: `toys.Classes`."""
 
 from __future__ import annotations
 
@@ -19,10 +12,11 @@ import numpy as np
 import pytest
 import toys
 from flax import struct
+from toys import MEANS, NULL, STDS, Classes
 
-from diffusion_distill.base.arrays import expand, namespace
+from diffusion_distill.base.arrays import expand
 from diffusion_distill.denoisers.clipping import Clipped, Thresholded
-from diffusion_distill.denoisers.guidance import ClassifierFree, ClassifierGuided, label_log_prob
+from diffusion_distill.denoisers.guidance import AtScale, ClassifierFree, ClassifierGuided
 from diffusion_distill.denoisers.model import Denoiser, Model
 from diffusion_distill.process.grids import make_grid
 from diffusion_distill.process.levels import Level
@@ -31,44 +25,11 @@ from diffusion_distill.process.processes import VE, Cosine
 from diffusion_distill.solvers import dpm_solver_pp, engine
 from diffusion_distill.training.sharding import data_mesh, replicated, split
 
-SHARES, MEANS, STDS = np.array([0.5, 0.2, 0.3]), np.array([-0.6, 0.1, 0.5]), np.array([0.3, 0.5, 0.2])
-NULL = len(SHARES)
 LABELS = np.array([0, 1, 2, 2, 1, 0, 1, 2], np.int32)
 Z = np.random.default_rng(0).normal(size=(8, 2, 2, 1))
 #: One level per sample, from nearly clean to nearly noise.
 LEVELS = {"VP": Cosine(-8, 8).level(np.arange(8) / 7), "VE": VE(1.0).level(np.geomspace(0.05, 20, 8))}
 every_level = pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
-
-
-class Classes(struct.PyTreeNode):
-    """The exact denoiser: conditional for labels 0 .. 2, else unconditional; and its exact classifier."""
-
-    shares: Any = struct.field(default_factory=lambda: SHARES)
-    means: Any = struct.field(default_factory=lambda: MEANS)
-    stds: Any = struct.field(default_factory=lambda: STDS)
-
-    def parts(self, z: Any, level: Level) -> tuple[Any, Any]:
-        """(log p(z, k) [batch, classes], E[x | z, k] [batch, classes, ...])."""
-        xp, many = namespace(z), z[:, None]
-        alpha, sigma = level.expand(many)
-        means, stds = (a.reshape(1, -1, 1, 1, 1) for a in (self.means, self.stds))
-        variance, off = alpha**2 * stds**2 + sigma**2, many - alpha * means
-        log_density = -0.5 * (off**2 / variance + xp.log(variance)).sum(axis=(2, 3, 4))
-        return xp.log(self.shares).reshape(1, -1) + log_density, means + alpha * stds**2 / variance * off
-
-    def __call__(self, z: Any, level: Level, labels: Any = None) -> Any:
-        joint, x = self.parts(z, level)
-        xp = namespace(z)
-        chance = xp.exp(joint - joint.max(axis=1, keepdims=True))
-        if labels is not None:
-            own = xp.asarray(labels)[:, None] == xp.arange(NULL)[None]
-            chance = xp.where(xp.asarray(labels)[:, None] == NULL, chance, own)
-        chance = chance / chance.sum(axis=1, keepdims=True)
-        return (chance[:, :, None, None, None] * x).sum(axis=1)
-
-    def log_prob(self, z: Any, level: Level, labels: Any) -> Any:
-        """log p(label | z)."""
-        return label_log_prob(self.parts(z, level)[0], labels)
 
 
 class Classifier(struct.PyTreeNode):
@@ -358,6 +319,7 @@ def test_thresholding_leaves_images_in_range_alone_and_can_be_jitted() -> None:
 SIZED = Denoiser(params=(), model=Model(toys.Perceptron(out_ch=1, num_classes=3), (2, 2, 1)))
 NAMELESS = Denoiser(params=(), model=Model(toys.Perceptron(out_ch=1), (2, 2, 1), cond=np.zeros(3)))
 ALONE = Denoiser(params=(), model=Model(toys.Perceptron(out_ch=1), (2, 2, 1)))
+STUDENT = Denoiser(params=(), model=Model(toys.Perceptron(out_ch=1, num_classes=3), (2, 2, 1), guided=(1, 4)))
 
 
 @pytest.mark.fast
@@ -371,6 +333,9 @@ ALONE = Denoiser(params=(), model=Model(toys.Perceptron(out_ch=1), (2, 2, 1)))
         (lambda: ClassifierFree(Classes(), 2.0, 4, SIZED), r"in \[0, 3\]"),
         (lambda: ClassifierFree(ALONE, 2.0, 0), "unconditional"),
         (lambda: ClassifierFree(NAMELESS, 2.0), "A model can name its own"),
+        (lambda: ClassifierFree(Clipped(STUDENT), 2.0), "guided already"),
+        (lambda: ClassifierFree(AtScale(STUDENT, 2.0), 1.0, NULL), "guided already"),
+        (lambda: ClassifierGuided(STUDENT, Classes().log_prob, 2.0), "guided already"),
         (lambda: ClassifierFree(Classes(), float("nan"), NULL), "finite"),
         (lambda: ClassifierFree(Classes(), np.array([1, np.inf]), NULL), "finite"),
         (lambda: ClassifierFree(Classes(), "2", NULL), "finite number.*'2'"),
@@ -401,6 +366,9 @@ def test_what_cannot_be_made_is_refused(make: Callable[[], Any], said: str) -> N
         (ClassifierFree(Texts(), 2.0, {**NO_TEXT, "tokens": np.zeros((5, 3))}), TEXT, r"shape \(5, 3\).*\(8, 4, 3\)"),
         (ClassifierFree(Classes(), np.ones(3), NULL), LABELS, r"scale must be a number or \[batch\] = \(8,\)"),
         (ClassifierGuided(Classes(), Classes().log_prob, np.ones((8, 1))), LABELS, "scale must be"),
+        (AtScale(STUDENT, np.ones(3)), LABELS, r"scale must be a number or \[batch\] = \(8,\)"),
+        (AtScale(STUDENT, 2.0), None, "cond is missing"),
+        (STUDENT, LABELS, 'called with cond={"guidance": scale'),
         (
             ClassifierGuided(Classes(), lambda z, level, labels: Classes().parts(z, level)[0], 2.0),
             LABELS,

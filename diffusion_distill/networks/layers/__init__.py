@@ -22,6 +22,7 @@ from diffusion_distill.networks.layers.resampling import (
     upsample,
 )
 from diffusion_distill.networks.layers.residual import ResidualBlock, residual_stream
+from diffusion_distill.networks.layers.scale import ScaleEmbedding
 
 __all__ = [
     "INIT_RULES",
@@ -36,6 +37,7 @@ __all__ = [
     "Resampling",
     "ResidualBlock",
     "Role",
+    "ScaleEmbedding",
     "attend",
     "convolution",
     "downsample",
