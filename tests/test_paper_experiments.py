@@ -43,7 +43,7 @@ def toy_scale() -> Scale:
         name="toy",
         title="a toy",
         teachers={"vp": teacher},
-        source=lambda teacher: source,
+        source=lambda teacher, split, path: source,
         share=64 / (96 * 2**20),
         settings=dd.Settings(8),
         evaluation=EvaluationSettings(count=32, repetitions=1, batch_size=16),
@@ -56,7 +56,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Scale:
     found = toy_scale()
     monkeypatch.setitem(scales.SCALES, "toy", found)
     monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(Place, "features_name", "pixels")
+    monkeypatch.setattr(Place, "features", lambda place, teacher: "pixels")
     for name in ("use_cpu_devices", "keep_compiled"):
         monkeypatch.setattr(runner, name, lambda *arguments: None)
     return found
