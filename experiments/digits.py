@@ -49,8 +49,8 @@ SAMPLES = 897
 SEEN = (
     "What you see: digits of 8x8 pixels, enlarged. The first row of the picture is real; below it, each column begins "
     "with the same noise. The teacher needs many network calls (NFE) to draw a digit. Its students, of BTD and of "
-    "TRACT, draw nearly the same one with 4, 2 or 1. The classifier's Fréchet distance says how far a set of samples is "
-    "from real digits; less is better."
+    "TRACT, draw nearly the same one with 4, 2 or 1. The classifier's Fréchet distance says how far samples are from "
+    "real digits; less is better."
 )
 LOSS_NOTE = "losses are means over the 64 pixels, but for TRACT's with a VP teacher: a sum"
 COLUMNS = 16

@@ -102,7 +102,7 @@ def of_students(place: Place, seed: int, call: float) -> Iterator[Way]:
         assert work.method
         kind = type(work.method)
         if kind not in speeds:
-            speeds[kind] = images_per_second(work, settings, settings.batch_size)
+            speeds[kind] = images_per_second(work, settings, settings.batch_size, STRETCHES)
         phases = work.method.phases(work.model, settings.batch_size)
         for row in experiment.rows_of(cell, place, seed):
             earlier = takewhile(lambda phase, steps=row["nfe"]: phase.student_steps >= steps, phases)
