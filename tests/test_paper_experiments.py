@@ -209,6 +209,7 @@ def test_a_trial_is_short_and_kept_apart(toy: Scale, tmp_path: Path) -> None:
         for path in runs.rglob("metrics.jsonl")
     }
     assert updates == {"vp": 2, "tract_4_0": 10}
+    assert "numbers mean nothing" in (tmp_path / "results" / "toy" / "toy_trial" / "table.md").read_text("utf-8")
     [results] = (path for path in runs.rglob("results.json"))
     assert json.loads(results.read_text("utf-8"))["count"] == 16
 

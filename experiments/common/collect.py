@@ -92,6 +92,8 @@ def in_words(values: Sequence[float] | None, published: float | None = None) -> 
 
 def conventions(scale: Scale, rows: Sequence[Mapping[str, Any]]) -> str:
     """How the numbers were measured."""
+    if scale.trial:
+        return "A trial: it shows that everything works, and its numbers mean nothing."
     how = scale.evaluation
     judge = "a classifier of the same digits" if scale.judge else "InceptionV3"
     seeds = len({row["seed"] for row in rows})
