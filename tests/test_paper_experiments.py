@@ -95,6 +95,10 @@ def test_every_item_says_what_it_costs(name: str, capsys: pytest.CaptureFixture[
         names = [cell.name for cell in made]
         assert names and len(set(names)) == len(names)
         assert all(kinds.file_name(n) == n for n in names) and {c.teacher for c in made} <= set(SCALES[scale].teachers)
+        tried = SCALES[scale].tried()
+        work = [(cell.work(tried), tried.running(cell.teacher).batch_size) for cell in found.cells(tried)]
+        phases = [w.method.phases(w.model, batch) for w, batch in work if w.method]
+        assert all(sum(phase.updates for phase in each) <= 20 for each in phases)
         if scale == "cpu":  # others trace large networks
             found.main([f"--scale={scale}", "--dry_run"])
             said = capsys.readouterr().out
@@ -137,6 +141,23 @@ def test_costs_are_counted_from_the_work() -> None:
     assert (
         cost.parameters * 4 * 7 <= cost.state < cost.parameters * 4 * 9
     )  # student, Adam, averages, teacher, gradients
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("kind", ["tract", "btd"])
+def test_a_speed_is_that_of_the_fastest_stretch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 images in 2 s + 1 s of waiting, then in 1 s; the first stretch compiles. One phase is trained, not ten."""
+    spent = [(32, 9.0, 0.0), (64, 11.0, 1.0), (96, 12.0, 1.0)]
+    records = [{"samples": n, "seconds": {"training": t, "data": d}} for n, t, d in spent]
+    asked: list[Any] = []
+    monkeypatch.setattr(dd, "distill", lambda teacher, source, method, *given: asked.append(method))
+    monkeypatch.setattr(costs, "read_json_lines", lambda path: records)
+    scale = toy_scale()
+    method = scale.tract("vp", (16, 4, 1), "96M") if kind == "tract" else scale.btd("vp", 16, "96M")
+    work = Distilled("", method).work(scale)
+    assert costs.images_per_second(work, scale.settings, batch=8) == 32.0
+    [phase] = asked[0].phases(work.model, 8)
+    assert (phase.teacher_steps, phase.student_steps, phase.updates) == ((16, 1, 12) if kind == "tract" else (2, 1, 12))
 
 
 @pytest.mark.fast

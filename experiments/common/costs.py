@@ -156,7 +156,7 @@ def images_per_second(work: Work, settings: dd.Settings, batch: int, stretches: 
 def _of_one_phase(method: Any, images: int) -> Any:
     """The method with a single phase of so many images, whose updates cost as those of all do."""
     if isinstance(method, dd.Progressive):
-        return replace(method, start_steps=2 * method.end_steps, phase_length=images)
+        return replace(method, start_steps=2 * method.end_steps, phase_length=images, last_two_longer=1.0)
     if isinstance(method, dd.Tract):
         return replace(method, schedule=(method.schedule[0], method.schedule[-1]), shares=(), length=images)
     return replace(method, length=images)
