@@ -202,7 +202,7 @@ CPU = Scale(
             "ddim",
             1024,
             model=dd.Model(_DIGITS, (14, 14, 1), prediction="v"),
-            method=dd.Denoising(_TEACHER_IMAGES // 2, weighting="snr_plus_one", **_TRAINED),
+            method=dd.Denoising(_TEACHER_IMAGES // 4, weighting="snr_plus_one", **_TRAINED),
             settings=_ONCE,
             images={"dataset": "mnist", "size": 14},
             distilling={"weighting": "snr_plus_one", "learning_rate": 3e-3, "anneal": True, "clip": "none"},
