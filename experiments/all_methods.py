@@ -14,14 +14,29 @@ LENGTH = "96M"
 PLAIN = {"DDIM": "ddim", "DPM-Solver++": "dpm_solver++ order=2", "UniPC": "unipc"}
 
 
-def cells(scale: Scale) -> list[Cell]:
-    """The solvers, and the distillations to one step and more."""
+def solvers() -> Sampled:
+    """The teacher with plain and with fitted solvers."""
+    return Sampled("solvers", PLAIN, (*STEPS, 16, 32), dd.FitSettings(), options={"clip": False})
+
+
+def students(scale: Scale, length: str = LENGTH, said: str = "") -> list[Distilled]:
+    """The distillations to one step and more.
+
+    Args:
+      length: of each, as published.
+      said: behind the names of the rows.
+    """
     start = scale.teachers["vp"].steps
-    options = {"clip": False}
-    solvers = Sampled("solvers", PLAIN, (*STEPS, 16, 32), dd.FitSettings(), options=options)
-    tract = [Distilled("TRACT", scale.tract("vp", (start, 32, steps), LENGTH), (steps,)) for steps in STEPS]
-    consistency = Distilled("consistency distillation", scale.tract("vp", (start, 1), LENGTH))
-    return [solvers, Distilled("BTD", scale.btd("vp", start, LENGTH), STEPS[::-1]), consistency, *tract]
+    return [
+        Distilled(f"BTD{said}", scale.btd("vp", start, length), STEPS[::-1]),
+        Distilled(f"consistency distillation{said}", scale.tract("vp", (start, 1), length)),
+        *(Distilled(f"TRACT{said}", scale.tract("vp", (start, 32, steps), length), (steps,)) for steps in STEPS),
+    ]
+
+
+def cells(scale: Scale) -> list[Cell]:
+    """The solvers, and the distillations."""
+    return [solvers(), *students(scale)]
 
 
 EXPERIMENT = Experiment(

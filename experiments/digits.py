@@ -46,6 +46,12 @@ DISTILL_UPDATES = 1100  # TRACT's phases to one step together, and all of BTD's
 TO_TWO_OR_FOUR_UPDATES = 300
 CLASSIFIER_UPDATES = 800
 SAMPLES = 897
+SEEN = (
+    "What you see: digits of 8x8 pixels, enlarged. The first row of the picture is real; below it, each column begins "
+    "with the same noise. The teacher needs many network calls (NFE) to draw a digit. Its students, of BTD and of "
+    "TRACT, draw nearly the same one with 4, 2 or 1. The classifier's Fréchet distance says how far samples are from "
+    "real digits; less is better."
+)
 LOSS_NOTE = "losses are means over the 64 pixels, but for TRACT's with a VP teacher: a sum"
 COLUMNS = 16
 
@@ -295,7 +301,7 @@ def main() -> None:
     print("\n" + dd.report.format_table(rows, ["method", "nfe", "samples/s", "classifier frechet"]))
     print(
         f"\nFréchet distance between a classifier's features of {SAMPLES} samples and of the 900 training images: less"
-        f"\nis better. Open {folder_report([folder], folder / 'report.html')} in a browser: pictures, curves, all"
+        f"\nis better. Open {folder_report([folder], folder / 'report.html', SEEN)} in a browser: pictures, curves, all"
         "\nnumbers. Beside it are picture.png, loss.png, results.json and the artefacts."
         f"\n{seconds:.0f} s, peak memory {memory:.1f} GB."
     )

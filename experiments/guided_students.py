@@ -63,13 +63,13 @@ class AtScales:
                 how = {"steps": steps, "guidance": {"scale": scale}}
                 folder = place.cell(self.name, seed) / f"{steps}_{scale:g}"
                 numbers = place.measured(self.teacher, artefact, folder, **how)
-                rows.append({"row": row, "column": scale, **numbers, **right(place, artefact, **how)})
+                rows.append({"row": row, "column": scale, **numbers, **right(place, self.teacher, artefact, **how)})
         return rows
 
 
-def right(place: Place, artefact: dd.Artefact, **how: object) -> Row:
+def right(place: Place, teacher: str, artefact: dd.Artefact, **how: object) -> Row:
     """The accuracy of the classifier's labels, where a classifier judges."""
-    folder = Path(place.features_name)
+    folder = Path(place.features(teacher))
     if not (folder / "classifier.json").is_file():
         return {}
     cond = np.arange(ASKED) % artefact.model.num_classes

@@ -10,15 +10,19 @@ from experiments.common.scales import Scale
 
 STEPS = (1, 2, 4, 8)
 LENGTH = "96M"
+TEACHERS = ("vp", "edm", "vp_imagenet64", "edm_imagenet64")
+
+
+def teachers(scale: Scale) -> list[str]:
+    """The teachers of a scale that the paper's tables have."""
+    return [name for name in TEACHERS if name in scale.teachers]
 
 
 def cells(scale: Scale) -> list[Cell]:
     """One run of BTD gives all its students; TRACT is trained for each number of steps."""
     found: list[Cell] = []
-    for teacher, described in scale.teachers.items():
-        if teacher.startswith("eps"):
-            continue
-        start, name = described.steps, teacher.upper().replace("_", " ")
+    for teacher in teachers(scale):
+        start, name = scale.teachers[teacher].steps, teacher.upper().replace("_", " ")
         between = (32,) if teacher.startswith("vp") else ()
         for steps in STEPS:
             method = scale.tract(teacher, (start, *between, steps), LENGTH)

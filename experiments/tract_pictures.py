@@ -4,6 +4,7 @@ The students are those of experiments/tract_methods.py, which are trained first 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from experiments.common.cells import NOISE_SEED, Cell, Distilled, Pictured, Plac
 from experiments.common.runner import Experiment
 from experiments.common.scales import Scale
 from experiments.tract_methods import EXPERIMENT as METHODS
+from experiments.tract_methods import teachers
 
 SHOWN = 16
 
 
 def samples(place: Place, seed: int, folder: Path, *, teacher: str) -> Mapping[str, str]:
     """One line for the teacher and for each student."""
-    described, there = place.scale.teachers[teacher], Place(place.scale, place.folder, METHODS.name)
+    described, there = place.scale.teachers[teacher], replace(place, experiment=METHODS.name)
 
     def draw(artefact: dd.Artefact, steps: int | None = None, solver: str = "ddim") -> np.ndarray:
         return dd.sample(artefact, SHOWN, steps, solver=solver, seed=NOISE_SEED, batch_size=SHOWN)
@@ -37,8 +39,7 @@ def samples(place: Place, seed: int, folder: Path, *, teacher: str) -> Mapping[s
 
 def cells(scale: Scale) -> list[Cell]:
     """One for each teacher."""
-    names = [name for name in scale.teachers if not name.startswith("eps")]
-    return [Pictured(f"samples of {name}", partial(samples, teacher=name), name) for name in names]
+    return [Pictured(f"samples of {name}", partial(samples, teacher=name), name) for name in teachers(scale)]
 
 
 EXPERIMENT = Experiment(

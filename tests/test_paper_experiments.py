@@ -43,7 +43,7 @@ def toy_scale() -> Scale:
         name="toy",
         title="a toy",
         teachers={"vp": teacher},
-        source=lambda teacher: source,
+        source=lambda teacher, split, path: source,
         share=64 / (96 * 2**20),
         settings=dd.Settings(8),
         evaluation=EvaluationSettings(count=32, repetitions=1, batch_size=16),
@@ -56,7 +56,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Scale:
     found = toy_scale()
     monkeypatch.setitem(scales.SCALES, "toy", found)
     monkeypatch.setattr(runner, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(Place, "features_name", "pixels")
+    monkeypatch.setattr(Place, "features", lambda place, teacher: "pixels")
     for name in ("use_cpu_devices", "keep_compiled"):
         monkeypatch.setattr(runner, name, lambda *arguments: None)
     return found
@@ -95,6 +95,10 @@ def test_every_item_says_what_it_costs(name: str, capsys: pytest.CaptureFixture[
         names = [cell.name for cell in made]
         assert names and len(set(names)) == len(names)
         assert all(kinds.file_name(n) == n for n in names) and {c.teacher for c in made} <= set(SCALES[scale].teachers)
+        tried = SCALES[scale].tried()
+        work = [(cell.work(tried), tried.running(cell.teacher).batch_size) for cell in found.cells(tried)]
+        phases = [w.method.phases(w.model, batch) for w, batch in work if w.method]
+        assert all(sum(phase.updates for phase in each) <= 20 for each in phases)
         if scale == "cpu":  # others trace large networks
             found.main([f"--scale={scale}", "--dry_run"])
             said = capsys.readouterr().out
@@ -137,6 +141,23 @@ def test_costs_are_counted_from_the_work() -> None:
     assert (
         cost.parameters * 4 * 7 <= cost.state < cost.parameters * 4 * 9
     )  # student, Adam, averages, teacher, gradients
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("kind", ["tract", "btd"])
+def test_a_speed_is_that_of_the_fastest_stretch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """32 images in 2 s + 1 s of waiting, then in 1 s; the first stretch compiles. One phase is trained, not ten."""
+    spent = [(32, 9.0, 0.0), (64, 11.0, 1.0), (96, 12.0, 1.0)]
+    records = [{"samples": n, "seconds": {"training": t, "data": d}} for n, t, d in spent]
+    asked: list[Any] = []
+    monkeypatch.setattr(dd, "distill", lambda teacher, source, method, *given: asked.append(method))
+    monkeypatch.setattr(costs, "read_json_lines", lambda path: records)
+    scale = toy_scale()
+    method = scale.tract("vp", (16, 4, 1), "96M") if kind == "tract" else scale.btd("vp", 16, "96M")
+    work = Distilled("", method).work(scale)
+    assert costs.images_per_second(work, scale.settings, batch=8) == 32.0
+    [phase] = asked[0].phases(work.model, 8)
+    assert (phase.teacher_steps, phase.student_steps, phase.updates) == ((16, 1, 12) if kind == "tract" else (2, 1, 12))
 
 
 @pytest.mark.fast
@@ -197,6 +218,87 @@ def test_cells_run_once_go_on_and_are_collected(
     assert "Nothing." in page and (folder / "picture_0" / "black.png").is_file()
     with pytest.raises(SystemExit, match="No such cell: nothing"):
         found.main(["--scale=toy", "--only", "nothing"])
+
+
+def test_a_trial_is_short_and_kept_apart(toy: Scale, tmp_path: Path) -> None:
+    """Two updates of the teacher, ten of a distillation, 16 samples; the scale's own results stay away."""
+    runs, found = tmp_path / "runs", replace(toy_experiment(), cells=lambda scale: toy_cells(scale)[:1])
+    found.main(["--scale=toy", "--trial", f"--runs={runs}"])
+    assert {path.name for path in (tmp_path / "results" / "toy").iterdir()} == {"toy_trial"}
+    updates = {
+        path.parent.relative_to(runs).parts[-1]: json.loads(path.read_text("utf-8").splitlines()[-1])["update"]
+        for path in runs.rglob("metrics.jsonl")
+    }
+    assert updates == {"vp": 2, "tract_4_0": 10}
+    assert "numbers mean nothing" in (tmp_path / "results" / "toy" / "toy_trial" / "table.md").read_text("utf-8")
+    [results] = (path for path in runs.rglob("results.json"))
+    assert json.loads(results.read_text("utf-8"))["count"] == 16
+
+
+@pytest.mark.fast
+def test_images_come_from_a_path_in_place_of_tfds(tmp_path: Path) -> None:
+    """MNIST at 14x14 from two files; area means of 2x2 pixels."""
+    images = {name: np.full((2, 28, 28), value, np.uint8) for name, value in {"train": 255, "test": 0}.items()}
+    for name, array in images.items():
+        array[0, :2, :2] = [[0, 100], [100, 200]]
+        np.savez(tmp_path / f"{name}.npz", images=array, labels=np.array([3, 4]))
+    place = Place(CPU, tmp_path, "any", {"mnist": f"{tmp_path / 'train.npz'},{tmp_path / 'test.npz'}"})
+    for split, value in {"train": 1, "test": -1}.items():
+        batch = place.source("vp_mnist", split).gather(np.arange(2))
+        assert batch["x"].shape == (2, 14, 14, 1) and (batch["x"][1] == value).all()
+        assert batch["x"][0, 0, 0, 0] == pytest.approx(100 / 127.5 - 1, abs=1e-6)
+
+
+@pytest.mark.fast
+def test_data_sets_stand_apart_in_a_figure() -> None:
+    """A panel for each teacher, in which rows have the same names, and all data in the conventions."""
+    made = [("vp", "BTD", 1.0), ("vp_mnist", "BTD, mnist", 2.0)]
+    rows = [{"teacher": t, "row": r, "column": 4, "frechet": v, "seed": 0} for t, r, v in made]
+    panels = collect.panels_of(experiment("btd_steps"), CPU, rows)
+    drawn = {
+        title: {name: np.asarray(line.y).tolist() for name, line in panel.lines.items()}
+        for title, panel in panels.items()
+    }
+    assert drawn == {"digits 8x8": {"BTD": [1.0]}, "mnist 14x14": {"BTD": [2.0]}}
+    assert "U-Net of width 16; mnist 14x14. 1794 samples" in collect.conventions(CPU, rows)
+    assert list(collect.panels_of(experiment("tract_phases"), CPU, rows)) == [experiment("tract_phases").title]
+
+
+@pytest.mark.fast
+def test_the_time_to_a_distance_is_that_of_the_fastest_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A training of 100 s pays for itself in the samples of 1 s each, or does not."""
+    module = importlib.import_module("experiments.dode_time_to_fid")
+    place, way = Place(replace(toy_scale(), name="cpu"), tmp_path, "any"), module.Way
+    monkeypatch.setattr(module, "seconds_of_call", lambda place, teacher: 1.0)
+    monkeypatch.setattr(
+        module, "of_solvers", lambda *given: [way("DDIM", "", 0.9, 0.0, 4.0), way("DDIM", "", 0.4, 0.0, 8.0)]
+    )
+    students = [way("TRACT", "short", 0.8, 50.0, 1.0), way("TRACT", "long", 0.3, 100.0, 1.0)]
+    monkeypatch.setattr(module, "of_students", lambda *given: students)
+    rows = {(row["row"], row["column"]): row["seconds"] for row in module.Times().run(place, 0)}
+    count = place.scale.evaluation.count
+    assert rows == {
+        **{("DDIM", target): seconds * count for target, seconds in {1.0: 4, 0.5: 8}.items()},
+        **{("TRACT", target): before + count for target, before in {1.0: 50, 0.5: 100, 0.35: 100}.items()},
+        **{("TRACT, before the first sample", t): before for t, before in {1.0: 50, 0.5: 100, 0.35: 100}.items()},
+    }
+
+
+@pytest.mark.fast
+def test_students_on_the_way_take_the_phases_before_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """BTD 16→1 in four phases, of which the last two are twice as long: 1, 2, 4 and 6 of six parts of the images."""
+    module = importlib.import_module("experiments.dode_time_to_fid")
+    scale = toy_scale()
+    cell = Distilled("BTD, 24M", dd.Progressive(16, 1, phase_length=80), (8, 4, 2, 1))
+    home = toy_experiment()
+    found = [{"row": cell.row, "nfe": steps, "frechet": 1.0} for steps in cell.ends]
+    monkeypatch.setattr(runner.Experiment, "rows_of", lambda *given: found)
+    monkeypatch.setattr(module, "distillations", lambda scale: [(home, cell)])
+    monkeypatch.setattr(module, "images_per_second", lambda *given: 10.0)
+    ways = list(module.of_students(Place(scale, tmp_path, "any"), 0, call=0.5))
+    assert [(way.method, way.before, way.each) for way in ways] == [
+        ("BTD", 8.0 * parts, 0.5 * steps) for steps, parts in zip((8, 4, 2, 1), (1, 2, 4, 6), strict=True)
+    ]
 
 
 @pytest.mark.fast

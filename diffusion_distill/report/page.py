@@ -29,7 +29,7 @@ from diffusion_distill.report.lines import Panel
 from diffusion_distill.report.tables import Row, cells_of, columns_of, is_number
 
 PNG = b"\x89PNG\r\n\x1a\n"
-SMALL = 320  # pictures that are narrower are enlarged to about this width, pixel by pixel
+SMALL = 320  # pictures that are narrower are enlarged to about this width
 SHOWN_ENTRIES = 24  # of a list of numbers in folded JSON
 
 
@@ -171,7 +171,7 @@ def _sorted_by(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG, which becomes part of the page. Small ones are enlarged by whole factors, so that pixels stay squares.
+    """A PNG, which becomes part of the page. Browsers enlarge small ones, smoothly.
 
     Attributes:
       path: the file, or its bytes.
@@ -195,10 +195,9 @@ class Picture:
             raise ValueError(f"{name} is no PNG{f', but {found}' if found else ''}. Pages show PNG files only.")
         width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))  # in the header chunk
         scale = max(1, SMALL // max(width, 1))
-        look = ' class="crisp"' if scale > 1 else ""
         size = f'width="{scale * width}" height="{scale * height}"'
         data = base64.b64encode(content).decode()
-        image = f'<img{look} {size} alt="{escape(self.caption)}" src="data:image/png;base64,{data}">'
+        image = f'<img {size} alt="{escape(self.caption)}" src="data:image/png;base64,{data}">'
         caption = f"<figcaption>{escape(self.caption)}</figcaption>" if self.caption else ""
         return f'<figure class="picture">{image}{caption}</figure>'
 

@@ -1,7 +1,7 @@
 """Pictures: labelled rows of images in one PNG.
 
 One row per sampler or student, drawn from the same noise, shows at a glance what numbers of small image sets
-cannot. Pixels are repeated, never interpolated, so that an 8x8 digit is seen as the network drew it.
+cannot. Small images are enlarged smoothly, as eyes read them; with a scale their pixels are repeated instead.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from diffusion_distill.data.quantise import quantise
 
 MARGIN = 16  # around the picture and between labels and images, in pixels of the PNG
 ROW_GAP = 8
+COLUMN_GAP = 4
 FONT_SIZE = 15
 TITLE_SIZE = 18
-LEAST_CELL = 48  # images are enlarged to at least this height unless a scale is given
+LEAST_CELL = 64  # images are enlarged to at least this height unless a scale is given
 BACKGROUND = (255, 255, 255)
 INK = (30, 30, 30)
 
@@ -53,7 +54,8 @@ def image_grid(
         width. A label may have several lines, or be empty.
       path: the PNG; its folder must exist.
       columns: the most images to show of each entry; the first ones are taken.
-      scale: how often each pixel is repeated along both axes; None enlarges small images.
+      scale: how often each pixel is repeated along both axes, for a picture whose pixels are the images'; None enlarges
+        small images smoothly (bicubic).
       title: a line above the rows.
 
     Returns:
@@ -72,9 +74,8 @@ def image_grid(
         raise ValueError("There are no rows. Pass at least one entry {label: images}.")
     if len(set(shapes.values())) > 1:
         raise ValueError(f"Rows have different (height, width): {shapes}. Resize them, or write several pictures.")
-    height = next(iter(shapes.values()))[0]
-    repeats = scale or -(-LEAST_CELL // height)
-    strips = {label: _strip(row, repeats) for label, row in images.items()}
+    enlarged = {label: _repeated(row, scale) if scale else _smooth(row) for label, row in images.items()}
+    strips = {label: _strip(row) for label, row in enlarged.items()}
     path = user_path(path)
     _write(strips, title, path)
     return path
@@ -98,11 +99,25 @@ def _as_rgb(label: str, images: ArrayLike) -> NDArray[np.uint8]:
     return np.broadcast_to(images, (*images.shape[:3], 3))
 
 
-def _strip(images: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
-    """Images [n, height, width, 3] enlarged, side by side with a gap between them: [height', width', 3]."""
-    enlarged = images.repeat(scale, axis=1).repeat(scale, axis=2)
-    gap = np.full((enlarged.shape[1], max(2, scale // 2), 3), BACKGROUND, np.uint8)
-    pieces = [piece for image in enlarged for piece in (image, gap)]
+def _repeated(images: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    """Images [n, height, width, 3] whose pixels are squares of `scale` pixels."""
+    return images.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def _smooth(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images [n, height, width, 3], small ones enlarged by a whole factor to at least `LEAST_CELL`."""
+    from PIL import Image
+
+    height, width = images.shape[1:3]
+    factor = -(-LEAST_CELL // height)
+    size = width * factor, height * factor
+    return np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)) for image in images])
+
+
+def _strip(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images [n, height, width, 3] side by side with a gap between them: [height, width', 3]."""
+    gap = np.full((images.shape[1], COLUMN_GAP, 3), BACKGROUND, np.uint8)
+    pieces = [piece for image in images for piece in (image, gap)]
     return np.concatenate(pieces[:-1], axis=1)
 
 
@@ -134,4 +149,5 @@ def _write(strips: Mapping[str, NDArray[np.uint8]], title: str, path: Path) -> N
         pen.multiline_text(text_at, label, INK, font, align="right")
         canvas.paste(Image.fromarray(strip), (left, top + (height - len(strip)) // 2))
         top += height + ROW_GAP
-    canvas.save(path, format="PNG")
+    grey = all((strip == strip[..., :1]).all() for strip in strips.values())
+    (canvas.convert("L") if grey else canvas).save(path, format="PNG", optimize=True)

@@ -58,12 +58,13 @@ CAPTIONS = {
 FIGURES = ("learning_rate", "grad_norm", "images_per_second", "mfu")
 
 
-def folder_report(folders: Sequence[str | Path], path: str | Path) -> Path:
+def folder_report(folders: Sequence[str | Path], path: str | Path, seen: str = "") -> Path:
     """Writes a page about what workdirs hold; those of several runs share tables and charts.
 
     Args:
       folders: workdirs of any mode, artefacts, or folders of them.
       path: of the page.
+      seen: what one sees on it, in a sentence or two below its title; by default the kinds of files are counted.
 
     Returns:
       The path.
@@ -82,7 +83,7 @@ def folder_report(folders: Sequence[str | Path], path: str | Path) -> Path:
         *_trouble(found), *_results(found), *_pictures(found), *_losses(found), *_studies(found), *_trainings(found),
         *_differences(found), *_next(found), *_facts(found),
     ]  # fmt: skip
-    return write_page(path, title, what_you_see(found), parts)
+    return write_page(path, title, seen or what_you_see(found), parts)
 
 
 def distinct_names(folders: Sequence[Path]) -> dict[str, Path]:

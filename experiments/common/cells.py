@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -70,11 +69,16 @@ class Cell(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """A scale, and the folder that everything of it is in: teachers, classifier, one folder for each cell."""
+    """A scale, and the folder that everything of it is in: teachers, classifiers, one folder for each cell.
+
+    Attributes:
+      data: data set -> path of its images, in place of TensorFlow Datasets; see `Scale.source`.
+    """
 
     scale: Scale
     folder: Path
     experiment: str
+    data: Mapping[str, str] = field(default_factory=dict)
 
     def cell(self, name: str, seed: int) -> Path:
         """The folder of a cell."""
@@ -90,31 +94,32 @@ class Place:
         if described.published:
             return dd.import_weights(described.published, folder)
         assert described.model is not None
-        return dd.train(described.model, self.scale.source(described), described.method, described.settings, folder)
+        return dd.train(described.model, self.source(name), described.method, described.settings, folder)
 
-    @cached_property
-    def features_name(self) -> str:
-        """What images are compared by, as `features_named` takes it: InceptionV3, or a classifier.
+    def features(self, teacher: str) -> str:
+        """What a teacher's images are compared by, as `features_named` takes it: InceptionV3, or a classifier.
 
-        The classifier is trained now if it is not there.
+        A classifier is trained now if it is not there; a trial without InceptionV3 takes pixels.
         """
+        inception = self.folder.parent / "inception"
         if self.scale.judge is None:
-            return str(self.folder.parent / "inception")
-        folder = self.folder / "classifier"
+            return "pixels" if self.scale.trial and not inception.is_dir() else str(inception)
+        name = self.scale.teachers[teacher].images["dataset"]
+        folder = self.folder / ("classifier" if name == "digits" else f"classifier_{name}")
         if not (folder / "classifier" / "classifier.json").is_file():
             print(f"A classifier to judge by is trained first, in {folder}.", flush=True)
-            train, heldout = dd.data.digits("train"), dd.data.digits("heldout")
-            train_classifier(train, heldout, self.scale.judge, folder)
+            train_classifier(self.source(teacher), self.source(teacher, "test"), self.scale.judge, folder)
         return str(folder / "classifier")
 
-    def source(self, teacher: str) -> dd.data.Source:
+    def source(self, teacher: str, split: str = "train") -> dd.data.Source:
         """The images of a teacher, which samples are compared with too."""
-        return self.scale.source(self.scale.teachers[teacher])
+        described = self.scale.teachers[teacher]
+        return self.scale.source(described, split, self.data.get(described.images["dataset"], ""))
 
     def measured(self, teacher: str, artefact: dd.Artefact, folder: Path, **options: Any) -> Row:
         """The numbers of a student, or of a model with a solver and steps as options, against a teacher's images."""
         model, settings = artefact.model, self.scale.evaluation
-        features = features_named(self.features_name, model.shape, model.data_range)
+        features = features_named(self.features(teacher), model.shape, model.data_range)
         reference = reference_of(self.source(teacher), features, settings, self.folder / "reference")
         samplers = {folder.parent.name: lambda: sampler_of(artefact, dd.SamplerSpec(**options), seed=NOISE_SEED)}
         [row] = evaluate_samplers(samplers, features, reference, settings, {"seed": NOISE_SEED}, folder)
@@ -258,7 +263,7 @@ class Sampled:
             tuple(self.solvers.values()),
             self.nfe,
             fit=self.fit is not None,
-            features=place.features_name,
+            features=place.features(self.teacher),
             repetitions=how.repetitions,
             truth=self.truth[0],
             truth_steps=self.truth[1],

@@ -26,15 +26,16 @@ TITLES = {
     "error": "distance from the fine solution",
     "precision": "precision",
     "recall": "recall",
+    "seconds": "seconds",
 }
 Key = tuple[str, Any]
 
 
 def collect(experiment: Experiment, scale: Scale) -> None:
     """Writes RESULTS/NAME/SCALE/{table.md,table.csv,table.json,figure.png,report.html} and prints the table."""
-    rows, folder = experiment.rows(scale.name), experiment.folder(scale.name)
+    rows, folder = experiment.rows(scale.folder), experiment.folder(scale.folder)
     if not rows:
-        print(f"No cell of {experiment.name} at the scale '{scale.name}' is done yet.")
+        print(f"No cell of {experiment.name} at the scale '{scale.folder}' is done yet.")
         return
     found, note = summarised(rows, experiment.measure), conventions(scale, rows)
     write_json(folder / "table.json", {"title": experiment.title, "conventions": note, "rows": rows})
@@ -44,9 +45,10 @@ def collect(experiment: Experiment, scale: Scale) -> None:
         print(f"\n{text}")
         _write(folder / "table.md", text)
         _write(folder / "table.csv", _csv(rows))
-        panel = panel_of(experiment, found)
-        line_plot([{experiment.title: panel}], folder / "figure.png")
-        parts += [page.Chart(TITLES[experiment.measure], panel), page.Table(as_rows(found, experiment.paper))]
+        panels = panels_of(experiment, scale, rows)
+        line_plot([panels], folder / "figure.png")
+        parts += [page.Chart(f"{TITLES[experiment.measure]}, {title}", panel) for title, panel in panels.items()]
+        parts.append(page.Table(as_rows(found, experiment.paper)))
     parts += [page.Picture(folder / row["picture"], row["caption"]) for row in rows if "picture" in row]
     parts.append(page.Text(note))
     if found:
@@ -90,14 +92,32 @@ def in_words(values: Sequence[float] | None, published: float | None = None) -> 
 
 def conventions(scale: Scale, rows: Sequence[Mapping[str, Any]]) -> str:
     """How the numbers were measured."""
+    if scale.trial:
+        return "A trial: it shows that everything works, and its numbers mean nothing."
     how = scale.evaluation
     judge = "a classifier of the same digits" if scale.judge else "InceptionV3"
     seeds = len({row["seed"] for row in rows})
     spread = f"mean ± standard deviation of up to {seeds} seeds, one where there is no ±" if seeds > 1 else "one seed"
+    data = [scale.teachers[name].data for name in dict.fromkeys(row["teacher"] for row in rows)]
+    main = scale.teachers["vp"].data
+    title = "; ".join([scale.title, *(name for name in dict.fromkeys(data) if name != main)])
     return (
-        f"Data and network: {scale.title}. {how.count} samples, {how.repetitions} time(s); features of {judge}; "
+        f"Data and network: {title}. {how.count} samples, {how.repetitions} time(s); features of {judge}; "
         f"{spread}. Numbers in brackets are the paper's, of its own data and InceptionV3."
     )
+
+
+def panels_of(experiment: Experiment, scale: Scale, rows: Sequence[Mapping[str, Any]]) -> dict[str, Panel]:
+    """The figure's panels by title: one, or one for each teacher, in which its name is left out."""
+    if not experiment.apart:
+        return {experiment.title: panel_of(experiment, summarised(rows, experiment.measure))}
+    parts: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        parts.setdefault(row["teacher"], []).append({**row, "row": row["row"].partition(",")[0]})
+    return {
+        scale.teachers[name].data: panel_of(experiment, summarised(part, experiment.measure))
+        for name, part in parts.items()
+    }
 
 
 def panel_of(experiment: Experiment, found: Mapping[Key, Sequence[float]]) -> Panel:

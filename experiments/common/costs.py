@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -126,22 +127,39 @@ def _state(work: Work, settings: dd.Settings) -> Any:
 def _update_seconds(work: Work, settings: dd.Settings, key: Any, known: dict[Any, float]) -> float:
     """Seconds of an update here, measured on up to 8 images and taken to grow with the batch."""
     if key not in known:
-        batch = min(8, settings.batch_size)
-        labels = np.zeros(batch, np.int32) if work.model.num_classes > 1 else None
-        source = dd.data.from_arrays(np.zeros((batch, *work.model.shape), np.float32), labels)
-        field = "phase_length" if hasattr(work.method, "phase_length") else "length"
-        method = replace(work.method, **{field: 20 * batch})  # type: ignore[type-var]
-        short = replace(settings, batch_size=batch, flip=False, log_every=2)
-        with tempfile.TemporaryDirectory() as folder:
-            if work.teacher is None:
-                dd.train(work.model, source, method, short, folder)  # type: ignore[arg-type]
-            else:
-                teacher = dd.Artefact(work.teacher, work.teacher.init(jax.random.key(0)))
-                student = None if work.model == work.teacher else work.model
-                dd.distill(teacher, source, method, short, folder, student)
-            speed = max(record["images_per_second"] for record in read_json_lines(Path(folder) / "metrics.jsonl"))
-        known[key] = settings.batch_size / speed
+        known[key] = settings.batch_size / images_per_second(work, settings, min(8, settings.batch_size))
     return known[key]
+
+
+def images_per_second(work: Work, settings: dd.Settings, batch: int, stretches: int = 3) -> float:
+    """Training images a second here, of the fastest of some stretches: compiling and pauses are left out.
+
+    Args:
+      batch: images of an update.
+      stretches: of four updates each; the first, which compiles, does not count.
+    """
+    labels = np.zeros(batch, np.int32) if work.model.num_classes > 1 else None
+    source = dd.data.from_arrays(np.zeros((batch, *work.model.shape), np.float32), labels)
+    method, short = _of_one_phase(work.method, 4 * stretches * batch), replace(settings, batch_size=batch, log_every=4)
+    with tempfile.TemporaryDirectory() as folder:
+        if work.teacher is None:
+            dd.train(work.model, source, method, short, folder)  # type: ignore[arg-type]
+        else:
+            teacher = dd.Artefact(work.teacher, work.teacher.init(jax.random.key(0)))
+            student = None if work.model == work.teacher else work.model
+            dd.distill(teacher, source, method, short, folder, student)
+        records = read_json_lines(Path(folder) / "metrics.jsonl")
+    at = [(record["samples"], record["seconds"]["training"] + record["seconds"]["data"]) for record in records]
+    return max((images - before) / max(end - begin, 1e-3) for (before, begin), (images, end) in pairwise(at))
+
+
+def _of_one_phase(method: Any, images: int) -> Any:
+    """The method with a single phase of so many images, whose updates cost as those of all do."""
+    if isinstance(method, dd.Progressive):
+        return replace(method, start_steps=2 * method.end_steps, phase_length=images, last_two_longer=1.0)
+    if isinstance(method, dd.Tract):
+        return replace(method, schedule=(method.schedule[0], method.schedule[-1]), shares=(), length=images)
+    return replace(method, length=images)
 
 
 def _line(name: str, cost: Cost) -> dict[str, Any]:

@@ -5,6 +5,8 @@
     python -m experiments.NAME --scale=cpu --only=CELL ...    these cells only: they can be split over machines
     python -m experiments.NAME --scale=paper --dry_run        what it would cost, cell by cell
     python -m experiments.NAME --scale=cpu --collect          tables, figure and page of the cells that are done
+    python -m experiments.NAME --scale=gpu --trial            a few updates and samples of each, to see that all works
+    python -m experiments.NAME --data cifar10=cifar10.zip     images of a folder, zip or .npz in place of TFDS
 
 A cell that is done is a small file, RESULTS/NAME/SCALE/<cell>_<seed>.json, and is not run again; an interrupted one
 goes on where it was, in RUNS/SCALE/NAME/<cell>_<seed>.
@@ -18,7 +20,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ class Experiment:
       measure: which number is compared.
       column: what the columns are.
       scales: those that it can run at.
+      apart: whether the figure has a panel for each teacher; in the rows its name stands behind a comma.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Experiment:
     measure: str = "frechet"
     column: str = "steps"
     scales: tuple[str, ...] = ("paper", "gpu", "cpu")
+    apart: bool = False
 
     def folder(self, scale: str) -> Path:
         """Where its results are."""
@@ -68,7 +72,7 @@ class Experiment:
     def main(self, argv: Sequence[str] | None = None) -> None:
         """The command line."""
         given = _arguments(self, argv)
-        scale = SCALES[given.scale]
+        scale = SCALES[given.scale].tried() if given.trial else SCALES[given.scale]
         cells = _chosen(self.cells(scale), given.only)
         if given.dry_run:
             from .costs import print_costs  # which needs no result, and the others nothing of it
@@ -86,26 +90,36 @@ class Experiment:
         use_cpu_devices(given.cpu_devices)
         keep_compiled()
         interrupts.listen()
-        place = Place(scale, given.runs / scale.name, self.name)
+        place = Place(scale, given.runs / scale.folder, self.name, dict(given.data))
         left = [(cell, seed) for seed in range(given.seeds) for cell in cells if not self.done(scale, cell, seed)]
         for number, (cell, seed) in enumerate(left, start=1):
-            if self.done(scale, cell, seed):  # another process was faster
-                continue
-            print(f"\n[{number}/{len(left)}] {cell.name}, seed {seed}", flush=True)
-            begun = time.monotonic()
-            rows = self._kept(scale, cell, seed, cell.run(place, seed))
-            facts = {
-                "cell": cell.name,
-                "seed": seed,
-                "teacher": cell.teacher,
-                "rows": rows,
-                "seconds": round(time.monotonic() - begun),
-                "version": __version__,
-                "device": jax.devices()[0].device_kind,
-            }
-            path = self.result(scale, cell, seed)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(path, facts)
+            if not self.done(scale, cell, seed):  # else another process was faster
+                print(f"\n[{number}/{len(left)}] {cell.name}, seed {seed}", flush=True)
+                self.rows_of(cell, place, seed)
+
+    def rows_of(self, cell: Cell, place: Place, seed: int) -> list[Row]:
+        """The rows of a cell: those of its result, or of its run now, which leaves a result.
+
+        Args:
+          place: of this experiment or of another one that asks for a cell of this one.
+        """
+        path = self.result(place.scale, cell, seed)
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))["rows"]
+        begun = time.monotonic()
+        rows = self._kept(place.scale, cell, seed, cell.run(replace(place, experiment=self.name), seed))
+        facts = {
+            "cell": cell.name,
+            "seed": seed,
+            "teacher": cell.teacher,
+            "rows": rows,
+            "seconds": round(time.monotonic() - begun),
+            "version": __version__,
+            "device": jax.devices()[0].device_kind,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, facts)
+        return rows
 
     def _kept(self, scale: Scale, cell: Cell, seed: int, rows: Sequence[Row]) -> list[Row]:
         """The rows, with their pictures copied to the results."""
@@ -122,7 +136,7 @@ class Experiment:
 
     def result(self, scale: Scale, cell: Cell, seed: int) -> Path:
         """The file of a cell that is done."""
-        return self.folder(scale.name) / f"{cell.name}_{seed}.json"
+        return self.folder(scale.folder) / f"{cell.name}_{seed}.json"
 
     def done(self, scale: Scale, cell: Cell, seed: int) -> bool:
         """Whether there is a result."""
@@ -133,7 +147,7 @@ class Experiment:
         found = []
         for path in sorted(self.folder(scale).glob("*_*.json")):
             facts = json.loads(path.read_text(encoding="utf-8"))
-            found += [{**row, "seed": facts["seed"], "cell": facts["cell"]} for row in facts["rows"]]
+            found += [{**row, **{name: facts[name] for name in ("seed", "cell", "teacher")}} for row in facts["rows"]]
         return found
 
 
@@ -146,6 +160,8 @@ def _arguments(experiment: Experiment, argv: Sequence[str] | None) -> argparse.N
     parser.add_argument("--only", nargs="+", default=(), metavar="CELL", help="run these cells only")
     parser.add_argument("--dry_run", action="store_true", help="say what it would cost")
     parser.add_argument("--measure", action="store_true", help="with --dry_run: time an update of each kind here")
+    parser.add_argument("--trial", action="store_true", help="a few updates and samples of each, kept apart")
+    parser.add_argument("--data", nargs="+", type=_named, default=(), metavar="SET=PATH", help="a data set's images")
     parser.add_argument("--collect", action="store_true", help="only collect what is done")
     parser.add_argument("--runs", type=Path, default=RUNS, help="folder of checkpoints and students (%(default)s)")
     cores = 2 ** min(3, (os.cpu_count() or 1).bit_length() - 1)
@@ -154,6 +170,18 @@ def _arguments(experiment: Experiment, argv: Sequence[str] | None) -> argparse.N
     if given.seeds < 1:
         parser.error(f"--seeds={given.seeds}: at least one is needed.")
     return given
+
+
+def _named(text: str) -> tuple[str, str]:
+    """'mnist=train.npz,test.npz' as ('mnist', 'train.npz,test.npz').
+
+    Raises:
+      ArgumentTypeError: there is no '='.
+    """
+    name, found, path = text.partition("=")
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SET=PATH.")
+    return name, path
 
 
 def _chosen(cells: Sequence[Cell], only: Sequence[str]) -> Sequence[Cell]:

@@ -124,11 +124,11 @@ def test_tables_can_be_sorted_and_numbers_stand_at_the_right() -> None:
 
 
 @pytest.mark.fast
-def test_pictures_are_in_the_page_whole_and_small_ones_enlarged_crisply(tmp_path: Path) -> None:
+def test_pictures_are_in_the_page_whole_and_small_ones_enlarged(tmp_path: Path) -> None:
     for width, scale in ((8, 40), (160, 2), (900, 1)):
         [image] = Read(Picture(png(width, 10), "x").html()).named("img")
         assert (image["width"], image["height"]) == (str(scale * width), str(10 * scale))
-        assert (image.get("class") == "crisp") == (scale > 1)
+        assert "class" not in image  # browsers then interpolate
         assert base64.b64decode(image["src"].partition(",")[2]) == png(width, 10)
     (tmp_path / "no.png").write_text("<html>not found")
     with pytest.raises(ValueError, match="no PNG, but an HTML page"):

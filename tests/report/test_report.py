@@ -1,4 +1,4 @@
-"""Pictures show the pixels they are given, plots every history, tables every value."""
+"""Pictures show the images they are given, plots every history, tables every value."""
 
 from __future__ import annotations
 
@@ -84,6 +84,18 @@ def test_images_stand_in_labelled_rows_enlarged_pixel_by_pixel(tmp_path: Path) -
     for y in places[:, 0, 0]:
         assert (picture[y : y + 20, :left] < 128).any()  # a label stands beside the row
     assert (picture[:, left - 8 : left] == 255).all()  # and ends before the images begin
+
+
+@pytest.mark.parametrize(("size", "factor"), [(8, 8), (14, 5)])
+def test_small_images_are_enlarged_smoothly(size: int, factor: int, tmp_path: Path) -> None:
+    """A ramp stays a ramp: of 10 grey levels a pixel before, 10 / factor after, to within rounding; rows stay alike."""
+    ramp = np.broadcast_to(np.arange(size, dtype=np.uint8)[:, None, None] * 10, (1, size, size, 1))
+    picture = read(image_grid({"": ramp}, tmp_path / "ramp.png")).astype(int)
+    assert picture.shape[0] == size * factor + 32 and size * factor >= 64  # margins of 16
+    inside = picture[16 + 2 * factor : -16 - 2 * factor, 16:-16]
+    np.testing.assert_array_equal(inside, inside[:, :1, :1].repeat(inside.shape[1], 1).repeat(3, 2))
+    wanted = (np.arange(2 * factor, (size - 2) * factor) + 0.5) / factor * 10 - 5  # by the centres of pixels
+    np.testing.assert_allclose(inside[:, 0, 0], wanted, atol=1)
 
 
 def test_the_arrow_has_a_glyph_of_its_own(tmp_path: Path) -> None:

@@ -64,6 +64,15 @@ def shown(folders: list[Path], path: Path) -> str:
 
 
 @pytest.mark.fast
+def test_a_page_says_what_one_sees(tmp_path: Path) -> None:
+    """What it is told, or else what the files hold."""
+    folder = results(training(tmp_path / "mine"))
+    told = folder_report([folder], tmp_path / "told.html", "Digits & noise.").read_text(encoding="utf-8")
+    assert '<p class="lead">Digits &amp; noise.</p>' in told
+    assert '<p class="lead">What the files here hold: ' in shown([folder], tmp_path / "counted.html")
+
+
+@pytest.mark.fast
 def test_a_training_with_its_students_and_results(tmp_path: Path) -> None:
     folder = results(training(tmp_path / "mine"))
     page = shown([folder], tmp_path / "report.html")
