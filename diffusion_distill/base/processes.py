@@ -83,7 +83,7 @@ class Watch:
         self._changes = dict.fromkeys(self._said, 0)  # how often that has changed
         self._silent = dict.fromkeys(self._said, 0)  # in how many readings it has not changed since
         self._own, self._number, self._unanswered, self._failed_for = "", 0, 0, 0.0
-        self._stopped, self._ending = threading.Event(), threading.Lock()
+        self._stopped, self._ending, self._writing = threading.Event(), threading.Lock(), threading.Lock()
         for target in (self._beat, self._judge):
             threading.Thread(target=target, name="processes", daemon=True).start()
 
@@ -135,15 +135,17 @@ class Watch:
     # ------------------------------------------------------------ signs of life
 
     def _say(self, word: str) -> None:
-        self._own = word
-        self._client.key_value_set(f"{FOLDER}/{self._here}", word, allow_overwrite=True)
+        with self._writing:  # else a number that is on its way could arrive after the word
+            self._own = word
+            self._client.key_value_set(f"{FOLDER}/{self._here}", word, allow_overwrite=True)
 
     def _beat(self) -> None:
         while not self._stopped.is_set():
             with suppress(jax.errors.JaxRuntimeError):  # process 0 does not answer: `_judge` counts
-                if not self._own:
-                    self._number += 1
-                    self._client.key_value_set(f"{FOLDER}/{self._here}", str(self._number), allow_overwrite=True)
+                with self._writing:
+                    if not self._own:
+                        self._number += 1
+                        self._client.key_value_set(f"{FOLDER}/{self._here}", str(self._number), allow_overwrite=True)
                 self._read(self._client.key_value_dir_get(FOLDER))
                 self._unanswered = 0
             self._stopped.wait(EVERY)
