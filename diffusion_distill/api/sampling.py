@@ -82,7 +82,8 @@ def denoiser_of(
 ) -> Denoise:
     """An artefact's denoiser as a spec samples it: guided, thresholded, clipped; on the devices of a mesh.
 
-    A guided student is told the scale of guidance, and not guided again.
+    A guided student is told the scale of guidance, and not guided again; without one, that of those it learned which
+    is nearest to 1, no guidance.
 
     Args:
       mesh: the devices; by default all, with a copy on each. Of a mesh whose axis 'params' is longer than one, each
@@ -98,7 +99,7 @@ def denoiser_of(
     spec, denoise = SamplerSpec.of(spec, **fields), artefact.denoiser(clip=False)
     guidance = dict(spec.guidance or UNGUIDED)
     if artefact.model.guided:
-        denoise = AtScale(denoise, _learned_scale(artefact.model, guidance))
+        denoise = AtScale(denoise, _learned_scale(artefact.model, spec.guidance))
     elif "classifier" in guidance:
         check_classifier(guidance["classifier"], artefact.model)
         denoise = ClassifierGuided(denoise, guidance["classifier"], guidance["scale"])
@@ -108,14 +109,17 @@ def denoiser_of(
     return sharding.place(Clipped(denoise) if spec.clip else denoise, mesh or sharding.data_mesh())
 
 
-def _learned_scale(model: Model, guidance: Mapping[str, Any]) -> float:
-    """The scale that a guided student is told."""
+def _learned_scale(model: Model, guidance: Mapping[str, Any] | None) -> float:
+    """The scale that a guided student is told: without one, the least guidance that it learned."""
+    low, high = model.guided  # type: ignore[misc]
+    if guidance is None:
+        return min(max(1.0, low), high)
     if set(guidance) != {"scale"}:
         raise ValueError(
             f"The model is guided already: it is told a scale and nothing else, got {', '.join(guidance)}. Leave out "
             "null and classifier."
         )
-    scale, (low, high) = float(guidance["scale"]), model.guided  # type: ignore[misc]
+    scale = float(guidance["scale"])
     if not low <= scale <= high:
         warnings.warn(f"The student learned scales from {low:g} to {high:g}, and is told {scale:g}.", stacklevel=4)
     return scale

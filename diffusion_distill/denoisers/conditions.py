@@ -221,8 +221,9 @@ def checked_scales(scales: Any) -> tuple[float, float] | None:
     """
     if scales is None:
         return None
-    pair = tuple(scales) if isinstance(scales, list | tuple) else ()
-    if len(pair) != 2 or not all(isinstance(s, Real) and isfinite(s) for s in pair) or pair[0] > pair[1]:
+    pair = tuple(scales) if np.ndim(scales) == 1 else ()
+    numbers = all(isinstance(s, Real) and not isinstance(s, bool) and isfinite(s) for s in pair)
+    if len(pair) != 2 or not numbers or pair[0] > pair[1]:
         raise ValueError(
             f"The scales of a guided student must be (least, largest), such as (1.0, 4.0), got {scales!r}."
         )

@@ -163,11 +163,15 @@ class AtScale(struct.PyTreeNode):
       scale: s, one number or one per sample [batch].
 
     Raises:
-      ValueError: when called, conditions are missing or not one per sample, or the scale is not [batch].
+      ValueError: the scale is not finite; when called, conditions are missing or not one per sample, or the scale is
+        not [batch].
     """
 
     denoise: Denoise
     scale: Array
+
+    def __post_init__(self) -> None:
+        _check_finite(self.scale)
 
     def __call__(self, z: Data, level: Level, cond: Cond | None = None) -> Data:
         """x_hat of the shape of z; cond: one condition per sample, a tree of arrays [batch, ...]."""
@@ -232,10 +236,15 @@ def label_log_prob(logits: Array, labels: Labels) -> Array:
     return jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(labels)[:, None], axis=-1)[:, 0]
 
 
-def _scale_unless(neutral: int, scale: Any) -> Any:
-    """The scale, or None for the number that means no guidance; JAX's placeholders for it are returned as they are."""
+def _check_finite(scale: Any) -> None:
+    """Raises ValueError for a scale that is no finite number; JAX's placeholders for one pass."""
     if isinstance(scale, str) or (isinstance(scale, int | float | np.ndarray) and not np.all(np.isfinite(scale))):
         raise ValueError(f"The scale of guidance must be a finite number, or one per sample, got {scale!r}.")
+
+
+def _scale_unless(neutral: int, scale: Any) -> Any:
+    """The scale, or None for the number that means no guidance; JAX's placeholders for it are returned as they are."""
+    _check_finite(scale)
     return None if isinstance(scale, int | float) and scale == neutral else scale
 
 

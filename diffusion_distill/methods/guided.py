@@ -67,7 +67,7 @@ class Guided(Distiller):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "scales", conditions.checked_scales(self.scales))
+        object.__setattr__(self, "scales", conditions.checked_scales(() if self.scales is None else self.scales))
         choose("distribution of noise levels", self.noise, NOISE_LEVELS)
         parse_length(self.length)
         if not hasattr(self.steps, "__index__") or self.steps < 0:

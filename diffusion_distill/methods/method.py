@@ -157,7 +157,15 @@ def student_of(method: Method, teacher: Model, student: Model | None = None) -> 
     Returns:
       What the method makes of them, if it has a function `student_of`; else the student, or the teacher if there is
       none, which is guided if the teacher is.
+
+    Raises:
+      ValueError: the student is guided, and the teacher is not, or for other scales.
     """
     if make := getattr(method, "student_of", None):
         return make(teacher, student)
+    if student is not None and student.guided not in (None, teacher.guided):
+        raise ValueError(
+            f"The student is guided for scales {student.guided}, but the teacher for {teacher.guided}. Distil guidance "
+            "first, with dd.Guided(...), and leave Model(guided=...) out."
+        )
     return teacher if student is None else dataclasses.replace(student, guided=teacher.guided)

@@ -356,6 +356,8 @@ def test_sampling_tells_the_scale_and_guides_no_more(one_device: None) -> None:
         chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5)
     with pytest.warns(UserWarning, match="learned scales from 1 to 3, and is told 5"):
         denoiser_of(exact(True), guidance={"scale": 5.0})
+    beyond = dataclasses.replace(STUDENT_MODEL, guided=np.array([2.0, 4.0]))
+    assert denoiser_of(teacher(beyond), clip=False).scale == 2, "the learned scale that is nearest to none"  # type: ignore[attr-defined]
     fitted = [
         dd.fit_solver(a, "ddim", 3, dd.FitSettings(8, 4), guidance={"scale": 2.0}) for a in (exact(True), exact())
     ]
@@ -398,6 +400,16 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "one scale": (lambda: dd.Guided(scales=2.0), r"must be \(least, largest\).*got 2\.0"),  # type: ignore[arg-type]
     "scales that fall": (lambda: dd.Guided(scales=(3.0, 1.0)), r"got \(3\.0, 1\.0\)"),
     "a scale that is not finite": (lambda: dd.Guided(scales=(1.0, np.inf)), r"got \(1\.0, inf\)"),
+    "no scales": (lambda: dd.Guided(scales=None), r"must be \(least, largest\)"),  # type: ignore[arg-type]
+    "a flag for a scale": (lambda: dd.Guided(scales=(True, 2.0)), r"got \(True, 2\.0\)"),
+    "a student guided otherwise than its teacher": (
+        lambda: dd.distill(teacher(), SOURCE, dd.Tract((4, 1), length=32), SETTINGS, student=STUDENT_MODEL),
+        r"The student is guided for scales .*, but the teacher for None",
+    ),
+    "sampling at a scale that is no number": (
+        lambda: denoiser_of(teacher(STUDENT_MODEL), guidance={"scale": np.nan}),
+        "must be a finite number",
+    ),
     "half a step": (lambda: dd.Guided(steps=0.5), "number of steps, got 0.5"),  # type: ignore[arg-type]
     "an unknown noise": (lambda: dd.Guided(noise="unifrom"), "Did you mean 'uniform'"),
     "adapters in stage one": (
