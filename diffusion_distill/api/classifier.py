@@ -309,7 +309,6 @@ class _Training:
 
     network: Classifier
     settings: ClassifierSettings
-    guided: None = None  # there is no scale of guidance to tell it
 
     @property
     def adapter(self) -> Any:

@@ -97,7 +97,7 @@ def make_step(
         if label_dropout:
             dropped = conditions.drop(model, batch["cond"], label_dropout, jax.random.fold_in(key, conditions.STREAM))
             batch = {**batch, "cond": dropped}
-        if model.guided:
+        if getattr(model, "guided", None):  # what is trained may be no denoiser, such as a classifier
             told = conditions.with_scales(model, batch["cond"], jax.random.fold_in(key, conditions.SCALES))
             batch = {**batch, "cond": told}
         loss, gradient, norm = gradient_at(state.params, state, batch, inputs.rows, key)
