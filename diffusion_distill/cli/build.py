@@ -5,7 +5,7 @@ A config has these parts, each read by one function below:
     model      network, process, prediction, time_input, shape        -> Model
     data       name of a source and its arguments                             -> Source
     student    as model: of a student with another network than its teacher's     -> Model
-    method     name ('denoising', 'btd', 'tract', 'knowledge') and its fields -> Denoising, Progressive, ...
+    method     name ('denoising', 'btd', 'tract', 'guided', ...) and its fields -> Denoising, Progressive, ...
     run        batch_size, seed, cadences, optimizer, the mesh                -> Settings
     teacher    folder of the artefact to distil
     artefact   folder of the artefact to sample or evaluate
@@ -389,11 +389,9 @@ def classifier(config: Any) -> ClassifierSettings:
 
 def comparison(config: Any) -> tuple[Setting, Comparison]:
     """The comparison of config.solvers for config.artefact, sampled with the settings of config.sample."""
-    teacher = optional_artefact(config, "teacher")
-    shared = SamplerSpec.of(spec(config), solver="", steps=0, fitted="")
-    how = {**drawn(config), "spec": shared, "teacher": teacher, "mesh": mesh(config)}
-    setting = Setting(artefact(config, "artefact"), **how)
-    return setting, from_mapping(Comparison, "solvers", config.solvers.to_dict())
+    how = {**drawn(config), "teacher": optional_artefact(config, "teacher"), "mesh": mesh(config)}
+    how["spec"] = SamplerSpec.of(spec(config), solver="", steps=0, fitted="")
+    return Setting(artefact(config, "artefact"), **how), from_mapping(Comparison, "solvers", config.solvers.to_dict())
 
 
 def optional_artefact(config: Any, part: str) -> Artefact | None:
