@@ -98,6 +98,7 @@ def test_an_error_of_both_is_told_by_both() -> None:
         assert status == 1 and said.endswith("ValueError: an error of its own\n")
 
 
+@pytest.mark.slow
 def test_a_process_that_stood_still_ends_after_the_others() -> None:
     begun = begin_small("wait", "wait")
     begun[0].send_signal(signal.SIGSTOP)  # in it lies the store: process 1 has no answer
@@ -108,6 +109,7 @@ def test_a_process_that_stood_still_ends_after_the_others() -> None:
     assert status == EXIT_STATUS and said.startswith("Process "), said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [0, 1])
 def test_a_process_that_is_done_is_not_taken_for_a_lost_one(late: int) -> None:
     begun = begin_small(*("late" if number == late else "done" for number in range(2)))
