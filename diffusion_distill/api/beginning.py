@@ -69,7 +69,9 @@ def begun(
 ) -> TrainState:
     """The state before the first update, made where it will lie: no device ever has more than its share of it."""
     frozen = () if teacher is None else sharding.place(teacher.params, mesh)
-    return sharding.place(_first_state(sharding.place(params, mesh), frozen, method, settings, optimizer), mesh)
+    first = partial(_first_state, method=method, settings=settings, optimizer=optimizer)
+    where = sharding.places(state_shapes(params, teacher, method, settings, optimizer), mesh)
+    return jax.jit(first, out_shardings=where)(sharding.place(params, mesh), frozen)
 
 
 def _first_state(

@@ -24,7 +24,7 @@ from diffusion_distill.training.dispatch import Dispatcher, dispatch_size
 from diffusion_distill.training.goodput import Goodput
 from diffusion_distill.training.logs import Log, Logs
 from diffusion_distill.training.progress import Progress
-from diffusion_distill.training.sharding import place, places, replicated
+from diffusion_distill.training.sharding import places, replicated
 from diffusion_distill.training.state import TrainState, last_good, next_phase
 from diffusion_distill.training.step import Step, StepInputs
 from diffusion_distill.training.utilisation import Meter
@@ -98,13 +98,15 @@ def run(
     stop = partial(next_stop, batch_size=batches.batch_size, plan=plan)
     size = dispatch_size(plan.updates_per_dispatch, min(cadences(plan)), mesh)
     about = lambda: {"updates_in_all": ends(phases)[-1], "seconds": clock.seconds()}  # noqa: E731
-    dispatcher = Dispatcher(step, batches, seed, mesh, size, stop, places(state, mesh), clock)
+    where = places(state, mesh)
+    dispatcher = Dispatcher(step, batches, seed, mesh, size, stop, where, clock)
+    turned = jax.jit(next_phase, static_argnums=(1, 2, 3), out_shardings=where)
     for k, (phase, end) in enumerate(zip(phases, ends(phases), strict=True)):
         begin = end - phase.updates
         if done >= end:
             continue
         if done == begin and k > 0:
-            state = place(next_phase(state, phase, optimizer), mesh)
+            state = turned(state, optimizer, phase.restart, phase.reset_average)
         inputs_at = _inputs_at(phases, k, momenta, mesh)
         used = plan.meter(state, inputs_at(done).rows)
         recorder = _Recorder(phase, begin, done, batches.batch_size, log, used, about)

@@ -16,7 +16,6 @@ from flax import struct
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.typing import Params
-from diffusion_distill.methods.phases import Phase
 from diffusion_distill.training import ema, low_rank
 
 if TYPE_CHECKING:
@@ -80,18 +79,20 @@ def last_good(state: TrainState) -> TrainState:
     )
 
 
-def next_phase(state: TrainState, phase: Phase, optimizer: optax.GradientTransformation) -> TrainState:
+def next_phase(
+    state: TrainState, optimizer: optax.GradientTransformation, restart: bool, reset_average: bool
+) -> TrainState:
     """The state with which a later phase begins: the eval average becomes the teacher.
 
-    With phase.restart everything else starts afresh from that teacher (the paper's rule); otherwise student,
-    optimizer and averages go on, and phase.reset_average restarts the eval average's bias correction.
+    With `restart` everything else starts afresh from that teacher (the paper's rule); otherwise student, optimizer and
+    averages go on, and `reset_average` restarts the eval average's bias correction. See `methods.phases.Phase`.
     """
     teacher = state.averages["eval"].params
-    if phase.restart:
+    if restart:
         fresh = create(teacher, optimizer, [n for n in state.averages if n != "eval"], teacher)
         return fresh.replace(step=state.step, skipped=state.skipped, base=state.base)
     averages = dict(state.averages)
-    if phase.reset_average:
+    if reset_average:
         averages["eval"] = ema.reset(averages["eval"])
     none = jnp.zeros_like(state.nonfinite)
     return state.replace(teacher=jax.tree.map(jnp.copy, teacher), averages=averages, nonfinite=none)

@@ -154,10 +154,10 @@ def test_a_later_phase_starts_from_the_teachers_adapters(tiny_model: Model) -> N
     state = create(first, optimizer, METHOD.averages, first, base)
     average = state.averages["eval"].replace(params=trained_adapters(base, 5))
     state = state.replace(averages={**state.averages, "eval": average}, step=jnp.int32(8))
-    for phase in METHOD.phases(tiny_model, 16)[1], dataclasses.replace(METHOD.phases(tiny_model, 16)[1], restart=False):
-        later = next_phase(state, phase, optimizer)
+    for restart in (True, False):
+        later = next_phase(state, optimizer, restart, reset_average=False)
         assert equal(later.teacher, average.params) and equal(later.base, base) and int(later.step) == 8
-        assert equal(later.params, average.params if phase.restart else first)
+        assert equal(later.params, average.params if restart else first)
 
 
 # --- runs

@@ -16,7 +16,6 @@ from toys import equal
 from diffusion_distill import api
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.methods import Denoising, Tract
-from diffusion_distill.methods.phases import Phase
 from diffusion_distill.training import nonfinite
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.logs import read_json_lines
@@ -118,7 +117,7 @@ def test_the_last_good_state_is_that_before_the_skipped_ones(tiny_model: Model) 
     later = good.replace(step=jnp.int32(12), skipped=jnp.int32(7), nonfinite=jnp.int32(5))
     assert equal(last_good(later), good) and equal(last_good(good), good)
     for restart in (True, False):
-        begun = next_phase(later, Phase("next", 3, 1e-3, restart=restart), optimizer)
+        begun = next_phase(later, optimizer, restart, reset_average=False)
         assert [int(n) for n in (begun.step, begun.skipped, begun.nonfinite)] == [12, 7, 0]
         assert equal(jax.tree.map(jnp.asarray, last_good(begun)), begun), "a phase never goes back before its begin"
 

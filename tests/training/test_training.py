@@ -222,7 +222,7 @@ def test_each_shard_is_clipped_on_its_own(tiny_model: Model) -> None:
 def test_the_next_phase_starts_afresh_from_the_teacher(tiny_model: Model) -> None:
     optimizer = make_optimizer(OptimizerSettings())
     old = toys.trained_state(tiny_model, optimizer)
-    new = next_phase(old, Phase("next", 5, 1e-3, restart=True), optimizer)
+    new = next_phase(old, optimizer, restart=True, reset_average=True)
     handed_on = old.averages["eval"].params
     assert equal(new.teacher, handed_on) and equal(new.params, handed_on)
     assert equal(new.opt_state, optimizer.init(handed_on))
@@ -236,7 +236,7 @@ def test_the_next_phase_starts_afresh_from_the_teacher(tiny_model: Model) -> Non
 def test_the_next_phase_goes_on_with_another_teacher(reset: bool, tiny_model: Model) -> None:
     optimizer = make_optimizer(OptimizerSettings())
     old = toys.trained_state(tiny_model, optimizer)
-    new = next_phase(old, Phase("next", 5, 1e-3, restart=False, reset_average=reset), optimizer)
+    new = next_phase(old, optimizer, restart=False, reset_average=reset)
     assert equal(new.teacher, old.averages["eval"].params)
     assert equal(new.params, old.params) and equal(new.opt_state, old.opt_state)
     assert equal(new.averages["self_teacher"], old.averages["self_teacher"])
