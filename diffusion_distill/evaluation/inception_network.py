@@ -26,6 +26,7 @@ from jax import lax
 from jax.nn.initializers import lecun_normal, ones, zeros
 
 from diffusion_distill.base.errors import choose
+from diffusion_distill.networks.layers import winograd
 
 Array = jax.Array
 
@@ -235,11 +236,18 @@ def _on_cpu(stride: int, padding: str, x: Array, kernel: Array, factor: Array, s
     """
     if padding == "VALID" and stride == 1:
         (rows, columns), (height, width) = kernel.shape[:2], x.shape[1:3]
-        x = _conv(stride, "SAME", x, kernel.astype(x.dtype))
+        x = _same(x, kernel.astype(x.dtype))
         x = x[:, rows // 2 : height - rows // 2, columns // 2 : width - columns // 2]
+    elif stride == 1:
+        x = _same(x, kernel.astype(x.dtype))
     else:
         x = _conv(stride, padding, x, kernel.astype(x.dtype))
     return nn.relu(x * factor[None, None, None].astype(x.dtype) + shift[None, None, None].astype(x.dtype))
+
+
+def _same(x: Array, kernel: Array) -> Array:
+    """`_conv` on a CPU at stride 1 with padding."""
+    return winograd.by_four_products(x, kernel) if winograd.is_faster(x, kernel) else _conv(1, "SAME", x, kernel)
 
 
 def _conv(stride: int, padding: str, x: Array, kernel: Array) -> Array:
