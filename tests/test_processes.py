@@ -15,10 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import places
 import pytest
 
+from diffusion_distill.api.classifier import ClassifierSettings, TrainedClassifier, _init
 from diffusion_distill.base import processes
 from diffusion_distill.base.processes import EXIT_STATUS
 from diffusion_distill.training.artefact import Artefact
@@ -148,6 +150,18 @@ def test_processes_find_each_other_without_being_told(environment: Any) -> None:
     assert [end_of(process) for process in begun] == [(0, f"joined\n{number} of 2\n") for number in range(2)]
 
 
+@pytest.mark.fast
+def test_jax_waits_longer_than_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stood still goes on: its processes count signs of life, where JAX counts seconds."""
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **how: told.append(how))
+    monkeypatch.setattr(processes, "_client", lambda: None)
+    for how in ({}, {"heartbeat_timeout_seconds": 5}):
+        with processes.joined(**how):
+            pass
+    assert told[0]["heartbeat_timeout_seconds"] > 600 and told[1] == {"heartbeat_timeout_seconds": 5}
+
+
 class Store:
     """A coordinator's store in which the other process has written a word."""
 
@@ -175,6 +189,35 @@ def test_a_process_that_was_given_up_while_it_ends_does_not_wait_for_the_others(
     assert ended.wait(10) and not left
     watch._said[0] = "done"
     leaving.join(10)
+
+
+#: Reads a classifier from a folder, with all devices of all processes, and says what its features are.
+FEATURES = """
+import sys, numpy as np, jax
+jax.config.update("jax_platforms", "cpu")
+from diffusion_distill.api.classifier import TrainedClassifier
+from diffusion_distill.base import processes
+processes.EVERY = 0.5
+with processes.joined(coordinator_address=sys.argv[2], num_processes=2, process_id=int(sys.argv[1])):
+    images = np.linspace(-1, 1, 3 * 64).reshape(3, 8, 8, 1)
+    np.save(f"{sys.argv[3]}/{sys.argv[1]}.npy", TrainedClassifier.load(sys.argv[3]).features(images))
+"""
+
+
+@pytest.mark.slow
+def test_a_classifier_from_disk_measures_on_several_processes(tmp_path: Path) -> None:
+    settings = ClassifierSettings(ch=4, ch_mult=(1,), norm_groups=2)
+    params = _init(settings.network(3), (8, 8, 1), jax.random.key(0))
+    trained = TrainedClassifier(settings.network(3), params, (8, 8, 1))
+    trained.save(tmp_path)
+    expected = trained.features(np.linspace(-1, 1, 3 * 64).reshape(3, 8, 8, 1))
+    address = free_address()
+    begun = [begin(["-c", FEATURES, str(number), address, str(tmp_path)]) for number in range(2)]
+    for process in begun:
+        status, said = end_of(process)
+        assert status == 0, said
+    for number in range(2):
+        np.testing.assert_allclose(np.load(tmp_path / f"{number}.npy"), expected, rtol=1e-5, atol=1e-6)
 
 
 # ------------------------------------------------------------ whole runs

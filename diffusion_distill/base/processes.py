@@ -29,10 +29,13 @@ from diffusion_distill.base.relay import Relay, relayed
 
 #: Seconds between two signs of life.
 EVERY = 2.0
-#: A process is lost after so many readings without a sign of it. JAX itself waits for 100 s.
+#: A process is lost after so many readings without a sign of it.
 PATIENCE = 18
 #: Seconds in which a process may meet the error of another one itself, and tell it, before it is ended.
 GRACE = 10.0
+#: Seconds after which JAX itself takes a process for lost. It ends the others with a stack trace then, and it counts
+#: seconds: after its usual 100 a machine that stood still for so long, with all its processes, could not go on.
+JAX_PATIENCE = 1800
 #: Exit status of a process that ends because another one did: the same command may succeed.
 EXIT_STATUS = 75
 
@@ -48,7 +51,7 @@ def joined(**how: Any) -> Iterator[None]:
     and ends it with status 1, unless the loss of another process is the reason. Processes are numbered from 0.
     """
     with relayed() as relays:
-        jax.distributed.initialize(**how)
+        jax.distributed.initialize(**{"heartbeat_timeout_seconds": JAX_PATIENCE, **how})
     client = _client()
     if client is None or jax.process_count() == 1:
         yield
