@@ -133,6 +133,30 @@ def under_open_mpi(number: int, port: int) -> dict[str, str]:
     return {"OMPI_MCA_orte_hnp_uri": f"{job}.0;tcp://127.0.0.1:1", **found}
 
 
+def told_by_variables(number: int, port: int) -> dict[str, str]:
+    """What a JobSet of Kubernetes can set without more rights, and any other starter of processes."""
+    address = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
+    return {**address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(number)}
+
+
+def under_gke(number: int, port: int) -> dict[str, str]:
+    """What GKE sets for the two hosts of one slice of TPUs; JAX_FORCE_TPU_INIT makes JAX take this for one of them."""
+    own = {"TPU_WORKER_ID": str(number), "TPU_WORKER_HOSTNAMES": "localhost,localhost", **slices(1, 0)}
+    return {"JAX_FORCE_TPU_INIT": "1", "JAX_COORDINATOR_PORT": str(port), **own}
+
+
+def under_a_job_set_of_slices(number: int, port: int) -> dict[str, str]:
+    """What it sets for two slices of one host each."""
+    own = {"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost", **slices(2, number)}
+    return {"JAX_FORCE_TPU_INIT": "1", "JAX_COORDINATOR_PORT": str(port), **own}
+
+
+def slices(count: int, number: int) -> dict[str, str]:
+    """What a JobSet sets for several slices; for what is not set JAX asks a server of Google's cloud."""
+    names = {"NUM_SLICES": str(count), "SLICE_ID": str(number), "COORDINATOR_ADDRESS": "localhost"}
+    return {f"MEGASCALE_{name}": value for name, value in names.items()}
+
+
 def free_port_of_a_job() -> int:
     """A free port of those that JAX makes from the numbers of jobs."""
     while True:
@@ -143,7 +167,9 @@ def free_port_of_a_job() -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("environment", [under_slurm, under_open_mpi])
+@pytest.mark.parametrize(
+    "environment", [under_slurm, under_open_mpi, told_by_variables, under_gke, under_a_job_set_of_slices]
+)
 def test_processes_find_each_other_without_being_told(environment: Any) -> None:
     port = free_port_of_a_job()
     begun = [begin(["-c", SMALL, str(number), "", "count"], **environment(number, port)) for number in range(2)]
@@ -160,6 +186,30 @@ def test_jax_waits_longer_than_the_watch(monkeypatch: pytest.MonkeyPatch) -> Non
         with processes.joined(**how):
             pass
     assert told[0]["heartbeat_timeout_seconds"] > 600 and told[1] == {"heartbeat_timeout_seconds": 5}
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, {}),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, {}),  # JAX reads it, and asks the cluster for the rest
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "JAX_COORDINATOR_ADDRESS is ''"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"}, "JAX_PROCESS_ID is ''"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "PROCESSES is 'two'"),
+    ],
+)
+def test_variables_tell_of_processes_together_or_not_at_all(
+    variables: dict[str, str], said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in processes.TOLD.values():
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if said == {}:
+        assert processes.told() == {}
+    else:
+        with pytest.raises(ValueError, match=said):
+            processes.told()
 
 
 class Store:
