@@ -244,8 +244,11 @@ def _by_import() -> bool:
 def attempt(form: Format, path: Path) -> str:
     """'read', or the refusal's kind; AssertionError if it is neither, or too dear."""
     global _watched
-    size, begun = path.stat().st_size, time.process_time()  # others use the machine too
-    tracemalloc.start()
+    size, begun, traced = path.stat().st_size, time.process_time(), tracemalloc.is_tracing()
+    if not traced:
+        tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
     _watching.clear()
     _watched = True
     try:
@@ -258,9 +261,10 @@ def attempt(form: Format, path: Path) -> str:
         assert len(str(error)) < 5000, f"a message of {len(str(error))} letters"
     finally:
         _watched = False
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    seconds = time.process_time() - begun
+        peak = tracemalloc.get_traced_memory()[1] - before
+        if not traced:
+            tracemalloc.stop()
+    seconds = time.process_time() - begun  # of this process alone: others use the machine too
     assert not _watching, _watching
     assert seconds <= SECONDS, f"{seconds:.1f} s"
     assert peak <= PER_BYTE * size + MEMORY, f"{peak >> 20} MiB for {size} bytes"
@@ -276,12 +280,14 @@ def fuzz(name: str, count: int, minutes: float, seed: int, folder: Path) -> Coun
     form.read(valid / form.name)
     content, path, end = (valid / form.name).read_bytes(), folder / form.name, time.monotonic() + 60 * minutes
     archived = zipfile.is_zipfile(valid / form.name)
+    tracemalloc.start()  # once: each start keeps a kilobyte
     while sum(counts.values()) < count and time.monotonic() < end:
         path.write_bytes((changed_inside if archived and chance.random() < 0.5 else changed)(content, chance))
         try:
             counts[attempt(form, path)] += 1
         except BaseException as error:
             raise AssertionError(f"{name}, number {sum(counts.values())} of seed {seed}: {path}: {error!r}") from error
+    tracemalloc.stop()
     return counts
 
 

@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 from diffusion_distill.base.files import plain, read_json
 from diffusion_distill.base.trees import from_plain, to_plain
 from diffusion_distill.training.checksum import checksums
+from diffusion_distill.training.sharding import one_copy
 from diffusion_distill.training.state import TrainState
 
 DAMAGED = "damaged_checkpoints"
@@ -58,7 +59,7 @@ class Checkpoints:
 
         if self.latest is not None and step <= self.latest:
             return
-        items = _items(state)
+        items = one_copy(_items(state))  # of several, Orbax would cut a share by a program for each shape and device
         items["checksums"] = {name: checksums(tree) for name, tree in items.items()}
         arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}  # type: ignore[call-arg]
         facts = ocp.args.JsonSave({"update": step, **about, **self._about})  # type: ignore[call-arg]
@@ -175,7 +176,7 @@ def save_params(folder: Path, params: Any) -> None:
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _plain(folder.parent) as parent, ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(parent / folder.name, jax.tree.map(jnp.asarray, to_plain(params)), force=True)
+        checkpointer.save(parent / folder.name, one_copy(jax.tree.map(jnp.asarray, to_plain(params))), force=True)
 
 
 def load_params(folder: Path, like: Any) -> Any:

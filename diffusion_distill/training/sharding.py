@@ -182,6 +182,12 @@ def scattered(tree: Any, mesh: Mesh) -> Any:
     return tree if mesh.shape["params"] == 1 else jax.lax.with_sharding_constraint(tree, places(tree, mesh))
 
 
+def one_copy(tree: Any) -> Any:
+    """A tree of which what lies whole on each device of this process is the first device's alone; nothing is copied."""
+    whole = lambda a: isinstance(a, jax.Array) and a.is_fully_addressable and a.is_fully_replicated  # noqa: E731
+    return jax.tree.map(lambda a: a.addressable_data(0) if whole(a) else a, tree)
+
+
 def check_batch(batch_size: int, mesh: Mesh, parts: int = 1) -> None:
     """Raises ValueError if a global batch cannot be split evenly over the devices and into parts."""
     if batch_size < 1 or batch_size % (mesh.size * parts):
