@@ -52,3 +52,14 @@ def test_a_fitted_solver_whose_levels_are_no_list(alpha: object, tmp_path: Path)
     content["grid"]["alpha"] = alpha
     path.write_text(json.dumps(content))
     assert fuzz.attempt(fuzz.FORMATS["solver"], path) == "refused"
+
+
+@pytest.mark.fast
+def test_a_name_that_is_very_long_is_not_said_in_full(tmp_path: Path) -> None:
+    """Found by fuzzing: a message of 14934 letters."""
+    path = tmp_path / "model.json"
+    fuzz.FORMATS["model"].make(path)
+    content = json.loads(path.read_text())
+    content["model"]["process"]["name"] = "[" * 20000
+    path.write_text(json.dumps(content))
+    assert fuzz.attempt(fuzz.FORMATS["model"], path) == "refused"
