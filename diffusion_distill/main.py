@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import jax
 from absl import app, flags, logging
@@ -66,7 +67,11 @@ def main(argv: Sequence[str]) -> None:
     if _CPU_DEVICES.value:
         use_cpu_devices(_CPU_DEVICES.value)
     if _DISTRIBUTED.value:
-        with processes.joined():  # from here on JAX itself listens for preemption
+        with ExitStack() as together:
+            try:
+                together.enter_context(processes.joined())  # from here on JAX itself listens for preemption
+            except (ValueError, RuntimeError) as error:
+                sys.exit(f"--distributed cannot join the other processes: {in_words(error)}")
             run(mode)
     else:
         interrupts.listen()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -39,3 +40,26 @@ def test_an_image_that_claims_more_bytes_than_its_zip_has(tmp_path: Path) -> Non
     content[listed + 20 : listed + 28] = (2**32 - 2**24).to_bytes(4, "little") + (2**24).to_bytes(4, "little")
     path.write_bytes(content)
     assert fuzz.attempt(fuzz.FORMATS["image-zip"], path) == "refused"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("alpha", [-1, 0.5, [[0.1, 0.6, 1.0]], [], "0.1"])
+def test_a_fitted_solver_whose_levels_are_no_list(alpha: object, tmp_path: Path) -> None:
+    """Found by fuzzing: a number in place of the list was an IndexError."""
+    path = tmp_path / "file.json"
+    fuzz.FORMATS["solver"].make(path)
+    content = json.loads(path.read_text())
+    content["grid"]["alpha"] = alpha
+    path.write_text(json.dumps(content))
+    assert fuzz.attempt(fuzz.FORMATS["solver"], path) == "refused"
+
+
+@pytest.mark.fast
+def test_a_name_that_is_very_long_is_not_said_in_full(tmp_path: Path) -> None:
+    """Found by fuzzing: a message of 14934 letters."""
+    path = tmp_path / "model.json"
+    fuzz.FORMATS["model"].make(path)
+    content = json.loads(path.read_text())
+    content["model"]["process"]["name"] = "[" * 20000
+    path.write_text(json.dumps(content))
+    assert fuzz.attempt(fuzz.FORMATS["model"], path) == "refused"

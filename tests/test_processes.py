@@ -15,10 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import places
 import pytest
 
+from diffusion_distill.api.classifier import ClassifierSettings, TrainedClassifier, _init
 from diffusion_distill.base import processes
 from diffusion_distill.base.processes import EXIT_STATUS
 from diffusion_distill.training.artefact import Artefact
@@ -131,6 +133,30 @@ def under_open_mpi(number: int, port: int) -> dict[str, str]:
     return {"OMPI_MCA_orte_hnp_uri": f"{job}.0;tcp://127.0.0.1:1", **found}
 
 
+def told_by_variables(number: int, port: int) -> dict[str, str]:
+    """What a JobSet of Kubernetes can set without more rights, and any other starter of processes."""
+    address = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
+    return {**address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(number)}
+
+
+def under_gke(number: int, port: int) -> dict[str, str]:
+    """What GKE sets for the two hosts of one slice of TPUs; JAX_FORCE_TPU_INIT makes JAX take this for one of them."""
+    own = {"TPU_WORKER_ID": str(number), "TPU_WORKER_HOSTNAMES": "localhost,localhost", **slices(1, 0)}
+    return {"JAX_FORCE_TPU_INIT": "1", "JAX_COORDINATOR_PORT": str(port), **own}
+
+
+def under_a_job_set_of_slices(number: int, port: int) -> dict[str, str]:
+    """What it sets for two slices of one host each."""
+    own = {"TPU_WORKER_ID": "0", "TPU_WORKER_HOSTNAMES": "localhost", **slices(2, number)}
+    return {"JAX_FORCE_TPU_INIT": "1", "JAX_COORDINATOR_PORT": str(port), **own}
+
+
+def slices(count: int, number: int) -> dict[str, str]:
+    """What a JobSet sets for several slices; for what is not set JAX asks a server of Google's cloud."""
+    names = {"NUM_SLICES": str(count), "SLICE_ID": str(number), "COORDINATOR_ADDRESS": "localhost"}
+    return {f"MEGASCALE_{name}": value for name, value in names.items()}
+
+
 def free_port_of_a_job() -> int:
     """A free port of those that JAX makes from the numbers of jobs."""
     while True:
@@ -141,11 +167,49 @@ def free_port_of_a_job() -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("environment", [under_slurm, under_open_mpi])
+@pytest.mark.parametrize(
+    "environment", [under_slurm, under_open_mpi, told_by_variables, under_gke, under_a_job_set_of_slices]
+)
 def test_processes_find_each_other_without_being_told(environment: Any) -> None:
     port = free_port_of_a_job()
     begun = [begin(["-c", SMALL, str(number), "", "count"], **environment(number, port)) for number in range(2)]
     assert [end_of(process) for process in begun] == [(0, f"joined\n{number} of 2\n") for number in range(2)]
+
+
+@pytest.mark.fast
+def test_jax_waits_longer_than_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that stood still goes on: its processes count signs of life, where JAX counts seconds."""
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **how: told.append(how))
+    monkeypatch.setattr(processes, "_client", lambda: None)
+    for how in ({}, {"heartbeat_timeout_seconds": 5}):
+        with processes.joined(**how):
+            pass
+    assert told[0]["heartbeat_timeout_seconds"] > 600 and told[1] == {"heartbeat_timeout_seconds": 5}
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, {}),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, {}),  # JAX reads it, and asks the cluster for the rest
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "JAX_COORDINATOR_ADDRESS is ''"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2"}, "JAX_PROCESS_ID is ''"),
+        ({"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "PROCESSES is 'two'"),
+    ],
+)
+def test_variables_tell_of_processes_together_or_not_at_all(
+    variables: dict[str, str], said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in processes.TOLD.values():
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if said == {}:
+        assert processes.told() == {}
+    else:
+        with pytest.raises(ValueError, match=said):
+            processes.told()
 
 
 class Store:
@@ -175,6 +239,35 @@ def test_a_process_that_was_given_up_while_it_ends_does_not_wait_for_the_others(
     assert ended.wait(10) and not left
     watch._said[0] = "done"
     leaving.join(10)
+
+
+#: Reads a classifier from a folder, with all devices of all processes, and says what its features are.
+FEATURES = """
+import sys, numpy as np, jax
+jax.config.update("jax_platforms", "cpu")
+from diffusion_distill.api.classifier import TrainedClassifier
+from diffusion_distill.base import processes
+processes.EVERY = 0.5
+with processes.joined(coordinator_address=sys.argv[2], num_processes=2, process_id=int(sys.argv[1])):
+    images = np.linspace(-1, 1, 3 * 64).reshape(3, 8, 8, 1)
+    np.save(f"{sys.argv[3]}/{sys.argv[1]}.npy", TrainedClassifier.load(sys.argv[3]).features(images))
+"""
+
+
+@pytest.mark.slow
+def test_a_classifier_from_disk_measures_on_several_processes(tmp_path: Path) -> None:
+    settings = ClassifierSettings(ch=4, ch_mult=(1,), norm_groups=2)
+    params = _init(settings.network(3), (8, 8, 1), jax.random.key(0))
+    trained = TrainedClassifier(settings.network(3), params, (8, 8, 1))
+    trained.save(tmp_path)
+    expected = trained.features(np.linspace(-1, 1, 3 * 64).reshape(3, 8, 8, 1))
+    address = free_address()
+    begun = [begin(["-c", FEATURES, str(number), address, str(tmp_path)]) for number in range(2)]
+    for process in begun:
+        status, said = end_of(process)
+        assert status == 0, said
+    for number in range(2):
+        np.testing.assert_allclose(np.load(tmp_path / f"{number}.npy"), expected, rtol=1e-5, atol=1e-6)
 
 
 # ------------------------------------------------------------ whole runs

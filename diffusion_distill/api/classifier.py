@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from diffusion_distill.base.arrays import Array
@@ -172,7 +173,10 @@ class TrainedClassifier:
             "versions": {"diffusion_distill": __version__, "jax": jax.__version__},
             "about": dict(self.about),
         }
-        write_json(folder / "classifier.json", facts)
+        if jax.process_index() == 0:
+            write_json(folder / "classifier.json", facts)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"classifier {folder}")
         return folder
 
     @classmethod
@@ -209,7 +213,7 @@ class TrainedClassifier:
         images = _checked_images(images, self.shape)
         mesh = mesh or sharding.data_mesh()
         batch = -(-min(positive_int("batch_size", batch_size), len(images)) // mesh.size) * mesh.size
-        params = jax.device_put(self.params, sharding.replicated(mesh))
+        params = sharding.place(self.params, mesh)
         for begin in range(0, len(images), batch):
             here = images[begin : begin + batch]
             full = np.resize(_as_floats(here), (batch, *self.shape))
@@ -262,8 +266,7 @@ def train_classifier(
         if workdir is not None:
             home = cleanup.enter_context(closing(Workdir(workdir, description, compare=same))).path
         checkpoints = Checkpoints(home / "checkpoints", about=description) if home else None
-        state = create(_init(network, shape, seed), optimizer, averages=())
-        state = jax.device_put(state, sharding.replicated(mesh))
+        state = sharding.place(create(_init(network, shape, seed), optimizer, averages=()), mesh)
         if checkpoints:
             cleanup.callback(checkpoints.close)
             state = checkpoints.restore(state) if checkpoints.latest is not None else state

@@ -50,7 +50,8 @@ def choose(kind: str, name: str, registry: Mapping[str, T]) -> T:
     if isinstance(name, str) and name in registry:
         return registry[name]
     known = ", ".join(sorted(registry))
-    raise ValueError(f"Unknown {kind} {name!r}.{near_matches(name, registry)} Known: {known}.")
+    shown = f"{name!r:.200}"  # of a damaged file it may be long
+    raise ValueError(f"Unknown {kind} {shown}.{near_matches(name, registry)} Known: {known}.")
 
 
 def advise(error: Exception) -> None:

@@ -29,10 +29,19 @@ from diffusion_distill.base.relay import Relay, relayed
 
 #: Seconds between two signs of life.
 EVERY = 2.0
-#: A process is lost after so many readings without a sign of it. JAX itself waits for 100 s.
+#: A process is lost after so many readings without a sign of it.
 PATIENCE = 18
 #: Seconds in which a process may meet the error of another one itself, and tell it, before it is ended.
 GRACE = 10.0
+#: Seconds after which JAX itself takes a process for lost. It ends the others with a stack trace then, and it counts
+#: seconds: after its usual 100 a machine that stood still for so long, with all its processes, could not go on.
+JAX_PATIENCE = 1800
+#: Variables that tell of the processes where no cluster does: HOST:PORT of process 0, their number, and this one's.
+TOLD = {
+    "coordinator_address": "JAX_COORDINATOR_ADDRESS",
+    "num_processes": "JAX_NUM_PROCESSES",
+    "process_id": "JAX_PROCESS_ID",
+}
 #: Exit status of a process that ends because another one did: the same command may succeed.
 EXIT_STATUS = 75
 
@@ -44,11 +53,16 @@ ENDED = ("done", "failed")
 def joined(**how: Any) -> Iterator[None]:
     """Joins the other processes (`how` as in `jax.distributed.initialize`), works, and leaves together with them.
 
+    What is not given is what the environment says, see `told`; else JAX asks the cluster that it finds itself in.
+
     Ends this process with `EXIT_STATUS` and a message if another one is lost or has failed. An error in here is printed
     and ends it with status 1, unless the loss of another process is the reason. Processes are numbered from 0.
+
+    Raises:
+      ValueError, RuntimeError: neither tells which processes there are, or they do not answer.
     """
     with relayed() as relays:
-        jax.distributed.initialize(**how)
+        jax.distributed.initialize(**{"heartbeat_timeout_seconds": JAX_PATIENCE, **told(), **how})
     client = _client()
     if client is None or jax.process_count() == 1:
         yield
@@ -62,6 +76,23 @@ def joined(**how: Any) -> Iterator[None]:
         watch.leave()
         raise
     watch.leave()
+
+
+def told() -> dict[str, Any]:
+    """What the environment variables in `TOLD` say of the processes; nothing without the last two.
+
+    Raises:
+      ValueError: one of the three is missing, or no number.
+    """
+    found = {name: os.environ.get(variable, "") for name, variable in TOLD.items()}
+    if not (found["num_processes"] or found["process_id"]):
+        return {}  # JAX itself reads the first one
+    for name, variable in TOLD.items():
+        if not found[name] or (name != "coordinator_address" and not found[name].isdecimal()):
+            raise ValueError(f"{', '.join(TOLD.values())} tell of several processes together; {variable} is "
+                             f"{found[name]!r}.")  # fmt: skip
+    numbers = {name: int(text) for name, text in found.items() if name != "coordinator_address"}
+    return {**found, **numbers, "cluster_detection_method": "deactivate"}
 
 
 def _client() -> Any:

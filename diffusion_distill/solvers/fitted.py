@@ -18,6 +18,7 @@ import numpy as np
 from diffusion_distill.base.files import read_json, user_path
 from diffusion_distill.base.registry import describe, rebuild
 from diffusion_distill.base.whole import write_json
+from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import PROCESSES, Process
 from diffusion_distill.solvers import Table, spelled, tabulate
@@ -133,7 +134,7 @@ class FittedSolver:
             found = cls(
                 solver=content["solver"],
                 process=rebuild("process", content["process"], PROCESSES),
-                grid=Level(np.array(content["grid"]["alpha"]), np.array(content["grid"]["sigma"])),
+                grid=grids.from_numbers(dict(content["grid"])),  # type: ignore[arg-type]  # None is of None alone
                 lambdas=np.array(content["lambdas"]),
                 plain=np.array(distance["plain"]),
                 fitted=np.array(distance["fitted"]),

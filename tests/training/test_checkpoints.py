@@ -37,6 +37,34 @@ def test_a_checksum_sees_every_bit_and_not_the_devices() -> None:
     assert checksum.fingerprint(tree) != checksum.fingerprint({"a": tree["a"], "b": tree["b"][::-1]})
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8"])
+def test_devices_and_the_host_compute_one_checksum(dtype: str) -> None:
+    """That of the equation, in whole numbers of Python; so checkpoints may be read where they were not written."""
+    for shape in [(), (0,), (3, 5), (70, 1001)]:  # the last has more elements than are summed together on the host
+        array = np.random.default_rng(0).integers(0, 200, shape).astype(jnp.dtype(dtype))
+        bits = array.ravel().view(f"uint{8 * array.dtype.itemsize}").tolist()
+        expected = sum((2 * i + 1) * element for i, element in enumerate(bits)) % 2**32
+        assert int(checksum._on_host(array)) == int(checksum._checksum(array)) == expected
+
+
+@pytest.mark.fast
+def test_on_cpus_saving_compiles_nothing(tiny_model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A program for each shape, and for each device that has a copy, made the first save take as long as ten others."""
+    mesh = sharding.data_mesh()
+    state = sharding.place(toys.trained_state(tiny_model, make_optimizer(OptimizerSettings())), mesh)
+    checkpoints, odd = Checkpoints(tmp_path), {"odd": jnp.zeros((17 * mesh.size, 3))}
+    state = state.replace(params={**state.params, **sharding.place(odd, mesh)})
+    with jax.log_compiles():
+        checkpoints.save(1, state)
+        checkpoints.close()
+    compiled = [record.message for record in caplog.records if "ompil" in record.message]
+    assert not compiled
+    with jax.log_compiles():
+        checksum._checksum(state.params["odd"])
+    assert [record for record in caplog.records if "ompil" in record.message], "compiling would have been seen"
+
+
 def spoil(folder: Path, how: str) -> None:
     """Damages the largest array file of a checkpoint."""
     file = max(folder.glob("params/**/d/*"), key=lambda f: f.stat().st_size)
