@@ -382,6 +382,31 @@ def test_what_a_run_will_need_counts_the_scales_parameters() -> None:
     assert ahead.flops() == 64 * (3 * student + 2 * before), "the student with its gradient, the teacher twice"
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize("wide", [1, 2])
+def test_a_network_is_called_once_to_see_whether_it_can_be_told_a_scale(wide: int) -> None:
+    """Large ones take a second for each call, and a study asks several times."""
+    calls = []
+
+    class Counted(nn.Module):
+        num_classes: int = NULL
+
+        @nn.compact
+        def __call__(self, z: Array, time: Array, cond: Any) -> Array:
+            scale, _ = guided.parts(cond)
+            calls.append(scale is not None)
+            return nn.Dense(wide)(z)
+
+    model = dd.Model(Counted(), (2, 2, 1))
+    for _ in range(2):
+        if wide == 1:
+            assert dd.Guided(SCALES).student_of(model).guided == SCALES
+        else:
+            with pytest.raises(ValueError, match=r"cannot be told the scale.*must be \(1, 2, 2, 1\)"):
+                dd.Guided(SCALES).student_of(model)
+    assert calls == [True] * wide, "what failed is looked at again"
+
+
 DEAF = dd.Model(toys.Perceptron(1, num_classes=NULL), (2, 2, 1), prediction="v")
 ALONE = dd.Model(toys.Perceptron(1), (2, 2, 1), prediction="v")
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
