@@ -29,6 +29,7 @@ from diffusion_distill.solvers import Table, tabulate
 from diffusion_distill.solvers.fitted import FittedSolver
 from diffusion_distill.solvers.least_squares import fit_row
 from diffusion_distill.solvers.pairing import Teacher, check, nested, teacher_of, teacher_steps
+from diffusion_distill.solvers.registry import DEFAULT_SOLVER
 from diffusion_distill.solvers.rows import after
 from diffusion_distill.torch.scheduler import DistilledODEScheduler
 
@@ -46,7 +47,7 @@ def fit(
     model: Any,
     steps: int,
     *,
-    solver: str = "ddim",
+    solver: str = DEFAULT_SOLVER,
     scale: int = Asked.scale,
     teacher_solver: str = Asked.teacher_solver,
     largest: float = Asked.largest,

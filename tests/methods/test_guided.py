@@ -39,6 +39,8 @@ from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Cosine
 from diffusion_distill.studies.comparison import Setting
 from diffusion_distill.training.utilisation import forward_flops
+from diffusion_distill.weights import card
+from diffusion_distill.weights.matching import Checkpoint
 
 SETTINGS = dd.Settings(batch_size=16, seed=1)
 FIT = dd.FitSettings(batch_size=8, scale=4)
@@ -398,6 +400,8 @@ def test_students_are_exported_with_their_scale(tmp_path: Path) -> None:
     """As a function of the tree; to formats without a place for it they are not."""
     made = dd.api.exported(teacher(STUDENT_MODEL), tmp_path / "student.stablehlo", "stablehlo")
     assert made.difference < 1e-5
+    assert "a scale from 1 to 3" in card.of_hub(Checkpoint(STUDENT_MODEL, {}, 0))
+    assert "scale" not in card.of_hub(Checkpoint(MODEL, {}, 0))
     for form in ("onnx", "diffusers", "pytorch"):
         path = tmp_path / f"student{dd.api.EXPORTS[form]}"
         with pytest.raises(ValueError, match=f"the format {form} has no place"):
