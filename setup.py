@@ -44,7 +44,7 @@ EXTRAS = {
     "export": EXPORT,
     "hub": HUB,
     "onnx": ONNX,
-    "torch": ["torch>=2.5", "diffusers>=0.42"],
+    "torch": ["torch>=2.6", "diffusers>=0.42"],  # diffusers 0.42 asks for torch.accelerator, which 2.5 has not
     "prepare": ["tensorflow-cpu>=2.20"],  # only to prepare a TFDS data set, once
     "bench": ["torch>=2.5", "diffusers>=0.30", "pytorch-fid>=0.3", "torch-fidelity>=0.3"],
     "tpu-compile": ["jax[tpu]>=0.7.2"],  # the compiler of TPUs, which needs none; JAX says which of its versions

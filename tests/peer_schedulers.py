@@ -84,6 +84,25 @@ def clipped_ddim(network: Any, scheduler: Any, z: torch.Tensor) -> torch.Tensor:
     return z
 
 
+def euler() -> Iterator[Answer]:
+    """Euler's method of models of betas, with its start and its times: it scales the noise and asks between indices."""
+    network, z = unet(), noise(2, 3, 8, 8)
+    for rule in ("linear", "scaled_linear"):
+        for kind in ("epsilon", "v_prediction"):
+            for where in ("trailing", "linspace"):
+                how: Any = {"beta_schedule": rule, "prediction_type": kind, "timestep_spacing": where}
+                theirs = diffusers.EulerDiscreteScheduler(**how)
+                theirs.set_timesteps(5)
+                ours, told = DistilledODEScheduler.from_config(theirs.config), theirs.timesteps.tolist()
+                expected, sigma = sampled(network, theirs, theirs.init_noise_sigma * z), at(ours, told[0]).sigma
+                yield f"euler/{rule}/{kind}/{where}", sampled(network, ours, sigma * z, None, timesteps=told), expected
+
+
+def at(scheduler: Any, told: float) -> Level:
+    """The level of a timestep."""
+    return Level(*(float(part[0]) for part in scheduler.convention.levels_told([told])))
+
+
 def levels() -> Iterator[Answer]:
     """Euler's method and DPM-Solver++ of EDM's models, and Euler's of flows."""
     network, z = unet(), noise(2, 3, 8, 8)
@@ -331,7 +350,7 @@ if __name__ == "__main__":
     diffusers.utils.logging.set_verbosity_error()
     answers: dict[str, Any] = {}
     with torch.no_grad():
-        for part in (betas(), levels(), engine(), pipelines(here / "saved"), edges(), refused(), warned()):
+        for part in (betas(), euler(), levels(), engine(), pipelines(here / "saved"), edges(), refused(), warned()):
             for name, ours, theirs in part:
                 answers |= {f"{name}/ours": np.asarray(ours), f"{name}/theirs": np.asarray(theirs)}
     np.savez(here / "answers.npz", **answers)

@@ -141,6 +141,8 @@ def test_costs_are_counted_from_the_work() -> None:
     assert (
         cost.parameters * 4 * 7 <= cost.state < cost.parameters * 4 * 9
     )  # student, Adam, averages, teacher, gradients
+    adapters = costs.cost_of(replace(cell, running={"low_rank": 1}), scale)
+    assert adapters.updates == cost.updates and adapters.state < cost.state / 2
 
 
 @pytest.mark.fast

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from diffusion_distill.api.evaluation import reference_of
-from diffusion_distill.api.sampling import Sampler, denoiser_of, grid_for, sample_keys
+from diffusion_distill.api.sampling import Sampler, denoiser_of, grid_for, sample_keys, with_scale
 from diffusion_distill.base import interrupts
 from diffusion_distill.base.errors import choose, positive_int
 from diffusion_distill.base.seeds import check_seed, key_of
@@ -155,7 +155,8 @@ def fit_solver(
             "give the artefact it was distilled from (--config.teacher=FOLDER)."
         )
     steps = None if steps is None else positive_int("steps", steps)
-    spec = SamplerSpec.of(spec, solver=solver, steps=steps, **fields).complete(artefact.steps or FIT_STEPS)
+    spec = with_scale(artefact.model, SamplerSpec.of(spec, solver=solver, steps=steps, **fields))
+    spec = spec.complete(artefact.steps or FIT_STEPS)
     if spec.fitted:
         raise ValueError("A fitted solver has its lambdas: leave `fitted` out to fit new ones.")
     source, model = teacher or artefact, artefact.model

@@ -82,8 +82,7 @@ def denoiser_of(
 ) -> Denoise:
     """An artefact's denoiser as a spec samples it: guided, thresholded, clipped; on the devices of a mesh.
 
-    A guided student is told the scale of guidance, and not guided again; without one, that of those it learned which
-    is nearest to 1, no guidance.
+    A guided student is told the scale of guidance, and not guided again; see `with_scale`.
 
     Args:
       mesh: the devices; by default all, with a copy on each. Of a mesh whose axis 'params' is longer than one, each
@@ -92,14 +91,12 @@ def denoiser_of(
 
     Raises:
       ValueError, TypeError: guidance of an unconditional model, with a null condition that it does not have, or with a
-        classifier of other images or classes; of a guided student, anything but a scale.
-
-    Warns of a scale that a guided student did not learn.
+        classifier of other images or classes; of a guided student, as `with_scale`.
     """
-    spec, denoise = SamplerSpec.of(spec, **fields), artefact.denoiser(clip=False)
+    spec, denoise = with_scale(artefact.model, SamplerSpec.of(spec, **fields)), artefact.denoiser(clip=False)
     guidance = dict(spec.guidance or UNGUIDED)
     if artefact.model.guided:
-        denoise = AtScale(denoise, _learned_scale(artefact.model, spec.guidance))
+        denoise = AtScale(denoise, float(guidance["scale"]))
     elif "classifier" in guidance:
         check_classifier(guidance["classifier"], artefact.model)
         denoise = ClassifierGuided(denoise, guidance["classifier"], guidance["scale"])
@@ -109,20 +106,35 @@ def denoiser_of(
     return sharding.place(Clipped(denoise) if spec.clip else denoise, mesh or sharding.data_mesh())
 
 
-def _learned_scale(model: Model, guidance: Mapping[str, Any] | None) -> float:
-    """The scale that a guided student is told: without one, the least guidance that it learned."""
-    low, high = model.guided  # type: ignore[misc]
-    if guidance is None:
-        return min(max(1.0, low), high)
-    if set(guidance) != {"scale"}:
+def with_scale(model: Model, spec: SamplerSpec) -> SamplerSpec:
+    """A spec as a model is sampled with it: for a guided student it has the scale that the student is told.
+
+    Without a scale that is 1, no guidance, or if the student did not learn 1, the nearest to it that it learned, of
+    which a warning tells.
+
+    Raises:
+      ValueError: a scale that a guided student did not learn, or for it anything but a scale.
+    """
+    if model.guided is None:
+        return spec
+    low, high = model.guided
+    if spec.guidance is None:
+        scale = min(max(1.0, low), high)
+        if scale != 1:
+            said = f"The student learned guidance at scales from {low:g} to {high:g}. No scale was given: it is told"
+            warnings.warn(f'{said} {scale:g}. To choose another, give guidance={{"scale": s}}.', stacklevel=4)
+        return SamplerSpec.of(spec, guidance={"scale": scale})
+    if set(spec.guidance) != {"scale"}:
         raise ValueError(
-            f"The model is guided already: it is told a scale and nothing else, got {', '.join(guidance)}. Leave out "
-            "null and classifier."
+            f"The model is guided already: it is told a scale and nothing else, got {', '.join(spec.guidance)}. Leave "
+            "out null and classifier."
         )
-    scale = float(guidance["scale"])
-    if not low <= scale <= high:
-        warnings.warn(f"The student learned scales from {low:g} to {high:g}, and is told {scale:g}.", stacklevel=4)
-    return scale
+    if not low <= (scale := float(spec.guidance["scale"])) <= high:
+        raise ValueError(
+            f"The scale of guidance must be a finite number from {low:g} to {high:g}, which this student learned, got "
+            f"{scale:g}."
+        )
+    return spec
 
 
 @dataclass(frozen=True)
@@ -173,7 +185,7 @@ def sampler_of(
 ) -> Sampler:
     """An artefact with a solver; arguments and errors as in `sample`."""
     check_seed(seed)
-    spec = SamplerSpec.of(spec, **fields)
+    spec = with_scale(artefact.model, SamplerSpec.of(spec, **fields))
     if spec.fitted:
         found = _fitted(artefact, spec.fitted, spec.to_dict()["guidance"])
         found.check_asked(spec)
@@ -216,7 +228,8 @@ def sample(
 
     Raises:
       ValueError: counts not positive, a seed that is no whole number of 64 bits, unknown solver, another solver or
-        number of steps or grid than those fitted, conditions missing or not as the model takes them.
+        number of steps or grid than those fitted, conditions missing or not as the model takes them, a scale that a
+        guided student did not learn.
       TypeError: an unknown setting.
       Interrupted: the program was asked to stop.
     """

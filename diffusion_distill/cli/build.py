@@ -10,9 +10,10 @@ A config has these parts, each read by one function below:
     teacher    folder of the artefact to distil
     artefact   folder of the artefact to sample or evaluate
     sample     the fields of `SamplerSpec`, an empty solver and 0 steps meaning those of the fitted solver, or else DDIM
-               and the model's own number; of guidance, `guidance` is the scale (1: none), `null` the label of no class
-               (-1: the model's own), `classifier` the file of one that guides in place of the model's null label; and
-               count, seed, batch_size, form of what is drawn
+               and the model's own number; of guidance, `guidance` is the scale (1 or nothing: none; of a guided
+               student see `api.sampling.with_scale`), `null` the label of no class (-1: the model's own), `classifier`
+               the file of one that guides in place of the model's null label; and count, seed, batch_size, form of what
+               is drawn
     fit        how lambdas are fitted for the solver of `sample`: scale, batch_size, teacher_solver, ... -> FitSettings
     solvers    what --mode=solvers compares: solvers, nfe, ...                    -> Comparison
     evaluation how samplers are measured: count (0: that of `sample`), repetitions, ...; features, statistics (a file in
@@ -92,7 +93,7 @@ def config_of(
             "method": {"name": name, **_overridable(to_mapping(method))},
             "run": {**to_mapping(settings), "optimizer": to_mapping(settings.optimizer)},
         }
-    sampling = {**to_mapping(SamplerSpec()), "guidance": 1.0, "null": -1, "classifier": "", **DRAWN}
+    sampling = {**to_mapping(SamplerSpec()), "guidance": placeholder(float), "null": -1, "classifier": "", **DRAWN}
     for name in sample:
         choose("field of config.sample:", name, sampling)
     return ConfigDict(
@@ -197,9 +198,9 @@ def spec(config: Any) -> SamplerSpec:
     if file:
         if null >= 0:
             raise ValueError("config.sample.null belongs to classifier-free guidance. Leave it out, or the classifier.")
-        guidance = {"scale": scale, "classifier": read_noisy_classifier(file)}
+        guidance = {"scale": 1.0 if scale is None else scale, "classifier": read_noisy_classifier(file)}
     else:
-        guidance = {"scale": scale, **({} if null < 0 else {"null": null})} if scale != 1 else None
+        guidance = None if scale is None else {"scale": scale, **({} if null < 0 else {"null": null})}
     return SamplerSpec.from_dict({**values, "guidance": guidance})
 
 

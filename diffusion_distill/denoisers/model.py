@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -138,8 +139,20 @@ class Model:
 
     def init(self, key: Key) -> Params:
         """Parameters to begin training with: fresh float32 ones, or those that came with the network."""
-        z, time = jnp.zeros((1, *self.shape), jnp.float32), jnp.zeros((1,), jnp.float32)
-        return self.adapter.init(key, z, time, conditions.zeros(self))
+        return self.adapter.init(key, *self._zeros())
+
+    def check_call(self) -> None:
+        """Calls the network with shapes alone, as training will.
+
+        Raises:
+          ValueError: the output has another shape than the prediction needs; besides, what the network raises.
+        """
+        raw, _ = jax.eval_shape(self.adapter.init_with_output, jax.random.key(0), *self._zeros())
+        self._check_output(raw, (1, *self.shape))
+
+    def _zeros(self) -> tuple[Data, Array, Cond | None]:
+        """What the network is called with for one sample, all zeros."""
+        return jnp.zeros((1, *self.shape), jnp.float32), jnp.zeros((1,), jnp.float32), conditions.zeros(self)
 
     def raw(self, params: Params, z: Data, level: Level, cond: Cond | None, dropout: Key | None) -> Array:
         """The network's output for z [batch, *shape] at levels [batch]; dropout acts only with a key.
@@ -155,13 +168,17 @@ class Model:
         time, scale = self.time_input.time(level, self.process), self.time_input.scale(level)
         z = z if scale is None else expand(scale, z) * z
         raw = self.adapter.apply(params, z, time, cond if self.conditional else None, dropout=dropout)
-        needed = (*z.shape[:-1], predictions.output_channels(self.prediction, self.shape[-1]))
+        self._check_output(raw, z.shape)
+        return raw.astype(jnp.result_type(z))  # a network may compute in another precision
+
+    def _check_output(self, raw: Any, shape: tuple[int, ...]) -> None:
+        """Raises ValueError for an output that the prediction cannot be read from, for samples [batch, *shape]."""
+        needed = (*shape[:-1], predictions.output_channels(self.prediction, self.shape[-1]))
         if np.shape(raw) != needed:
             raise ValueError(
-                f"The network {self.adapter.name} gives {np.shape(raw)} for a batch {z.shape}, but a prediction of "
+                f"The network {self.adapter.name} gives {np.shape(raw)} for a batch {shape}, but a prediction of "
                 f"{self.prediction!r} must be {needed}: channels last."
             )
-        return raw.astype(jnp.result_type(z))  # a network may compute in another precision
 
     def denoiser(self, params: Params, dropout: Key | None = None) -> Denoiser:
         """Binds parameters; with a dropout key the network runs in training mode."""

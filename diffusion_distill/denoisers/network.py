@@ -46,6 +46,11 @@ class Network:
         """
         raise NotImplementedError
 
+    def init_with_output(self, key: Key, z: Data, time: Array, cond: Cond | None) -> tuple[Array, Params]:
+        """(`apply` with what `init` gives, what `init` gives), in one call of the network where its library can."""
+        params = self.init(key, z, time, cond)
+        return self.apply(params, z, time, cond), params
+
     @property
     def name(self) -> str:
         """What the user calls the network, for messages and files."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -119,12 +119,11 @@ class Guided(Distiller):
         return Clipped(found) if self.clip else found
 
 
+@lru_cache(maxsize=8)  # a second for a network of ImageNet's size
 def _check_network(model: Model) -> None:
     """Raises ValueError if the network of a guided student cannot be called with a scale; looks at shapes alone."""
-    z, one = jax.ShapeDtypeStruct((1, *model.shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
     try:
-        params = jax.eval_shape(model.init, jax.random.key(0))
-        jax.eval_shape(partial(model.raw, dropout=None), params, z, Level(one, one), conditions.told(model, 1))
+        model.check_call()
     except (TypeError, ValueError, AttributeError, LookupError, FlaxError) as error:
         raise ValueError(
             f"The network {model.adapter.name} cannot be told the scale of guidance. A guided student's is called with "

@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 from diffusion_distill.api.evaluation import batches, facts_of, reference_of
 from diffusion_distill.api.features import features_named
 from diffusion_distill.api.fitting import FitSettings, fit_solver
-from diffusion_distill.api.sampling import Sampler, grid_for, sampler_of
+from diffusion_distill.api.sampling import Sampler, grid_for, sampler_of, with_scale
 from diffusion_distill.base import interrupts
 from diffusion_distill.base.errors import positive_int
 from diffusion_distill.base.files import user_path
@@ -123,6 +123,9 @@ class Setting:
     spec: SamplerSpec = field(default_factory=SamplerSpec)
     teacher: Artefact | None = None
     mesh: Mesh | None = None
+
+    def __post_init__(self) -> None:
+        self.spec = with_scale(self.artefact.model, self.spec)
 
     def sampler(self, **fields: Any) -> Sampler:
         """One of the samplers."""

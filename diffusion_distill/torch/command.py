@@ -21,7 +21,8 @@ from diffusers import DiffusionPipeline  # pyright: ignore[reportMissingImports]
 
 from diffusion_distill.base.errors import in_words, positive_int
 from diffusion_distill.base.whole import write_json
-from diffusion_distill.torch.fitting import fit
+from diffusion_distill.solvers.registry import DEFAULT_SOLVER
+from diffusion_distill.torch.fitting import Asked, fit
 from diffusion_distill.torch.levels import choose_levels
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -70,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dd-fit-diffusers", description=__doc__, formatter_class=_Form)
     parser.add_argument("pipeline", help="a folder that save_pretrained wrote, or a name on the hub")
     parser.add_argument("--steps", type=int, default=10, help="of the solver")
-    parser.add_argument("--solver", default="ddim", help="perhaps with options: 'deis order=2'")
-    parser.add_argument("--scale", type=int, default=10, help="the teacher's steps per row")
-    parser.add_argument("--teacher_solver", default="", help="by default DDIM or the solver itself")
+    parser.add_argument("--solver", default=DEFAULT_SOLVER, help="perhaps with options: 'deis order=2'")
+    parser.add_argument("--scale", type=int, default=Asked.scale, help="the teacher's steps per row")
+    parser.add_argument("--teacher_solver", default=Asked.teacher_solver, help="by default DDIM or the solver itself")
     parser.add_argument("--levels", action="store_true", help="choose levels instead of fitting lambdas")
     parser.add_argument("--candidates", type=int, default=50, help="among which levels are chosen")
     parser.add_argument("--prompts", default="", help="a file with one prompt a line")

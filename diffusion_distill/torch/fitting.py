@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from functools import wraps
 from typing import Any
 
@@ -28,21 +29,28 @@ from diffusion_distill.solvers import Table, tabulate
 from diffusion_distill.solvers.fitted import FittedSolver
 from diffusion_distill.solvers.least_squares import fit_row
 from diffusion_distill.solvers.pairing import Teacher, check, nested, teacher_of, teacher_steps
+from diffusion_distill.solvers.registry import DEFAULT_SOLVER
 from diffusion_distill.solvers.rows import after
 from diffusion_distill.torch.scheduler import DistilledODEScheduler
 
-#: What is asked of a fit: the teacher's steps per row and its solver, and the largest lambda.
-DEFAULTS: dict[str, Any] = {"scale": 10, "teacher_solver": "", "largest": 1000.0}
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of a fit, and what is taken where nothing is said; see `fit`."""
+
+    scale: int = 10
+    teacher_solver: str = ""
+    largest: float = 1000.0
 
 
 def fit(
     model: Any,
     steps: int,
     *,
-    solver: str = "ddim",
-    scale: int = 10,
-    teacher_solver: str = "",
-    largest: float = 1000.0,
+    solver: str = DEFAULT_SOLVER,
+    scale: int = Asked.scale,
+    teacher_solver: str = Asked.teacher_solver,
+    largest: float = Asked.largest,
     scheduler: Any = None,
     start: torch.Tensor | None = None,
     progress: bool = True,
@@ -72,7 +80,7 @@ def fit(
     """
     own = scheduler_of(model, scheduler)
     fitting = FittingScheduler.from_config(own.config, solver=solver, fitted=None)
-    fitting.asked = {"scale": scale, "teacher_solver": teacher_solver, "largest": largest}
+    fitting.asked = Asked(scale, teacher_solver, largest)
     walk(model, fitting, steps, start, progress, **call)
     return fitting.result()
 
@@ -86,9 +94,9 @@ def scheduler_of(model: Any, scheduler: Any) -> Any:
 
 
 class FittingScheduler(DistilledODEScheduler):
-    """The scheduler of a fit: the teacher's rows, then the student's. `asked` has other values of `DEFAULTS`."""
+    """The scheduler of a fit: the teacher's rows, then the student's."""
 
-    asked: Any = DEFAULTS
+    asked: Asked = Asked()
 
     def result(self) -> FittedSolver:
         """The solver with its lambdas, after all rows.
@@ -108,7 +116,7 @@ class FittingScheduler(DistilledODEScheduler):
             "teacher's evaluations": self._pair.table.nfe,
             "evaluations": self._student.nfe,
             "images": self._images,
-            **self.asked,
+            **asdict(self.asked),
             "seconds": round(time.monotonic() - self._begun, 3),
         }
         return FittedSolver(
@@ -118,9 +126,9 @@ class FittingScheduler(DistilledODEScheduler):
     def _use(self, grid: Level, device: Any) -> None:
         process, self._begun = self.convention.process, time.monotonic()
         self._student = tabulate(self.config.solver, grid, process)
-        self._name = self.asked["teacher_solver"] or teacher_of(self.config.solver)
+        self._name = self.asked.teacher_solver or teacher_of(self.config.solver)
         most = process.count if isinstance(process, Discrete) else None
-        count = teacher_steps(self._student.nfe, self.asked["scale"], most) // self._student.nfe
+        count = teacher_steps(self._student.nfe, self.asked.scale, most) // self._student.nfe
         pair = nested(self._student, process, count, lambda levels: tabulate(self._name, levels, process))
         check(self._student, pair)
         self._pair = Teacher(pair.table.plain(), pair.targets)
@@ -142,7 +150,7 @@ class FittingScheduler(DistilledODEScheduler):
         done, walked = self._index + 1, self._table.nfe
         if done > walked:
             goal = self._goals[self._pair.targets[done - walked - 1]]
-            registers, *facts = fit_row(row, registers, x_hat, goal, self.asked["largest"])
+            registers, *facts = fit_row(row, registers, x_hat, goal, self.asked.largest)
             self._facts.append(facts)
             return registers
         registers = after(row, registers, x_hat)

@@ -62,6 +62,9 @@ from diffusion_distill.api.hub import HubArtefact
 images = dd.sample(HubArtefact.from_pretrained("FOLDER").artefact, 16)
 ```
 """
+GUIDED = """
+It is guided already: `dd.sample(..., guidance={{"scale": s}})` tells it a scale from {low:g} to {high:g}.
+"""
 
 
 def of_diffusers(found: Checkpoint, pipeline: str) -> str:
@@ -95,7 +98,9 @@ def of_pytorch(found: Checkpoint, schedule: Mapping[str, Any] | None) -> str:
 
 def of_hub(found: Checkpoint) -> str:
     """The card of a folder or repository for `api.hub`."""
-    return _card(found, "library_name: diffusion_distill\n", HUB)
+    scales = found.model.guided
+    told = GUIDED.format(low=scales[0], high=scales[1]) if scales else ""
+    return _card(found, "library_name: diffusion_distill\n", HUB + told)
 
 
 def _card(found: Checkpoint, header: str, how: str) -> str:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import diffusion_distill as dd
@@ -37,12 +38,14 @@ class Work(NamedTuple):
       calls: network calls for each image of the evaluation, all samplers together.
       method: of the training; None trains nothing.
       teacher: the model that is distilled; None in other trainings.
+      running: fields of the settings that differ from those of the scale and teacher.
     """
 
     model: dd.Model
     calls: int
     method: Method | None = None
     teacher: dd.Model | None = None
+    running: Mapping[str, Any] = MappingProxyType({})
 
 
 class Cell(Protocol):
@@ -138,6 +141,7 @@ class Distilled:
       teacher: a name in the scale.
       after: the distillation whose student of `method`'s first number of steps is the teacher here.
       student: another model than the teacher's: its network's fields that differ.
+      running: fields of the settings that differ, such as low_rank.
     """
 
     row: str
@@ -147,6 +151,7 @@ class Distilled:
     teacher: str = "vp"
     after: Distilled | None = None
     student: Mapping[str, Any] = field(default_factory=dict)
+    running: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -170,11 +175,12 @@ class Distilled:
         """As `Cell` says; without the distillation that comes before."""
         teacher = self.after.work(scale).model if self.after else scale.teachers[self.teacher].described
         student = student_of(self.method, teacher, teacher.with_network(**self.student))
-        return Work(student, sum(self.ends), self.method, teacher)
+        return Work(student, sum(self.ends), self.method, teacher, self.running)
 
     def students(self, place: Place, seed: int) -> dict[int, dd.Artefact]:
         """The students by steps, trained as far as they are not there."""
-        settings, teacher = place.scale.running(self.teacher, seed), place.teacher(self.teacher)
+        settings = replace(place.scale.running(self.teacher, seed), **self.running)
+        teacher = place.teacher(self.teacher)
         if self.after:
             before = self.after.students(place, seed)
             first = self.method.phases(teacher.model, settings.batch_size)[0].teacher_steps

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 import diffusion_distill as dd
+from diffusion_distill.api.beginning import state_shapes
 from diffusion_distill.report.tables import format_table
-from diffusion_distill.training import state as training_state
 from diffusion_distill.training.logs import read_json_lines
 from diffusion_distill.training.optimizers import make_optimizer
 from diffusion_distill.training.utilisation import forward_flops, update_flops
@@ -93,11 +93,11 @@ def cost_of(cell: Cell, scale: Scale, known: Known | None = None) -> Cost:
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     if work.method is None:
         return Cost("", 0, 0, size, drawn, 4 * size)
-    settings = scale.running(cell.teacher)
+    settings = replace(scale.running(cell.teacher), **work.running)
     phases, batch = work.method.phases(work.model, settings.batch_size), settings.batch_size
     state = _state(work, settings)
     updates = sum(phase.updates for phase in phases)
-    kind = type(work.method), getattr(work.method, "teacher_solver", ""), work.model, work.teacher
+    kind = type(work.method), getattr(work.method, "teacher_solver", ""), work.model, work.teacher, settings.low_rank
     if kind not in known.flops:
         losses = work.method.losses
         known.flops[kind] = update_flops(losses, work.model, work.teacher, state, phases[0].inputs)
@@ -119,9 +119,8 @@ def _state(work: Work, settings: dd.Settings) -> Any:
     """Shapes of the training state of some work."""
     assert work.method is not None
     optimizer = make_optimizer(settings.optimizer)
-    create = partial(training_state.create, optimizer=optimizer, averages=tuple(work.method.averages))
-    params, _ = _of_model(work.model)
-    return jax.eval_shape(lambda p, t: create(p, teacher=t), params, _of_model(work.teacher)[0] if work.teacher else ())
+    teacher = None if work.teacher is None else dd.Artefact(work.teacher, _of_model(work.teacher)[0])
+    return state_shapes(_of_model(work.model)[0], teacher, work.method, settings, optimizer)
 
 
 def _update_seconds(work: Work, settings: dd.Settings, key: Any, known: dict[Any, float]) -> float:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,10 @@ from toys import NULL, Classes, equal
 import diffusion_distill as dd
 from diffusion_distill.api.ahead import Ahead
 from diffusion_distill.api.beginning import first_params
-from diffusion_distill.api.sampling import denoiser_of
+from diffusion_distill.api.sampling import denoiser_of, sampler_of
 from diffusion_distill.base import guided
 from diffusion_distill.base.arrays import Array
+from diffusion_distill.cli import build
 from diffusion_distill.denoisers import conditions
 from diffusion_distill.denoisers.guidance import AtScale, ClassifierFree
 from diffusion_distill.denoisers.model import Denoiser
@@ -35,7 +37,10 @@ from diffusion_distill.networks import NETWORKS, DiT, SongUNet, UNet
 from diffusion_distill.process import grids, noising
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Cosine
+from diffusion_distill.studies.comparison import Setting
 from diffusion_distill.training.utilisation import forward_flops
+from diffusion_distill.weights import card
+from diffusion_distill.weights.matching import Checkpoint
 
 SETTINGS = dd.Settings(batch_size=16, seed=1)
 FIT = dd.FitSettings(batch_size=8, scale=4)
@@ -354,20 +359,49 @@ def test_sampling_tells_the_scale_and_guides_no_more(one_device: None) -> None:
         how = None if scale is None else {"scale": scale}
         found, wanted = (denoiser_of(a, guidance=how, clip=False)(z, level, LABELS) for a in (exact(True), exact()))
         chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5)
-    with pytest.warns(UserWarning, match="learned scales from 1 to 3, and is told 5"):
-        denoiser_of(exact(True), guidance={"scale": 5.0})
-    beyond = dataclasses.replace(STUDENT_MODEL, guided=np.array([2.0, 4.0]))
-    assert denoiser_of(teacher(beyond), clip=False).scale == 2, "the learned scale that is nearest to none"  # type: ignore[attr-defined]
     fitted = [
         dd.fit_solver(a, "ddim", 3, dd.FitSettings(8, 4), guidance={"scale": 2.0}) for a in (exact(True), exact())
     ]
     np.testing.assert_allclose(fitted[0].lambdas, fitted[1].lambdas, rtol=1e-3, atol=1e-4)
 
 
+BEYOND = dataclasses.replace(STUDENT_MODEL, guided=(2.0, 4.0))
+DOORS: dict[str, Callable[[dd.SamplerSpec], Any]] = {
+    "sampler": lambda how: sampler_of(teacher(BEYOND), how).about["sampling"]["guidance"],
+    "fit": lambda how: dd.fit_solver(
+        teacher(BEYOND), "ddim", 2, dd.FitSettings(8, 2), spec=how, teacher=teacher()
+    ).provenance["guidance"],
+    "comparison": lambda how: Setting(teacher(BEYOND), 4, spec=how).facts()["guidance"],
+    "denoiser": lambda how: {"scale": denoiser_of(teacher(BEYOND), how, clip=False).scale},  # type: ignore[attr-defined]
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("door", DOORS)
+def test_a_student_that_did_not_learn_1_says_which_scale_it_is_told(door: str, one_device: None) -> None:
+    """Without a scale, also in the command line's config; another that it did not learn is an error, 1 as well."""
+    asked = {scale: config_of(guidance=scale) if scale else config_of() for scale in (0, 1.0, 2.0, 5.0)}
+    with pytest.warns(UserWarning, match=r"scales from 2 to 4\. No scale was given: it is told 2"):
+        assert DOORS[door](build.spec(asked[0])) == {"scale": 2.0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert DOORS[door](build.spec(asked[2.0])) == {"scale": 2.0}
+    for scale in (1.0, 5.0):
+        with pytest.raises(ValueError, match=f"number from 2 to 4, which this student learned, got {scale:g}"):
+            DOORS[door](build.spec(asked[scale]))
+
+
+def config_of(**sample: Any) -> Any:
+    """A config that samples."""
+    return build.config_of(None, None, None, {"name": "digits"}, {"name": "digits"}, **sample)
+
+
 def test_students_are_exported_with_their_scale(tmp_path: Path) -> None:
     """As a function of the tree; to formats without a place for it they are not."""
     made = dd.api.exported(teacher(STUDENT_MODEL), tmp_path / "student.stablehlo", "stablehlo")
     assert made.difference < 1e-5
+    assert "a scale from 1 to 3" in card.of_hub(Checkpoint(STUDENT_MODEL, {}, 0))
+    assert "scale" not in card.of_hub(Checkpoint(MODEL, {}, 0))
     for form in ("onnx", "diffusers", "pytorch"):
         path = tmp_path / f"student{dd.api.EXPORTS[form]}"
         with pytest.raises(ValueError, match=f"the format {form} has no place"):
@@ -380,6 +414,31 @@ def test_what_a_run_will_need_counts_the_scales_parameters() -> None:
     assert ahead.parameters == sum(a.size for a in jax.tree.leaves(teacher().params)) + 2 * 16
     student, before = (forward_flops(model, teacher(model).params) for model in (STUDENT_MODEL, MODEL))
     assert ahead.flops() == 64 * (3 * student + 2 * before), "the student with its gradient, the teacher twice"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("wide", [1, 2])
+def test_a_network_is_called_once_to_see_whether_it_can_be_told_a_scale(wide: int) -> None:
+    """Large ones take a second for each call, and a study asks several times."""
+    calls = []
+
+    class Counted(nn.Module):
+        num_classes: int = NULL
+
+        @nn.compact
+        def __call__(self, z: Array, time: Array, cond: Any) -> Array:
+            scale, _ = guided.parts(cond)
+            calls.append(scale is not None)
+            return nn.Dense(wide)(z)
+
+    model = dd.Model(Counted(), (2, 2, 1))
+    for _ in range(2):
+        if wide == 1:
+            assert dd.Guided(SCALES).student_of(model).guided == SCALES
+        else:
+            with pytest.raises(ValueError, match=r"cannot be told the scale.*must be \(1, 2, 2, 1\)"):
+                dd.Guided(SCALES).student_of(model)
+    assert calls == [True] * wide, "what failed is looked at again"
 
 
 DEAF = dd.Model(toys.Perceptron(1, num_classes=NULL), (2, 2, 1), prediction="v")

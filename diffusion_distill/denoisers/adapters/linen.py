@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -30,7 +31,18 @@ class Linen(Network):
         Raises:
           ValueError: the module keeps state beside its parameters, such as the means of batch normalisation.
         """
-        variables = run_once(partial(self.module.init, method=partial(_call, train=False)), key, z, time, cond)
+        return self._params(run_once(self._called("init"), key, z, time, cond))
+
+    def init_with_output(self, key: Key, z: Data, time: Array, cond: Cond | None) -> tuple[Array, Params]:
+        """The output for fresh parameters, and those; errors as `init`."""
+        output, variables = run_once(self._called("init_with_output"), key, z, time, cond)
+        return output, self._params(variables)
+
+    def _called(self, name: str) -> Callable[..., Any]:
+        """The module's function of that name, as training calls the module, without dropout."""
+        return partial(getattr(self.module, name), method=partial(_call, train=False))
+
+    def _params(self, variables: Mapping[str, Any]) -> Params:
         state = sorted(set(variables) - {"params"})
         if state:
             raise ValueError(
