@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion_distill.base.arrays import Array
@@ -220,7 +221,7 @@ def _padded(table: Table, unit: int = 1024) -> Table:
 
 def _beside(images: Data, numbers: Any) -> Any:
     """Numbers as arrays of JAX; of images on several devices, on each of them."""
-    there = isinstance(images, jax.Array) and not isinstance(images, jax.core.Tracer)
+    there = isinstance(images, jax.Array) and not isinstance(images, Tracer)
     if there and isinstance(place := images.sharding, NamedSharding):
         return jax.device_put(numbers, NamedSharding(place.mesh, PartitionSpec()))
     return jax.tree.map(jnp.asarray, numbers)

@@ -193,7 +193,7 @@ def run_trajectory(
     history: list[dict[str, Any]] = []
     for k, phase in enumerate(at):
         if k and phase != at[k - 1]:
-            state = next_phase(state, plan[phase], optimizer)
+            state = next_phase(state, optimizer, plan[phase].restart, plan[phase].reset_average)
         batch = {
             "x": mode.array(fixture.input("x")[k]),
             "eps": mode.array(fixture.input("noise")[k]),
