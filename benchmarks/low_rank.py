@@ -8,6 +8,8 @@ the gradient of a kernel is computed whole before it becomes the adapters'; Adam
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 from _device_common import random_params
 from _nets import NETS, model_of
@@ -18,12 +20,23 @@ from _verdicts import compared, report
 
 from diffusion_distill import OptimizerSettings, Tract
 from diffusion_distill.base.compilation import keep_compiled
+from diffusion_distill.base.typing import Params
 from diffusion_distill.training import low_rank
 from diffusion_distill.training.optimizers import make_optimizer
 from diffusion_distill.training.sharding import use_cpu_devices
-from diffusion_distill.training.state import create
+from diffusion_distill.training.state import TrainState, create
 
-RANKS = (0, 4, 16, 64)
+RANKS = (4, 16, 64)
+
+
+def adapted(rank: int, method: Tract) -> Callable[[Params], TrainState]:
+    """What makes the first state of adapters of a rank from a network's parameters."""
+
+    def begin(params: Params) -> TrainState:
+        adapters = low_rank.init(jax.random.key(1), params, rank)
+        return create(adapters, make_optimizer(OptimizerSettings()), method.averages, adapters, base=params)
+
+    return begin
 
 
 def main() -> None:
@@ -33,21 +46,14 @@ def main() -> None:
     options = parser.parse_args()
     use_cpu_devices(options.devices)
     keep_compiled()
-    model, method, works = model_of(options.net), Tract((32, 1)), {}
-    for rank in RANKS:
-        whole, step, others = update_of(model, method, NETS[options.net][-1])
-
-        def begin(params: dict, rank: int = rank) -> object:
-            adapters = low_rank.init(jax.random.key(1), params, rank)
-            return create(adapters, make_optimizer(OptimizerSettings()), method.averages, adapters, base=params)
-
-        first = begin if rank else whole
-        size = sum(
-            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(first, random_params(model)))
-        )
-        works[f"rank {rank}, a state of {size / 1e6:.1f} MB" if rank else f"whole, a state of {size / 1e6:.1f} MB"] = (
-            updates(model, first, step, others)
-        )
+    model, method = model_of(options.net), Tract((32, 1))
+    whole, step, others = update_of(model, method, NETS[options.net][-1])
+    begins = {"whole": whole} | {f"rank {rank}": adapted(rank, method) for rank in RANKS}
+    works = {}
+    for name, begin in begins.items():
+        arrays = jax.tree.leaves(jax.eval_shape(begin, random_params(model)))
+        size = sum(array.size * array.dtype.itemsize for array in arrays)
+        works[f"{name}, a state of {size / 1e6:.1f} MB"] = updates(model, begin, step, others)
     found = by_turns(works, options.rounds)
     base, *names = works
     report([compared(f"{name}, beside {base}", found[name], found[base]) for name in names], options.out)

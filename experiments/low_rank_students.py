@@ -19,7 +19,7 @@ def cells(scale: Scale) -> list[Cell]:
         Distilled(
             f"one step, {scale.teachers[name].data}",
             scale.tract(name, (scale.teachers[name].steps, 32, 1), "96M"),
-            column=f"r = {rank}" if rank else "whole",
+            column=rank or "whole",
             teacher=name,
             running={"low_rank": rank},
         )
@@ -34,7 +34,7 @@ EXPERIMENT = Experiment(
     title="Students as low-rank adapters (after arXiv:2106.09685)",
     says="adapters of a low rank do as well as training all parameters, for language models that are fine-tuned.",
     cells=cells,
-    column="rank of the adapters",
+    column="rank of the adapters, or whole",
 )
 
 if __name__ == "__main__":
