@@ -142,6 +142,24 @@ def curved(z: np.ndarray, level: Level, labels: Any = None) -> np.ndarray:
     return toys.Curved().raw((), z, level, None, None)
 
 
+@pytest.mark.parametrize("steps", [1, 1024, 1025])
+def test_as_many_steps_as_one_likes_run_in_the_engine(steps: int) -> None:
+    """On CPUs tables have room for a multiple of 1024 rows, and what is beyond their own never runs."""
+    table, start = SOLVERS["ddim"](grids.make_grid(Cosine(-7, 7), steps)), unit_noise(3)
+    found = engine.integrate(CURVED, table, start)
+    chex.assert_trees_all_close(found, run_host(table, curved, start).astype(np.float32), rtol=1e-5, atol=1e-5)
+
+
+def test_tables_of_all_lengths_share_one_program() -> None:
+    """A program for each number of steps would compile a network again and again."""
+    start = jnp.asarray(unit_noise(3))
+    run = lambda steps: engine.integrate(CURVED, SOLVERS["ddim"](grids.make_grid(Cosine(-7, 7), steps)), start)  # noqa: E731
+    run(3)
+    programs = engine._jitted_row._cache_size()  # type: ignore[attr-defined]
+    run(7)
+    assert engine._jitted_row._cache_size() == programs  # type: ignore[attr-defined]
+
+
 @every_kind
 @pytest.mark.parametrize(
     ("tableau", "same"),
