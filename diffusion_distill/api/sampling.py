@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -164,6 +164,10 @@ class Sampler:
         about = {"solver": spec.solver, "steps": spec.steps, "nfe": self.table.nfe, "fitted": bool(spec.fitted)}
         return {**about, "sampling": spec.to_dict()}
 
+    @cached_property
+    def _placed(self) -> engine.PlacedTable:
+        return engine.place(self.table, self.mesh)
+
     def draw(self, first: int, count: int, cond: Cond | None = None) -> np.ndarray:
         """Samples first .. first + count - 1, [count, *shape] float32; cond: their conditions, [count, ...].
 
@@ -174,7 +178,7 @@ class Sampler:
         here = None if cond is None else jax.device_put(conditions.repeated(cond, batch), place)
         start = engine.noise(keys, 0, self.model.shape)
         rows = None if self.table.deterministic else keys
-        drawn = engine.integrate(self.denoise, self.table, start, here, row_noise=rows)
+        drawn = engine.integrate(self.denoise, self._placed, start, here, row_noise=rows)
         bounds = self.model.data_range if self.spec.clip else None
         images = sharding.fetch(drawn)[:count]
         return images if bounds is None else images.clip(*bounds)

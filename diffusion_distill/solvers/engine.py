@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffusion_distill.base.arrays import Array
 from diffusion_distill.base.errors import positive_int
@@ -74,9 +74,38 @@ def sample(
     return integrate(denoise, table, start, cond, row_noise=rows, states=states)
 
 
+class PlacedTable(NamedTuple):
+    """A table where it is used, for those who run it more than once; see `place`.
+
+    Attributes:
+      table: plain, in float32, on the host.
+      rows: the same, padded, on the devices that count its rows themselves; None where the rows are a scan.
+      first: the number of the first row there, 0.
+    """
+
+    table: Table
+    rows: Table | None = None
+    first: Array | None = None
+
+
+def place(table: Table, mesh: Mesh | None = None) -> PlacedTable:
+    """A table on every device of a mesh, or on JAX's default device.
+
+    Six numbers sent for each row, to each of two devices, took a hundredth of the time of a small network; the whole
+    table sent for each batch took half of that.
+    """
+    table = jax.tree.map(lambda a: np.asarray(a, np.float32), table.plain())
+    if jax.default_backend() != "cpu":
+        return PlacedTable(table)
+    numbers = _padded(table), np.int32(0)
+    if mesh is None:
+        return PlacedTable(table, *jax.tree.map(jnp.asarray, numbers))
+    return PlacedTable(table, *jax.device_put(numbers, NamedSharding(mesh, PartitionSpec())))
+
+
 def integrate(
     denoise: Denoise,
-    table: Table,
+    table: Table | PlacedTable,
     start: Data,
     cond: Cond | None = None,
     *,
@@ -95,9 +124,10 @@ def integrate(
     Returns:
       The result [batch, *shape]; with states, [states, batch, ...], all nfe + 1 of them for True.
     """
-    wanted = range(table.nfe + 1) if states is True else list(states or ())
-    if any(not 0 <= k <= table.nfe for k in wanted):
-        raise ValueError(f"The states of {table.nfe} rows are 0 to {table.nfe}, got {list(wanted)}.")
+    nfe = (table.table if isinstance(table, PlacedTable) else table).nfe
+    wanted = range(nfe + 1) if states is True else list(states or ())
+    if any(not 0 <= k <= nfe for k in wanted):
+        raise ValueError(f"The states of {nfe} rows are 0 to {nfe}, got {list(wanted)}.")
     last, kept = trajectory(denoise, table, start, cond, row_noise=row_noise, states=wanted)[:2]
     return last if states is False else kept
 
@@ -118,7 +148,7 @@ class Trajectory(NamedTuple):
 
 def trajectory(
     denoise: Denoise,
-    table: Table,
+    table: Table | PlacedTable,
     start: Data,
     cond: Cond | None = None,
     *,
@@ -127,12 +157,12 @@ def trajectory(
     outputs: Sequence[int] = (),
 ) -> Trajectory:
     """`integrate` that also returns outputs of the network; states and outputs are numbers of rows."""
-    table = jax.tree.map(lambda a: np.asarray(a, np.float32), table.plain())
+    placed = table if isinstance(table, PlacedTable) else place(table, _mesh_of(start))
+    table = placed.table
     if row_noise is not None and not _are_keys(row_noise) and row_noise.shape != (table.nfe, *start.shape):
         raise ValueError(f"Recorded noise must be {(table.nfe, *start.shape)}: one per row; got {row_noise.shape}.")
-    denoise, registers = as_denoise(denoise), begin(table, start)
-    loop = _host_loop if jax.default_backend() == "cpu" else _scan_loop
-    return loop(denoise, table, registers, cond, row_noise, tuple(states), tuple(outputs))
+    rest = as_denoise(denoise), begin(table, start), cond, row_noise, tuple(states), tuple(outputs)
+    return _scan_loop(table, *rest) if placed.rows is None else _host_loop(placed, *rest)
 
 
 def run_host(
@@ -193,12 +223,12 @@ def _jitted_row(
     return (k + 1, registers), y, x_hat
 
 
-def _host_loop(denoise, table, registers, cond, row_noise, states, outputs):
-    placed, k = _beside(registers[0], (_padded(table), np.int32(0)))
-    step = lambda row, carry, fresh: _jitted_row(denoise, cond, placed, carry, fresh)  # noqa: E731
+def _host_loop(placed, denoise, registers, cond, row_noise, states, outputs):
+    table, rows, first = placed
+    step = lambda row, carry, fresh: _jitted_row(denoise, cond, rows, carry, fresh)  # noqa: E731
     seen, found, like = {}, {}, registers[0]
-    rows = walk(step, table, (k, registers), _each(row_noise, table.nfe))
-    for k, ((_, after), y, x_hat) in enumerate(rows):
+    steps = walk(step, table, (first, registers), _each(row_noise, table.nfe))
+    for k, ((_, after), y, x_hat) in enumerate(steps):
         if k in states:
             seen[k] = y
         if k in outputs:
@@ -209,26 +239,20 @@ def _host_loop(denoise, table, registers, cond, row_noise, states, outputs):
 
 
 def _padded(table: Table, unit: int = 1024) -> Table:
-    """The table with more rows, which are never run, up to a multiple of `unit`: one program runs any number of steps.
-
-    The whole table goes to the devices at once, and k is counted there: six numbers sent for each row, to each of two
-    devices, took a hundredth of the time of a small network.
-    """
+    """With more rows, never run, up to a multiple of `unit`: one program runs any number of steps."""
     more = -table.nfe % unit
     lengthen = lambda a: np.pad(a, ((0, more), *((0, 0),) * (a.ndim - 1))) if a.ndim else a  # noqa: E731
     return jax.tree.map(lengthen, table)
 
 
-def _beside(images: Data, numbers: Any) -> Any:
-    """Numbers as arrays of JAX; of images on several devices, on each of them."""
+def _mesh_of(images: Data) -> Any:
+    """The mesh over which images are spread, if there is one."""
     there = isinstance(images, jax.Array) and not isinstance(images, Tracer)
-    if there and isinstance(place := images.sharding, NamedSharding):
-        return jax.device_put(numbers, NamedSharding(place.mesh, PartitionSpec()))
-    return jax.tree.map(jnp.asarray, numbers)
+    return where.mesh if there and isinstance(where := images.sharding, NamedSharding) else None
 
 
 @partial(jax.jit, static_argnames=("states", "outputs"))
-def _scan_loop(denoise, table, registers, cond, row_noise, states, outputs):
+def _scan_loop(table, denoise, registers, cond, row_noise, states, outputs):
     places = [_places(wanted, table.nfe) for wanted in (states, outputs)]
 
     def body(carry, k):
@@ -262,7 +286,7 @@ def _put(kept: Data, place: Array, value: Data) -> Data:
 
 
 def _stack(values: list[Data], like: Data) -> Data:
-    return jnp.stack(values) if values else jnp.zeros((0, *like.shape), like.dtype)
+    return jnp.stack(values) if values else np.zeros((0, *like.shape), like.dtype)
 
 
 def _each(row_noise: Key | Data | None, rows: int) -> Any:
