@@ -49,9 +49,13 @@ def test_devices_and_the_host_compute_one_checksum(dtype: str) -> None:
 
 
 @pytest.mark.fast
-def test_on_cpus_saving_compiles_nothing(tiny_model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("params", [1, 2, 8])
+def test_on_cpus_saving_compiles_nothing(
+    params: int, tiny_model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A program for each shape, and for each device that has a copy, made the first save take as long as ten others."""
-    mesh = sharding.data_mesh()
+    monkeypatch.setattr(sharding, "LEAST_SPLIT", 64)
+    mesh = sharding.make_mesh(params=params)
     state = sharding.place(toys.trained_state(tiny_model, make_optimizer(OptimizerSettings())), mesh)
     checkpoints, odd = Checkpoints(tmp_path), {"odd": jnp.zeros((17 * mesh.size, 3))}
     state = state.replace(params={**state.params, **sharding.place(odd, mesh)})
@@ -63,6 +67,9 @@ def test_on_cpus_saving_compiles_nothing(tiny_model: Model, tmp_path: Path, capl
     with jax.log_compiles():
         checksum._checksum(state.params["odd"])
     assert [record for record in caplog.records if "ompil" in record.message], "compiling would have been seen"
+    checkpoints = Checkpoints(tmp_path)
+    assert equal(checkpoints.restore(state), state)
+    checkpoints.close()
 
 
 def spoil(folder: Path, how: str) -> None:
