@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import fuzz
@@ -26,8 +27,12 @@ def test_what_a_reader_must_not_do_is_seen(tmp_path: Path) -> None:
             fuzz.attempt(fuzz.Format(lambda path: None, bad), path)
     with pytest.raises(KeyError):
         fuzz.attempt(fuzz.Format(lambda path: None, lambda path: {}["a"]), path)
-    with pytest.raises(AssertionError, match="MiB for 1 bytes"):
-        fuzz.attempt(fuzz.Format(lambda path: None, lambda path: bytes(2**28)), path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(AssertionError, match="MiB for 1 bytes"):
+            fuzz.attempt(fuzz.Format(lambda path: None, lambda path: bytes(2**28)), path)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.fast
