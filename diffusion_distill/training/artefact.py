@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from diffusion_distill.base.files import read_json, user_path
 from diffusion_distill.base.typing import Data, Params
 from diffusion_distill.denoisers.clipping import Clipped
@@ -116,9 +114,16 @@ class Artefact:
         description = read_json(folder / MODEL, checkpoint.ADVICE)
         provenance = read_json(folder / PROVENANCE, checkpoint.ADVICE)
         model, steps, grid = _described(folder / MODEL, description, network)
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
-        params = params_folder.params_in(folder, shapes, description.get("fingerprint"))
+        params = params_folder.params_in(folder, _shapes(folder / MODEL, model), description.get("fingerprint"))
         return cls(model, params, steps, provenance, grid)
+
+
+def _shapes(path: Path, model: Model) -> Params:
+    """The shapes of the parameters of the model in a model.json, whose errors name the file."""
+    try:
+        return model.param_shapes()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error} {checkpoint.ADVICE}") from error
 
 
 def _described(path: Path, description: Mapping[str, Any], network: Any) -> tuple[Model, int, Level | None]:

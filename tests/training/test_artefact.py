@@ -98,6 +98,7 @@ SPOIL: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "no model": (lambda f: (f / "model.json").unlink(), FileNotFoundError, r"not an artefact.*no model\.json"),
     "no parameters": (lambda f: shutil.rmtree(f / "params"), FileNotFoundError, r"params"),
     "another width": (lambda f: edit(f, "network", width=9), ValueError, r"16|9|shape"),
+    "a width of nothing": (lambda f: edit(f, "network", width=-1), ValueError, r"model\.json: .*cannot be built"),
     "an unknown network": (lambda f: edit(f, "network", name="perceptrn"), ValueError, r"'perceptrn'.*'perceptron'"),
     "a part without a name": (lambda f: forget_name(f, "process"), ValueError, r"process lacks its name.*cosine"),
     "an unknown field": (lambda f: edit(f, "network", widht=8), ValueError, r"'widht'.*'width'"),
