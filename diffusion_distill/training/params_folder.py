@@ -20,7 +20,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from diffusion_distill.base.typing import Params
-from diffusion_distill.base.whole import put, remove, replaced, unfinished, write_json
+from diffusion_distill.base.whole import discard, put, replaced, unfinished, write_json
 from diffusion_distill.training.checkpoint import load_params, save_params
 from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.version import __version__
@@ -48,7 +48,7 @@ def write(folder: Path, params: Params, descriptions: Mapping[str, Mapping[str, 
         put(place)
         for name, content in descriptions.items():
             write_json(folder / name, content)
-        remove(replaced(place))
+        discard(replaced(place))
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"written {folder}")
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -70,6 +71,27 @@ def test_killed_at_any_moment_an_artefact_is_the_old_or_the_new_one(
     chex.assert_trees_all_equal(found.params, (new if after == 4 else teacher).params)
     chex.assert_trees_all_equal(Artefact.load(new.save(folder)).params, new.params)
     assert {path.name for path in folder.iterdir()} == {"params", "provenance.json", "model.json"}
+
+
+@pytest.mark.fast
+def test_what_another_program_still_reads_on_a_network_disk_may_stay(
+    teacher: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS keeps a file that is open as .nfs..., and the folder around it cannot be deleted until it is closed."""
+    folder, delete = teacher.save(tmp_path / "artefact"), shutil.rmtree
+
+    def rmtree(path: Any, *arguments: Any, **others: Any) -> None:
+        if Path(path).name.endswith(".replaced"):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        delete(path, *arguments, **others)
+
+    new = dataclasses.replace(teacher, params=toys.parameters(teacher.model, 5), steps=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", rmtree)
+        new.save(folder)
+    assert Artefact.load(folder).steps == 8 and (folder / "params.replaced").is_dir()
+    teacher.save(folder)
+    assert Artefact.load(folder).steps == 0 and not (folder / "params.replaced").exists(), "gone with the next one"
 
 
 def test_an_artefact_can_be_read_while_another_takes_its_place(teacher: Artefact, tmp_path: Path) -> None:
