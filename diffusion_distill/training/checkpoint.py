@@ -72,12 +72,15 @@ class Checkpoints:
 
         Raises:
           ValueError: none can be read.
+          PermissionError, ValueError: the newest one that is whole may not be read by this user; it stays where it is.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state = self._read(step, like)
             except Exception as error:  # Orbax raises a dozen kinds for damaged files
+                if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
+                    raise  # another user's file is not damaged
                 damaged[step] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 continue
             self._move_aside(damaged)

@@ -68,7 +68,13 @@ def _lock(path: Path) -> int | None:
         import fcntl
     except ImportError:  # Windows has no such locks; two processes there are the user's matter
         return None
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    except PermissionError as error:
+        raise ValueError(
+            f"{path} cannot be written: {error.strerror}. Another user began this run; change the permissions of its "
+            "files, or choose another workdir."
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -207,6 +207,20 @@ def test_a_file_system_without_locks_is_told_of(tmp_path: Path, monkeypatch: pyt
         Workdir(tmp_path, {"a": 1})
 
 
+@pytest.mark.fast
+def test_the_lock_of_another_user_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def refuse(path: Any, *arguments: Any, **others: Any) -> int:
+        if str(path).endswith("lock"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *arguments, **others)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ValueError, match=r"lock cannot be written: Permission denied\. Another user began this run"):
+        Workdir(tmp_path, {"a": 1})
+
+
 def test_a_teacher_from_disk_is_the_same_teacher(
     teacher: Artefact, source: toys.GaussianSource, tmp_path: Path
 ) -> None:

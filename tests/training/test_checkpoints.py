@@ -72,6 +72,28 @@ def test_on_cpus_saving_compiles_nothing(
     checkpoints.close()
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), ValueError("PERMISSION_DENIED: Error")])
+def test_a_checkpoint_that_may_not_be_read_is_not_damaged(
+    error: Exception, tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python and TensorStore say it; it would be moved aside, and the one before it taken."""
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    state = toys.trained_state(tiny_model, make_optimizer(OptimizerSettings()))
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, state)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_read", refuse)
+        with pytest.raises(type(error)) as raised:
+            checkpoints.restore(state)
+    assert raised.value is error
+    assert equal(checkpoints.restore(state), state)
+    checkpoints.close()
+
+
 def spoil(folder: Path, how: str) -> None:
     """Damages the largest array file of a checkpoint."""
     file = max(folder.glob("params/**/d/*"), key=lambda f: f.stat().st_size)
