@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import fuzz
@@ -26,8 +27,12 @@ def test_what_a_reader_must_not_do_is_seen(tmp_path: Path) -> None:
             fuzz.attempt(fuzz.Format(lambda path: None, bad), path)
     with pytest.raises(KeyError):
         fuzz.attempt(fuzz.Format(lambda path: None, lambda path: {}["a"]), path)
-    with pytest.raises(AssertionError, match="MiB for 1 bytes"):
-        fuzz.attempt(fuzz.Format(lambda path: None, lambda path: bytes(2**28)), path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(AssertionError, match="MiB for 1 bytes"):
+            fuzz.attempt(fuzz.Format(lambda path: None, lambda path: bytes(2**28)), path)
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.fast
@@ -63,3 +68,14 @@ def test_a_name_that_is_very_long_is_not_said_in_full(tmp_path: Path) -> None:
     content["model"]["process"]["name"] = "[" * 20000
     path.write_text(json.dumps(content))
     assert fuzz.attempt(fuzz.FORMATS["model"], path) == "refused"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("part", ["grid", "format"])
+def test_what_a_fitted_solver_says_of_a_long_name_is_short(part: str, tmp_path: Path) -> None:
+    """Found by fuzzing: a message of 14968 letters."""
+    path, long = tmp_path / "file.json", "[" * 20000
+    fuzz.FORMATS["solver"].make(path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | ({"grid": {long: [1]}} if part == "grid" else {"format": long})))
+    assert fuzz.attempt(fuzz.FORMATS["solver"], path) == "refused"

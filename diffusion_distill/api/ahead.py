@@ -84,7 +84,7 @@ class Ahead:
         """
         if teacher is None and model is None:
             raise ValueError("A run has a model to train, or a teacher to distil; neither is given.")
-        known = None if teacher is None else Artefact(teacher, _params(teacher))
+        known = None if teacher is None else Artefact(teacher, teacher.param_shapes())
         return cls(model or teacher, method, settings, known, devices)  # type: ignore[arg-type]
 
     @cached_property
@@ -113,7 +113,7 @@ class Ahead:
         """The shapes of the state."""
         check_low_rank(self.student, self.teacher, self.settings)
         optimizer = make_optimizer(self.settings.optimizer)
-        return state_shapes(_params(self.student), self.teacher, self.method, self.settings, optimizer)
+        return state_shapes(self.student.param_shapes(), self.teacher, self.method, self.settings, optimizer)
 
     @property
     def parameters(self) -> int:
@@ -254,7 +254,3 @@ def inputs(phase: Phase, momenta: Mapping[str, float]) -> tuple[StepInputs, Any]
     made = StepInputs(loop.rows_of(phase), np.float32(1e-4), averaging)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), jnp.result_type(a)), made)
     return shapes, jax.eval_shape(jax.random.key, 0)
-
-
-def _params(model: Model) -> Any:
-    return jax.eval_shape(model.init, jax.random.key(0))

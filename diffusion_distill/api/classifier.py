@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from diffusion_distill.base.arrays import Array
@@ -32,13 +31,12 @@ from diffusion_distill.base.lengths import parse_length
 from diffusion_distill.base.registry import describe, from_mapping, rebuild
 from diffusion_distill.base.seeds import check_seed, key_of
 from diffusion_distill.base.typing import Batch, Data, Key, Params
-from diffusion_distill.base.whole import write_json
 from diffusion_distill.data.pipeline import Batches
 from diffusion_distill.data.sources import Source, range_of, to_unit_range
 from diffusion_distill.denoisers.adapters import adapt
 from diffusion_distill.evaluation.classifier_network import CLASSIFIERS, Classified, Classifier
 from diffusion_distill.methods.phases import Phase, check_rate, momentum_for, updates_for
-from diffusion_distill.training import checkpoint, loop, sharding
+from diffusion_distill.training import checkpoint, loop, params_folder, sharding
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.training.logs import JsonLines, Logs
@@ -47,8 +45,9 @@ from diffusion_distill.training.resuming import SameRun, defaults
 from diffusion_distill.training.state import create
 from diffusion_distill.training.step import make_step
 from diffusion_distill.training.workdir import Workdir
-from diffusion_distill.version import __version__
 
+#: The file that describes a classifier.
+FACTS = "classifier.json"
 #: Images a trained classifier looks at together.
 BATCH = 256
 #: What an image moved away leaves behind: black, the ground of digits and MNIST.
@@ -162,22 +161,15 @@ class TrainedClassifier:
         return right / len(source)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes FOLDER/params (Orbax) and FOLDER/classifier.json, replacing a classifier that is there."""
-        folder = user_path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.save_params(folder / "params", self.params)
+        """Writes FOLDER/params and classifier.json, replacing a classifier there; it is there whole or not at all."""
         facts = {
             "classifier": describe(self.network, CLASSIFIERS),
             "shape": list(self.shape),
             "fingerprint": self.fingerprint,
-            "versions": {"diffusion_distill": __version__, "jax": jax.__version__},
+            "versions": params_folder.VERSIONS,
             "about": dict(self.about),
         }
-        if jax.process_index() == 0:
-            write_json(folder / "classifier.json", facts)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"classifier {folder}")
-        return folder
+        return params_folder.write(user_path(folder), self.params, {FACTS: facts})
 
     @classmethod
     def load(cls, folder: str | Path) -> TrainedClassifier:
@@ -185,28 +177,23 @@ class TrainedClassifier:
 
         Raises:
           FileNotFoundError: the folder is not a classifier's.
-          ValueError: its parameters do not fit its network, or have changed since they were written.
+          ValueError, TypeError: a part is damaged (the message names the file), or the parameters do not fit the
+            network, or have changed since they were written.
         """
         folder = user_path(folder)
-        if not (folder / "classifier.json").is_file():
+        if not (folder / FACTS).is_file():
             raise FileNotFoundError(
                 f"{folder} is not a classifier: it has no classifier.json. Give the folder that training one wrote, "
                 "WORKDIR/classifier; configs/digits_classifier.py and mnist_classifier.py train one."
             )
-        path = folder / "classifier.json"
-        facts = read_json(path, checkpoint.ADVICE)
-        missing = [name for name in ("classifier", "shape", "fingerprint", "about") if name not in facts]
-        if missing:
-            raise ValueError(f"{path} has no {', '.join(missing)}. {checkpoint.ADVICE}")
-        network: Classifier = rebuild("classifier", facts["classifier"], CLASSIFIERS)
-        height, width, channels = facts["shape"]
-        shapes = jax.eval_shape(partial(_init, network, (height, width, channels)), jax.random.key(0))
-        params = checkpoint.load_params(folder / "params", shapes)
-        if facts["fingerprint"] != fingerprint(params):
-            raise ValueError(
-                f"The parameters in {folder} have changed since they were written: the disk or a copy failed."
-            )
-        return cls(network, params, (height, width, channels), facts["about"])
+        return params_folder.read(folder, [FACTS], lambda: cls._read(folder))
+
+    @classmethod
+    def _read(cls, folder: Path) -> TrainedClassifier:
+        facts = read_json(folder / FACTS, checkpoint.ADVICE)
+        network, shape, checksum, about = _described(folder / FACTS, facts)
+        shapes = jax.eval_shape(partial(_init, network, shape), jax.random.key(0))
+        return cls(network, params_folder.params_in(folder, shapes, checksum), shape, about)
 
     def _classified(self, images: np.ndarray, batch_size: int, mesh: Mesh | None) -> Iterator[Classified]:
         """Logits and features of successive batches, on the host. The last one is filled up to the others' size."""
@@ -336,6 +323,23 @@ class _Training:
 @partial(jax.jit, static_argnames="network")
 def _apply(network: Classifier, params: Params, images: Data) -> Classified:
     return network.apply({"params": params}, images)  # type: ignore[return-value]
+
+
+def _described(path: Path, facts: Mapping[str, Any]) -> tuple[Classifier, tuple[int, ...], str, Mapping[str, Any]]:
+    """The network, shape, checksum and facts of a classifier.json; its errors name the file."""
+    missing = [name for name in ("classifier", "shape", "fingerprint", "about") if name not in facts]
+    if missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}. {checkpoint.ADVICE}")
+    shape, about = facts["shape"], facts["about"]
+    if not (isinstance(shape, list) and len(shape) == 3 and all(type(n) is int and n > 0 for n in shape)):
+        raise ValueError(f"{path}: 'shape' must be [height, width, channels], got {shape!r}. {checkpoint.ADVICE}")
+    if not isinstance(about, dict):
+        raise ValueError(f"{path}: 'about' must be an object, got {about!r}. {checkpoint.ADVICE}")
+    try:
+        network: Classifier = rebuild("classifier", facts["classifier"], CLASSIFIERS)
+    except (ValueError, TypeError) as error:
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(f"{path}: {error}") from error
+    return network, tuple(shape), facts["fingerprint"], about
 
 
 def _init(network: Classifier, shape: tuple[int, ...], key: Key) -> Params:

@@ -55,7 +55,8 @@ def writable(folder: str | os.PathLike[str], *files: str) -> Path:
         with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(bytes(4096))
     except OSError as error:
-        reason = error.strerror or error
+        taken = isinstance(error, FileExistsError)
+        reason = "there is a file of that name, or a link to nothing" if taken else error.strerror or error
         raise ValueError(
             f"Cannot write to {place}: {reason}. Choose another folder, change its permissions, or free some space."
         ) from error

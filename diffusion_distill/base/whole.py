@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def whole(place: Path) -> Iterator[Path]:
         put(place)
     finally:
         remove(half)
-    remove(replaced(place))
+    discard(replaced(place))
 
 
 def write_json(place: Path, content: Mapping[str, Any]) -> None:
@@ -69,6 +69,12 @@ def recover(place: Path) -> None:
     """Takes back a folder that was replaced by a program that was killed before the new one was in its place."""
     if replaced(place).exists() and not place.exists():
         os.replace(replaced(place), place)
+
+
+def discard(path: Path) -> None:
+    """Deletes what nothing needs any more. On a network disk what another program still reads cannot go: it stays."""
+    with suppress(OSError):
+        remove(path)
 
 
 def remove(path: Path) -> None:

@@ -141,6 +141,20 @@ class Model:
         """Parameters to begin training with: fresh float32 ones, or those that came with the network."""
         return self.adapter.init(key, *self._zeros())
 
+    def param_shapes(self) -> Params:
+        """The shapes and types of the parameters, as `init` makes them; none is allocated.
+
+        Raises:
+          ValueError: the network cannot be built for samples of this shape.
+        """
+        try:
+            return jax.eval_shape(self.init, jax.random.key(0))
+        except Exception as error:  # networks of every library, with settings that may be damaged, raise any kind
+            raise ValueError(
+                f"The network {self.adapter.name} cannot be built for samples of shape {self.shape} "
+                f"({type(error).__name__}: {str(error)[:400]})."
+            ) from error
+
     def check_call(self) -> None:
         """Calls the network with shapes alone, as training will.
 

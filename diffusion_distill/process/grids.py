@@ -151,7 +151,7 @@ def from_numbers(content: Any) -> Level | None:
     try:
         return check(Level(**{name: np.asarray(a, np.float64) for name, a in dict(content).items()}))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"A grid is written as {{'alpha': [...], 'sigma': [...]}}, but: {error}") from error
+        raise ValueError(f"A grid is written as {{'alpha': [...], 'sigma': [...]}}, but: {error!s:.300}") from error
 
 
 def refine(process: Process, grid: Level, parts: int | Sequence[int], spacing: str = "time") -> Level:

@@ -144,7 +144,7 @@ class FittedSolver:
             found.table()
         except (KeyError, TypeError, ValueError) as error:
             what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{name} is no fitted solver: {what}") from error
+            raise ValueError(f"{name} is no fitted solver: {what:.1000}") from error
         return found
 
 

@@ -101,7 +101,11 @@ def read(path: Path, name: str) -> Holding:
     for file in (METRICS, UNFINISHED_RESULTS):
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            lines[file] = read_json_lines(path / file) if (path / file).is_file() else []
+            try:
+                lines[file] = read_json_lines(path / file) if (path / file).is_file() else []
+            except OSError as error:
+                lines[file] = []
+                trouble.append(f"{path / file} cannot be read: {error.strerror}. It is left out here.")
         trouble += [str(warning.message) for warning in told]
     rows = files.get("results", {}).get("rows", lines[UNFINISHED_RESULTS])
     rows = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []

@@ -1,12 +1,8 @@
 """An artefact: a teacher or a student on disk, all that distilling, sampling and evaluating need.
 
-FOLDER/params/            parameters (Orbax)
+FOLDER/params/            parameters, see `training.params_folder`
 FOLDER/model.json         what builds it: network, process, prediction, shape; a student's steps and levels; a checksum
 FOLDER/provenance.json    where it comes from: method, settings, updates, teacher, versions
-
-An artefact that replaces another is written beside it first and then takes its place. Until model.json has changed too,
-the old parameters stay in FOLDER/params.replaced, so that a program that is killed at any moment leaves the one or the
-other, and a program that reads meanwhile gets one of them.
 
 Parameters are kept as nested dictionaries, whatever tree they are. Of a network that the library cannot rebuild, kind,
 class and plain settings are written down; it must be given to load the artefact.
@@ -14,18 +10,13 @@ class and plain settings are written down; it must be given to load the artefact
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jax
-from jax.experimental import multihost_utils
-
 from diffusion_distill.base.files import read_json, user_path
 from diffusion_distill.base.typing import Data, Params
-from diffusion_distill.base.whole import put, remove, replaced, unfinished, write_json
 from diffusion_distill.denoisers.clipping import Clipped
 from diffusion_distill.denoisers.denoise import Denoise, as_denoise
 from diffusion_distill.denoisers.given import Given, WholeLevel
@@ -33,13 +24,10 @@ from diffusion_distill.denoisers.model import Denoiser, Model
 from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.processes import Cosine, Process
-from diffusion_distill.training import checkpoint
+from diffusion_distill.training import checkpoint, params_folder
 from diffusion_distill.training.checksum import fingerprint
-from diffusion_distill.version import __version__
 
-PARAMS = "params"
-#: How often a folder that is being written is read, with a pause in seconds.
-READS, PAUSE = 20, 0.1
+MODEL, PROVENANCE = "model.json", "provenance.json"
 
 
 @dataclass(frozen=True)
@@ -94,20 +82,12 @@ class Artefact:
 
     def save(self, folder: str | Path) -> Path:
         """Writes the artefact's folder, replacing an artefact that is there; it is there whole or not at all."""
-        folder, described = user_path(folder), self.model.to_dict()
-        folder.mkdir(parents=True, exist_ok=True)
-        params = folder / PARAMS
-        checkpoint.save_params(unfinished(params), self.params)
         facts = {"steps": self.steps, "grid": grids.to_numbers(self.grid), "fingerprint": fingerprint(self.params)}
-        versions = {"diffusion_distill": __version__, "jax": jax.__version__}
-        if jax.process_index() == 0:
-            put(params)
-            write_json(folder / "provenance.json", {**self.provenance, "versions": versions})
-            write_json(folder / "model.json", {"model": described, **facts})
-            remove(replaced(params))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"artefact {folder}")
-        return folder
+        descriptions = {
+            PROVENANCE: {**self.provenance, "versions": params_folder.VERSIONS},
+            MODEL: {"model": self.model.to_dict(), **facts},
+        }
+        return params_folder.write(user_path(folder), self.params, descriptions)
 
     @classmethod
     def load(cls, folder: str | Path, network: Any = None) -> Artefact:
@@ -122,54 +102,28 @@ class Artefact:
             or the parameters do not fit the model, or have changed since they were written.
         """
         folder = user_path(folder)
-        if not (folder / "model.json").is_file():
+        if not (folder / MODEL).is_file():
             raise FileNotFoundError(
                 f"{folder} is not an artefact: it has no model.json. Give the folder that training or distilling "
                 "wrote, for example WORKDIR/teacher or WORKDIR/student_1."
             )
-        for _ in range(READS - 1):
-            before = _state(folder)
-            try:
-                return cls._read(folder, network)
-            except (OSError, ValueError, TypeError):
-                if _state(folder) == before and not unfinished(folder / PARAMS).exists():
-                    raise  # nobody else is writing it
-                time.sleep(PAUSE)
-        return cls._read(folder, network)
+        return params_folder.read(folder, (PROVENANCE, MODEL), lambda: cls._read(folder, network))
 
     @classmethod
     def _read(cls, folder: Path, network: Any) -> Artefact:
-        description = read_json(folder / "model.json", checkpoint.ADVICE)
-        provenance = read_json(folder / "provenance.json", checkpoint.ADVICE)
-        model, steps, grid = _described(folder / "model.json", description, network)
-        try:
-            params = _params(folder / PARAMS, model, description)
-        except (OSError, ValueError):
-            if not replaced(folder / PARAMS).exists():
-                raise
-            params = _params(replaced(folder / PARAMS), model, description)
+        description = read_json(folder / MODEL, checkpoint.ADVICE)
+        provenance = read_json(folder / PROVENANCE, checkpoint.ADVICE)
+        model, steps, grid = _described(folder / MODEL, description, network)
+        params = params_folder.params_in(folder, _shapes(folder / MODEL, model), description.get("fingerprint"))
         return cls(model, params, steps, provenance, grid)
 
 
-def _params(folder: Path, model: Model, description: Mapping[str, Any]) -> Params:
-    """The parameters in a folder, if they are those that the description was written with."""
-    params = checkpoint.load_params(folder, jax.eval_shape(model.init, jax.random.key(0)))
-    if description.get("fingerprint") not in (None, fingerprint(params)):
-        raise ValueError(f"The parameters in {folder} have changed since they were written: the disk or a copy failed.")
-    return params
-
-
-def _state(folder: Path) -> list[tuple[int, int] | None]:
-    """What changes while an artefact is written."""
-    found = (folder / name for name in (PARAMS, replaced(Path(PARAMS)), "provenance.json", "model.json"))
-    return [_identity(path) for path in found]
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
+def _shapes(path: Path, model: Model) -> Params:
+    """The shapes of the parameters of the model in a model.json, whose errors name the file."""
     try:
-        return path.stat().st_ino, path.stat().st_mtime_ns
-    except OSError:
-        return None
+        return model.param_shapes()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error} {checkpoint.ADVICE}") from error
 
 
 def _described(path: Path, description: Mapping[str, Any], network: Any) -> tuple[Model, int, Level | None]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusion_distill.base.files import plain, read_json
+from diffusion_distill.base.files import plain, read_json, writable
 from diffusion_distill.base.trees import from_plain, to_plain
 from diffusion_distill.training.checksum import checksums
 from diffusion_distill.training.sharding import one_copy
@@ -39,13 +40,13 @@ class Checkpoints:
     """The checkpoints of a run, newest last, under a folder."""
 
     def __init__(self, folder: Path, keep: int = 2, about: Mapping[str, Any] | None = None):
-        """Keeps the newest `keep` checkpoints; `about` is written into each."""
+        """Keeps the newest `keep` checkpoints; `about` is written into each. Errors as `base.files.writable`."""
         import orbax.checkpoint as ocp
 
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         self._folder, self._cleanup, self._asked = folder, ExitStack(), 0
         self._about = json.loads(json.dumps(dict(about or {}), default=plain))
-        folder.mkdir(parents=True, exist_ok=True)
+        writable(folder)
         self._manager = ocp.CheckpointManager(self._cleanup.enter_context(_plain(folder)), options=options)
 
     @property
@@ -71,12 +72,15 @@ class Checkpoints:
 
         Raises:
           ValueError: none can be read.
+          PermissionError, ValueError: the newest one that is whole may not be read by this user; it stays where it is.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state = self._read(step, like)
             except Exception as error:  # Orbax raises a dozen kinds for damaged files
+                if isinstance(error, PermissionError) or "PERMISSION_DENIED" in str(error):
+                    raise  # another user's file is not damaged
                 damaged[step] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                 continue
             self._move_aside(damaged)
@@ -123,7 +127,7 @@ class Checkpoints:
             place = _free(self._folder.parent / DAMAGED / str(step))
             warnings.warn(f"Checkpoint {step} is damaged ({reason}); moved to {place}.", stacklevel=3)
             if jax.process_index() == 0:
-                place.parent.mkdir(exist_ok=True)
+                writable(place.parent)
                 (self._folder / str(step)).replace(place)
         if damaged:
             if jax.process_count() > 1:
@@ -161,7 +165,7 @@ def described_in(folder: Path) -> dict[str, Any]:
 
 def _numbers(folder: Path) -> list[int]:
     """The update numbers of the checkpoints in a folder; an empty folder is none."""
-    return [int(path.name) for path in folder.glob("*") if path.name.isdecimal() and any(path.glob("*"))]
+    return [int(path.name) for path in folder.glob("*") if re.fullmatch("[0-9]+", path.name) and any(path.glob("*"))]
 
 
 def _free(place: Path) -> Path:

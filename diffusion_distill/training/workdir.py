@@ -9,6 +9,7 @@ WORKDIR/samples/               pictures drawn on the way
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import warnings
@@ -22,6 +23,8 @@ from diffusion_distill.base.files import plain, read_json, writable
 from diffusion_distill.base.whole import write_json
 from diffusion_distill.training.checkpoint import described_in, latest_in
 
+#: What file systems answer that cannot lock, as Lustre and NFS may be mounted.
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 #: (folder, description there, description asked for) -> (differences that are accepted, those that are not), in words
 Compare = Callable[[Path, Mapping[str, Any], Mapping[str, Any]], tuple[list[str], list[str]]]
 
@@ -44,13 +47,11 @@ class Workdir:
           ValueError: it holds another run, whose differing fields are named; another process works in it; it
             cannot be written.
         """
-        self.path = writable(folder)
-        lock = self.path / ("lock" if kind == "run" else f"{kind}.lock")
-        self._lock = _lock(lock) if jax.process_index() == 0 else None
+        lock, described = "lock" if kind == "run" else f"{kind}.lock", f"{kind}.json"
+        self.path = writable(folder, lock, described, "metrics.jsonl")
+        self._lock = _lock(self.path / lock) if jax.process_index() == 0 else None
         try:
-            _claim(
-                self.path / f"{kind}.json", json.loads(json.dumps(description, default=plain)), compare or all_matter
-            )
+            _claim(self.path / described, json.loads(json.dumps(description, default=plain)), compare or all_matter)
         except BaseException:
             self.close()
             raise
@@ -67,7 +68,13 @@ def _lock(path: Path) -> int | None:
         import fcntl
     except ImportError:  # Windows has no such locks; two processes there are the user's matter
         return None
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    except PermissionError as error:
+        raise ValueError(
+            f"{path} cannot be written: {error.strerror}. Another user began this run; change the permissions of its "
+            "files, or choose another workdir."
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -77,6 +84,15 @@ def _lock(path: Path) -> int | None:
             f"Another process ({holder or 'unknown'}) works in {path.parent}. Wait until it ends, stop it, or choose "
             "another workdir."
         ) from error
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            os.close(descriptor)
+            raise
+        warnings.warn(
+            f"The file system of {path.parent} has no locks ({error.strerror}): see to it that no other process works "
+            "there.",
+            stacklevel=4,
+        )
     os.truncate(descriptor, 0)
     os.write(descriptor, f"pid {os.getpid()} on {os.uname().nodename}\n".encode())
     return descriptor

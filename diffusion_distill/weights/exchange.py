@@ -89,10 +89,10 @@ def read(path: str | Path, model: Model | None = None) -> Checkpoint:
     if not 0 <= steps <= LARGEST:
         raise WeightsError(f"{path}: steps must be in [0, {LARGEST}], 0 for a teacher, got {steps}.")
     try:
-        grid = grids.from_numbers(about.get("grid"))
+        grid, shapes = grids.from_numbers(about.get("grid")), shapes_of(described)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
-    params = match(stored, shapes_of(described), str(path))
+    params = match(stored, shapes, str(path))
     return Checkpoint(described, unflatten(params), steps, facts=provenance, grid=grid)
 
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
+import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -62,9 +65,9 @@ def pixels(source: ArraySource) -> np.ndarray:
 
 
 @cache
-def untrained(shape: tuple[int, int, int] = (8, 8, 1)) -> TrainedClassifier:
+def untrained(shape: tuple[int, int, int] = (8, 8, 1), ch: int = 4) -> TrainedClassifier:
     """A classifier that has learned nothing: random parameters, none of them zero, without compiling anything."""
-    network, rng = Classifier(num_classes=3, ch=4, ch_mult=(1, 2), norm_groups=2), np.random.default_rng(0)
+    network, rng = Classifier(num_classes=3, ch=ch, ch_mult=(1, 2), norm_groups=2), np.random.default_rng(0)
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
     params = jax.tree.map(lambda a: jnp.asarray(rng.normal(0, 0.4, a.shape), jnp.float32), shapes)
     return TrainedClassifier(network, params, shape, {"accuracy": 1 / 3})
@@ -199,16 +202,69 @@ def test_it_is_the_same_from_disk(trained: TrainedClassifier, heldout: ArraySour
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("after", range(4))
+def test_killed_at_any_moment_a_classifier_is_the_old_or_the_new_one(
+    after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A save that ends after so many changes of names, before each of which the folder is read."""
+    old, new = untrained(), untrained(ch=6)
+    both, folder, done = {old.fingerprint: old.network, new.fingerprint: new.network}, old.save(tmp_path / "c"), []
+    replace = os.replace
+
+    def killed(begin: Any, end: Any, **others: Any) -> None:
+        if Path(begin).parent == folder:  # else it is Orbax's
+            found = TrainedClassifier.load(folder)
+            assert found.network == both[found.fingerprint]
+            if len(done) == after:
+                raise KeyboardInterrupt
+            done.append(begin)
+        replace(begin, end, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", killed)
+        with nullcontext() if after == 3 else pytest.raises(KeyboardInterrupt):
+            new.save(folder)
+    assert TrainedClassifier.load(folder).network == (new if after == 3 else old).network
+    assert TrainedClassifier.load(new.save(folder)).fingerprint == new.fingerprint
+    assert {path.name for path in folder.iterdir()} == {"params", "classifier.json"}
+
+
+SPOIL: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
+    "no parameters": (lambda f: shutil.rmtree(f / "params"), FileNotFoundError, "params"),
+    "a part of them missing": (lambda f: shutil.rmtree(f / "params" / "d"), ValueError, "params are damaged"),
+    "another width": (lambda f: edit(f, classifier={"name": "classifier", "num_classes": 3}), ValueError, "damaged"),
+    "half a description": (lambda f: (f / "classifier.json").write_text("{"), ValueError, r"classifier\.json.*damaged"),
+    "no shape": (lambda f: edit(f, shape=[8, "8", 1]), ValueError, r"classifier\.json.*'shape'.*'8'"),
+    "a list of facts": (lambda f: edit(f, about=[]), ValueError, r"classifier\.json.*'about'"),
+    "an unknown name": (lambda f: edit(f, classifier={"name": "clasifier"}), ValueError, r"\.json.*Did you mean"),
+    "a mistyped field": (
+        lambda f: edit(f, classifier={"name": "classifier", "num_classes": 3, "ch": "4"}), TypeError, r"\.json.*'ch'",
+    ),
+}  # fmt: skip
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Changes fields of a classifier's description."""
+    path = folder / "classifier.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("spoil", "error", "said"), SPOIL.values(), ids=SPOIL)
+def test_a_damaged_classifier_says_what_is_wrong(
+    spoil: Callable[[Path], Any], error: type[Exception], said: str, tmp_path: Path
+) -> None:
+    spoil(untrained().save(tmp_path))
+    with pytest.raises(error, match=said):
+        TrainedClassifier.load(tmp_path)
+
+
+@pytest.mark.fast
 def test_a_folder_that_is_no_classifier_or_has_changed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="WORKDIR/classifier"):
         TrainedClassifier.load(tmp_path)
-    path = untrained().save(tmp_path) / "classifier.json"
-    facts = json.loads(path.read_text())
-    path.write_text(json.dumps({**facts, "fingerprint": "0" * 16}))
+    edit(untrained().save(tmp_path), fingerprint="0" * 16)
     with pytest.raises(ValueError, match="have changed since"):
-        TrainedClassifier.load(tmp_path)
-    path.write_text(json.dumps({**facts, "classifier": {"name": "clasifier"}}))
-    with pytest.raises(ValueError, match="Did you mean 'classifier'"):
         TrainedClassifier.load(tmp_path)
 
 

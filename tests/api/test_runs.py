@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import socket
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from diffusion_distill.process.processes import VE, Cosine
 from diffusion_distill.process.time_input import EDMInput
 from diffusion_distill.training.artefact import Artefact
 from diffusion_distill.training.logs import read_json_lines
+from diffusion_distill.training.workdir import Workdir
 
 DATA = toys.Gaussian(mean=0.1, std=0.4)
 SETTINGS = api.Settings(batch_size=8, log_every=1, checkpoint_every=1)
@@ -162,6 +166,59 @@ def test_a_workdir_that_cannot_serve_is_refused_before_training(
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(ValueError, match=r"Cannot write to .*Choose another folder"):
             api.distill(teacher, nothing, TRACT, SETTINGS, folder)
+
+
+IN_THE_WAY: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "lock": (Path.mkdir, "there is a folder of that name"),
+    "run.json": (Path.mkdir, "there is a folder of that name"),
+    "metrics.jsonl": (Path.mkdir, "there is a folder of that name"),
+    "checkpoints": (lambda path: path.write_text(""), "there is a file of that name"),
+    "checkpoints/": (lambda path: path.symlink_to("a disk that is not mounted"), "or a link to nothing"),
+}
+
+
+@pytest.mark.parametrize("name", IN_THE_WAY)
+def test_files_in_the_place_of_folders_and_folders_of_files_are_named(
+    name: str, teacher: Artefact, source: toys.GaussianSource, tmp_path: Path
+) -> None:
+    make, said = IN_THE_WAY[name]
+    make(tmp_path / name)
+    with pytest.raises(ValueError, match=f"Cannot write .*{name.strip('/')}: .*{said}"):
+        api.distill(teacher, Failing(source, 0), TRACT, SETTINGS, tmp_path)
+
+
+@pytest.mark.fast
+def test_a_file_system_without_locks_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lustre answers ENOSYS where it is mounted without them, NFS ENOLCK; other errors are errors."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def answers(number: int) -> None:
+        def flock(*_: Any) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    for number in (errno.ENOSYS, errno.ENOLCK):
+        answers(number)
+        with pytest.warns(UserWarning, match=r"has no locks \(.*\): see to it that no other process"):
+            Workdir(tmp_path, {"a": 1}).close()
+    answers(errno.EIO)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        Workdir(tmp_path, {"a": 1})
+
+
+@pytest.mark.fast
+def test_the_lock_of_another_user_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = os.open
+
+    def refuse(path: Any, *arguments: Any, **others: Any) -> int:
+        if str(path).endswith("lock"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return opened(path, *arguments, **others)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ValueError, match=r"lock cannot be written: Permission denied\. Another user began this run"):
+        Workdir(tmp_path, {"a": 1})
 
 
 def test_a_teacher_from_disk_is_the_same_teacher(

@@ -391,6 +391,23 @@ def test_a_student_that_did_not_learn_1_says_which_scale_it_is_told(door: str, o
             DOORS[door](build.spec(asked[scale]))
 
 
+@pytest.mark.fast
+def test_an_evaluation_says_which_scales_were_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As each sampler's own row does; of several students each its own."""
+    monkeypatch.setitem(dd.NETWORKS, "told", Told)
+    folders = [str(teacher(model).save(tmp_path / name)) for name, model in (("a", STUDENT_MODEL), ("b", BEYOND))]
+
+    def said(*measured: str, **sample: Any) -> Any:
+        config = config_of(**sample)
+        config.artefact = ",".join(measured)
+        return build.conventions(config)["sample"]["guidance"]
+
+    told = {folder: sampler_of(dd.Artefact.load(folder)).about["sampling"]["guidance"] for folder in folders}
+    assert [said(folder) for folder in folders] == [told[folder] for folder in folders]
+    assert said(*folders) == told == dict(zip(folders, [{"scale": 1.0}, {"scale": 2.0}], strict=True))
+    assert said(*folders, guidance=3.0) == {"scale": 3.0}
+
+
 def config_of(**sample: Any) -> Any:
     """A config that samples."""
     return build.config_of(None, None, None, {"name": "digits"}, {"name": "digits"}, **sample)

@@ -125,6 +125,19 @@ def test_what_studies_draw_are_charts(tmp_path: Path) -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.fast
+def test_figures_of_another_user_are_named_and_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    for name in ("metrics.jsonl", "results.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    monkeypatch.setattr("diffusion_distill.studies.folder_contents.read_json_lines", refuse)
+    [found] = holdings(tmp_path)
+    assert not found.figures and not found.rows
+    assert ["metrics.jsonl cannot be read: Permission denied" in said for said in found.trouble] == [True, False]
+
+
 def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     folder = training(tmp_path / "run")
     (folder / "results.json").write_text('{"rows": [')

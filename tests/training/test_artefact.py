@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import json
 import os
@@ -72,6 +73,27 @@ def test_killed_at_any_moment_an_artefact_is_the_old_or_the_new_one(
     assert {path.name for path in folder.iterdir()} == {"params", "provenance.json", "model.json"}
 
 
+@pytest.mark.fast
+def test_what_another_program_still_reads_on_a_network_disk_may_stay(
+    teacher: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NFS keeps a file that is open as .nfs..., and the folder around it cannot be deleted until it is closed."""
+    folder, delete = teacher.save(tmp_path / "artefact"), shutil.rmtree
+
+    def rmtree(path: Any, *arguments: Any, **others: Any) -> None:
+        if Path(path).name.endswith(".replaced"):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        delete(path, *arguments, **others)
+
+    new = dataclasses.replace(teacher, params=toys.parameters(teacher.model, 5), steps=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", rmtree)
+        new.save(folder)
+    assert Artefact.load(folder).steps == 8 and (folder / "params.replaced").is_dir()
+    teacher.save(folder)
+    assert Artefact.load(folder).steps == 0 and not (folder / "params.replaced").exists(), "gone with the next one"
+
+
 def test_an_artefact_can_be_read_while_another_takes_its_place(teacher: Artefact, tmp_path: Path) -> None:
     both = [dataclasses.replace(teacher, params=toys.parameters(teacher.model, k), steps=k) for k in (1, 2)]
     folder, stop = both[0].save(tmp_path / "artefact"), threading.Event()
@@ -98,6 +120,7 @@ SPOIL: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "no model": (lambda f: (f / "model.json").unlink(), FileNotFoundError, r"not an artefact.*no model\.json"),
     "no parameters": (lambda f: shutil.rmtree(f / "params"), FileNotFoundError, r"params"),
     "another width": (lambda f: edit(f, "network", width=9), ValueError, r"16|9|shape"),
+    "a width of nothing": (lambda f: edit(f, "network", width=-1), ValueError, r"model\.json: .*cannot be built"),
     "an unknown network": (lambda f: edit(f, "network", name="perceptrn"), ValueError, r"'perceptrn'.*'perceptron'"),
     "a part without a name": (lambda f: forget_name(f, "process"), ValueError, r"process lacks its name.*cosine"),
     "an unknown field": (lambda f: edit(f, "network", widht=8), ValueError, r"'widht'.*'width'"),

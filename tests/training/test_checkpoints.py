@@ -49,9 +49,13 @@ def test_devices_and_the_host_compute_one_checksum(dtype: str) -> None:
 
 
 @pytest.mark.fast
-def test_on_cpus_saving_compiles_nothing(tiny_model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("params", [1, 2, 8])
+def test_on_cpus_saving_compiles_nothing(
+    params: int, tiny_model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A program for each shape, and for each device that has a copy, made the first save take as long as ten others."""
-    mesh = sharding.data_mesh()
+    monkeypatch.setattr(sharding, "LEAST_SPLIT", 64)
+    mesh = sharding.make_mesh(params=params)
     state = sharding.place(toys.trained_state(tiny_model, make_optimizer(OptimizerSettings())), mesh)
     checkpoints, odd = Checkpoints(tmp_path), {"odd": jnp.zeros((17 * mesh.size, 3))}
     state = state.replace(params={**state.params, **sharding.place(odd, mesh)})
@@ -63,6 +67,31 @@ def test_on_cpus_saving_compiles_nothing(tiny_model: Model, tmp_path: Path, capl
     with jax.log_compiles():
         checksum._checksum(state.params["odd"])
     assert [record for record in caplog.records if "ompil" in record.message], "compiling would have been seen"
+    checkpoints = Checkpoints(tmp_path)
+    assert equal(checkpoints.restore(state), state)
+    checkpoints.close()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), ValueError("PERMISSION_DENIED: Error")])
+def test_a_checkpoint_that_may_not_be_read_is_not_damaged(
+    error: Exception, tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Python and TensorStore say it; it would be moved aside, and the one before it taken."""
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    state = toys.trained_state(tiny_model, make_optimizer(OptimizerSettings()))
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(1, state)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_read", refuse)
+        with pytest.raises(type(error)) as raised:
+            checkpoints.restore(state)
+    assert raised.value is error
+    assert equal(checkpoints.restore(state), state)
+    checkpoints.close()
 
 
 def spoil(folder: Path, how: str) -> None:

@@ -313,7 +313,8 @@ def test_the_status_of_folders_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no folder"):
         status(tmp_path / "nowhere")
     (tmp_path / "metrics.jsonl").write_bytes(b'\0\0\n{"update": 3, "images_per_second": "fast"}\n{"update"')
-    (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+    for name in ("7", "\u0669/full", "8 (copy)/full", "9.orbax-checkpoint-tmp-1/full"):  # the second is an Arabic 9
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
     (tmp_path / "run.json").mkdir()
     found = status(tmp_path)
     assert found["update"] == "none is logged yet" and found["last checkpoint"] == "none"

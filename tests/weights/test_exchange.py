@@ -152,11 +152,15 @@ WRONG_DESCRIPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"model": ABOUT["model"] | {"network": DEEP}}, "60000 blocks"),
     ({"model": ABOUT["model"] | {"network": NETWORK | {"ch": 2**40}}}, "plausible"),
     ({"model": ABOUT["model"] | {"network": DEEP | {"depth": 1}, "shape": [2**15, 2**15, 1]}}, "sinusoids"),
+    ({"model": ABOUT["model"] | {"network": NETWORK | {"ch_mult": [1, 1]}, "shape": [3, 3, 1]}}, "cannot be built for"),
+    ({"model": ABOUT["model"] | {"network": {"name": "perceptron", "out_ch": 1, "width": -1}}}, "cannot be built for"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), WRONG_DESCRIPTIONS)
-def test_descriptions_of_no_plausible_model_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_descriptions_of_no_plausible_model_are_refused(
+    tmp_path: Path, change: dict[str, Any], message: str, toy_networks: None
+) -> None:
     path = exchange.save(tmp_path / "x.safetensors", matching.unflatten(random_arrays(0)), ABOUT | change)
     with pytest.raises(WeightsError, match=message):
         exchange.read(path)
