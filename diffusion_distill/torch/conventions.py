@@ -135,9 +135,13 @@ def check(settings: Mapping[str, Any]) -> None:
     """Raises ValueError if a config of a scheduler of diffusers asks for something that is not computed here."""
     for name in REFUSED:
         if settings.get(name) is not None and settings[name] is not False:
-            raise ValueError(f"A scheduler with {name}={reprlib.repr(settings[name])} is not computed here.")
+            found = reprlib.repr(settings[name])
+            raise ValueError(f"A scheduler with {name}={found} is not computed here: keep diffusers' own.")
     if settings.get("timestep_type") == "continuous":
-        raise ValueError("A model of betas told log(sigma)/4 (timestep_type='continuous') is not computed here.")
+        raise ValueError(
+            "A model of betas told log(sigma)/4 (timestep_type='continuous') is not computed here: keep diffusers' own "
+            "scheduler."
+        )
 
 
 def warn_of_spacing(settings: Mapping[str, Any]) -> None:
