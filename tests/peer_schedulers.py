@@ -119,6 +119,14 @@ def levels() -> Iterator[Answer]:
         yield f"flow/{shift}", sampled(network, ours, z), sampled(network, theirs, z)
         given = [1.0, 0.7, 0.2]
         yield f"flow/{shift}/sigmas", *(sampled(network, one, z, None, sigmas=given) for one in (ours, theirs))
+    how: Any = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    theirs = diffusers.DPMSolverMultistepScheduler(**how, solver_order=2)
+    config = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config
+    ours = DistilledODEScheduler.from_config(config, solver="dpm_solver++ order=2")
+    expected = sampled(network, theirs, z)
+    given = theirs.sigmas[:-1].double().numpy()
+    cut = lambda z, t: network(z, t.floor())  # noqa: E731  (theirs tells the network whole numbers)
+    yield "flow/dpm_solver++", sampled(cut, ours, z, None, sigmas=given / (3 - 2 * given)), expected
     for kind in ("exponential", "linear"):
         theirs = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind)
         ours = DistilledODEScheduler.from_config(theirs.config)
@@ -344,7 +352,9 @@ def refused() -> Iterator[Answer]:
         "give family": lambda: ours.from_config(diffusers.CMStochasticIterativeScheduler().config),
         "what its model takes": lambda: ours.from_config(cosine),
         "snr_shift_scale": lambda: ours.from_config(diffusers.CogVideoXDDIMScheduler().config),
-        "use_flow_sigmas": lambda: ours.from_config(diffusers.UniPCMultistepScheduler(use_flow_sigmas=True).config),
+        "give the config of FlowMatch": lambda: ours.from_config(
+            diffusers.UniPCMultistepScheduler(use_flow_sigmas=True).config
+        ),
         "fitted for": lambda: ours(beta_schedule="scaled_linear", fitted=fitted),
         "model with VE": lambda: ours(family="edm", **own),
         "The fit is one of 'ddim'": lambda: ours.from_config(ours().config, fitted=fitted, solver="deis"),

@@ -22,7 +22,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("kind", "count"),
     [
-        *(("ddim", 20), ("dpm_solver++", 2), ("euler", 8), ("edm", 3), ("flow", 6), ("engine", 138), ("pipeline", 10)),
+        *(("ddim", 20), ("dpm_solver++", 2), ("euler", 8), ("edm", 3), ("flow", 7), ("engine", 138), ("pipeline", 10)),
         *(("half", 2), ("changed", 1), ("back", 1), ("add_noise", 1), ("scale_noise", 1)),
     ],
 )
