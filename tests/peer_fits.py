@@ -91,12 +91,13 @@ def levels() -> Iterator[tuple[str, Any]]:
     yield "chosen/timesteps", chosen.timesteps
     yield "chosen/sigmas", chosen.sigmas
     yield "chosen/cost", chosen.cost
-    pipeline, call = MADE["flow"]()
-    flow = choose_levels(pipeline, 4, candidates=20, progress=False, generator=torch.Generator(), **call)
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    scheduler.set_timesteps(sigmas=flow.sigmas[:-1])
-    yield "flow/sigmas", flow.sigmas
-    yield "flow/theirs", scheduler.sigmas
+    for name in ("flow", "flux"):
+        pipeline, call = MADE[name]()
+        chosen = choose_levels(pipeline, 4, candidates=20, progress=False, generator=torch.Generator(), **call)
+        drawn(pipeline, call, sigmas=chosen.sigmas[:-1])
+        yield f"{name}/sigmas", chosen.sigmas
+        yield f"{name}/levels", chosen.grid["sigma"]
+        yield f"{name}/theirs", pipeline.scheduler.sigmas
 
 
 def command(folder: Path) -> Iterator[tuple[str, Any]]:
@@ -109,9 +110,26 @@ def command(folder: Path) -> Iterator[tuple[str, Any]]:
     common = [str(folder / "ddpm"), "--steps=3", "--call", '{"batch_size": 2}', "--device=cpu"]
     main([*common, "--scale=4", "--solver=dpm_solver++", f"--out={folder / 'command.json'}"])
     main([*common, "--levels", "--candidates=6", f"--out={folder / 'levels.json'}"])
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    wrong = (
+        [f"--out={folder}"],
+        ["--solver=ddim order=2", "--out=no.json"],
+        [f"--prompts={folder / 'latin.txt'}", "--out=no.json"],
+        ["--device=graphics", "--out=no.json"],
+    )
+    yield "command/refused", [refusal([*common, *arguments]) for arguments in wrong]
     facts = FittedSolver.load(folder / "command.json").provenance
     yield "command/facts", [facts["images"], facts["evaluations"], facts["teacher's evaluations"]]
     yield "command/timesteps", json.loads((folder / "levels.json").read_text())["timesteps"]
+
+
+def refusal(arguments: list[str]) -> str:
+    """What the command says when it stops."""
+    try:
+        main(arguments)
+    except SystemExit as stop:
+        return str(stop)
+    return "nothing was refused"
 
 
 def teacher_grid(fitted: Any) -> Level:

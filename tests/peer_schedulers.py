@@ -119,6 +119,14 @@ def levels() -> Iterator[Answer]:
         yield f"flow/{shift}", sampled(network, ours, z), sampled(network, theirs, z)
         given = [1.0, 0.7, 0.2]
         yield f"flow/{shift}/sigmas", *(sampled(network, one, z, None, sigmas=given) for one in (ours, theirs))
+    how: Any = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    theirs = diffusers.DPMSolverMultistepScheduler(**how, solver_order=2)
+    config = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0).config
+    ours = DistilledODEScheduler.from_config(config, solver="dpm_solver++ order=2")
+    expected = sampled(network, theirs, z)
+    given = theirs.sigmas[:-1].double().numpy()
+    cut = lambda z, t: network(z, t.floor())  # noqa: E731  (theirs tells the network whole numbers)
+    yield "flow/dpm_solver++", sampled(cut, ours, z, None, sigmas=given / (3 - 2 * given)), expected
     for kind in ("exponential", "linear"):
         theirs = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type=kind)
         ours = DistilledODEScheduler.from_config(theirs.config)
@@ -215,13 +223,54 @@ def flow_transformer() -> tuple[Any, dict[str, Any]]:
     return pipeline, {**words, "latents": noise(2, 4, 8, 8), "guidance_scale": 3.0, "output_type": "latent"}
 
 
-MADE = {"text": stable_diffusion, "labels": dit, "flow": flow_transformer}
+def flux() -> tuple[Any, dict[str, Any]]:
+    """A small Flux: its pipeline hands its scheduler sigmas, not a number of steps, and a shift by the images' size."""
+    torch.manual_seed(0)
+    heads: Any = {"patch_size": 1, "num_layers": 1, "num_single_layers": 1, "num_attention_heads": 2}
+    size: Any = {"in_channels": 16, "attention_head_dim": 8, "axes_dims_rope": (2, 2, 4)}
+    text: Any = {"joint_attention_dim": 8, "pooled_projection_dim": 8}
+    network = diffusers.FluxTransformer2DModel(**heads, **size, **text)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    parts = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+    pipeline = diffusers.FluxPipeline(
+        transformer=network, scheduler=scheduler, vae=autoencoder(), **dict.fromkeys(parts)
+    )
+    words = {"prompt_embeds": noise(2, 3, 8), "pooled_prompt_embeds": noise(2, 8)}
+    return pipeline, {**words, "height": 16, "width": 16, "output_type": "latent"}
+
+
+MADE = {"text": stable_diffusion, "labels": dit, "flow": flow_transformer, "flux": flux}
 
 
 def drawn(pipeline: Any, call: dict[str, Any], **how: Any) -> Any:
     """A pipeline's samples; always the same for the same call."""
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(**call, **how, generator=torch.Generator().manual_seed(2)).images
+
+
+def from_image() -> tuple[Any, dict[str, Any]]:
+    """A pipeline that begins with an image, in the middle of the steps."""
+    whole, call = stable_diffusion()
+    parts = {name: part for name, part in whole.components.items() if name != "image_encoder"}
+    pipeline = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    call = {name: value for name, value in call.items() if name != "latents"}
+    return pipeline, {**call, "image": noise(2, 4, 8, 8), "strength": 0.6}
+
+
+def left() -> tuple[Any, dict[str, Any]]:
+    """A pipeline that is stopped after its first call."""
+    pipeline, call = stable_diffusion()
+
+    def stop(*_: Any) -> dict[str, Any]:
+        pipeline._interrupt = True
+        return {}
+
+    return pipeline, {**call, "callback_on_step_end": stop}
+
+
+def broken(z: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """A network whose outputs are numbers at the noisy end only."""
+    return z if timestep > 500 else z / 0
 
 
 def pipelines(folder: Path) -> Iterator[Answer]:
@@ -242,16 +291,7 @@ def pipelines(folder: Path) -> Iterator[Answer]:
     loaded = diffusers.DiffusionPipeline.from_pretrained(folder / "whole", **dict.fromkeys(ABSENT))
     assert type(loaded.scheduler).__name__ == "DistilledODEScheduler"
     yield "pipeline/whole", drawn(loaded, call, num_inference_steps=3), first
-    yield from images(call)
-
-
-def images(call: dict[str, Any]) -> Iterator[Answer]:
-    """A pipeline that begins with an image, in the middle of the steps."""
-    whole, _ = stable_diffusion()
-    parts = {name: part for name, part in whole.components.items() if name != "image_encoder"}
-    pipeline = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
-    call = {name: value for name, value in call.items() if name != "latents"}
-    call |= {"image": noise(2, 4, 8, 8), "strength": 0.6}
+    pipeline, call = from_image()
     theirs = drawn(pipeline, call, num_inference_steps=5)
     pipeline.scheduler = DistilledODEScheduler.from_config(pipeline.scheduler.config)
     yield "pipeline/image", drawn(pipeline, call, num_inference_steps=5), theirs
@@ -290,6 +330,10 @@ def refused() -> Iterator[Answer]:
     cosine: Any = {"sigma_data": 1.0, "prediction_type": "v_prediction", "solver_order": 2}
     moving: Any = {"family": "flow", "prediction_type": "flow_prediction", "use_dynamic_shifting": True}
     other = diffusers.DDIMScheduler(rescale_betas_zero_snr=True).config
+    (image, image_call), (stopped, stopped_call) = from_image(), left()
+    heun = ours(solver="heun")
+    heun.set_timesteps(3)
+    heun.set_begin_index(1)
     tried = {
         "draws noise": lambda: ours(solver="ancestral"),
         "Unknown solver": lambda: DistilledODEScheduler(solver="no"),
@@ -308,13 +352,31 @@ def refused() -> Iterator[Answer]:
         "give family": lambda: ours.from_config(diffusers.CMStochasticIterativeScheduler().config),
         "what its model takes": lambda: ours.from_config(cosine),
         "snr_shift_scale": lambda: ours.from_config(diffusers.CogVideoXDDIMScheduler().config),
-        "use_flow_sigmas": lambda: ours.from_config(diffusers.UniPCMultistepScheduler(use_flow_sigmas=True).config),
+        "give the config of FlowMatch": lambda: ours.from_config(
+            diffusers.UniPCMultistepScheduler(use_flow_sigmas=True).config
+        ),
         "fitted for": lambda: ours(beta_schedule="scaled_linear", fitted=fitted),
         "model with VE": lambda: ours(family="edm", **own),
         "The fit is one of 'ddim'": lambda: ours.from_config(ours().config, fitted=fitted, solver="deis"),
         "start= is for functions": lambda: fit(stable_diffusion()[0], 2, start=z),
         "takes no prompt": lambda: fit(unet(), 2, scheduler=ours(), start=z, prompt="a cat"),
         "Give the scheduler": lambda: choose_levels(unet(), 2, start=z),
+        "must be a scheduler": lambda: fit(unet(), 2, scheduler="ddim", start=z),
+        "got ndarray": lambda: fit(unet(), 2, scheduler=ours(), start=z.numpy()),
+        "Leave num_inference_steps out": lambda: fit(stable_diffusion()[0], 2, num_inference_steps=3),
+        "largest must be": lambda: fit(unet(), 2, scheduler=ours(), start=z, largest=-1.0),
+        "power must be": lambda: choose_levels(unet(), 2, scheduler=ours(), start=z, power=0.0),
+        "candidates must be": lambda: choose_levels(unet(), 2, scheduler=ours(), start=z, candidates=0),
+        "Give the config": lambda: ours.from_config(euler),
+        "Unknown spacing": lambda: ours(spacing="kerras"),
+        "got tuple": lambda: fit(lambda z, t: (z,), 2, scheduler=ours(), start=z, progress=False),
+        "got (1, 1, 8, 8)": lambda: fit(lambda z, t: z[:, :1], 2, scheduler=ours(), start=z, progress=False),
+        "timestep 500 is not finite": lambda: fit(broken, 2, scheduler=ours(), start=z, scale=1, progress=False),
+        "is not finite": lambda: choose_levels(broken, 2, scheduler=ours(), start=z, progress=False),
+        "strength=1": lambda: fit(image, 4, progress=False, **image_call),
+        "all steps": lambda: choose_levels(image, 4, progress=False, **image_call),
+        "left after 1 of 9": lambda: choose_levels(stopped, 4, candidates=9, progress=False, **stopped_call),
+        "middle of a step": lambda: heun.step(z, heun.timesteps[1], z),
     }
     for said, call in tried.items():
         message = "nothing was raised"
@@ -326,7 +388,13 @@ def refused() -> Iterator[Answer]:
 
 
 def warned() -> Iterator[Answer]:
-    """What is said of options about the spacing of sigmas, and that nothing is said where a rule is given."""
+    """What is said of options about the spacing of sigmas and of one step, and that nothing is said elsewhere."""
+    for rule, steps in (("leading", 1), ("linspace", 1), ("trailing", 1), ("leading", 2)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            DistilledODEScheduler(timestep_spacing=rule).set_timesteps(steps)
+        expected = int(steps == 1 and rule != "trailing")
+        yield f"warned/{rule}/{steps}", ["mostly signal" in str(one.message) for one in caught], [True] * expected
     made: Any = (
         *(diffusers.EulerDiscreteScheduler(**{name: True}) for name in ("use_karras_sigmas", "use_beta_sigmas")),
         diffusers.DPMSolverMultistepScheduler(use_lu_lambdas=True),

@@ -23,7 +23,8 @@ inside the steps of a singlestep solver. Published samplers of discrete models v
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -148,10 +149,13 @@ def from_numbers(content: Any) -> Level | None:
     """
     if content is None:
         return None
+    written = "A grid is written as {'alpha': [...], 'sigma': [...]}"
+    if not isinstance(content, Mapping) or set(content) != {"alpha", "sigma"}:
+        raise ValueError(f"{written}, got {reprlib.repr(content)}.")
     try:
-        return check(Level(**{name: np.asarray(a, np.float64) for name, a in dict(content).items()}))
+        return check(Level(**{name: np.asarray(a, np.float64) for name, a in content.items()}))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"A grid is written as {{'alpha': [...], 'sigma': [...]}}, but: {error!s:.300}") from error
+        raise ValueError(f"{written}, but: {error!s:.300}") from error
 
 
 def refine(process: Process, grid: Level, parts: int | Sequence[int], spacing: str = "time") -> Level:

@@ -117,7 +117,9 @@ class FittedSolver:
         """
         path = user_path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"There is no fitted solver {path}. --mode=fit writes one.")
+            raise FileNotFoundError(
+                f"There is no fitted solver {path}. --mode=fit writes one, and in PyTorch fit(...).save(...)."
+            )
         return cls.from_dict(read_json(path, "Copy it again, or fit it again by --mode=fit."), str(path))
 
     @classmethod

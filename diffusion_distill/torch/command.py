@@ -20,10 +20,11 @@ import torch  # pyright: ignore[reportMissingImports]
 from diffusers import DiffusionPipeline  # pyright: ignore[reportMissingImports]
 
 from diffusion_distill.base.errors import in_words, positive_int
+from diffusion_distill.base.files import user_path, writable
 from diffusion_distill.base.whole import write_json
 from diffusion_distill.solvers.registry import DEFAULT_SOLVER
 from diffusion_distill.torch.fitting import Asked, fit
-from diffusion_distill.torch.levels import choose_levels
+from diffusion_distill.torch.levels import CANDIDATES, choose_levels
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -33,21 +34,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = _parser().parse_args(arguments)
     try:
         _work(asked)
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
         raise SystemExit(f"dd-fit-diffusers: {in_words(error)}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("dd-fit-diffusers: stopped; nothing was written.") from None
 
 
 def _work(asked: argparse.Namespace) -> None:
-    call = _call(asked)
-    pipeline = DiffusionPipeline.from_pretrained(asked.pipeline, torch_dtype=DTYPES[asked.dtype])
+    call, out = _call(asked), user_path(asked.out)
+    writable(out.parent, out.name)
+    pipeline = DiffusionPipeline.from_pretrained(asked.pipeline, dtype=DTYPES[asked.dtype])
     pipeline = pipeline.to(asked.device)
     if "prompt" in call and "prompt" not in inspect.signature(pipeline.__call__).parameters:
         raise ValueError(f"{type(pipeline).__name__} takes no prompts: leave --prompts out, and say more in --call.")
     if asked.levels:
-        write_json(Path(asked.out), choose_levels(pipeline, asked.steps, candidates=asked.candidates, **call)._asdict())
+        write_json(out, choose_levels(pipeline, asked.steps, candidates=asked.candidates, **call)._asdict())
     else:
         how = {"solver": asked.solver, "scale": asked.scale, "teacher_solver": asked.teacher_solver}
-        fit(pipeline, asked.steps, **how, **call).save(asked.out)
+        fit(pipeline, asked.steps, **how, **call).save(out)
 
 
 def _call(asked: argparse.Namespace) -> dict[str, Any]:
@@ -60,11 +64,19 @@ def _call(asked: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--call={asked.call} must be a JSON object, such as '{{\"batch_size\": 100}}'.")
     call["generator"] = torch.Generator(asked.device).manual_seed(asked.seed)
     if asked.prompts:
-        lines = [line for line in Path(asked.prompts).read_text(encoding="utf-8").splitlines() if line.strip()]
-        call["prompt"] = lines[: positive_int("--images", asked.images)]
-        if not lines:
-            raise ValueError(f"{asked.prompts} has no prompts: write one a line.")
+        call["prompt"] = _prompts(user_path(asked.prompts))[: positive_int("--images", asked.images)]
     return call
+
+
+def _prompts(place: Path) -> list[str]:
+    """The lines of a file that are not empty."""
+    try:
+        lines = [line for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} must be text in UTF-8, but {error}.") from error
+    if not lines:
+        raise ValueError(f"{place} has no prompts: write one a line.")
+    return lines
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=int, default=Asked.scale, help="the teacher's steps per row")
     parser.add_argument("--teacher_solver", default=Asked.teacher_solver, help="by default DDIM or the solver itself")
     parser.add_argument("--levels", action="store_true", help="choose levels instead of fitting lambdas")
-    parser.add_argument("--candidates", type=int, default=50, help="among which levels are chosen")
+    parser.add_argument("--candidates", type=int, default=CANDIDATES, help="among which levels are chosen")
     parser.add_argument("--prompts", default="", help="a file with one prompt a line")
     parser.add_argument("--images", type=int, default=16, help="prompts that are used")
     parser.add_argument("--call", default="{}", help="JSON of further arguments of the pipeline")

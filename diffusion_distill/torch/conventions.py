@@ -32,6 +32,10 @@ REFUSED = (
     *("trained_betas", "rescale_betas_zero_snr", "thresholding", "invert_sigmas", "shift_terminal", "use_flow_sigmas"),
     "snr_shift_scale",
 )
+#: What to do about some of them.
+REFUSED_BUT = {
+    "use_flow_sigmas": "give the config of FlowMatchEulerDiscreteScheduler(shift=...) with its flow_shift",
+}
 #: Options about the spacing of sigmas that are not read, and their values that would move levels.
 NOT_READ = {
     **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"), True),
@@ -135,9 +139,14 @@ def check(settings: Mapping[str, Any]) -> None:
     """Raises ValueError if a config of a scheduler of diffusers asks for something that is not computed here."""
     for name in REFUSED:
         if settings.get(name) is not None and settings[name] is not False:
-            raise ValueError(f"A scheduler with {name}={reprlib.repr(settings[name])} is not computed here.")
+            found = reprlib.repr(settings[name])
+            advice = REFUSED_BUT.get(name, "keep diffusers' own")
+            raise ValueError(f"A scheduler with {name}={found} is not computed here: {advice}.")
     if settings.get("timestep_type") == "continuous":
-        raise ValueError("A model of betas told log(sigma)/4 (timestep_type='continuous') is not computed here.")
+        raise ValueError(
+            "A model of betas told log(sigma)/4 (timestep_type='continuous') is not computed here: keep diffusers' own "
+            "scheduler."
+        )
 
 
 def warn_of_spacing(settings: Mapping[str, Any]) -> None:

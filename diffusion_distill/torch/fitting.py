@@ -12,6 +12,7 @@ N rows and `scale` C this is C·N + N calls of one batch.
 from __future__ import annotations
 
 import inspect
+import reprlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
 
+from diffusion_distill.base.errors import finite_number
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.vp_discrete import Discrete
 from diffusion_distill.solvers import Table, tabulate
@@ -41,6 +43,9 @@ class Asked:
     scale: int = 10
     teacher_solver: str = ""
     largest: float = 1000.0
+
+    def __post_init__(self) -> None:
+        finite_number("largest", self.largest)
 
 
 def fit(
@@ -74,7 +79,8 @@ def fit(
       The fitted solver; its file is the one that the command line writes and reads.
 
     Raises:
-      ValueError: a solver without lambdas, a function without its scheduler or its start.
+      ValueError: a solver without lambdas, a function without its scheduler or its start, a pipeline that begins with
+        an image in the middle of its steps, or an output of the network that is not finite.
 
     Warns of rows that keep lambda 0 for the bound `largest`.
     """
@@ -86,14 +92,37 @@ def fit(
 
 
 def scheduler_of(model: Any, scheduler: Any) -> Any:
-    """The given scheduler, or the pipeline's; ValueError if there is neither."""
+    """The given scheduler, or the pipeline's; ValueError if there is neither, or it is none."""
     own = getattr(model, "scheduler", None) if scheduler is None else scheduler
     if own is None:
         raise ValueError("Give the scheduler of the function's model, such as DDIMScheduler(beta_schedule='linear').")
+    if not hasattr(own, "config"):
+        raise ValueError(f"scheduler= must be a scheduler of diffusers, got {reprlib.repr(own)}.")
     return own
 
 
-class FittingScheduler(DistilledODEScheduler):
+class WalkingScheduler(DistilledODEScheduler):
+    """A scheduler that walks from noise to the end, through finite numbers only."""
+
+    def _start(self, timestep: Any, sample: torch.Tensor) -> None:
+        if self._row_of(timestep):
+            raise ValueError(
+                "Fits and levels need all steps, from pure noise, but the pipeline begins with an image in the middle "
+                "of them. Give strength=1, or take the pipeline that begins with noise."
+            )
+        super()._start(None, sample)
+
+    def _x_hat(self, output: torch.Tensor, y: torch.Tensor, level: Level) -> torch.Tensor:
+        x_hat = super()._x_hat(output, y, level)
+        if not x_hat.isfinite().all():
+            raise ValueError(
+                f"The network's output at the timestep {self._told[self._index]:g} is not finite. Look at its weights; "
+                "if it computes in float16, take bfloat16 or float32."
+            )
+        return x_hat
+
+
+class FittingScheduler(WalkingScheduler):
     """The scheduler of a fit: the teacher's rows, then the student's."""
 
     asked: Asked = Asked()
@@ -110,7 +139,8 @@ class FittingScheduler(DistilledODEScheduler):
             np.stack([part.double().cpu().numpy() for part in parts]) for parts in zip(*self._facts, strict=True)
         )
         for k in np.flatnonzero((lambdas != asked).any(axis=1)):
-            warnings.warn(f"Row {k} keeps lambda 0: its least squares ask for {asked[k]}.", stacklevel=2)
+            bound = f"more than largest={self.asked.largest:g} in size"
+            warnings.warn(f"Row {k} keeps lambda 0: its least squares ask for {asked[k]}, {bound}.", stacklevel=2)
         facts = {
             "teacher's solver": self._name,
             "teacher's evaluations": self._pair.table.nfe,
@@ -139,7 +169,7 @@ class FittingScheduler(DistilledODEScheduler):
         self.num_inference_steps = len(self._told)
 
     def _start(self, timestep: Any, sample: torch.Tensor) -> None:
-        super()._start(None, sample)
+        super()._start(timestep, sample)
         self._first, self._images = self._registers[0], len(sample)
 
     def _row(self, k: int) -> Table:
@@ -173,8 +203,11 @@ def walk(
       What the pipeline returns, or the last sample.
 
     Raises:
-      ValueError: a function without its start or with arguments of a pipeline, or a pipeline with a start.
+      ValueError: a function without its start or with arguments of a pipeline, or a pipeline with a start or with
+        num_inference_steps.
     """
+    if "num_inference_steps" in call:
+        raise ValueError("Leave num_inference_steps out: the number of steps is the second argument.")
     if hasattr(model, "scheduler"):
         if start is not None:
             raise ValueError("start= is for functions. Give a pipeline what it takes, such as latents= or generator=.")
@@ -182,8 +215,9 @@ def walk(
             call = {"output_type": "latent", **call}
         with in_place_of(model, scheduler, progress):
             return model(num_inference_steps=steps, **call)
-    if start is None:
-        raise ValueError("Give the noise that a function's samples start from: start=torch.randn(batch, ...).")
+    if start is None or not isinstance(start, torch.Tensor):
+        found = "" if start is None else f", got {type(start).__name__}"
+        raise ValueError(f"Give the noise that a function's samples start from, start=torch.randn(batch, ...){found}.")
     if call:
         raise ValueError(f"A function takes no {', '.join(call)}: put conditions and guidance into the function.")
     scheduler.set_timesteps(steps, device=start.device)

@@ -2,7 +2,7 @@
 
     chosen = choose_levels(pipeline, 10, prompt=prompts)
     chosen.timesteps                                  a list for any pipeline's or scheduler's timesteps=
-    chosen.sigmas                                     a list for sigmas=, and for samplers of ComfyUI
+    chosen.sigmas                                     a list for sigmas=
 
 The model walks once through many candidates with DDIM. From each candidate z_i, with the x_hat_i seen there, one step
 of DDIM to each later candidate j costs no call of the network. What it loses is its distance from the trajectory,
@@ -16,6 +16,7 @@ from the first candidate to the last with the least sum. This is the idea of GIT
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +27,11 @@ from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.noising import ddim_step
 from diffusion_distill.solvers import Table
-from diffusion_distill.torch.fitting import scheduler_of, walk
-from diffusion_distill.torch.scheduler import DistilledODEScheduler
+from diffusion_distill.torch import spacing
+from diffusion_distill.torch.fitting import WalkingScheduler, scheduler_of, walk
+
+#: Steps of the trajectory among whose levels is chosen, where nobody says otherwise.
+CANDIDATES = 50
 
 
 class Levels(NamedTuple):
@@ -35,7 +39,7 @@ class Levels(NamedTuple):
 
     Attributes:
       timesteps: what the network is told at the beginning of each step, [steps].
-      sigmas: sigma/alpha there (of a flow sigma), and 0 at the end, [steps + 1].
+      sigmas: sigma/alpha there, of a flow sigma before the scheduler's shift; and at the end, [steps + 1].
       grid: the levels for `DistilledODEScheduler(grid=...)`.
       cost: the sum that they have, and that of equal steps through the candidates.
     """
@@ -50,7 +54,7 @@ def choose_levels(
     model: Any,
     steps: int,
     *,
-    candidates: int = 50,
+    candidates: int = CANDIDATES,
     power: float = 1.0,
     scheduler: Any = None,
     start: torch.Tensor | None = None,
@@ -66,26 +70,31 @@ def choose_levels(
       power: of the costs in the sum.
 
     Raises:
-      ValueError: more steps than candidates, or no way to call the model.
+      ValueError: more steps than candidates, a power that is not positive, a walk that was left before its end, or what
+        `fit` refuses of a model.
     """
-    if positive_int("steps", steps) > candidates:
+    if not 0 < power < math.inf:
+        raise ValueError(f"power must be a positive number, got {power!r}.")
+    if positive_int("steps", steps) > positive_int("candidates", candidates):
         raise ValueError(f"{steps} steps cannot be chosen among {candidates} candidates. Take more candidates.")
     own = scheduler_of(model, scheduler)
     how: dict[str, Any] = {"solver": "ddim", "timestep_spacing": "trailing", "fitted": None, "grid": None}
     keeping = KeepingScheduler.from_config(own.config, **how)
     walk(model, keeping, candidates, start, progress, **call)
+    if len(keeping.outputs) < (rows := len(keeping.levels().sigma) - 1):
+        raise ValueError(f"The walk was left after {len(keeping.outputs)} of {rows} steps.")
     costs = pairwise_costs(keeping.levels(), keeping.states, keeping.outputs) ** power
     path = cheapest_path(costs, steps)
     equal = np.round(np.linspace(0, candidates, steps + 1)).astype(int)
     grid = keeping.levels().at(np.array(path))
-    told, sigmas = keeping.convention.told(grid.at(slice(0, -1))), keeping.convention.sigmas(grid)
+    told, sigmas = keeping.convention.told(grid.at(slice(0, -1))), keeping.given(grid)
     whole = keeping.timesteps.dtype == torch.int64
     sums = tuple(float(costs[one[:-1], one[1:]].sum()) for one in (np.array(path), equal))
     timesteps = np.round(told).astype(int).tolist() if whole else told.tolist()
     return Levels(timesteps, sigmas.tolist(), grids.to_numbers(grid) or {}, sums)  # type: ignore[arg-type]
 
 
-class KeepingScheduler(DistilledODEScheduler):
+class KeepingScheduler(WalkingScheduler):
     """A scheduler that keeps what the network sees in each row, and its x_hat, on the host."""
 
     states: list[torch.Tensor]
@@ -94,6 +103,11 @@ class KeepingScheduler(DistilledODEScheduler):
     def levels(self) -> Level:
         """The candidates, [steps + 1]."""
         return self._grid
+
+    def given(self, grid: Level) -> np.ndarray:
+        """The sigmas of levels as `sigmas=` takes them: of a flow before its shift."""
+        sigmas = self.convention.sigmas(grid)
+        return spacing.unshifted(self.config, sigmas, self._mu) if self.config.family == "flow" else sigmas
 
     def _use(self, grid: Level, device: Any) -> None:
         super()._use(grid, device)

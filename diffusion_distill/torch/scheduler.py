@@ -68,7 +68,7 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
       others: as the schedulers of diffusers have them.
 
     Raises:
-      ValueError: an unknown solver, family or rule, a solver that draws noise, or levels (a fit's too) that are not
+      ValueError: an unknown solver, family or spacing, a solver that draws noise, or levels (a fit's too) that are not
         those of the model.
     """
 
@@ -124,22 +124,26 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
         """A scheduler for the model of another scheduler, from its config; keywords take the place of its values.
 
         Raises:
-          ValueError: the config asks for something that is not computed here, or a keyword is unknown.
+          ValueError: it is no config, it asks for something that is not computed here, or a keyword is unknown.
 
         Warns of options about the spacing of sigmas that are not read.
         """
         known = {name: None for name in inspect.signature(cls.__init__).parameters if name != "self"}
         for name in kwargs.keys() - {"return_unused_kwargs"}:
             choose("keyword of DistilledODEScheduler", name, known)
-        if isinstance(settings, Mapping):
-            settings = {name: value for name, value in settings.items() if name != "_use_default_values"}
-            if "family" not in settings:
-                conventions.check(settings)
-                kwargs["family"] = kwargs.get("family") or conventions.family_of(settings)
-                if not any(kwargs.get(name) for name in ("spacing", "grid", "fitted")):
-                    conventions.warn_of_spacing(settings)
-            if kwargs.get("family") == "flow" and "prediction_type" not in settings:
-                kwargs.setdefault("prediction_type", "flow_prediction")
+        if not isinstance(settings, Mapping):
+            raise ValueError(
+                f"Give the config of a scheduler, such as pipeline.scheduler.config, got {type(settings).__name__}. "
+                "from_pretrained loads a saved one."
+            )
+        settings = {name: value for name, value in settings.items() if name != "_use_default_values"}
+        if "family" not in settings:
+            conventions.check(settings)
+            kwargs["family"] = kwargs.get("family") or conventions.family_of(settings)
+            if not any(kwargs.get(name) for name in ("spacing", "grid", "fitted")):
+                conventions.warn_of_spacing(settings)
+        if kwargs.get("family") == "flow" and "prediction_type" not in settings:
+            kwargs.setdefault("prediction_type", "flow_prediction")
         made = super().from_config(settings, **kwargs)
         scheduler = made[0] if isinstance(made, tuple) else made
         if scheduler.fitted is not None and kwargs.get("solver") not in (None, scheduler.fitted.solver):
@@ -169,6 +173,7 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
         """
         if timesteps is not None and sigmas is not None:
             raise ValueError("Give timesteps or sigmas, not both.")
+        self._mu = mu
         grid = self._own_levels()
         if grid is not None:
             self._check_asked(grid, num_inference_steps, timesteps, sigmas, mu)
@@ -207,7 +212,8 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
           return_dict: give a `StepOutput`, else its two fields as a tuple.
 
         Raises:
-          ValueError: eta is not 0, `set_timesteps` was not called, or no row is left.
+          ValueError: eta is not 0, `set_timesteps` was not called, no row is left, or the output is no tensor of the
+            sample's shape.
         """
         if eta:
             raise ValueError(f"These solvers draw no noise, but eta={eta!r} was asked for. Leave it out.")
@@ -215,7 +221,7 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
             self._start(timestep, sample)
         state, row = precise(sample.dtype), self._row(self._index - self._skipped)
         y = self._registers[0] + (sample.to(state) - self._handed.to(state))
-        x_hat = self._x_hat(model_output[:, : sample.shape[1]].to(state), y, row.level)
+        x_hat = self._x_hat(_of_shape(model_output, sample).to(state), y, row.level)
         self._registers = self._advance(row, (y, *self._registers[1:]), x_hat)
         self._index += 1
         self._handed = self._registers[0].to(sample.dtype)
@@ -258,6 +264,7 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
     _index: int = -1  # before the first row
     _begin_index: int | None = None
     _skipped = 0
+    _mu: float | None = None
 
     def _tabulate(self, grid: Level, skipped: int = 0) -> Table:
         """The table on a grid; of a fitted solver, whose first rows may be skipped."""
@@ -297,8 +304,10 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
         return self.convention.levels_of(spacing.shifted(self.config, sigmas, mu) if flow else sigmas)
 
     def _check_own(self) -> None:
-        """Raises ValueError if the solver draws noise, or its own levels are not the model's."""
+        """Raises ValueError if the solver draws noise, its own levels are not the model's, or no rule has a name."""
         own, model = self._own_levels(), self.convention.process
+        if self.config.spacing:
+            choose("spacing", self.config.spacing, grids.RULES)
         if own is None:
             self._tabulate(grids.make_grid(model, 4))
             return
@@ -310,15 +319,22 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
 
     def _check_asked(self, own: Level, steps: int | None, timesteps: Any, sigmas: Any, mu: float | None) -> None:
         """Raises ValueError if a pipeline asks for other levels than a scheduler's own."""
+        have = len(own.sigma) - 1
+        if sigmas is not None and self.config.family == "flow" and spacing.equal(sigmas):
+            sigmas, steps = None, len(sigmas)
         if timesteps is not None or sigmas is not None:
             levels = self.convention.levels_told(timesteps) if sigmas is None else self._levels_of(sigmas, mu)
             asked, steps = spacing.closed(levels).sigma, None
             if asked.shape != own.sigma.shape or not np.allclose(asked, own.sigma, rtol=CLOSE, atol=CLOSE):
                 raise ValueError(
-                    "This scheduler has levels of its own, and lambdas belong to them, but others were asked for."
+                    f"This scheduler has levels of its own, of its fit or its grid, for {have} steps, but others were "
+                    f"asked for. Leave timesteps= and sigmas= out and ask for {have} steps."
                 )
-        if steps not in (None, len(own.sigma) - 1):
-            raise ValueError(f"This scheduler has levels for {len(own.sigma) - 1} steps, but {steps} were asked for.")
+        if steps not in (None, have):
+            raise ValueError(
+                f"This scheduler has levels for {have} steps, but {steps} were asked for. Ask for {have}, or fit or "
+                f"choose levels for {steps}."
+            )
 
     def _row_of(self, timestep: Any) -> int:
         """The first row whose timestep is nearest to one."""
@@ -340,7 +356,11 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
             rows = len(self._levels.sigma) - self._skipped
             self._table = self._tabulate(self._grid.at(slice(first, None)), self._skipped)
             if self._table.nfe != rows:
-                raise ValueError(f"No step of the solver {self.config.solver!r} begins at row {self._skipped}.")
+                raise ValueError(
+                    f"The pipeline begins in the middle of a step of the solver {self.config.solver!r}, at row "
+                    f"{self._skipped}. Change strength= or denoising_start= a little, or take a solver with one call "
+                    "in a step."
+                )
         self._handed = sample
         self._registers = (sample.to(precise(sample.dtype)),) * self._table.weights.shape[1]
 
@@ -358,6 +378,17 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
 
     def _advance(self, row: Table, registers: tuple, x_hat: torch.Tensor) -> tuple:
         return after(row, registers, x_hat)
+
+
+def _of_shape(output: Any, sample: torch.Tensor) -> torch.Tensor:
+    """A network's output without the variance behind it; raises ValueError if it is none for a sample."""
+    found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    if not isinstance(found, tuple) or len(found) < 2 or output[:, : sample.shape[1]].shape != sample.shape:
+        raise ValueError(
+            f"The network's output must be a tensor of its inputs' shape {tuple(sample.shape)}, got {found}. Networks "
+            "of diffusers return it as .sample."
+        )
+    return output[:, : sample.shape[1]]
 
 
 def _alike(process: Process, other: Process) -> bool:

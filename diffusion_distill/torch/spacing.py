@@ -10,6 +10,7 @@ and then the end: zero noise, or with set_alpha_to_one=False the level of the in
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -43,8 +44,21 @@ def grid_of(settings: Mapping[str, Any], convention: Convention, steps: int, mu:
     if steps > count:
         raise ValueError(f"{steps} steps were asked for, but the model has {count} timesteps: take at most {count}.")
     times = make(steps, count, settings["steps_offset"])
+    levels = convention.levels_told(times)
+    _warn_of_signal(settings, levels, times)
     end = None if settings["set_alpha_to_one"] else convention.levels_told([0.0])
-    return closed(convention.levels_told(times), end)
+    return closed(levels, end)
+
+
+def _warn_of_signal(settings: Mapping[str, Any], levels: Level, times: np.ndarray) -> None:
+    """Warns of a first level that is mostly signal, as that of one step with 'leading' and 'linspace' is."""
+    if levels.alpha[0] > levels.sigma[0]:
+        warnings.warn(
+            f"With timestep_spacing={settings['timestep_spacing']!r} and {len(times)} steps the first timestep is "
+            f"{times[0]:g}, where samples are mostly signal, but pipelines begin with pure noise. Give "
+            "timestep_spacing='trailing'.",
+            stacklevel=4,
+        )
 
 
 def closed(levels: Level, end: Level | None = None) -> Level:
@@ -68,11 +82,36 @@ def shifted(settings: Mapping[str, Any], sigmas: Sequence[float] | np.ndarray, m
     Raises:
       ValueError: it does, and mu is missing.
     """
-    shift = settings["shift"]
-    if settings["use_dynamic_shifting"]:
-        if mu is None:
-            raise ValueError("The shift of this scheduler depends on the images: give mu (use_dynamic_shifting).")
-        shift = math.exp(mu) if settings["time_shift_type"] == "exponential" else mu
+    return _moved(_shift(settings, mu), sigmas)
+
+
+def unshifted(settings: Mapping[str, Any], sigmas: Sequence[float] | np.ndarray, mu: float | None) -> np.ndarray:
+    """The inverse of `shifted`: sigmas of a flow as `sigmas=` takes them, before the shift.
+
+    Raises:
+      ValueError: as `shifted`.
+    """
+    return _moved(1 / _shift(settings, mu), sigmas)
+
+
+def equal(sigmas: Sequence[float] | np.ndarray) -> bool:
+    """Whether sigmas [n] are 1 - k/n: what pipelines of flows, such as Flux's, hand over for n steps.
+
+    Some begin at 0.999 instead of 1.
+    """
+    return bool(np.allclose(sigmas, 1 - np.arange(len(sigmas)) / len(sigmas), rtol=0, atol=2e-3))
+
+
+def _shift(settings: Mapping[str, Any], mu: float | None) -> float:
+    """The shift of a flow, which is exp(mu) or mu if it depends on the size of the images."""
+    if not settings["use_dynamic_shifting"]:
+        return settings["shift"]
+    if mu is None:
+        raise ValueError("The shift of this scheduler depends on the images: give mu (use_dynamic_shifting).")
+    return math.exp(mu) if settings["time_shift_type"] == "exponential" else mu
+
+
+def _moved(shift: float, sigmas: Sequence[float] | np.ndarray) -> np.ndarray:
     sigmas = np.asarray(sigmas, np.float64)
     return shift * sigmas / (1 + (shift - 1) * sigmas)
 

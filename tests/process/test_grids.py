@@ -240,7 +240,9 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "an unknown rule of a grid": (lambda: make_grid(Cosine(), 4, "logSNR"), r"rule of a grid 'logSNR'.*logsnr"),
     "log-SNR from pure noise": (
         lambda: make_grid(RectifiedFlow(), 4, "logsnr", end=0.1), r"need some signal at their start.*below 1"),
-    "numbers that are no grid": (lambda: grids.from_numbers({"alpha": [1, 1]}), r"'sigma': .*but:"),
+    "half a grid": (lambda: grids.from_numbers({"alpha": [1, 1]}), r"'sigma': .*got {'alpha'"),
+    "a file in place of a grid": (lambda: grids.from_numbers("levels.json"), r"'sigma': .*got 'levels.json'"),
+    "numbers that are no grid": (lambda: grids.from_numbers({"alpha": ["a"], "sigma": [1]}), r"'sigma': .*but:"),
     "an unknown spacing of a refinement": (lambda: refine(Cosine(), SIX, 2, "log"), r"spacing 'log'"),
     "no steps": (lambda: make_grid(Cosine(), 0), r"number of steps must be .*at least 1, got 0"),
     "an end at the start": (lambda: make_grid(Cosine(), 4, start=0.5, end=0.5), r"down from .* got 0.5 and 0.5"),

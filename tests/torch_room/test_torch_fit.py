@@ -62,7 +62,7 @@ def test_files_go_both_ways(answers: dict[str, np.ndarray], folder: Path, fitted
     assert (folder / "own.json").stat().st_size < 8192
 
 
-@pytest.mark.parametrize("name", ["text", "labels", "flow"])
+@pytest.mark.parametrize("name", ["text", "labels", "flow", "flux"])
 def test_a_fit_in_a_guided_pipeline_brings_it_nearer_to_its_teacher(answers: dict[str, np.ndarray], name: str) -> None:
     plain, fitted = answers[f"pipeline/{name}"]
     assert fitted < 0.7 * plain
@@ -75,9 +75,13 @@ def test_levels_are_the_cheapest_and_serve_schedulers_of_diffusers(answers: dict
     assert answers["chosen/timesteps"].dtype == np.int64 and answers["chosen/timesteps"][0] == 999
     assert len(answers["chosen/sigmas"]) == 5 and answers["chosen/sigmas"][-1] == 0
     assert answers["chosen/cost"][0] < answers["chosen/cost"][1]
-    np.testing.assert_allclose(answers["flow/sigmas"], answers["flow/theirs"], rtol=1e-6)
+    for name in ("flow", "flux"):  # theirs moves sigmas by its shift
+        np.testing.assert_allclose(answers[f"{name}/levels"], answers[f"{name}/theirs"], rtol=1e-6, atol=1e-7)
+        assert np.abs(answers[f"{name}/sigmas"] - answers[f"{name}/levels"]).max() > 0.05
 
 
 def test_the_command_writes_fits_and_levels(answers: dict[str, np.ndarray]) -> None:
     assert answers["command/facts"].tolist() == [2, 3, 12]
     assert len(answers["command/timesteps"]) == 3 and answers["command/timesteps"][0] == 999
+    for said in ("there is a folder of that name", "has no option", "must be text in UTF-8", "Expected one of"):
+        assert any(said in str(message) for message in answers["command/refused"]), said

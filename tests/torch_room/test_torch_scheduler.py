@@ -22,7 +22,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("kind", "count"),
     [
-        *(("ddim", 20), ("dpm_solver++", 2), ("euler", 8), ("edm", 3), ("flow", 6), ("engine", 138), ("pipeline", 8)),
+        *(("ddim", 20), ("dpm_solver++", 2), ("euler", 8), ("edm", 3), ("flow", 7), ("engine", 138), ("pipeline", 10)),
         *(("half", 2), ("changed", 1), ("back", 1), ("add_noise", 1), ("scale_noise", 1)),
     ],
 )
@@ -39,13 +39,13 @@ def test_our_scheduler_gives_what_theirs_or_the_engine_gives(
 
 def test_what_cannot_be_computed_is_refused(answers: dict[str, np.ndarray]) -> None:
     names = {name.rpartition("/")[0] for name in answers if name.startswith("refused/")}
-    assert len(names) == 24
+    assert len(names) == 40
     for name in names:
         assert str(answers[f"{name}/theirs"]) in str(answers[f"{name}/ours"])
 
 
 def test_options_of_spacing_that_are_not_read_are_warned_of(answers: dict[str, np.ndarray]) -> None:
     names = {name.rpartition("/")[0] for name in answers if name.startswith("warned/")}
-    assert len(names) == 14
+    assert len(names) == 18
     for name in names:
         assert answers[f"{name}/ours"].tolist() == answers[f"{name}/theirs"].tolist(), name
