@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 import jax
 from jax.experimental import multihost_utils
 
+from diffusion_distill.base.files import read_json
 from diffusion_distill.base.typing import Params
-from diffusion_distill.base.whole import discard, put, replaced, unfinished, write_json
-from diffusion_distill.training.checkpoint import load_params, save_params
+from diffusion_distill.base.whole import discard, put, recover, remove, replaced, unfinished, write_json
+from diffusion_distill.training.checkpoint import ADVICE, load_params, save_params
 from diffusion_distill.training.checksum import fingerprint
 from diffusion_distill.version import __version__
 
@@ -45,6 +46,7 @@ def write(folder: Path, params: Params, descriptions: Mapping[str, Mapping[str, 
     place = folder / PARAMS
     save_params(unfinished(place), params)
     if jax.process_index() == 0:
+        _take_back(folder, list(descriptions)[-1], params)
         put(place)
         for name, content in descriptions.items():
             write_json(folder / name, content)
@@ -88,6 +90,22 @@ def params_in(folder: Path, like: Any, checksum: str | None) -> Params:
         if not replaced(folder / PARAMS).exists():
             raise
         return _checked(replaced(folder / PARAMS), like, checksum)
+
+
+def _take_back(folder: Path, name: str, like: Params) -> None:
+    """Puts the old parameters in their place again if a program was killed before their description was replaced too.
+
+    `put` would replace them for good, and those in their place have no description.
+    """
+    place = folder / PARAMS
+    if not replaced(place).exists():
+        return
+    try:
+        _checked(replaced(place), like, read_json(folder / name, ADVICE).get("fingerprint"))
+    except (OSError, ValueError):
+        return
+    remove(place)
+    recover(place)
 
 
 def _checked(place: Path, like: Any, checksum: str | None) -> Params:

@@ -21,6 +21,7 @@ from toys import equal
 
 from diffusion_distill.denoisers.model import Model
 from diffusion_distill.process.processes import Cosine
+from diffusion_distill.training import params_folder
 from diffusion_distill.training.artefact import Artefact
 
 # --- artefacts
@@ -71,6 +72,23 @@ def test_killed_at_any_moment_an_artefact_is_the_old_or_the_new_one(
     chex.assert_trees_all_equal(found.params, (new if after == 4 else teacher).params)
     chex.assert_trees_all_equal(Artefact.load(new.save(folder)).params, new.params)
     assert {path.name for path in folder.iterdir()} == {"params", "provenance.json", "model.json"}
+
+
+@pytest.mark.fast
+def test_killed_twice_before_the_description_an_artefact_is_the_old_one(
+    teacher: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = teacher.save(tmp_path / "artefact")
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(params_folder, "write_json", killed)
+        for seed in (5, 6):
+            with pytest.raises(KeyboardInterrupt):
+                dataclasses.replace(teacher, params=toys.parameters(teacher.model, seed)).save(folder)
+            chex.assert_trees_all_equal(Artefact.load(folder).params, teacher.params)
 
 
 @pytest.mark.fast
