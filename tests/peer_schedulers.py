@@ -23,6 +23,7 @@ from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import eps_from_x
 from diffusion_distill.process.processes import DiscreteBetas
+from diffusion_distill.process.vp_discrete import NEXT_TO_NONE
 from diffusion_distill.solvers.fitted import FittedSolver
 from diffusion_distill.torch import DistilledODEScheduler, choose_levels, conventions, fit, run
 
@@ -69,6 +70,13 @@ def betas() -> Iterator[Answer]:
     yield "dpm_solver++/trailing", sampled(network, ours, z), sampled(network, theirs, z)
     chosen = [901, 640, 333, 120, 17]
     yield "dpm_solver++/timesteps", *(sampled(network, one, z, None, timesteps=chosen) for one in (ours, theirs))
+    how |= {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    theirs = diffusers.DPMSolverMultistepScheduler.from_config(ddim.config, **how)
+    for solver in ("dpm_solver++ order=2", "ddim"):
+        ours = DistilledODEScheduler.from_config(theirs.config, solver=solver)
+        other = theirs if solver != "ddim" else diffusers.DDIMScheduler.from_config(theirs.config)
+        other.alphas_cumprod[-1] = NEXT_TO_NONE  # DDIM's is 0
+        yield f"zero SNR/{solver}", sampled(network, ours, z), sampled(network, other, z)
     end = diffusers.DDIMScheduler(timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=False)
     yield "ddim/end", sampled(network, DistilledODEScheduler.from_config(end.config), z), sampled(network, end, z)
     clipped = diffusers.DDIMScheduler(timestep_spacing="trailing", clip_sample_range=0.5)
@@ -339,7 +347,7 @@ def refused() -> Iterator[Answer]:
         "Unknown solver": lambda: DistilledODEScheduler(solver="no"),
         "levels for 1 steps": lambda: DistilledODEScheduler(**own).set_timesteps(4),
         "levels of its own": lambda: DistilledODEScheduler(**own).set_timesteps(timesteps=[900, 3]),
-        "rescale_betas_zero_snr": lambda: DistilledODEScheduler.from_config(other),
+        "no signal": lambda: DistilledODEScheduler.from_config(other),
         "eta": lambda: DistilledODEScheduler().step(z, 1, z, eta=1.0),
         "give mu": lambda: DistilledODEScheduler(**moving).set_timesteps(4),
         "must decrease": lambda: DistilledODEScheduler().set_timesteps(timesteps=[5, 6]),

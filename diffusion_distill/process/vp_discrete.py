@@ -12,7 +12,12 @@ DDPM (arXiv:2006.11239 section 4) has N betas in equal steps; at the time i/N, a
     cosine          alpha² = cos²((t + 0.008)/1.008 · pi/2) / cos²(0.008/1.008 · pi/2), with betas of at most 0.999
                                                                       improved DDPM, arXiv:2102.09672 Eq. 17
 
-A new rule is one line there. `LinearBetaDiscrete` is the first of them under its own name.
+A new rule is one line there. `LinearBetaDiscrete` is the first of them under its own name. With `zero_snr` a rule's
+betas are rescaled so that the last knot has no signal (arXiv:2305.08891, Algorithm 1):
+
+    alpha_i ← (alpha_i - alpha_N) · alpha_1 / (alpha_1 - alpha_N)
+
+alpha² of that knot is `NEXT_TO_NONE` instead of 0, as in diffusers' solvers, since log(alpha/sigma) must be finite.
 """
 
 from __future__ import annotations
@@ -31,6 +36,8 @@ from diffusion_distill.process.vp import Decaying
 
 #: The least alpha² where alpha² is linear between knots, as in the published programs.
 LEAST_ALPHA2 = 1e-7
+#: alpha² of the last knot with `zero_snr`.
+NEXT_TO_NONE = 2.0**-24
 
 
 def _cosine(steps: int, start: float, end: float) -> np.ndarray:
@@ -52,6 +59,16 @@ BETAS: dict[str, Callable[[int, float, float], np.ndarray]] = {
     "jsd": lambda steps, start, end: 1 / np.linspace(steps, 1, steps),
     "cosine": _cosine,
 }
+
+
+def without_last_signal(betas: np.ndarray) -> np.ndarray:
+    """Betas [steps] rescaled so that the last knot has next to no signal, see the head of this file."""
+    alpha = np.sqrt(np.cumprod(1 - betas))
+    alpha2 = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+    alpha2[-1] = NEXT_TO_NONE
+    return 1 - alpha2 / np.append(1.0, alpha2[:-1])
+
+
 #: diffusers' names of rules -> ours.
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine", "sigmoid": "sigmoid"}
 
@@ -135,11 +152,11 @@ class DiscreteBetas(Discrete):
     """A process of N betas by the name of their rule, as `DiscreteBetas("cosine", 4000)` of improved DDPM.
 
     Train with `Denoising(steps=N)`. For the attributes, see `Discrete`; beta_start and beta_end are not used by the
-    rules 'cosine' and 'jsd'.
+    rules 'cosine' and 'jsd'. Networks for `zero_snr` predict v or x: where there is no signal, eps says nothing of it.
 
     Raises:
-      ValueError: an unknown rule or line, steps below 1, betas not between 0 and 1, or the first beta's knot is not
-        between logsnr_min and logsnr_max.
+      ValueError: an unknown rule or line, steps below 1 (with zero_snr below 2), betas not between 0 and 1, or the
+        first beta's knot is not between logsnr_min and logsnr_max.
     """
 
     kind: str = "linear"
@@ -149,6 +166,7 @@ class DiscreteBetas(Discrete):
     logsnr_max: float | None = 20.0
     logsnr_min: float | None = None
     between: str = "log_alpha"
+    zero_snr: bool = False
 
     def __post_init__(self) -> None:
         choose("rule of betas", self.kind, BETAS)
@@ -156,6 +174,8 @@ class DiscreteBetas(Discrete):
         positive_int("The number of betas", self.steps)
         if not (0 < self.beta_start < 1 and 0 < self.beta_end < 1):
             raise ValueError(f"beta_start and beta_end must be between 0 and 1, got {self}.")
+        if self.zero_snr and self.steps < 2:
+            raise ValueError(f"With zero_snr the last of two or more betas has no signal, got {self}.")
         if self.logsnr_max is None and self.steps < 2:
             raise ValueError(f"Without logsnr_max, time 0 is on the line through two betas' knots, got {self}.")
         self._check_ends()
@@ -163,7 +183,8 @@ class DiscreteBetas(Discrete):
     @property
     def betas(self) -> np.ndarray:
         """All betas [steps], float64, also those that `logsnr_min` leaves out."""
-        return BETAS[self.kind](self.steps, self.beta_start, self.beta_end)
+        betas = BETAS[self.kind](self.steps, self.beta_start, self.beta_end)
+        return without_last_signal(betas) if self.zero_snr else betas
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ class DistilledODEScheduler(SchedulerMixin, ConfigMixin):
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
         prediction_type: str = "epsilon",
+        rescale_betas_zero_snr: bool = False,
         timestep_spacing: str = "leading",
         steps_offset: int = 0,
         set_alpha_to_one: bool = True,

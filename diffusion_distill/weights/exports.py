@@ -132,6 +132,7 @@ def schedule_of(model: Model, arguments: Mapping[str, Any]) -> dict[str, Any] | 
         "beta_start": fields["beta_start"],
         "beta_end": fields["beta_end"],
         "num_diffusion_timesteps": fields["steps"],
+        "zero_snr": fields.get("zero_snr", False),
         "rescale_timesteps": told.factor == 1000,
         "prediction": None if model.prediction == "eps_var" else model.prediction,
     }

@@ -9,12 +9,13 @@ What the tensors do not show is asked for by name, in one mapping with the const
     beta_schedule               a rule of `vp_discrete.BETAS`                   'linear'
     beta_start, beta_end        ends of a linear schedule                       1e-4, 0.02
     num_diffusion_timesteps     N                                               1000
+    zero_snr                    whether the last step has no signal, for x and v false
     rescale_timesteps           networks are told 1000 i/N for the index i      true; false: they are told i
     prediction                  what the network predicts                       'eps', with a variance if it has
                                                                                 twice the channels
 
 A folder of diffusers says all of it, in config.json and scheduler_config.json. Consistency models (`FAMILIES`) have
-EDM's levels and need none of the last six.
+EDM's levels and need none of the last seven.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ SCHEDULE: dict[str, Any] = {
     "beta_start": 1e-4,
     "beta_end": 0.02,
     "num_diffusion_timesteps": 1000,
+    "zero_snr": False,
     "rescale_timesteps": True,
     "prediction": None,
 }
@@ -165,9 +167,11 @@ def _diffusion(schedule: Mapping[str, Any]) -> tuple[Process, TimeOfProcess, str
     steps = given.whole("num_diffusion_timesteps", most=MOST_STEPS)
     given.only("which is unknown", prediction=(None, "eps", "x", "v"))
     rule, ends = given.values["beta_schedule"], (given.number("beta_start"), given.number("beta_end"))
+    if (zero_snr := given.flag("zero_snr")) and given.values["prediction"] not in ("x", "v"):
+        raise WeightsError("The schedule: with zero_snr a network must predict x or v, and prediction must say which.")
     try:
-        linear = rule == "linear"
-        process = LinearBetaDiscrete(steps, *ends) if linear else DiscreteBetas(rule, steps, *ends)
+        plain = rule == "linear" and not zero_snr
+        process = LinearBetaDiscrete(steps, *ends) if plain else DiscreteBetas(rule, steps, *ends, zero_snr=zero_snr)
     except ValueError as error:
         raise WeightsError(f"The schedule: {error}") from error
     factor = 1000.0 if given.flag("rescale_timesteps") else float(steps)
@@ -266,10 +270,14 @@ def _of_scheduler(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             f"{path}: the scheduler {str(said['_class_name'])[:80]!r} has no beta_schedule, so its levels are not "
             "those that are read here. If the network was trained with betas, give beta_schedule as an argument."
         )
-    for name in ("trained_betas", "rescale_betas_zero_snr"):
-        if said.get(name) and "beta_schedule" not in given:
-            raise WeightsError(f"{path}: {name} is not known here. Give beta_schedule and its ends as arguments.")
-    names = {"beta_start": "beta_start", "beta_end": "beta_end", "num_train_timesteps": "num_diffusion_timesteps"}
+    if said.get("trained_betas") and "beta_schedule" not in given:
+        raise WeightsError(f"{path}: trained_betas are not known here. Give beta_schedule and its ends as arguments.")
+    names = {
+        "beta_start": "beta_start",
+        "beta_end": "beta_end",
+        "num_train_timesteps": "num_diffusion_timesteps",
+        "rescale_betas_zero_snr": "zero_snr",
+    }
     found = {ours: said[theirs] for theirs, ours in names.items() if theirs in said}
     words = (("beta_schedule", "beta_schedule", SCHEDULES), ("prediction_type", "prediction", PREDICTED))
     for theirs, ours, known in words:

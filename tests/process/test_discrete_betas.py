@@ -49,6 +49,17 @@ def test_betas_are_their_closed_forms() -> None:
 
 
 @every_rule
+def test_zero_snr_takes_the_signal_from_the_last_knot_alone(kind: str) -> None:
+    """Algorithm 1 of arXiv:2305.08891: the first alpha stays, the others keep the ratios of their distances."""
+    given, rescaled = (DiscreteBetas(kind, 60, LOW, HIGH, logsnr_max=math.inf, zero_snr=zero) for zero in (False, True))
+    before, after = (process.level(process.knots).alpha[1:] for process in (given, rescaled))
+    assert after[-1] == pytest.approx(2**-12) and after[0] == pytest.approx(before[0], rel=1e-12)
+    share = (before - before[-1]) / (before[0] - before[-1])
+    chex.assert_trees_all_close(after[:-1] / after[0], share[:-1], rtol=1e-7)
+    chex.assert_trees_all_close(np.cumprod(1 - rescaled.betas), after**2, rtol=1e-7)
+
+
+@every_rule
 @pytest.mark.parametrize("between", ["log_alpha", "alpha2"])
 def test_every_rule_is_a_process(kind: str, between: str) -> None:
     """alpha² is the product of (1 - beta) at knots, its line is straight between them, and times come back."""
@@ -149,6 +160,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no betas": (lambda: DiscreteBetas(steps=0), r"number of betas must be .*at least 1, got 0"),
     "a beta of 0": (lambda: DiscreteBetas(beta_start=0.0), r"between 0 and 1, got .*beta_start=0\.0"),
     "more noise at time 0": (lambda: DiscreteBetas(logsnr_max=9.0), r"above the logsnr 9\.21.*logsnr_max=9\.0"),
+    "one beta and no signal": (lambda: DiscreteBetas(steps=1, zero_snr=True), r"last of two or more betas"),
     "nothing left": (lambda: DiscreteBetas(logsnr_min=10.0), r"below the logsnr 9\.21.*logsnr_min=10\.0"),
     "one beta and no time 0": (lambda: DiscreteBetas(steps=1, logsnr_max=None), r"two betas' knots"),
 }  # fmt: skip

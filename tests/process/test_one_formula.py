@@ -52,6 +52,7 @@ PROCESSES: dict[str, Process] = {
     "linear beta to zero noise": LinearBeta(t_min=0.0),
     "discrete linear beta": LinearBetaDiscrete(),
     "discrete cosine": DiscreteBetas("cosine", logsnr_min=-10.2),
+    "zero SNR": DiscreteBetas("scaled_linear", 1000, 8.5e-4, 0.012, zero_snr=True),
     "iDDPM cosine": IDDPMCosine(),
     "VE": VE(),
     "rectified flow": RectifiedFlow(),
