@@ -23,7 +23,7 @@ test: lint ## Lint, types, all tests but the slow ones.
 	$(RUN) -m pytest -m 'not slow' --nbmake -n 2 --dist worksteal
 
 test-slow: $(INSTALLED) ## The slow tests: whole runs, and recorded numbers (all of them if ../shared/golden is there).
-	$(RUN) -m pytest -m slow -n 2 --dist worksteal tests
+	$(RUN) -m pytest -m slow --nbmake -n 2 --dist worksteal
 
 test-versions: $(INSTALLED) ## One of each fast test with the oldest and the newest packages that setup.py allows.
 	@$(RUN) tests/versions.py $(ARGS)
