@@ -17,7 +17,8 @@ betas are rescaled so that the last knot has no signal (arXiv:2305.08891, Algori
 
     alpha_i ← (alpha_i - alpha_N) · alpha_1 / (alpha_1 - alpha_N)
 
-alpha² of that knot is `NEXT_TO_NONE` instead of 0, as in diffusers' solvers, since log(alpha/sigma) must be finite.
+alpha² of that knot is `NEXT_TO_NONE` instead of 0, as in diffusers' solvers, since log(alpha/sigma) must be finite;
+it is a quarter of that of the knot before where this is less, so that the noise always rises.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def without_last_signal(betas: np.ndarray) -> np.ndarray:
     """Betas [steps] rescaled so that the last knot has next to no signal, see the head of this file."""
     alpha = np.sqrt(np.cumprod(1 - betas))
     alpha2 = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
-    alpha2[-1] = NEXT_TO_NONE
+    alpha2[-1] = min(NEXT_TO_NONE, alpha2[-2] / 4)  # steep rules are below it one knot earlier
     return 1 - alpha2 / np.append(1.0, alpha2[:-1])
 
 

@@ -178,3 +178,9 @@ def test_other_fields_make_other_processes() -> None:
     processes = [DiscreteBetas(kind, 60, LOW, HIGH) for kind in ("linear", "quad", "const", "cosine")]
     processes += [dataclasses.replace(processes[0], between="alpha2"), LinearBetaDiscrete(60, LOW, 0.06)]
     assert len({float(process.level(t).alpha) for process in processes}) == len(processes)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("kind", BETAS)
+def test_without_last_signal_the_noise_still_rises_at_every_knot(kind):
+    assert (DiscreteBetas(kind, 1000, zero_snr=True).betas > 0).all()
