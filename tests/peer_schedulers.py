@@ -71,6 +71,7 @@ def betas() -> Iterator[Answer]:
     chosen = [901, 640, 333, 120, 17]
     yield "dpm_solver++/timesteps", *(sampled(network, one, z, None, timesteps=chosen) for one in (ours, theirs))
     how |= {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    how |= {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     theirs = diffusers.DPMSolverMultistepScheduler.from_config(ddim.config, **how)
     for solver in ("dpm_solver++ order=2", "ddim"):
         ours = DistilledODEScheduler.from_config(theirs.config, solver=solver)

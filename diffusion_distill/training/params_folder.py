@@ -101,8 +101,11 @@ def _take_back(folder: Path, name: str, like: Params) -> None:
     if not replaced(place).exists():
         return
     try:
-        _checked(replaced(place), like, read_json(folder / name, ADVICE).get("fingerprint"))
+        checksum = read_json(folder / name, ADVICE).get("fingerprint")
+        _checked(replaced(place), like, checksum)
     except (OSError, ValueError):
+        return
+    if checksum is None:  # nothing says whose the parameters are
         return
     remove(place)
     recover(place)

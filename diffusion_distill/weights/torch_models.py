@@ -276,9 +276,10 @@ def _of_scheduler(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         "beta_start": "beta_start",
         "beta_end": "beta_end",
         "num_train_timesteps": "num_diffusion_timesteps",
-        "rescale_betas_zero_snr": "zero_snr",
     }
     found = {ours: said[theirs] for theirs, ours in names.items() if theirs in said}
+    if said.get("rescale_betas_zero_snr") is not None:  # null means false
+        found["zero_snr"] = said["rescale_betas_zero_snr"]
     words = (("beta_schedule", "beta_schedule", SCHEDULES), ("prediction_type", "prediction", PREDICTED))
     for theirs, ours, known in words:
         if theirs in said:

@@ -60,6 +60,11 @@ def test_zero_snr_takes_the_signal_from_the_last_knot_alone(kind: str) -> None:
 
 
 @every_rule
+def test_without_its_last_signal_the_noise_of_a_rule_still_rises_at_every_knot(kind: str) -> None:
+    assert (DiscreteBetas(kind, 1000, zero_snr=True).betas > 0).all()
+
+
+@every_rule
 @pytest.mark.parametrize("between", ["log_alpha", "alpha2"])
 def test_every_rule_is_a_process(kind: str, between: str) -> None:
     """alpha² is the product of (1 - beta) at knots, its line is straight between them, and times come back."""
@@ -178,9 +183,3 @@ def test_other_fields_make_other_processes() -> None:
     processes = [DiscreteBetas(kind, 60, LOW, HIGH) for kind in ("linear", "quad", "const", "cosine")]
     processes += [dataclasses.replace(processes[0], between="alpha2"), LinearBetaDiscrete(60, LOW, 0.06)]
     assert len({float(process.level(t).alpha) for process in processes}) == len(processes)
-
-
-@pytest.mark.fast
-@pytest.mark.parametrize("kind", BETAS)
-def test_without_last_signal_the_noise_still_rises_at_every_knot(kind):
-    assert (DiscreteBetas(kind, 1000, zero_snr=True).betas > 0).all()
