@@ -17,6 +17,7 @@ the optimised programs: XLA_FLAGS in the environment is left as it is.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,16 +52,27 @@ from diffusion_distill.networks import NETWORKS
 from diffusion_distill.process.processes import Cosine
 from diffusion_distill.training.artefact import Artefact
 
+#: Notebooks without a marker of their own that run among the slow tests.
+SLOW_NOTEBOOKS = ("cifar10_on_colab.ipynb", "dode_in_five_minutes.ipynb")
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--one-of-each", action="store_true", help="the first parameters of every test function only")
 
 
-@pytest.hookimpl(trylast=True)  # after -m and -k have selected
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keeps one test of every function, where `--one-of-each` asks for it."""
-    if not config.getoption("--one-of-each"):
-        return
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Marks the long notebooks as slow, lets -m and -k select, and then leaves out what `--one-of-each` does."""
+    for item in items:
+        if item.path.name in SLOW_NOTEBOOKS:
+            item.add_marker(pytest.mark.slow)
+    yield
+    if config.getoption("--one-of-each"):
+        keep_one_of_each(config, items)
+
+
+def keep_one_of_each(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keeps one test of every function, and all that call other packages."""
     seen: set[str] = set()
     kept: list[pytest.Item] = []
     left_out: list[pytest.Item] = []

@@ -84,8 +84,11 @@ def toy_experiment() -> runner.Experiment:
     return runner.Experiment("toy", "A toy", "nothing.", toy_cells, paper={("TRACT", 1): 5.02}, scales=("toy",))
 
 
-@pytest.mark.fast
-@pytest.mark.parametrize("name", STEMS)
+#: One of them stands for all; together they take a minute and a half.
+ITEMS = [pytest.param(n, marks=pytest.mark.fast if n == "tract_phases" else pytest.mark.slow) for n in STEMS]
+
+
+@pytest.mark.parametrize("name", ITEMS)
 def test_every_item_says_what_it_costs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """At every scale it has; a cell's name is a file's, and its teacher is the scale's."""
     found = experiment(name)

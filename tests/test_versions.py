@@ -63,8 +63,7 @@ def test_one_of_each_keeps_the_first_parameters_and_all_of_other_packages() -> N
         return SimpleNamespace(nodeid=f"test_file.py::{name}", get_closest_marker=lambda mark: (mark in marks) or None)
 
     items = [item("one[a]"), item("one[b]"), item("two"), item("three[a]", "packages"), item("three[b]", "packages")]
-    for asked, kept in ((True, [0, 2, 3, 4]), (False, [0, 1, 2, 3, 4])):
-        config, found = mock.Mock(), list(items)
-        config.getoption.side_effect = {"--one-of-each": asked}.get
-        conftest.pytest_collection_modifyitems(config, found)
-        assert found == [items[k] for k in kept]
+    config = mock.Mock()
+    conftest.keep_one_of_each(config, found := list(items))
+    assert found == [items[k] for k in (0, 2, 3, 4)]
+    config.hook.pytest_deselected.assert_called_once_with(items=[items[1]])
