@@ -137,6 +137,15 @@ def with_scale(model: Model, spec: SamplerSpec) -> SamplerSpec:
     return spec
 
 
+def guidance_used(artefacts: Mapping[str, Artefact], asked: SamplerSpec) -> dict[str, Any] | None:
+    """The guidance of all artefacts, or that of each by its name where guided students are told other scales."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # whoever samples tells of a scale that nobody gave
+        used = {name: with_scale(found.model, asked).to_dict()["guidance"] for name, found in artefacts.items()}
+    first = next(iter(used.values()))
+    return first if all(guidance == first for guidance in used.values()) else used
+
+
 @dataclass(frozen=True)
 class Sampler:
     """A model bound to a solver: draws sample number i of a seed, whatever is drawn with it.

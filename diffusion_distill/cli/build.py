@@ -25,7 +25,6 @@ A config has these parts, each read by one function below:
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import product
@@ -41,7 +40,7 @@ from diffusion_distill.api.ahead import Ahead
 from diffusion_distill.api.classifier import ClassifierSettings
 from diffusion_distill.api.exchange import read_noisy_classifier
 from diffusion_distill.api.features import features_named
-from diffusion_distill.api.sampling import Sampler, sampler_of, with_scale
+from diffusion_distill.api.sampling import Sampler, guidance_used, sampler_of
 from diffusion_distill.base.errors import choose
 from diffusion_distill.base.files import user_path
 from diffusion_distill.base.registry import from_mapping, to_mapping
@@ -293,13 +292,11 @@ def reference(config: Any) -> Source | Part:
 
 def conventions(config: Any) -> dict[str, Any]:
     """The facts written beside the numbers of an evaluation; facts about one sampler are in its row."""
-    measured, fitted = artefacts(config), fitted_solver(config)
-    guidance = _guidance_used(measured, spec(config))
-    how = spec(config).to_dict() | {"guidance": guidance, "classifier": config.sample.classifier}
+    measured, fitted, how = artefacts(config), fitted_solver(config), spec(config)
+    how = how.to_dict() | {"guidance": guidance_used(measured, how), "classifier": config.sample.classifier}
     how = {name: value for name, value in how.items() if name not in ("solver", "steps")} | {"seed": config.sample.seed}
     if fitted:
-        grid = {name: fitted.provenance.get(name) for name in ("spacing", "end")}
-        how |= {**grid, "lambdas": fitted.lambdas.tolist()}
+        how |= {name: fitted.provenance.get(name) for name in ("spacing", "end")} | {"lambdas": fitted.lambdas.tolist()}
     return {
         "reference": config.evaluation.statistics or config.reference.to_dict(),
         "artefacts": {
@@ -309,15 +306,6 @@ def conventions(config: Any) -> dict[str, Any]:
         "weights": "eval average",
         "sample": how,
     }
-
-
-def _guidance_used(measured: Mapping[str, Artefact], asked: SamplerSpec) -> dict[str, Any] | None:
-    """The guidance of all artefacts, or that of each by its folder where guided students are told other scales."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # whoever samples tells of a scale that nobody gave
-        used = {folder: with_scale(found.model, asked).to_dict()["guidance"] for folder, found in measured.items()}
-    first = next(iter(used.values()))
-    return first if all(guidance == first for guidance in used.values()) else used
 
 
 def samplers(config: Any) -> dict[str, Callable[[], Sampler]]:
