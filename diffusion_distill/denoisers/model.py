@@ -24,7 +24,7 @@ from diffusion_distill.denoisers.adapters import Linen, adapt
 from diffusion_distill.denoisers.network import Network
 from diffusion_distill.process import predictions
 from diffusion_distill.process.levels import Level
-from diffusion_distill.process.processes import Cosine, Process
+from diffusion_distill.process.processes import Cosine, DiscreteBetas, Process
 from diffusion_distill.process.time_input import IDDPMInput, LogsnrInput, TimeInput
 from diffusion_distill.process.vp_discrete import Discrete
 
@@ -53,7 +53,7 @@ class Model:
 
     Raises:
       ValueError: unknown prediction, a network whose output channels do not fit it, a bad shape, null condition or
-        range; a guided student without a condition.
+        range; a guided student without a condition; noise predicted where the process has no signal.
       TypeError: a network of an unknown kind.
     """
 
@@ -82,6 +82,8 @@ class Model:
             raise ValueError(f"data_range must be (low, high) with low < high, or None, got {self.data_range!r}.")
         if self.guided and not self.conditional:
             raise ValueError("A guided student has a condition, but this model is unconditional. Leave `guided` out.")
+        if isinstance(self.process, DiscreteBetas):
+            self.process.check_prediction(self.prediction)
         needed = predictions.output_channels(self.prediction, self.shape[-1])
         given = adapted.option("out_ch", needed)
         if given != needed:

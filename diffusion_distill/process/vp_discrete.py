@@ -33,6 +33,7 @@ import numpy as np
 
 from diffusion_distill.base.arrays import Array, namespace
 from diffusion_distill.base.errors import choose, positive_int
+from diffusion_distill.process.predictions import predicts_noise
 from diffusion_distill.process.vp import Decaying
 
 #: The least alpha² where alpha² is linear between knots, as in the published programs.
@@ -186,6 +187,14 @@ class DiscreteBetas(Discrete):
         """All betas [steps], float64, also those that `logsnr_min` leaves out."""
         betas = BETAS[self.kind](self.steps, self.beta_start, self.beta_end)
         return without_last_signal(betas) if self.zero_snr else betas
+
+    def check_prediction(self, prediction: str) -> None:
+        """Raises ValueError if a network's prediction, of `predictions.PREDICTIONS`, is of no use without signal."""
+        if self.zero_snr and predicts_noise(prediction):
+            raise ValueError(
+                f"With zero SNR the noisiest step has no signal, of which a network that predicts {prediction!r} says "
+                "nothing. Such networks predict 'v' or 'x': say so, or leave zero SNR out."
+            )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from diffusion_distill.process.time_input import EDMInput, FlowInput, TimeInput,
 from diffusion_distill.process.vp_discrete import SCHEDULES
 
 #: What a config may ask for that is not computed here.
-REFUSED = (*("trained_betas", "thresholding", "invert_sigmas", "shift_terminal", "use_flow_sigmas", "snr_shift_scale"),)
+REFUSED = ("trained_betas", "thresholding", "invert_sigmas", "shift_terminal", "use_flow_sigmas", "snr_shift_scale")
 #: What to do about some of them.
 REFUSED_BUT = {
     "use_flow_sigmas": "give the config of FlowMatchEulerDiscreteScheduler(shift=...) with its flow_shift",
@@ -170,14 +170,9 @@ def _betas(settings: Mapping[str, Any]) -> Convention:
     count = settings["num_train_timesteps"]
     kind = choose("rule of betas", settings["beta_schedule"], SCHEDULES)
     prediction = choose("prediction_type", settings["prediction_type"], PREDICTED)
-    zero_snr = bool(settings["rescale_betas_zero_snr"])
-    if zero_snr and prediction == "eps":
-        raise ValueError(
-            "With rescale_betas_zero_snr the first timestep has no signal, of which a network that predicts the noise "
-            "says nothing. Give prediction_type='v_prediction' if that is what it predicts, or leave "
-            "rescale_betas_zero_snr out."
-        )
-    process = DiscreteBetas(kind, count, settings["beta_start"], settings["beta_end"], zero_snr=zero_snr)
+    ends = settings["beta_start"], settings["beta_end"]
+    process = DiscreteBetas(kind, count, *ends, zero_snr=bool(settings["rescale_betas_zero_snr"]))
+    process.check_prediction(prediction)
     return Convention(process, prediction, IndexInput(float(count)))
 
 

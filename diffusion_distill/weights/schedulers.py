@@ -20,7 +20,7 @@ from diffusion_distill.process import predictions
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.time_input import EDMInput, TimeOfProcess
 from diffusion_distill.process.ve import VE
-from diffusion_distill.process.vp_discrete import BETAS, SCHEDULES, Discrete
+from diffusion_distill.process.vp_discrete import BETAS, SCHEDULES, Discrete, DiscreteBetas, without_last_signal
 from diffusion_distill.weights.matching import WeightsError
 from diffusion_distill.weights.torch_models import MOST_STEPS
 
@@ -116,9 +116,12 @@ def _betas(model: Model, alpha2: np.ndarray) -> dict[str, Any]:
     """The rule of the betas if it gives this table of alpha², else the betas."""
     betas, process = 1 - alpha2 / np.append(1.0, alpha2[:-1]), model.process
     ends = getattr(process, "beta_start", 1e-4), getattr(process, "beta_end", 0.02)
+    zero_snr = isinstance(process, DiscreteBetas) and process.zero_snr
     for name in RULES:
-        if np.allclose(BETAS[SCHEDULES[name]](len(betas), *ends), betas, rtol=1e-6, atol=0):
-            return {"beta_schedule": name, "beta_start": ends[0], "beta_end": ends[1]}
+        rule = BETAS[SCHEDULES[name]](len(betas), *ends)
+        if np.allclose(without_last_signal(rule) if zero_snr else rule, betas, rtol=1e-6, atol=0):
+            named = {"beta_schedule": name, "beta_start": ends[0], "beta_end": ends[1]}
+            return {**named, "rescale_betas_zero_snr": True} if zero_snr else named
     return {"trained_betas": betas.tolist()}
 
 

@@ -9,7 +9,7 @@ What the tensors do not show is asked for by name, in one mapping with the const
     beta_schedule               a rule of `vp_discrete.BETAS`                   'linear'
     beta_start, beta_end        ends of a linear schedule                       1e-4, 0.02
     num_diffusion_timesteps     N                                               1000
-    zero_snr                    whether the last step has no signal, for x and v false
+    zero_snr                    whether the last step has no signal             false
     rescale_timesteps           networks are told 1000 i/N for the index i      true; false: they are told i
     prediction                  what the network predicts                       'eps', with a variance if it has
                                                                                 twice the channels
@@ -167,8 +167,7 @@ def _diffusion(schedule: Mapping[str, Any]) -> tuple[Process, TimeOfProcess, str
     steps = given.whole("num_diffusion_timesteps", most=MOST_STEPS)
     given.only("which is unknown", prediction=(None, "eps", "x", "v"))
     rule, ends = given.values["beta_schedule"], (given.number("beta_start"), given.number("beta_end"))
-    if (zero_snr := given.flag("zero_snr")) and given.values["prediction"] not in ("x", "v"):
-        raise WeightsError("The schedule: with zero_snr a network must predict x or v, and prediction must say which.")
+    zero_snr = given.flag("zero_snr")
     try:
         plain = rule == "linear" and not zero_snr
         process = LinearBetaDiscrete(steps, *ends) if plain else DiscreteBetas(rule, steps, *ends, zero_snr=zero_snr)
@@ -272,11 +271,7 @@ def _of_scheduler(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         )
     if said.get("trained_betas") and "beta_schedule" not in given:
         raise WeightsError(f"{path}: trained_betas are not known here. Give beta_schedule and its ends as arguments.")
-    names = {
-        "beta_start": "beta_start",
-        "beta_end": "beta_end",
-        "num_train_timesteps": "num_diffusion_timesteps",
-    }
+    names = {"beta_start": "beta_start", "beta_end": "beta_end", "num_train_timesteps": "num_diffusion_timesteps"}
     found = {ours: said[theirs] for theirs, ours in names.items() if theirs in said}
     if said.get("rescale_betas_zero_snr") is not None:  # null means false
         found["zero_snr"] = said["rescale_betas_zero_snr"]

@@ -414,7 +414,7 @@ FOLDERS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
     "an unknown block": ({"down_block_types": ["DownBlock2D", "SkipDownBlock2D"]}, None, "SkipDownBlock2D"),
     "a norm that ours always has": ({"resnet_time_scale_shift": "scale_shift"}, None, "middle attention has no norm"),
     "betas of its own": ({}, {"trained_betas": [0.1, 0.2]}, "trained_betas are not known"),
-    "no signal for eps": ({}, {"rescale_betas_zero_snr": True}, "zero_snr a network must predict x or v"),
+    "no signal for eps": ({}, {"rescale_betas_zero_snr": True}, "predicts 'eps' says nothing"),
     "an unknown prediction": ({}, {"prediction_type": "flow"}, "prediction_type is 'flow'"),
     "a list as a rule": ({}, {"beta_schedule": ["linear"]}, r"beta_schedule is \['linear'\]"),
     "a flow": (
