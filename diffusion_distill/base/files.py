@@ -13,6 +13,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+#: How text is read that people may have edited: as UTF-8, with or without the byte-order mark that some editors put
+#: before it. What is written has none.
+EDITED = "utf-8-sig"
+
 
 def user_path(path: str | os.PathLike[str]) -> Path:
     """A path that a user gave, in which a leading `~` or `~name` stands for a home directory, as in a shell.
@@ -80,7 +84,7 @@ def read_json(path: Path, advice: str) -> dict[str, Any]:
         raise FileNotFoundError(f"There is no file {path}. {advice}")
     content = path.read_bytes()
     try:
-        found = json.loads(content)
+        found = json.loads(content)  # bytes: by their mark, UTF-16 of Windows too
     except (ValueError, RecursionError) as error:
         reason = f"it is {stand_in(content)}" if stand_in(content) else f"it is damaged or cut short ({error})"
         raise ValueError(f"{path} cannot be read: {reason}. {advice}") from error

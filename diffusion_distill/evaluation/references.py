@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_distill.base import npz_file
-from diffusion_distill.base.files import stand_in_of, user_path
+from diffusion_distill.base.files import EDITED, stand_in_of, user_path
 from diffusion_distill.evaluation.frechet import Moments
 from diffusion_distill.evaluation.pixels import as_features
 from diffusion_distill.evaluation.statistics import Accumulator
@@ -220,7 +220,7 @@ def _facts_within(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[str, Any
 def _facts_beside(path: Path) -> dict[str, Any]:
     pair = _tract_files(path)
     beside = _beside(pair[0] if pair else path)
-    return _checked_facts(beside, beside.read_text(encoding="utf-8")) if beside.is_file() else {}
+    return _checked_facts(beside, beside.read_text(encoding=EDITED)) if beside.is_file() else {}
 
 
 def _checked_facts(path: Path, text: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffusion_distill.base.errors import WeightsError
+from diffusion_distill.base.files import EDITED
 
 
 def loads(content: bytes | memoryview, most: int) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def loads(content: bytes | memoryview, most: int) -> dict[str, Any]:
     if len(content) > most:
         raise WeightsError(f"there are {len(content)} bytes of JSON; at most {most} are read")
     try:
-        text = str(content, "utf-8")
+        text = str(content, EDITED)
         found = json.loads(text, object_pairs_hook=_object, parse_constant=_number, parse_float=_number)
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"the JSON is damaged: {str(error)[:200]}") from error

@@ -20,7 +20,7 @@ import torch  # pyright: ignore[reportMissingImports]
 from diffusers import DiffusionPipeline  # pyright: ignore[reportMissingImports]
 
 from diffusion_distill.base.errors import in_words, positive_int
-from diffusion_distill.base.files import user_path, writable
+from diffusion_distill.base.files import EDITED, user_path, writable
 from diffusion_distill.base.whole import write_json
 from diffusion_distill.solvers.registry import DEFAULT_SOLVER
 from diffusion_distill.torch.fitting import Asked, fit
@@ -71,7 +71,7 @@ def _call(asked: argparse.Namespace) -> dict[str, Any]:
 def _prompts(place: Path) -> list[str]:
     """The lines of a file that are not empty."""
     try:
-        lines = [line for line in place.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in place.read_text(encoding=EDITED).splitlines() if line.strip()]
     except UnicodeDecodeError as error:
         raise ValueError(f"{place} must be text in UTF-8, but {error}.") from error
     if not lines:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from diffusion_distill.base.files import EDITED
 from diffusion_distill.base.whole import whole
 from diffusion_distill.report.pictures import tile
 
@@ -144,7 +145,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     A last line that was cut off while being written is left out, and so are damaged ones, such as the zero bytes that a
     machine that loses power may leave, with a warning.
     """
-    *lines, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    *lines, _ = path.read_text(encoding=EDITED, errors="replace").split("\n")
     found = [_record(line) for line in lines if line]
     if None in found:
         warnings.warn(f"{path}: {found.count(None)} of {len(found)} lines are damaged and left out.", stacklevel=2)

@@ -28,7 +28,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from diffusion_distill.base.errors import WeightsError
-from diffusion_distill.base.files import user_path
+from diffusion_distill.base.files import EDITED, user_path
 from diffusion_distill.base.whole import write_json
 
 #: (bytes that are here, bytes in all or None if the server does not say)
@@ -338,7 +338,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding=EDITED))
     except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is damaged: {error}. Delete it.") from error
     if not isinstance(content, dict):

@@ -8,6 +8,8 @@ import os
 import pickle
 import re
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,16 +22,17 @@ from absl.testing import flagsaver
 
 from diffusion_distill import api, data, evaluation, main, weights
 from diffusion_distill.api.features import features_named
-from diffusion_distill.base.files import user_path, writable
+from diffusion_distill.base.files import read_json, user_path, writable
 from diffusion_distill.base.whole import replaced
 from diffusion_distill.cli import build, modes
 from diffusion_distill.data import image_writer
 from diffusion_distill.data.image_writer import save_images
 from diffusion_distill.denoisers.model import Model
-from diffusion_distill.formats import flax_file, torch_save
+from diffusion_distill.evaluation.references import read_reference
+from diffusion_distill.formats import flax_file, strict_json, torch_save
 from diffusion_distill.methods import Denoising
 from diffusion_distill.solvers.fitted import FittedSolver
-from diffusion_distill.training import checkpoint
+from diffusion_distill.training import checkpoint, logs
 from diffusion_distill.training.artefact import Artefact
 
 pytestmark = pytest.mark.fast
@@ -288,6 +291,27 @@ def test_readers_say_what_stands_in_a_files_place(reader: str, content: bytes, s
     with pytest.raises(ValueError, match=rf"name{ending}.*{said}") as raised:
         read(path)
     assert not re.search("unsafely|opcode|Errno", str(raised.value))
+
+
+#: Readers of JSON that people edit, and what each takes.
+EDITED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "model.json": (partial(read_json, advice=""), '{"steps": 4}'),
+    "metrics.jsonl": (logs.read_figures, '{"update": 1}\n{"update": 2}\n'),
+    "config.json": (lambda path: strict_json.loads(memoryview(path.read_bytes()), 100), '{"in_channels": 3}'),
+    "edm.npz.facts.json": (lambda path: read_reference(path.with_name("edm.npz")).facts, '{"images": 50}'),
+}
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_a_byte_order_mark_changes_nothing(name: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    np.savez(tmp_path / "edm.npz", mu=np.zeros(2), sigma=np.eye(2))
+    read, content = EDITED[name]
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    wanted = read(tmp_path / name)
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert read(tmp_path / name) == wanted
+    (tmp_path / name).write_text(content.replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
+    assert read(tmp_path / name) == wanted and not recwarn.list
 
 
 def test_images_say_what_stands_in_their_place(tmp_path: Path) -> None:
