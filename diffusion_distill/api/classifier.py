@@ -257,6 +257,8 @@ def train_classifier(
         if checkpoints:
             cleanup.callback(checkpoints.close)
             state = checkpoints.restore(state) if checkpoints.latest is not None else state
+        if home:
+            params_folder.check_place(home / "classifier", [FACTS])
         log = Logs([JsonLines(home / "metrics.jsonl", keep=int(state.step))] if home and not here else [])
         state = loop.run(
             state,

@@ -60,6 +60,7 @@ def import_weights(
       WeightsError: the file is not what it should be.
     """
     path, folder = user_path(name), writable(folder)
+    Artefact.check_place(folder)
     if path.suffix == SAFETENSORS and path.is_file() and weights.exchange.is_ours(path):
         artefact = read_exported(path, model)
     else:

@@ -156,6 +156,8 @@ def _fit(
         state = begun(params, teacher, method, settings, optimizer, mesh)
         if checkpoints and checkpoints.latest is not None:
             state = checkpoints.restore(state)
+        if home:
+            _check_places(home, phases, int(state.step), name_of)
         if jax.process_index() == 0:
             print(describe(phases), described(shapes, mesh), sep="\n", flush=True)
         log = cleanup.enter_context(closing(_logs(home, settings, description, int(state.step))))
@@ -179,6 +181,13 @@ def _fit(
             made = _held(model, phases, phase, state, provenance)
             students[phase.student_steps] = _found(home / name_of(phase), model, made)
     return students
+
+
+def _check_places(home: Path, phases: Sequence[Phase], done: int, name_of: Callable[[Phase], str]) -> None:
+    """Raises ValueError if the artefact of a phase that is still to be trained cannot be written."""
+    for phase, end in zip(phases, loop.ends(phases), strict=True):
+        if done < end:
+            Artefact.check_place(home / name_of(phase))
 
 
 def _held(

@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,19 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{value!r} is neither a number, a text, nor a list or mapping of those.")
 
 
-def writable(folder: str | os.PathLike[str], *files: str) -> Path:
+#: Why a folder cannot be made.
+TAKEN = "there is a file of that name, or a link to nothing"
+
+
+def writable(folder: str | os.PathLike[str], *files: str, folders: Sequence[str] = ()) -> Path:
     """Makes a folder for results and tries to write there, so that work whose results cannot be kept never begins.
 
     Args:
       files: names of the files that will be written there, which must not be folders.
+      folders: names of the folders that will be written there, which must not be files or links to nothing.
 
     Raises:
-      ValueError: the folder cannot be made or written, or one of the files is a folder.
+      ValueError: the folder cannot be made or written, one of the files is a folder, or one of the folders a file.
     """
     place = user_path(folder)
     try:
@@ -60,13 +66,16 @@ def writable(folder: str | os.PathLike[str], *files: str) -> Path:
             probe.write(bytes(4096))
     except OSError as error:
         taken = isinstance(error, FileExistsError)
-        reason = "there is a file of that name, or a link to nothing" if taken else error.strerror or error
+        reason = TAKEN if taken else error.strerror or error
         raise ValueError(
             f"Cannot write to {place}: {reason}. Choose another folder, change its permissions, or free some space."
         ) from error
     for name in files:
         if (place / name).is_dir():
             raise ValueError(f"Cannot write the file {place / name}: there is a folder of that name. Move it away.")
+    for name in folders:
+        if os.path.lexists(place / name) and not (place / name).is_dir():
+            raise ValueError(f"Cannot write the folder {place / name}: {TAKEN}. Move it away.")
     return place
 
 

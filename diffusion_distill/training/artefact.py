@@ -89,6 +89,11 @@ class Artefact:
         }
         return params_folder.write(user_path(folder), self.params, descriptions)
 
+    @staticmethod
+    def check_place(folder: str | Path) -> None:
+        """Raises ValueError if an artefact cannot be saved in a folder, see `params_folder.check_place`."""
+        params_folder.check_place(user_path(folder), (PROVENANCE, MODEL))
+
     @classmethod
     def load(cls, folder: str | Path, network: Any = None) -> Artefact:
         """Reads an artefact's folder.

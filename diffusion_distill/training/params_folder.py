@@ -11,15 +11,16 @@ the description.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
 
-from diffusion_distill.base.files import read_json
+from diffusion_distill.base.files import read_json, writable
 from diffusion_distill.base.typing import Params
 from diffusion_distill.base.whole import discard, put, recover, remove, replaced, unfinished, write_json
 from diffusion_distill.training.checkpoint import ADVICE, load_params, save_params
@@ -35,13 +36,31 @@ VERSIONS = {"diffusion_distill": __version__, "jax": jax.__version__}
 Found = TypeVar("Found")
 
 
+def check_place(folder: Path, names: Iterable[str]) -> None:
+    """Looks whether a folder can be written, for those who work long before they write it; makes none.
+
+    Args:
+      names: of the JSON files.
+
+    Raises:
+      ValueError: a file, or a link to nothing, stands in the place of the folder or of its parameters, a folder in
+        that of a JSON file, or what is there may not be written.
+    """
+    if os.path.lexists(folder):
+        writable(folder, *names, folders=[PARAMS])
+
+
 def write(folder: Path, params: Params, descriptions: Mapping[str, Mapping[str, Any]]) -> Path:
-    """Writes a folder in place of what is there; every process of a run calls it.
+    """Writes a folder in place of one that is there; every process of a run calls it.
 
     Args:
       descriptions: the content of each JSON file by its name. They are written in their order, and the last one holds
         the checksum.
+
+    Raises:
+      ValueError: as `check_place`.
     """
+    check_place(folder, descriptions)
     folder.mkdir(parents=True, exist_ok=True)
     place = folder / PARAMS
     save_params(unfinished(place), params)

@@ -31,6 +31,7 @@ from diffusion_distill.base.registry import describe, from_mapping, rebuild
 from diffusion_distill.data import ArraySource, digits, from_arrays
 from diffusion_distill.evaluation import frechet_distance, moments, pixel_features
 from diffusion_distill.evaluation.classifier_network import CLASSIFIERS, Classifier
+from diffusion_distill.training import loop
 from diffusion_distill.training.logs import read_json_lines
 from diffusion_distill.training.sharding import data_mesh
 
@@ -123,6 +124,15 @@ def test_a_stopped_training_goes_on_as_the_same(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ValueError, match=r"another run; it differs in .*settings\.seed"):
         train_classifier(*data, other, tmp_path)
     assert train_classifier(*data, other).fingerprint != whole.fingerprint
+
+
+@pytest.mark.fast
+def test_a_file_in_its_place_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "classifier").write_text("notes")
+    monkeypatch.setattr(loop, "run", lambda *_, **__: pytest.fail("the training has begun"))
+    with pytest.raises(ValueError, match=r"Cannot write to .*classifier: there is a file of that name"):
+        train_classifier(part("train", 40), part("heldout", 20), BRIEF, tmp_path)
+    assert (tmp_path / "classifier").read_text() == "notes"
 
 
 # What it computes

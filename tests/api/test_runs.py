@@ -168,12 +168,21 @@ def test_a_workdir_that_cannot_serve_is_refused_before_training(
             api.distill(teacher, nothing, TRACT, SETTINGS, folder)
 
 
+def _with_folders(make: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    """Makes the folders above it too."""
+    return lambda path: (path.parent.mkdir(), make(path))
+
+
 IN_THE_WAY: dict[str, tuple[Callable[[Path], Any], str]] = {
     "lock": (Path.mkdir, "there is a folder of that name"),
     "run.json": (Path.mkdir, "there is a folder of that name"),
     "metrics.jsonl": (Path.mkdir, "there is a folder of that name"),
     "checkpoints": (lambda path: path.write_text(""), "there is a file of that name"),
     "checkpoints/": (lambda path: path.symlink_to("a disk that is not mounted"), "or a link to nothing"),
+    "student_1": (lambda path: path.write_text("notes"), "there is a file of that name"),
+    "student_2": (lambda path: path.symlink_to("a disk that is not mounted"), "or a link to nothing"),
+    "student_1/params": (_with_folders(lambda path: path.write_text("notes")), "there is a file of that name"),
+    "student_1/model.json": (_with_folders(Path.mkdir), "there is a folder of that name"),
 }
 
 
@@ -185,6 +194,20 @@ def test_files_in_the_place_of_folders_and_folders_of_files_are_named(
     make(tmp_path / name)
     with pytest.raises(ValueError, match=f"Cannot write .*{name.strip('/')}: .*{said}"):
         api.distill(teacher, Failing(source, 0), TRACT, SETTINGS, tmp_path)
+    assert os.path.lexists(tmp_path / name), "nothing of the user's is deleted"
+    assert not [path for path in tmp_path.glob("student_*") if path.name != name.partition("/")[0]], "or made too early"
+
+
+def test_a_students_folder_may_be_a_link(
+    teacher: Artefact, source: toys.GaussianSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "student_1").symlink_to(tmp_path / "disk")
+    students = api.distill(teacher, source, TRACT, SETTINGS, tmp_path / "run")
+    assert equal(Artefact.load(tmp_path / "disk").params, students[1].params)
+    monkeypatch.setattr(Artefact, "check_place", lambda folder: pytest.fail("a finished run writes nothing"))
+    assert set(api.distill(teacher, Failing(source, 0), TRACT, SETTINGS, tmp_path / "run")) == {2, 1}
 
 
 @pytest.mark.fast

@@ -21,6 +21,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from diffusion_distill import api, data, evaluation, main, weights
+from diffusion_distill.api import exchange
 from diffusion_distill.api.features import features_named
 from diffusion_distill.base.files import read_json, user_path, writable
 from diffusion_distill.base.whole import replaced
@@ -184,6 +185,13 @@ def test_modes_try_their_workdir_before_they_work(
     monkeypatch.setattr(getattr(modes, holder, modes), name, lambda *_, **__: pytest.fail("the work has begun"))
     with pytest.raises(ValueError, match=r"Cannot write to .*file/out: Not a directory"):
         modes.MODES[mode](config, tmp_path / "file" / "out")
+
+
+def test_an_import_that_cannot_be_kept_downloads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "params").write_text("notes")
+    monkeypatch.setattr(exchange, "_foreign", lambda *_: pytest.fail("the work has begun"))
+    with pytest.raises(ValueError, match=r"Cannot write the folder .*params: there is a file of that name"):
+        api.import_weights("cifar_original_cond", tmp_path)
 
 
 def test_a_second_draw_replaces_the_first_and_nothing_else(tmp_path: Path) -> None:

@@ -92,6 +92,14 @@ def test_killed_twice_before_the_description_an_artefact_is_the_old_one(
 
 
 @pytest.mark.fast
+def test_a_users_file_in_the_place_of_parameters_is_not_replaced(teacher: Artefact, tmp_path: Path) -> None:
+    (tmp_path / "params").write_text("notes")
+    with pytest.raises(ValueError, match=r"Cannot write the folder .*params: there is a file of that name.*Move it"):
+        teacher.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["params"] and (tmp_path / "params").read_text() == "notes"
+
+
+@pytest.mark.fast
 def test_what_another_program_still_reads_on_a_network_disk_may_stay(
     teacher: Artefact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
