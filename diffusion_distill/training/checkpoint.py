@@ -5,8 +5,9 @@ CHECKPOINTS/<update>/checksums                                        of each it
 CHECKPOINTS/<update>/about                                            phase, data position, configuration (JSON)
 
 Saving happens in the background and is atomic. A checkpoint that cannot be read, or whose checksums differ, is
-moved aside and the one before it is taken. Orbax is imported where it is used: that takes a third of a second, which a
-program that saves and loads nothing does not wait for.
+moved aside and the one before it is taken. One that is a link, because it was moved to another disk, is read like the
+others and never deleted. Orbax is imported where it is used: that takes a third of a second, which a program that
+saves and loads nothing does not wait for.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +42,17 @@ class Checkpoints:
     """The checkpoints of a run, newest last, under a folder."""
 
     def __init__(self, folder: Path, keep: int = 2, about: Mapping[str, Any] | None = None):
-        """Keeps the newest `keep` checkpoints; `about` is written into each. Errors as `base.files.writable`."""
+        """Keeps the newest `keep` checkpoints; `about` is written into each.
+
+        Raises:
+          ValueError: as `base.files.writable`, or a file or a link to nothing stands where a checkpoint belongs.
+        """
         import orbax.checkpoint as ocp
 
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        options = ocp.CheckpointManagerOptions(preservation_policy=_Kept(folder, keep), create=True)
         self._folder, self._cleanup, self._asked = folder, ExitStack(), 0
         self._about = json.loads(json.dumps(dict(about or {}), default=plain))
-        writable(folder)
+        _check_numbers(writable(folder))
         self._manager = ocp.CheckpointManager(self._cleanup.enter_context(_plain(folder)), options=options)
 
     @property
@@ -135,6 +141,38 @@ class Checkpoints:
             self._manager.reload()
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """Tells Orbax which checkpoints stay: the newest few and all links, of which it would delete what they point to."""
+
+    folder: Path
+    keep: int
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For each of the checkpoints, the newest being the last."""
+        first = len(checkpoints) - self.keep
+        return [k >= first or (self.folder / str(c.step)).is_symlink() for k, c in enumerate(checkpoints)]
+
+
+def _check_numbers(folder: Path) -> None:
+    """Warns of checkpoints that are links; raises ValueError if no folder stands where a newer checkpoint belongs."""
+    newest = latest_in(folder)
+    for path in _numbered(folder):
+        if not path.is_dir() and int(path.name) > newest:
+            what = "a link to nothing" if path.is_symlink() else "a file"
+            where = f"from update {newest}" if newest else "from the beginning"
+            raise ValueError(
+                f"{path} is {what}, where a checkpoint belongs. Bring back the checkpoint, for example by mounting the "
+                f"disk on which it lies; or delete {path.name}: then the run goes on {where}."
+            )
+        if path.is_dir() and path.is_symlink():
+            warnings.warn(
+                f"The checkpoint {path} is a link to {os.readlink(path)}. It stays, even when it is old: delete both "
+                "when they are needed no more.",
+                stacklevel=5,
+            )
+
+
 def _items(state: TrainState) -> dict[str, Any]:
     """The state's non-empty parts by item name, as nested dictionaries: a network's parameters may be any tree."""
     parts = {
@@ -165,7 +203,12 @@ def described_in(folder: Path) -> dict[str, Any]:
 
 def _numbers(folder: Path) -> list[int]:
     """The update numbers of the checkpoints in a folder; an empty folder is none."""
-    return [int(path.name) for path in folder.glob("*") if re.fullmatch("[0-9]+", path.name) and any(path.glob("*"))]
+    return [int(path.name) for path in _numbered(folder) if any(path.glob("*"))]
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """What has the name of a checkpoint in a folder."""
+    return [path for path in folder.glob("*") if re.fullmatch("[0-9]+", path.name)]
 
 
 def _free(place: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import chex
@@ -17,6 +18,7 @@ from diffusion_distill.denoisers.model import Model
 from diffusion_distill.training import checkpoint, checksum, sharding
 from diffusion_distill.training.checkpoint import Checkpoints
 from diffusion_distill.training.optimizers import OptimizerSettings, make_optimizer
+from diffusion_distill.training.state import TrainState
 
 # --- checkpoints
 
@@ -128,6 +130,80 @@ def test_a_damaged_checkpoint_is_put_aside_for_the_one_before(how: str, tiny_mod
     with pytest.raises(ValueError, match=r"None of the checkpoints .* can be read.*Delete the folder"):
         checkpoints.restore(state)
     checkpoints.close()
+
+
+def numbered_states(model: Model, *steps: int) -> dict[int, TrainState]:
+    """States that differ, by their update numbers."""
+    state = toys.trained_state(model, make_optimizer(OptimizerSettings()))
+    return {step: state.replace(step=jnp.int32(step), params=toys.parameters(model, step)) for step in steps}
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Their contents."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("cores", [1, 16])
+def test_a_checkpoint_on_another_disk_is_read_and_never_deleted(
+    cores: int, tiny_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With more than three cores Orbax deletes files in parallel, also those behind a link."""
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    states, folder = numbered_states(tiny_model, 3, 6, 9, 12, 15), tmp_path / "run" / "checkpoints"
+    checkpoints = Checkpoints(folder)
+    for step in (3, 6):
+        checkpoints.save(step, states[step])
+    checkpoints.close()
+    (tmp_path / "disk").mkdir()
+    (folder / "6").rename(tmp_path / "disk" / "6")
+    (folder / "6").symlink_to(Path("..", "..", "disk", "6"))
+    before = files_in(tmp_path / "disk")
+    with pytest.warns(UserWarning, match=r"checkpoints/6 is a link to \.\./\.\./disk/6\. It stays"):
+        checkpoints = Checkpoints(folder)
+    assert checkpoints.latest == checkpoint.latest_in(folder) == 6
+    assert equal(checkpoints.restore(states[3]), states[6])
+    for step in (9, 12, 15):
+        checkpoints.save(step, states[step])
+    checkpoints.close()
+    assert {path.name for path in folder.iterdir()} == {"6", "12", "15"}
+    assert before and files_in(tmp_path / "disk") == before
+
+
+@pytest.mark.fast
+def test_a_damaged_checkpoint_on_another_disk_stays_there(tiny_model: Model, tmp_path: Path) -> None:
+    states, folder = numbered_states(tiny_model, 3, 6), tmp_path / "run" / "checkpoints"
+    checkpoints = Checkpoints(folder)
+    for step, at in states.items():
+        checkpoints.save(step, at)
+    checkpoints.close()
+    (folder / "6").rename(tmp_path / "disk")
+    (folder / "6").symlink_to(tmp_path / "disk")
+    spoil(tmp_path / "disk", "flip")
+    before = files_in(tmp_path / "disk")
+    with pytest.warns(UserWarning, match=r"is a link to"):
+        checkpoints = Checkpoints(folder)
+    with pytest.warns(UserWarning, match="Checkpoint 6 is damaged"):
+        assert equal(checkpoints.restore(states[3]), states[3])
+    checkpoints.close()
+    assert (tmp_path / "run" / "damaged_checkpoints" / "6").is_symlink() and files_in(tmp_path / "disk") == before
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("what", ["a link to nothing", "a file"])
+def test_what_stands_where_a_checkpoint_belongs_is_told_before_training(
+    what: str, tiny_model: Model, tmp_path: Path
+) -> None:
+    """Else a run would begin anew whose disk is not mounted, and fail as soon as it comes to that update again."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, numbered_states(tiny_model, 3)[3])
+    checkpoints.close()
+    for step in ("2", "6"):
+        (tmp_path / step).symlink_to("nowhere") if what == "a link to nothing" else (tmp_path / step).write_text("")
+    with pytest.raises(ValueError, match=f"6 is {what}, where a checkpoint belongs.*goes on from update 3"):
+        Checkpoints(tmp_path)
+    (tmp_path / "6").unlink()
+    Checkpoints(tmp_path).close()  # what is older than the newest checkpoint is in nobody's way
 
 
 @pytest.mark.fast
