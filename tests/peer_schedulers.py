@@ -23,9 +23,10 @@ from diffusion_distill.process import grids
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import eps_from_x
 from diffusion_distill.process.processes import DiscreteBetas
+from diffusion_distill.process.time_input import TimeOfProcess
 from diffusion_distill.process.vp_discrete import NEXT_TO_NONE
 from diffusion_distill.solvers.fitted import FittedSolver
-from diffusion_distill.torch import DistilledODEScheduler, choose_levels, conventions, fit, run
+from diffusion_distill.torch import Denoiser, DistilledODEScheduler, choose_levels, conventions, fit, run
 
 Answer = tuple[str, Any, Any]
 
@@ -349,6 +350,9 @@ def refused() -> Iterator[Answer]:
         "levels for 1 steps": lambda: DistilledODEScheduler(**own).set_timesteps(4),
         "levels of its own": lambda: DistilledODEScheduler(**own).set_timesteps(timesteps=[900, 3]),
         "no signal": lambda: DistilledODEScheduler.from_config(other),
+        "predicts 'eps' says nothing": lambda: Denoiser(
+            lambda z, t: z, "eps", DiscreteBetas(zero_snr=True), TimeOfProcess(1000.0, -1.0)
+        ),
         "eta": lambda: DistilledODEScheduler().step(z, 1, z, eta=1.0),
         "give mu": lambda: DistilledODEScheduler(**moving).set_timesteps(4),
         "must decrease": lambda: DistilledODEScheduler().set_timesteps(timesteps=[5, 6]),

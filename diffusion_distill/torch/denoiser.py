@@ -10,7 +10,7 @@ import torch  # pyright: ignore[reportMissingImports]
 
 from diffusion_distill.process.levels import Level
 from diffusion_distill.process.predictions import SIGMA_DATA, output_channels, to_x
-from diffusion_distill.process.processes import Process
+from diffusion_distill.process.processes import DiscreteBetas, Process
 from diffusion_distill.process.time_input import TimeInput
 
 
@@ -28,7 +28,8 @@ class Denoiser:
       dtype: precision of the network's inputs; None for that of z.
 
     Raises:
-      ValueError: an unknown prediction, or one with several outputs; hand over the one that is used.
+      ValueError: an unknown prediction, or one with several outputs: hand over the one that is used; or noise predicted
+        where the process has no signal.
     """
 
     network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -41,6 +42,8 @@ class Denoiser:
     def __post_init__(self) -> None:
         if output_channels(self.prediction, 1) > 1:
             raise ValueError(f"A network of prediction {self.prediction!r} has several outputs: return one.")
+        if isinstance(self.process, DiscreteBetas):
+            self.process.check_prediction(self.prediction)
 
     def __call__(self, z: torch.Tensor, level: Level) -> torch.Tensor:
         """z [batch, channels, ...] at a level of two numbers -> x_hat, in the precision of z."""
