@@ -36,7 +36,7 @@ from diffusion_distill.base.errors import choose, positive_int
 from diffusion_distill.process.predictions import predicts_noise
 from diffusion_distill.process.vp import Decaying
 
-#: The least alpha² where alpha² is linear between knots, as in the published programs.
+#: The least alpha² where alpha² is linear between knots, as in the published programs, which know no `zero_snr`.
 LEAST_ALPHA2 = 1e-7
 #: alpha² of the last knot with `zero_snr`.
 NEXT_TO_NONE = 2.0**-24
@@ -85,13 +85,15 @@ class Discrete(Decaying):
         two betas' knots goes on below them, as in DPM-Solver, and levels end a little above time 0.
       logsnr_min: betas at the noisy end whose knots are below it are left out, and time 1 is the last knot that stays
         (DPM-Solver has -10.2); None keeps them all.
-      between: what is linear between knots, 'log_alpha' or 'alpha2'; alpha² is then at least 1e-7 (DEIS).
+      between: what is linear between knots, 'log_alpha' or 'alpha2'; alpha² is then at least 1e-7 (DEIS), but with
+        `zero_snr`, where it would be that of several knots.
     """
 
     steps: int
     logsnr_max: float | None
     logsnr_min: float | None = None
     between = "log_alpha"
+    zero_snr = False
 
     @property
     def betas(self) -> np.ndarray:
@@ -137,7 +139,8 @@ class Discrete(Decaying):
 
     def _alpha2(self, t: Array) -> Array:
         xp = namespace(t)
-        return xp.maximum(xp.interp(t, _knots(self).time, _knots(self).alpha2), LEAST_ALPHA2)
+        alpha2 = xp.interp(t, _knots(self).time, _knots(self).alpha2)
+        return alpha2 if self.zero_snr else xp.maximum(alpha2, LEAST_ALPHA2)
 
     def _check_ends(self) -> None:
         """Raises ValueError unless the first beta's knot is between the two ends."""

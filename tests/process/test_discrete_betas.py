@@ -66,6 +66,17 @@ def test_without_its_last_signal_the_noise_of_a_rule_still_rises_at_every_knot(k
 
 @every_rule
 @pytest.mark.parametrize("between", ["log_alpha", "alpha2"])
+def test_networks_of_no_signal_are_told_the_index_of_every_knot(kind: str, between: str) -> None:
+    """Of 1000, the last being 999; also on the device."""
+    process, index = DiscreteBetas(kind, 1000, between=between, zero_snr=True), np.arange(1000)
+    level, told = process.level((index + 1) / 1000), TimeOfProcess(1000.0, -1.0)
+    chex.assert_trees_all_close(told.time(level, process), index, rtol=0, atol=1e-6)
+    on_device = jax.jit(lambda level: told.time(level, process))(jax.tree.map(jnp.float32, level))
+    chex.assert_trees_all_close(on_device, index, rtol=0, atol=1e-3)
+
+
+@every_rule
+@pytest.mark.parametrize("between", ["log_alpha", "alpha2"])
 def test_every_rule_is_a_process(kind: str, between: str) -> None:
     """alpha² is the product of (1 - beta) at knots, its line is straight between them, and times come back."""
     process = DiscreteBetas(kind, 60, LOW, HIGH, between=between)
