@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import fuzz
@@ -79,3 +80,33 @@ def test_what_a_fitted_solver_says_of_a_long_name_is_short(part: str, tmp_path: 
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | ({"grid": {long: [1]}} if part == "grid" else {"format": long})))
     assert fuzz.attempt(fuzz.FORMATS["solver"], path) == "refused"
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("field", ["cond", "null"])
+@pytest.mark.parametrize(
+    "written",
+    [{}, [], 1, "a", {"shape": [1]}, {"shape": 1, "dtype": "f4"}, {"shape": [], "dtype": "f4,(2"}, {"tree": [1]},
+     {"list": 1}, {"shape": [2], "dtype": "f4", "values": ["a", "b"]}, {"tree": {"": {"shape": [-1], "dtype": "f4"}}},
+     {"shape": [1.5], "dtype": "f4"}, {"shape": [], "dtype": []}],
+    ids=lambda written: str(written)[:30],
+)  # fmt: skip
+def test_a_condition_that_is_no_tree_of_arrays(field: str, written: object, tmp_path: Path) -> None:
+    """Found by fuzzing: a KeyError."""
+    path = tmp_path / "model.json"
+    fuzz.FORMATS["model"].make(path)
+    content = json.loads(path.read_text())
+    content["model"][field] = written
+    path.write_text(json.dumps(content))
+    assert fuzz.attempt(fuzz.FORMATS["model"], path) == "refused"
+
+
+@pytest.mark.fast
+def test_an_array_with_a_long_damaged_header_is_refused_in_few_words(tmp_path: Path) -> None:
+    """Found by fuzzing: a message of 5028 letters."""
+    path = tmp_path / "file.npz"
+    header = b"{'descr': '<i8', 'shape': (4,), }" + b"\0" * 9000
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    for form in ("npz", "reference"):
+        assert fuzz.attempt(fuzz.FORMATS[form], path) == "refused"

@@ -75,7 +75,10 @@ def _array(file: Any, size: int) -> np.ndarray:
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in headers:
         raise ValueError(f"an array of format {version}; read are 1.0 and 2.0")
-    shape, by_columns, dtype = headers[version](counted)
+    try:
+        shape, by_columns, dtype = headers[version](counted)
+    except ValueError as error:  # NumPy repeats the whole header
+        raise ValueError(str(error)[:300]) from error
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are pickles, and a pickle is a program; none is run")
     if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != size - counted.read_so_far:

@@ -72,10 +72,9 @@ def from_dict(described: Mapping[str, Any], network: Any = None) -> dict[str, An
         "time_input": rebuild("time_input", described["time_input"], TIME_INPUTS),
         "shape": tuple(described["shape"]),
     }
-    if described.get("cond") is not None:
-        fields["cond"] = _read(described["cond"])
-    if described.get("null") is not None:
-        fields["null"] = _read(described["null"])
+    for name in ("cond", "null"):
+        if described.get(name) is not None:
+            fields[name] = _condition(name, described[name])
     for name in ("data_range", "guided"):
         if name in described:
             fields[name] = described[name]
@@ -127,14 +126,26 @@ def _written(tree: Any) -> Any:
     raise ValueError(f"A condition must be made of dictionaries, lists, tuples and arrays to be saved, got {tree!r}.")
 
 
+def _condition(name: str, written: Any) -> Any:
+    """What `_written` wrote; ValueError for anything else, since descriptions are files that people edit."""
+    try:
+        return _read(written)
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, SyntaxError, RecursionError) as error:
+        raise ValueError(
+            f"The field {name!r} of a model must be a tree of arrays as Model.to_dict() writes it, such as "
+            f'{{"shape": [], "dtype": "int32"}}, got {str(written)[:200]}.'
+        ) from error
+
+
 def _read(written: Mapping[str, Any]) -> Any:
-    """What `_written` wrote."""
     if "tree" in written:
         return {name: _read(part) for name, part in written["tree"].items()}
     if "tuple" in written or "list" in written:
         parts = [_read(part) for part in written.get("tuple", written.get("list"))]
         return tuple(parts) if "tuple" in written else parts
-    shape, kind = tuple(written["shape"]), np.dtype(written["dtype"])
+    shape, kind = tuple(written["shape"]), np.dtype(str(written["dtype"]))
+    if any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError(f"a shape of {shape}")
     if "values" in written:
         return np.array(written["values"], kind).reshape(shape)
     return jax.ShapeDtypeStruct(shape, kind)
