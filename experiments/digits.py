@@ -9,9 +9,11 @@ scikit-learn's 1,797 digits, 900 to train on and 897 held out. From one VP teach
 
 From one EDM teacher, sampled with Heun's method: TRACT 32→1, 32→2 and 32→4 in one phase each, and BTD 32→16→...→1.
 
-All are sampled from the same noise. The run folder gets report.html, picture.png, loss.png, results.json and the
-artefacts; an interrupted demo goes on where it was. Distances are between pixels, in which a Gaussian scores well
-without drawing a digit, and between the features of a classifier trained on the same digits: look at the picture too.
+On a CPU a second process trains the classifier beside the teacher, and BTD's students beside TRACT's: two programs of
+half the cores are faster than one of all, which keeps waiting for its slowest core. All are sampled from the same
+noise. The run folder gets report.html, picture.png, loss.png, results.json and the artefacts; an interrupted demo goes
+on where it was. Distances are between pixels, in which a Gaussian scores well without drawing a digit, and between the
+features of the classifier, which was trained on the same digits: look at the picture too.
 """
 
 from __future__ import annotations
@@ -20,9 +22,12 @@ import argparse
 import json
 import os
 import resource
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -58,6 +63,8 @@ LOSS_NOTE = "losses are means over the 64 pixels, but for TRACT's with a VP teac
 COLUMNS = 16
 # In trainings of a few hundred updates an average over a thousand squared gradients is dominated by the first ones.
 OPTIMIZER = dd.OptimizerSettings(b2=0.95)
+#: What a second process can train: functions of `Trainings` -> what they train.
+PARTS = {"judge": "a classifier to judge by", "btd": "BTD's students"}
 
 NETWORK = dd.UNet(
     ch=32,
@@ -179,25 +186,99 @@ class Sampler:
         return dd.table_for(self.artefact, self.steps, self.solver).nfe
 
 
-def train_all(recipe: Recipe, seed: int, folder: Path, stage: Stages) -> list[Sampler]:
-    """The teacher (with every number of steps it is shown with) and the students."""
-    source = dd.data.digits("train")
-    settings = dd.Settings(batch_size=BATCH, seed=seed, checkpoint_every=500, optimizer=OPTIMIZER)
+@dataclass(frozen=True)
+class Trainings:
+    """The demo's trainings. Each goes on where it was, whichever process began it; a finished one only reads it."""
+
+    recipe: Recipe
+    seed: int
+    scale: float
+    folder: Path
+
+    @property
+    def settings(self) -> dd.Settings:
+        """Of all but the classifier."""
+        return dd.Settings(batch_size=BATCH, seed=self.seed, checkpoint_every=500, optimizer=OPTIMIZER)
+
+    def teacher(self) -> dd.Artefact:
+        """The teacher."""
+        model, method = self.recipe.model, self.recipe.teacher
+        return dd.train(model, dd.data.digits("train"), method, self.settings, self.folder / "teacher")
+
+    def tract(self, steps: int, start: dd.Artefact) -> dict[int, dd.Artefact]:
+        """TRACT's students by their steps, of the distillation that ends at `steps`."""
+        method = self.recipe.tract[steps]
+        return dd.distill(start, dd.data.digits("train"), method, self.settings, self.folder / f"tract_{steps}")
+
+    def btd(self) -> dict[int, dd.Artefact]:
+        """BTD's students by their steps; the teacher must be there."""
+        teacher = dd.Artefact.load(self.folder / "teacher" / "teacher")
+        return dd.distill(teacher, dd.data.digits("train"), self.recipe.btd, self.settings, self.folder / "btd")
+
+    def judge(self) -> FromFunction:
+        """A classifier's features, which are nearer to what people see than pixels are."""
+        settings = ClassifierSettings(images(CLASSIFIER_UPDATES, self.scale), batch_size=BATCH, seed=self.seed)
+        train, heldout = map(dd.data.digits, ("train", "heldout"))
+        judge = train_classifier(train, heldout, settings, self.folder / "classifier")
+        print(f"The classifier is right about {judge.about['accuracy']:.1%} of the held-out digits.")
+        return FromFunction(judge.features, "classifier", judge.network.width)
+
+
+def train_all(trainings: Trainings, stage: Stages) -> tuple[list[Sampler], FromFunction]:
+    """The teacher (with every number of steps it is shown with) and the students; and what judges them."""
+    recipe = trainings.recipe
     stage.begin("teacher")
-    teacher = dd.train(recipe.model, source, recipe.teacher, settings, folder / "teacher")
+    with beside("judge", trainings.folder):
+        teacher = trainings.teacher()
     start, tract = teacher, {}
-    for steps, method in recipe.tract.items():
-        stage.begin(f"TRACT {'→'.join(map(str, method.schedule))}")
-        students = dd.distill(start, source, method, settings, folder / f"tract_{steps}")
-        tract[steps], start = students[steps], students.get(recipe.between, start)
+    with beside("btd", trainings.folder):
+        for steps, method in recipe.tract.items():
+            stage.begin(f"TRACT {'→'.join(map(str, method.schedule))}")
+            students = trainings.tract(steps, start)
+            tract[steps], start = students[steps], students.get(recipe.between, start)
     stage.begin(f"BTD {recipe.btd.start_steps}→1")
-    halved = dd.distill(teacher, source, recipe.btd, settings, folder / "btd")
+    halved = trainings.btd()
+    stage.begin("a classifier to judge by")
+    judge = trainings.judge()
     name = f"teacher, {'DDIM' if recipe.solver == 'ddim' else recipe.solver.capitalize()}"
-    return [
+    samplers = [
         *(Sampler(name, teacher, steps, recipe.solver) for steps in recipe.shown),
         *(Sampler("BTD", halved[steps], steps) for steps in (4, 2, 1)),
         *(Sampler("TRACT", tract[steps], steps) for steps in (4, 2, 1)),
     ]
+    return samplers, judge
+
+
+@contextmanager
+def beside(part: str, folder: Path) -> Iterator[None]:
+    """Trains one of `PARTS` in a second process meanwhile, on a CPU only; its output goes to FOLDER/PART.log.
+
+    What it does not finish is left to the same training in this process, which comes later. It ends with this process.
+    """
+    if CORES == 1 or jax.default_backend() != "cpu":
+        yield
+        return
+    path = folder / f"{part}.log"
+    print(f"Meanwhile a second process trains {PARTS[part]}; what it prints is in {path}.", flush=True)
+    with path.open("a") as log:
+        command = [sys.executable, *sys.argv, f"--out={folder}", f"--part={part}"]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            yield
+            if status := process.wait():
+                print(f"The second process ended with status {status}; this one goes on with its work.", flush=True)
+        finally:
+            process.communicate()  # closes its standard input, which ends it
+
+
+def end_with_parent() -> None:
+    """Ends this process when its standard input is closed: as soon as the one that started it ends, in whatever way."""
+
+    def wait() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def sample_all(samplers: Sequence[Sampler], seed: int) -> list[tuple[np.ndarray, float]]:
@@ -212,15 +293,6 @@ def sample_all(samplers: Sequence[Sampler], seed: int) -> list[tuple[np.ndarray,
         print(f"{s.method}, {s.steps} steps: {speed:.0f} images/s", flush=True)
         drawn.append((np.concatenate(found)[:SAMPLES], speed))
     return drawn
-
-
-def train_judge(seed: int, scale: float, folder: Path) -> FromFunction:
-    """A classifier's features, which are nearer to what people see than pixels are."""
-    settings = ClassifierSettings(images(CLASSIFIER_UPDATES, scale), batch_size=BATCH, seed=seed)
-    train, heldout = map(dd.data.digits, ("train", "heldout"))
-    judge = train_classifier(train, heldout, settings, folder)
-    print(f"The classifier is right about {judge.about['accuracy']:.1%} of the held-out digits.")
-    return FromFunction(judge.features, "classifier", judge.network.width)
 
 
 def scores(
@@ -248,10 +320,7 @@ class Stages:
     def begin(self, name: str) -> None:
         """Says which part begins, and how long the demo has run."""
         self._done += 1
-        print(
-            f"\n[{self._done}/{self._total}] {name} ({time.monotonic() - self.begun:.0f} s so far)",
-            flush=True,
-        )
+        print(f"\n[{self._done}/{self._total}] {name} ({time.monotonic() - self.begun:.0f} s so far)", flush=True)
 
 
 def run_folder(out: Path) -> Path:
@@ -276,19 +345,23 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="run folder (runs/digits, runs/digits_edm)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="length of all trainings, 1 = the full demo")
+    parser.add_argument("--part", choices=PARTS, help="of the second process; the demo starts it itself")
     arguments = parser.parse_args()
-    use_cpu_devices(CORES)
+    use_cpu_devices(max(1, CORES // 2))  # the other half is a second process's
     default = Path("runs") / ("digits" if arguments.teacher == "vp" else f"digits_{arguments.teacher}")
+    keep_compiled()
+    recipe = RECIPES[arguments.teacher](arguments.scale)
+    if arguments.part:
+        end_with_parent()
+        getattr(Trainings(recipe, arguments.seed, arguments.scale, arguments.out or default), arguments.part)()
+        return
     folder = run_folder(arguments.out or default)
     folder.mkdir(parents=True, exist_ok=True)
-    keep_compiled()
     stage = Stages(8)
     devices = f"{jax.device_count()} {jax.default_backend()} device(s)"
     print(f"A teacher of digits and its students, on {devices}, into {folder}")
 
-    samplers = train_all(RECIPES[arguments.teacher](arguments.scale), arguments.seed, folder, stage)
-    stage.begin("a classifier to judge by")
-    judge = train_judge(arguments.seed, arguments.scale, folder / "classifier")
+    samplers, judge = train_all(Trainings(recipe, arguments.seed, arguments.scale, folder), stage)
     stage.begin("sampling")
     drawn = sample_all(samplers, arguments.seed)
     stage.begin("scores and pictures")
@@ -317,9 +390,10 @@ def main() -> None:
 
 
 def peak_memory() -> float:
-    """Peak resident memory in GB."""
+    """The most resident memory of this process and of a second one, in GB."""
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(resource.getrusage(who).ru_maxrss for who in both) * unit / 1e9
 
 
 if __name__ == "__main__":
