@@ -9,11 +9,12 @@ scikit-learn's 1,797 digits, 900 to train on and 897 held out. From one VP teach
 
 From one EDM teacher, sampled with Heun's method: TRACT 32→1, 32→2 and 32→4 in one phase each, and BTD 32→16→...→1.
 
-On a CPU a second process trains the classifier beside the teacher, and BTD's students beside TRACT's: two programs of
-half the cores are faster than one of all, which keeps waiting for its slowest core. All are sampled from the same
-noise. The run folder gets report.html, picture.png, loss.png, results.json and the artefacts; an interrupted demo goes
-on where it was. Distances are between pixels, in which a Gaussian scores well without drawing a digit, and between the
-features of the classifier, which was trained on the same digits: look at the picture too.
+On a CPU a second process trains the classifier beside the teacher, and then BTD's students and the last of TRACT's
+beside the others: two programs of half the cores are faster than one of all, which keeps waiting for its slowest core.
+All are sampled from the same noise. The run folder gets report.html, picture.png, loss.png, results.json and the
+artefacts; an interrupted demo goes on where it was. Distances are between pixels, in which a Gaussian scores well
+without drawing a digit, and between the features of the classifier, which was trained on the same digits: look at the
+picture too.
 """
 
 from __future__ import annotations
@@ -64,18 +65,12 @@ COLUMNS = 16
 # In trainings of a few hundred updates an average over a thousand squared gradients is dominated by the first ones.
 OPTIMIZER = dd.OptimizerSettings(b2=0.95)
 #: What a second process can train: functions of `Trainings` -> what they train.
-PARTS = {"judge": "a classifier to judge by", "btd": "BTD's students"}
+PARTS = {"judge": "a classifier to judge by", "others": "BTD's students, and the last of TRACT's"}
 
 NETWORK = dd.UNet(
-    ch=32,
-    emb_ch=64,
-    out_ch=1,
-    ch_mult=(1, 1),
-    num_res_blocks=1,
-    attn_resolutions=(),
-    num_heads=1,
+    ch=32, emb_ch=64, out_ch=1, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), num_heads=1,
     resblock_resample=True,
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,6 +102,12 @@ def halving(start: int, updates: int, scale: float) -> int:
     return images(updates / (start.bit_length() + 1), scale)
 
 
+def teacher(scale: float, **others: Any) -> dd.Denoising:
+    """The training of a teacher; others are fields of `Denoising`."""
+    rule = {"learning_rate": 3e-3, "warmup": 100, "anneal": True, "residual": 1e-3, **others}
+    return dd.Denoising(images(TEACHER_UPDATES, scale), **rule)
+
+
 def vp(scale: float) -> Recipe:
     """A VP teacher that predicts v: all are trained on the error of v, weighting SNR + 1."""
     v: dict[str, Any] = {"weighting": "snr_plus_one"}
@@ -119,9 +120,7 @@ def vp(scale: float) -> Recipe:
 
     return Recipe(
         model=dd.Model(NETWORK, shape=(8, 8, 1), prediction="v"),
-        teacher=dd.Denoising(
-            images(TEACHER_UPDATES, scale), learning_rate=3e-3, warmup=100, anneal=True, residual=1e-3, **v
-        ),
+        teacher=teacher(scale, **v),
         tract={
             1: tract(64, 8, 1, updates=DISTILL_UPDATES, shares=(1, 3)),
             2: tract(8, 2, updates=TO_TWO_OR_FOUR_UPDATES),
@@ -145,20 +144,8 @@ def edm(scale: float) -> Recipe:
     model = dd.Model(NETWORK, (8, 8, 1), dd.VE(20.0), prediction="edm", time_input=dd.EDMInput(sigma_data=0.75))
     return Recipe(
         model=model,
-        teacher=dd.Denoising(
-            images(TEACHER_UPDATES, scale),
-            noise="lognormal",
-            learning_rate=3e-3,
-            warmup=100,
-            anneal=True,
-            residual=1e-3,
-            **f,
-        ),
-        tract={
-            1: tract(1, EDM_UPDATES),
-            2: tract(2, EDM_UPDATES / 2),
-            4: tract(4, EDM_UPDATES / 2),
-        },
+        teacher=teacher(scale, noise="lognormal", **f),
+        tract={1: tract(1, EDM_UPDATES), 2: tract(2, EDM_UPDATES / 2), 4: tract(4, EDM_UPDATES / 2)},
         between=0,
         btd=dd.Progressive(
             32, 1, phase_length=halving(32, EDM_UPDATES, scale), learning_rate=1e-3, teacher_solver="heun", **f
@@ -205,15 +192,23 @@ class Trainings:
         model, method = self.recipe.model, self.recipe.teacher
         return dd.train(model, dd.data.digits("train"), method, self.settings, self.folder / "teacher")
 
-    def tract(self, steps: int, start: dd.Artefact) -> dict[int, dd.Artefact]:
-        """TRACT's students by their steps, of the distillation that ends at `steps`."""
-        method = self.recipe.tract[steps]
-        return dd.distill(start, dd.data.digits("train"), method, self.settings, self.folder / f"tract_{steps}")
+    def tract(self, steps: int) -> dd.Artefact:
+        """TRACT's student of so many steps; what it begins with must be there."""
+        first, between = next(iter(self.recipe.tract)), self.recipe.between
+        from_teacher = steps == first or not between
+        start = self.folder / ("teacher/teacher" if from_teacher else f"tract_{first}/student_{between}")
+        method, folder = self.recipe.tract[steps], self.folder / f"tract_{steps}"
+        return dd.distill(dd.Artefact.load(start), dd.data.digits("train"), method, self.settings, folder)[steps]
 
     def btd(self) -> dict[int, dd.Artefact]:
         """BTD's students by their steps; the teacher must be there."""
         teacher = dd.Artefact.load(self.folder / "teacher" / "teacher")
         return dd.distill(teacher, dd.data.digits("train"), self.recipe.btd, self.settings, self.folder / "btd")
+
+    def others(self) -> None:
+        """What the second process trains beside the first of TRACT's students."""
+        self.btd()
+        self.tract(list(self.recipe.tract)[-1])
 
     def judge(self) -> FromFunction:
         """A classifier's features, which are nearer to what people see than pixels are."""
@@ -230,14 +225,17 @@ def train_all(trainings: Trainings, stage: Stages) -> tuple[list[Sampler], FromF
     stage.begin("teacher")
     with beside("judge", trainings.folder):
         teacher = trainings.teacher()
-    start, tract = teacher, {}
-    with beside("btd", trainings.folder):
-        for steps, method in recipe.tract.items():
-            stage.begin(f"TRACT {'→'.join(map(str, method.schedule))}")
-            students = trainings.tract(steps, start)
-            tract[steps], start = students[steps], students.get(recipe.between, start)
+
+    def tract_of(steps: int) -> dd.Artefact:
+        stage.begin(f"TRACT {'→'.join(map(str, recipe.tract[steps].schedule))}")
+        return trainings.tract(steps)
+
+    *first, last = recipe.tract
+    with beside("others", trainings.folder):
+        tract = {steps: tract_of(steps) for steps in first}
     stage.begin(f"BTD {recipe.btd.start_steps}→1")
     halved = trainings.btd()
+    tract[last] = tract_of(last)
     stage.begin("a classifier to judge by")
     judge = trainings.judge()
     name = f"teacher, {'DDIM' if recipe.solver == 'ddim' else recipe.solver.capitalize()}"
@@ -372,13 +370,8 @@ def main() -> None:
     dd.report.loss_plot(loss_curves(folder), folder / "loss.png", "training images", title=LOSS_NOTE)
 
     seconds, memory = time.monotonic() - stage.begun, peak_memory()
-    results = {
-        "rows": rows,
-        "seed": arguments.seed,
-        "scale": arguments.scale,
-        "seconds": seconds,
-        "peak GB": memory,
-    }
+    asked = {"seed": arguments.seed, "scale": arguments.scale}
+    results = {"rows": rows, **asked, "seconds": seconds, "peak GB": memory}
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print("\n" + dd.report.format_table(rows, ["method", "nfe", "samples/s", "classifier frechet"]))
     print(
