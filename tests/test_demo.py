@@ -73,7 +73,8 @@ time.sleep(600)
 def test_a_second_process_ends_with_the_first(second, tmp_path):
     second(WAITS)
     with pytest.raises(ZeroDivisionError), digits.beside("others", tmp_path):
-        while "ready" not in (tmp_path / "others.log").read_text():
+        while "ready" not in (told := (tmp_path / "others.log").read_text()):
+            assert "Error" not in told
             time.sleep(0.05)
         raise ZeroDivisionError  # beside() would wait for ten minutes if the other process did not end
 
@@ -96,4 +97,4 @@ def test_the_demo(cores, tmp_path):
     for name in ("report.html", "picture.png", "loss.png", "tract_1/student_1", "tract_4/student_4", "btd/student_1"):
         assert (folder / name).exists()
     there = (folder / "others.log").read_text() if cores > 1 else ""
-    assert ("btd 2→1: 8/8" in there) == ("tract 8→4: 8/8" in there) == (cores > 1)
+    assert ("btd 2→1: " in there) == ("tract 8→4: " in there) == (cores > 1)
