@@ -78,8 +78,8 @@ class Recipe:
     """The models and methods to train, and the teacher's solver.
 
     Attributes:
-      tract: distillations in the order in which they run, by their steps; the first is from the teacher, the others
-        from its student `between`, or from the teacher too if that is 0.
+      tract: distillations by their steps; the first is from the teacher, the others from its student `between`, or from
+        the teacher too if that is 0. Of several processes the second one runs the last.
       solver: of the teacher; `shown` are its steps.
     """
 
