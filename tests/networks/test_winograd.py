@@ -38,12 +38,18 @@ def in_float64(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return np.sum([padded[:, i : i + height, j : j + width] @ kernel[i, j] for i, j in places], axis=0)
 
 
-@pytest.mark.parametrize("form", [winograd.by_four_products, winograd.plain])
+@pytest.mark.parametrize(
+    # XLA adds up in an order that depends on the machine; on cores with AVX2 it errs by 1.2e-6.
+    ("form", "atol"),
+    [(winograd.by_four_products, 1e-6), (winograd.plain, 2e-6)],
+)
 @pytest.mark.parametrize(("batch", "height", "width", "inputs", "outputs"), SHAPES)
-def test_both_forms_are_the_convolution(form, batch: int, height: int, width: int, inputs: int, outputs: int) -> None:
+def test_both_forms_are_the_convolution(
+    form, atol: float, batch: int, height: int, width: int, inputs: int, outputs: int
+) -> None:
     x, kernel = arrays((batch, height, width, inputs), (3, 3, inputs, outputs))
     want = in_float64(np.asarray(x), np.asarray(kernel))
-    np.testing.assert_allclose(form(x, kernel), want, atol=1e-6 * np.abs(want).max())
+    np.testing.assert_allclose(form(x, kernel), want, atol=atol * np.abs(want).max())
 
 
 def along(function, point: jax.Array) -> jax.Array:
