@@ -10,8 +10,8 @@ half as wide with kernels of 3x1, which XLA computes as fast as its matrix produ
 convolution too; that by the kernel is left to XLA, since the same formula turned around saves nothing there.
 
 A convolution took 0.70 of the time on images of 16x16 and 32x32, 0.78 on 8x8 (jaxlib 0.10.2, one core with AVX-512).
-Its numbers differ from XLA's by less than 1e-6 of the largest. On smaller images, and with few channels, there is
-nothing to gain. A row of an odd number of pixels gets one more, which is thrown away.
+Its numbers err by less than 1e-6 of the largest. On smaller images, and with few channels, there is nothing to gain. A
+row of an odd number of pixels gets one more, which is thrown away.
 """
 
 from __future__ import annotations
