@@ -107,6 +107,7 @@ class Monitor:
         shown = drawable(self._model.shape, self._model.data_range)
         for name, images in rows.items() if shown else ():
             self._log.images(update, f"samples/{name}", images)
-        self._log.scalars(update, {"phase": phase.name, "evaluated": True, **figures})
         if self._folder and shown:
             image_grid(rows, self._folder / "samples" / f"{update:08d}.png", title=f"{phase.name}, update {update}")
+        # last, as a run that finds this record makes up for nothing
+        self._log.scalars(update, {"phase": phase.name, "evaluated": True, **figures})

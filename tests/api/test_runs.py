@@ -21,6 +21,7 @@ import toys
 from toys import equal
 
 from diffusion_distill import api
+from diffusion_distill.api import monitor
 from diffusion_distill.base import interrupts
 from diffusion_distill.data import from_arrays
 from diffusion_distill.denoisers.model import Model
@@ -357,6 +358,26 @@ def test_a_run_is_watched(teacher: Artefact, source: toys.GaussianSource, tmp_pa
     [events] = (tmp_path / "tensorboard").glob("events*")
     content = events.read_bytes()
     assert all(tag in content for tag in (b"loss", b"frechet/eval", b"samples/raw", b"grad_norm"))
+
+
+def test_an_evaluation_that_ends_before_its_picture_is_made_up_for(
+    teacher: Artefact, source: toys.GaussianSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(SETTINGS, evaluate_every=16)
+
+    def stopped(rows: object, path: Path, title: str) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as killed:
+        killed.setattr(monitor, "image_grid", stopped)
+        with pytest.raises(RuntimeError, match="killed"):
+            api.distill(teacher, source, TRACT, settings, tmp_path)
+    assert not any(record.get("evaluated") for record in read_json_lines(tmp_path / "metrics.jsonl"))
+    api.distill(teacher, source, TRACT, settings, tmp_path)
+    evaluated = [r["update"] for r in read_json_lines(tmp_path / "metrics.jsonl") if r.get("evaluated")]
+    assert evaluated and sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        f"{update:08d}.png" for update in evaluated
+    ]
 
 
 # --- other networks, conditions and processes
