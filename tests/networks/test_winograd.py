@@ -52,6 +52,16 @@ def test_both_forms_are_the_convolution(
     np.testing.assert_allclose(form(x, kernel), want, atol=atol * np.abs(want).max())
 
 
+@pytest.mark.parametrize("shape", [*SHAPES, (6, 16, 16, 64, 64)])  # the last in several parts
+def test_the_gradient_by_the_kernel_is_that_of_the_convolution(shape: tuple[int, ...]) -> None:
+    *image, inputs, outputs = shape
+    x, g = (np.asarray(a) for a in arrays((*image, inputs), (*image, outputs)))
+    padded, wide = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0))), g.astype(np.float64)
+    seen = np.lib.stride_tricks.sliding_window_view(padded, image[1:], (1, 2))  # [batch, 3, 3, in, h, w]
+    want = np.einsum("nijchw,nhwo->ijco", seen, wide, optimize=True)
+    np.testing.assert_allclose(winograd.kernel_gradient(g, x), want, atol=1e-6 * np.abs(want).max())
+
+
 def along(function, point: jax.Array) -> jax.Array:
     """The derivative of a function at a point, along a direction."""
     return jax.jvp(function, (point,), (jnp.cos(point),))[1]
@@ -130,6 +140,6 @@ def test_which_convolutions_have_it() -> None:
 def test_programs_for_other_machines_keep_xlas_form() -> None:
     gradients = jax.jit(jax.value_and_grad(partial(wave, winograd.convolution), (0, 1)))
     traced = gradients.trace(*arrays((1, 8, 8, 64), (3, 3, 64, 64)))
-    for platform, convolutions in (("cpu", 9), ("cuda", 3), ("tpu", 3)):
+    for platform, convolutions in (("cpu", 8), ("cuda", 3), ("tpu", 3)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert text.count("stablehlo.convolution") == convolutions, platform
