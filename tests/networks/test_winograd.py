@@ -55,8 +55,8 @@ def test_both_forms_are_the_convolution(
 @pytest.mark.parametrize("shape", [*SHAPES, (6, 16, 16, 64, 64)])  # the last in several parts
 def test_the_gradient_by_the_kernel_is_that_of_the_convolution(shape: tuple[int, ...]) -> None:
     *image, inputs, outputs = shape
-    x, g = (np.asarray(a) for a in arrays((*image, inputs), (*image, outputs)))
-    padded, wide = np.pad(x.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0))), g.astype(np.float64)
+    x, g = arrays((*image, inputs), (*image, outputs))
+    padded, wide = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0))), np.asarray(g, np.float64)
     seen = np.lib.stride_tricks.sliding_window_view(padded, image[1:], (1, 2))  # [batch, 3, 3, in, h, w]
     want = np.einsum("nijchw,nhwo->ijco", seen, wide, optimize=True)
     np.testing.assert_allclose(winograd.kernel_gradient(g, x), want, atol=1e-6 * np.abs(want).max())
