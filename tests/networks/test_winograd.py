@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from diffusion_distill.networks import layers
 from diffusion_distill.networks.layers import winograd
@@ -125,6 +125,20 @@ def test_shares_of_a_batch(checked: bool) -> None:
         for f in (layers.convolution, winograd.plain)
     )
     chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5 * float(jnp.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("devices", [2, 4])
+def test_of_a_split_batch_only_the_gradient_moves(devices: int) -> None:
+    """Every device works on its own images, whether the mesh has all devices or fewer."""
+    x, kernel, g = arrays((8, 16, 16, 64), (3, 3, 64, 64), (8, 16, 16, 64))
+    mesh = data_mesh(jax.devices()[:devices])
+    share, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
+    gradient = jax.jit(winograd.kernel_gradient, in_shardings=(share, share), out_shardings=whole)
+    text = gradient.lower(g, x).compile().as_text()
+    assert "all-reduce" in text
+    assert not [word for word in ("all-gather", "all-to-all", "collective-permute") if word in text]
+    [want] = jax.linear_transpose(partial(winograd.plain, x), kernel)(g)
+    np.testing.assert_allclose(gradient(g, x), want, atol=3e-6 * float(jnp.abs(want).max()))
 
 
 def test_which_convolutions_have_it() -> None:

@@ -11,7 +11,7 @@ convolution too. The gradient by the kernel is the same formula turned around, w
 
     three places of a row of the kernel = G^T [(A g) * (B^T d)]
 
-summed over the pairs and the images. XLA's convolutions are slow at that, so these four products are matrix products.
+summed over the pairs and the images. XLA's convolutions are slow at that with AVX2, so these are matrix products.
 
 A convolution took 0.70 of the time on images of 16x16 and 32x32, 0.78 on 8x8 (jaxlib 0.10.2, one core with AVX-512); a
 gradient by the kernel 0.4 to 0.8 (two cores with AVX2, both at work). Their numbers err by less than 1e-6 of the
