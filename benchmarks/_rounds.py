@@ -3,6 +3,7 @@
 A shared machine is faster in one minute than in the next. Programs that are timed one after another see different
 machines; in short rounds, one after the other again and again, all see the same ones, and the ratio of two medians is
 steady where the medians are not. Processes of their own keep one program's threads and memory out of the other's way.
+A machine may take memory back from a process that waits, whose next calls are slow then: they are not counted.
 
 A worker is a program that calls `serve`; `in_turn` starts the workers and asks each for some calls per round. Pieces of
 work that may share a process are timed by `by_turns`.
@@ -25,12 +26,16 @@ READY = "ready"
 
 
 def serve(work: Callable[[], object]) -> None:
-    """Calls `work` twice to warm up, then as often as each line of the standard input says; prints the seconds."""
-    work()
-    work()
+    """Calls `work` twice to warm up, then as each line of the standard input says; prints the seconds.
+
+    A line has two numbers of calls: those that are not counted, and those after them.
+    """
+    timed(work, 2)
     print(READY, flush=True)
     for line in sys.stdin:
-        print(json.dumps(timed(work, int(line))), flush=True)
+        uncounted, counted = map(int, line.split())
+        timed(work, uncounted)
+        print(json.dumps(timed(work, counted)), flush=True)
 
 
 def timed(work: Callable[[], object], calls: int = 1) -> list[float]:
@@ -81,6 +86,7 @@ def in_turn(
     calls: int = 3,
     variables: Mapping[str, dict] | None = None,
     seconds: float = math.inf,
+    uncounted: int = 1,
 ) -> dict[str, Times]:
     """The times of workers, by name; those that cannot start are left out, with their last words printed.
 
@@ -89,6 +95,7 @@ def in_turn(
       rounds, calls: how often each is asked, and for how many calls.
       variables: of a worker's environment, beside those of this program.
       seconds: after which no further round is begun, if there were two.
+      uncounted: calls at the start of each worker's turn that are not counted.
     """
     started: dict[str, Any] = {}
     for name, command in workers.items():  # all at once: they compile side by side
@@ -111,7 +118,7 @@ def in_turn(
             if round_ >= 2 and time.monotonic() > end:
                 break
             for name, process in running.items():
-                process.stdin.write(f"{calls}\n")
+                process.stdin.write(f"{uncounted} {calls}\n")
                 process.stdin.flush()
                 found[name] += json.loads(process.stdout.readline())
     finally:

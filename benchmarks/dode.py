@@ -56,7 +56,7 @@ def measure(name: str, solver: str, steps: int, scale: int, batch: int, rounds: 
 
 def main() -> None:
     """Measures the chosen solvers."""
-    parser = parser_of(__doc__, rounds=3)
+    parser = parser_of(__doc__, rounds=6)
     parser.add_argument("--net", choices=NETS, default="demo")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--scale", type=int, default=10)

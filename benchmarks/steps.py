@@ -32,7 +32,7 @@ METHODS = {"Denoising": Denoising(), "Tract": Tract((32, 1))}
 GRADIENT = 0.9
 #: Measured only if the network is named: minutes for what the smaller networks tell too.
 SELDOM = {("cifar128", "Denoising")}
-SECONDS = 40.0  # of a network and method, after which no further round is begun
+SECONDS = 60.0  # of a network and method, after which no further round is begun
 
 
 def ours(name: str, work: str) -> Callable[[], object]:

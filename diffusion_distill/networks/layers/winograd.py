@@ -66,7 +66,8 @@ def by_four_products(x: Array, kernel: Array) -> Array:
     pairs = zip(_of_pixels(x), _of_places(kernel), strict=True)
     products = [_down_the_rows(d, g) for d, g in pairs]
     batch, height, width, _ = x.shape
-    return jnp.stack(_combined(A_T, products), axis=3).reshape(batch, height, -1, kernel.shape[-1])[:, :, :width]
+    pixels = (batch, height, width + width % 2, kernel.shape[-1])
+    return jnp.stack(_combined(A_T, products), axis=3).reshape(pixels)[:, :, :width]
 
 
 def _down_the_rows(x: Array, kernel: Array) -> Array:
