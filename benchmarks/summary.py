@@ -61,12 +61,18 @@ def run(name: str, out: Path, quick: bool) -> list[Verdict]:
     print(f"== {name}", flush=True)
     begun = time.monotonic()
     failed = subprocess.run(command, check=False).returncode
+    write_json(about(out, name), machine())
     print(f"== {name}: {'FAILED after ' if failed else ''}{time.monotonic() - begun:.0f} s\n", flush=True)
     return [] if failed else read(file)
 
 
+def about(out: Path, name: str) -> Path:
+    """The file of the machine that a benchmark ran on, beside its verdicts."""
+    return out / f"{name}.machine.json"
+
+
 def machine() -> dict[str, Any]:
-    """Where the figures come from."""
+    """Where and when figures were measured, asked as soon as they are."""
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": cpu_name(),
@@ -110,9 +116,10 @@ def summary(found: Found) -> str:
     return f"{format_table(lines)}\n\n{met} of {len(every)} goals met, {left_out} without their peer."
 
 
-def record_of(found: Found, about: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+def record_of(found: Found, machines: Mapping[str, Mapping], old: Mapping[str, Any]) -> dict[str, Any]:
     """What docs/performance.json holds: benchmark -> {machine, verdicts}; the old where there is nothing new."""
-    new = {name: {"machine": dict(about), "verdicts": [asdict(v) for v in vs]} for name, vs in found.items() if vs}
+    verdicts = {name: [asdict(v) for v in vs] for name, vs in found.items() if vs}
+    new = {name: {"machine": dict(machines[name]), "verdicts": vs} for name, vs in verdicts.items()}
     together = {**old, **new}
     return {name: together[name] for name in BENCHMARKS if name in together}
 
@@ -140,14 +147,15 @@ def with_tables(page: str, record: Mapping[str, Any]) -> str:
     return f"{before}{BEGIN}\n\n{tables(record)}\n\n{END}{after}"
 
 
-def write(found: Found, pictures: Path) -> None:
-    """Writes the record, the page and the picture of the growth."""
+def write(found: Found, out: Path) -> None:
+    """Writes the record, the page and the picture of the growth, from what lies in a folder."""
     old = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    record = record_of(found, machine(), old)
+    machines = {name: json.loads(about(out, name).read_text()) for name in found if found[name]}
+    record = record_of(found, machines, old)
     write_json(RECORD, record)
     PAGE.write_text(with_tables(PAGE.read_text(), record))
     if found.get("growth"):
-        PICTURE.write_bytes((pictures / PICTURE.name).read_bytes())
+        PICTURE.write_bytes((out / PICTURE.name).read_bytes())
 
 
 def main() -> int:

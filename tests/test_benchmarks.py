@@ -75,8 +75,9 @@ def test_the_summary_has_a_line_for_each_verdict(tools: dict[str, Any], verdicts
 def test_only_what_was_run_is_written_anew(tools: dict[str, Any], verdicts: list[Any]) -> None:
     summary = tools["summary"]
     about = {"cpu": "a CPU", "devices": 2, "jaxlib": "1.2", "date": "2000-01-01", "load": 2.0}
-    old = summary.record_of({"growth": verdicts[:1], "steps": verdicts}, about, {})
-    new = summary.record_of({"growth": [], "steps": verdicts[:2]}, {**about, "date": "2000-01-02"}, old)
+    old = summary.record_of({"growth": verdicts[:1], "steps": verdicts}, dict.fromkeys(("growth", "steps"), about), {})
+    later = {**about, "date": "2000-01-02"}
+    new = summary.record_of({"growth": [], "steps": verdicts[:2]}, {"steps": later}, old)
     assert list(new) == ["steps", "growth"] and new["growth"] == old["growth"]
     page = summary.with_tables(f"before {summary.BEGIN} old {summary.END} after", json.loads(json.dumps(new)))
     assert page.startswith("before ") and page.endswith(" after") and " old " not in page
@@ -113,5 +114,6 @@ def test_a_quick_run_writes_verdicts(tools: dict[str, Any], tmp_path: Path) -> N
     command = [sys.executable, str(ROOT / "benchmarks" / "summary.py"), "--quick", f"--out={tmp_path}"]
     run = subprocess.run([*command, "--only=networks", "--only=input"], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
-    found = {path.stem: tools["_verdicts"].read(path) for path in tmp_path.glob("*.json")}
-    assert run.stdout.endswith(tools["summary"].summary({name: found[name] for name in ("networks", "input")}) + "\n")
+    found = {name: tools["_verdicts"].read(tmp_path / f"{name}.json") for name in ("networks", "input")}
+    assert run.stdout.endswith(tools["summary"].summary(found) + "\n")
+    assert all("load" in json.loads((tmp_path / f"{name}.machine.json").read_text()) for name in found)
