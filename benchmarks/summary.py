@@ -61,13 +61,13 @@ def run(name: str, out: Path, quick: bool) -> list[Verdict]:
     print(f"== {name}", flush=True)
     begun = time.monotonic()
     failed = subprocess.run(command, check=False).returncode
-    write_json(about(out, name), machine())
+    write_json(machine_file(out, name), machine())
     print(f"== {name}: {'FAILED after ' if failed else ''}{time.monotonic() - begun:.0f} s\n", flush=True)
     return [] if failed else read(file)
 
 
-def about(out: Path, name: str) -> Path:
-    """The file of the machine that a benchmark ran on, beside its verdicts."""
+def machine_file(out: Path, name: str) -> Path:
+    """Where it is written which machine a benchmark ran on: beside its verdicts."""
     return out / f"{name}.machine.json"
 
 
@@ -150,7 +150,7 @@ def with_tables(page: str, record: Mapping[str, Any]) -> str:
 def write(found: Found, out: Path) -> None:
     """Writes the record, the page and the picture of the growth, from what lies in a folder."""
     old = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    machines = {name: json.loads(about(out, name).read_text()) for name in found if found[name]}
+    machines = {name: json.loads(machine_file(out, name).read_text()) for name in found if found[name]}
     record = record_of(found, machines, old)
     write_json(RECORD, record)
     PAGE.write_text(with_tables(PAGE.read_text(), record))
