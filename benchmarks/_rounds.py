@@ -3,7 +3,8 @@
 A shared machine is faster in one minute than in the next. Programs that are timed one after another see different
 machines; in short rounds, one after the other again and again, all see the same ones, and the ratio of two medians is
 steady where the medians are not. Processes of their own keep one program's threads and memory out of the other's way.
-A machine may take memory back from a process that waits, which makes the first calls of its turn slow: they are not counted.
+A machine may take memory back from a process that waits, which makes the first calls of its turn slow: those are not
+counted.
 
 A worker is a program that calls `serve`; `in_turn` starts the workers and asks each for some calls per round. Pieces of
 work that may share a process are timed by `by_turns`.
