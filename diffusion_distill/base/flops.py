@@ -99,6 +99,12 @@ def _of_convolution(equation: JaxprEqn) -> int:
     return pairs * out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * kernel[numbers.rhs_spec[1]]
 
 
+def _of_tangent(equation: JaxprEqn) -> int:
+    """Multiply-adds of a 3x3 convolution of a tangent (networks/layers/winograd.py), counted as a plain one."""
+    [_, kernel], [out] = _shapes(equation)
+    return prod(out) * prod(kernel[:3])
+
+
 def _of_attention(equation: JaxprEqn) -> int:
     """Multiply-adds of cuDNN's attention: q [batch, positions, heads, width] with k [batch, positions, ...], with v."""
     [query, key, *_], _ = _shapes(equation)
@@ -108,5 +114,6 @@ def _of_attention(equation: JaxprEqn) -> int:
 PRODUCTS: dict[str, Callable[[JaxprEqn], int]] = {
     "dot_general": _of_dot,
     "conv_general_dilated": _of_convolution,
+    "convolution_of_a_tangent": _of_tangent,
     "dot_product_attention_fwd_wrapper": _of_attention,
 }

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from diffusion_distill.base.flops import count_flops
 from diffusion_distill.denoisers.adapters import adapt
 from diffusion_distill.denoisers.network import Network
-from diffusion_distill.networks import DiT, UNet
+from diffusion_distill.networks import DiT, UNet, layers
 from diffusion_distill.training.sharding import data_mesh
 
 
@@ -46,6 +46,12 @@ OPERATIONS = {
     # Of a 2x2 kernel on an image with a zero between any two pixels, one place in four meets a pixel.
     "transposed": (
         convolution(lhs_dilation=(2, 2), padding=((1, 1), (1, 1))), [IMAGE, shape(2, 2, 6, 10)], 2 * 16 * 16 * 6 * 10
+    ),
+    # One product forward and one for each gradient, in a CPU's form of its own too.
+    "gradients": (
+        jax.grad(lambda x, w: jnp.sum(layers.convolution(x, w) ** 2), (0, 1)),
+        [shape(2, 8, 8, 64), shape(3, 3, 64, 70)],
+        3 * 2 * 64 * 9 * 64 * 70,
     ),
     "nothing": (lambda a: jnp.sum(jnp.sin(a) ** 2), [IMAGE], 0),
 }  # fmt: skip

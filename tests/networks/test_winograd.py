@@ -6,6 +6,7 @@ from functools import partial
 
 import chex
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -77,12 +78,18 @@ def squared_gradient(f, x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jnp.sum(jax.grad(partial(wave, f), 1)(x, kernel) ** 2)
 
 
+def one_by_one(f):
+    """A convolution that takes one image, mapped over the batch."""
+    return jax.vmap(lambda image, kernel: f(image[None], kernel)[0], (0, None))
+
+
 #: From a convolution, x and its kernel.
 DERIVATIVES = {
     "gradients": lambda f, x, k: jax.jit(jax.grad(partial(wave, f), (0, 1)))(x, k),
     "by x": lambda f, x, k: jax.grad(partial(wave, f))(x, k),
     "by the kernel": lambda f, x, k: jax.grad(partial(wave, f), 1)(x, k),
     "of each image": lambda f, x, k: jax.vmap(jax.grad(partial(wave, f), (0, 1)), (0, None))(x[:, None], k),
+    "of images mapped over": lambda f, x, k: jax.grad(partial(wave, one_by_one(f)), (0, 1))(x, k),
     "of several kernels": lambda f, x, k: jax.vmap(jax.grad(partial(wave, f), 1), (None, 0))(x, jnp.stack([k, 2 * k])),
     "forward, x": lambda f, x, k: along(lambda x: f(x, k), x),
     "forward, kernel": lambda f, x, k: along(lambda k: f(x, k), k),
@@ -126,6 +133,38 @@ def test_shares_of_a_batch(checked: bool) -> None:
         for f in (layers.convolution, winograd.plain)
     )
     chex.assert_trees_all_close(found, wanted, rtol=1e-5, atol=1e-5 * float(jnp.abs(wanted).max()))
+
+
+def test_shares_of_the_channels() -> None:
+    """The devices have different kernels, and all the same images, whose gradient is a sum over the devices."""
+    x, kernel = arrays((2, 8, 8, 64), (3, 3, 64, 128))
+    kernel = 0.05 * kernel
+    mesh, whole, share = data_mesh(jax.devices()[:2]), PartitionSpec(), PartitionSpec(None, None, None, "data")
+    gradients = jax.grad(partial(wave, winograd.convolution), (0, 1))
+    split = jax.shard_map(gradients, mesh=mesh, in_specs=(whole, share), out_specs=(whole, share))
+    for found, wanted in zip(jax.jit(split)(x, kernel), gradients(x, kernel), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * float(jnp.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("shape", ["b, 8, 8, 64", "1, h, w, 64"])
+def test_exports_of_sizes_not_known_yet(shape: str) -> None:
+    x, kernel = arrays((1, 8, 8, 64), (3, 3, 64, 64))
+    kernel = 0.05 * kernel
+    unknown = jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape), jnp.float32)
+    gradient = jax.jit(jax.grad(partial(wave, layers.convolution), 1))
+    exported = jax.export.export(gradient)(unknown, kernel)
+    want = gradient(x, kernel)
+    np.testing.assert_allclose(exported.call(x, kernel), want, rtol=1e-5, atol=1e-5 * float(jnp.abs(want).max()))
+
+
+def test_gradients_step_by_step_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    traced = []
+    gradient = winograd.kernel_gradient
+    monkeypatch.setattr(winograd, "kernel_gradient", lambda g, x: traced.append(g.shape) or gradient(g, x))
+    x, kernel = arrays((1, 9, 13, 66), (3, 3, 66, 65))  # of no other test
+    for _ in range(3):
+        jax.grad(partial(wave, winograd.convolution), 1)(x, kernel)
+    assert len(traced) == 1
 
 
 @pytest.mark.parametrize("devices", [2, 4])

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any
 
@@ -51,7 +51,8 @@ G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float
 def is_faster(x: Array, kernel: Array) -> bool:
     """Whether `convolution` is meant for x [batch, h, w, in] and a kernel on this machine."""
     size, (height, width) = kernel.shape[:2], x.shape[1:3]
-    large = height * width >= FEWEST_PIXELS and min(kernel.shape[2:]) >= FEWEST_CHANNELS
+    known = isinstance(height, int) and isinstance(width, int)  # in an export with symbolic shapes they may not be
+    large = known and height * width >= FEWEST_PIXELS and min(kernel.shape[2:]) >= FEWEST_CHANNELS
     fits = size == (SIZE, SIZE) and x.dtype == jnp.float32
     return jax.default_backend() == "cpu" and large and fits
 
@@ -158,12 +159,12 @@ def _derivative(primals: tuple[Array, Array], tangents: tuple[Any, Any]) -> tupl
     (x, kernel), (x_dot, kernel_dot) = primals, tangents
     out = convolution(x, kernel)
     change = jnp.zeros_like(out)
-    # In shard_map a zero like x makes a kernel vary as x does, which operations of JAX's own do unasked.
-    varying = lax.full_like(x, 0, shape=())
+    # In shard_map zeros like both make each vary as the other does, which operations of JAX's own do unasked.
+    varying = lax.full_like(x, 0, shape=()) + lax.full_like(kernel, 0, shape=())
     if not isinstance(x_dot, SymbolicZero):
-        change += _bilinear.bind(x_dot, kernel + varying)
+        change += _bilinear.bind(x_dot + varying, kernel + varying)
     if not isinstance(kernel_dot, SymbolicZero):
-        change += _bilinear.bind(x, kernel_dot + varying)
+        change += _bilinear.bind(x + varying, kernel_dot + varying)
     return out, change
 
 
@@ -176,13 +177,29 @@ def _input_gradient(g: Array, x: Any, kernel: Array) -> Array:
 
 
 def _kernel_gradient(g: Array, x: Array, kernel: Any) -> Array:
-    """The gradient [3, 3, in, out] by the kernel."""
+    """The gradient [3, 3, in, out] by the kernel; plainly for a batch of a size that is not known yet."""
+    return _kernel_gradient_for_platform(g, x) if isinstance(x.shape[0], int) else _plain_kernel_gradient(g, x)
 
-    def plainly(g: Array, x: Array) -> Array:
-        [gradient] = jax.linear_transpose(lambda kernel: plain(x, kernel), kernel.aval)(g)
-        return gradient
 
-    return lax.platform_dependent(g, x, cpu=kernel_gradient, default=plainly)
+def _plain_kernel_gradient(g: Array, x: Array) -> Array:
+    kernel = lax.full_like(x, 0, shape=(SIZE, SIZE, x.shape[-1], g.shape[-1]))
+    [gradient] = jax.linear_transpose(partial(plain, x), kernel)(g)
+    return gradient
+
+
+@partial(jax.jit, inline=True)  # compiled once, also for gradients that are taken step by step
+def _kernel_gradient_for_platform(g: Array, x: Array) -> Array:
+    return lax.platform_dependent(g, x, cpu=kernel_gradient, default=_plain_kernel_gradient)
+
+
+def _batched(arrays: Sequence[Array], axes: Sequence[int | None]) -> tuple[Array, int]:
+    """Images of one kernel are a larger batch, which keeps this file's gradients; kernels each are mapped over."""
+    (x, kernel), (axis, kernel_axis) = arrays, axes
+    if kernel_axis is not None:
+        return jax.vmap(_for_platform, axes)(*arrays), 0
+    x = jnp.moveaxis(x, axis, 0)
+    out = _bilinear.bind(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), kernel)
+    return out.reshape(*x.shape[:-1], out.shape[-1]), 0
 
 
 # The convolution as an operation of its own, whose transposes are this file's.
@@ -190,5 +207,5 @@ _bilinear = Primitive("convolution_of_a_tangent")
 _bilinear.def_impl(jax.jit(_for_platform))
 _bilinear.def_abstract_eval(lambda x, kernel: x.update(shape=(*x.shape[:-1], kernel.shape[-1])))
 mlir.register_lowering(_bilinear, mlir.lower_fun(_for_platform, multiple_results=False))
-batching.primitive_batchers[_bilinear] = lambda arrays, axes: (jax.vmap(_for_platform, axes)(*arrays), 0)
+batching.primitive_batchers[_bilinear] = _batched
 ad.defbilinear(_bilinear, _input_gradient, _kernel_gradient)
