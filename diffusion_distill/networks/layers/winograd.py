@@ -195,7 +195,7 @@ def _kernel_gradient_for_platform(g: Array, x: Array) -> Array:
 def _batched(arrays: Sequence[Array], axes: Sequence[int | None]) -> tuple[Array, int]:
     """Images of one kernel are a larger batch, which keeps this file's gradients; kernels each are mapped over."""
     (x, kernel), (axis, kernel_axis) = arrays, axes
-    if kernel_axis is not None:
+    if axis is None or kernel_axis is not None:
         return jax.vmap(_for_platform, axes)(*arrays), 0
     x = jnp.moveaxis(x, axis, 0)
     out = _bilinear.bind(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), kernel)
