@@ -140,9 +140,9 @@ def test_shares_of_the_channels() -> None:
     x, kernel = arrays((2, 8, 8, 64), (3, 3, 64, 128))
     kernel = 0.05 * kernel
     mesh, whole, share = data_mesh(jax.devices()[:2]), PartitionSpec(), PartitionSpec(None, None, None, "data")
-    gradients = jax.grad(partial(wave, winograd.convolution), (0, 1))
+    gradients, plain = (jax.grad(partial(wave, f), (0, 1)) for f in (winograd.convolution, winograd.plain))
     split = jax.shard_map(gradients, mesh=mesh, in_specs=(whole, share), out_specs=(whole, share))
-    for found, wanted in zip(jax.jit(split)(x, kernel), gradients(x, kernel), strict=True):
+    for found, wanted in zip(jax.jit(split)(x, kernel), plain(x, kernel), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5 * float(jnp.abs(wanted).max()))
 
 
@@ -151,9 +151,9 @@ def test_exports_of_sizes_not_known_yet(shape: str) -> None:
     x, kernel = arrays((1, 8, 8, 64), (3, 3, 64, 64))
     kernel = 0.05 * kernel
     unknown = jax.ShapeDtypeStruct(jax.export.symbolic_shape(shape), jnp.float32)
-    gradient = jax.jit(jax.grad(partial(wave, layers.convolution), 1))
+    gradient, plain = (jax.jit(jax.grad(partial(wave, f), 1)) for f in (layers.convolution, winograd.plain))
     exported = jax.export.export(gradient)(unknown, kernel)
-    want = gradient(x, kernel)
+    want = plain(x, kernel)
     np.testing.assert_allclose(exported.call(x, kernel), want, rtol=1e-5, atol=1e-5 * float(jnp.abs(want).max()))
 
 
@@ -165,6 +165,13 @@ def test_gradients_step_by_step_are_compiled_once(monkeypatch: pytest.MonkeyPatc
     for _ in range(3):
         jax.grad(partial(wave, winograd.convolution), 1)(x, kernel)
     assert len(traced) == 1
+
+
+def test_images_mapped_over_have_the_form_of_a_batch() -> None:
+    arguments = arrays((2, 8, 8, 64), (3, 3, 64, 64))
+    forms = (partial(wave, f) for f in (winograd.convolution, one_by_one(winograd.convolution)))
+    batch, mapped = (jax.jit(jax.grad(form, 1)).lower(*arguments).as_text() for form in forms)
+    assert mapped.count("stablehlo.dot_general") == batch.count("stablehlo.dot_general") > 0
 
 
 @pytest.mark.parametrize("devices", [2, 4])
