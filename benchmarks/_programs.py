@@ -213,7 +213,7 @@ def _sampler(case: Case, mesh: Mesh, solver: str, states: Sequence[int] = ()) ->
     own = own._replace(table=own.table.plain())
     keys = jax.eval_shape(lambda key: engine.sample_keys(key, np.arange(case.batch)), jax.random.key(0))
     noise = None if own.table.deterministic else shapes(keys, split(mesh))
-    return Program(engine._scan_loop, (own.denoise, own.table, own.registers, own.cond, noise, tuple(states), ()))
+    return Program(engine._scan_loop, (own.table, own.denoise, own.registers, own.cond, noise, tuple(states), ()))
 
 
 def _fit_row(case: Case, mesh: Mesh) -> Program:

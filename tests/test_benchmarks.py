@@ -14,6 +14,8 @@ import pytest
 from places import ROOT
 
 from diffusion_distill import UNet
+from diffusion_distill.networks import DiT
+from diffusion_distill.training.sharding import data_mesh
 
 fast = pytest.mark.fast
 
@@ -23,7 +25,7 @@ def tools() -> Iterator[dict[str, Any]]:
     """The modules of benchmarks/, which is no package, and the demo."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [str(ROOT / "benchmarks"), str(ROOT / "experiments"), *sys.path])
-        names = ("_verdicts", "_rounds", "_nets", "summary", "digits")
+        names = ("_verdicts", "_rounds", "_nets", "_programs", "summary", "digits")
         yield {name: importlib.import_module(name) for name in names}
 
 
@@ -117,3 +119,13 @@ def test_a_quick_run_writes_verdicts(tools: dict[str, Any], tmp_path: Path) -> N
     found = {name: tools["_verdicts"].read(tmp_path / f"{name}.json") for name in ("networks", "input")}
     assert run.stdout.endswith(tools["summary"].summary(found) + "\n")
     assert all("load" in json.loads((tmp_path / f"{name}.machine.json").read_text()) for name in found)
+
+
+def test_programs_for_other_machines_fit_the_functions_that_they_are_of(tools: dict[str, Any]) -> None:
+    """Where no compiler of TPUs is installed too, which `test_tpu_compile.py` needs."""
+    programs = tools["_programs"]
+    network = DiT(16, depth=1, num_heads=2, out_ch=3, num_classes=10, dtype="bfloat16")
+    case = programs.Case(network, (4, 4, 3), 16, (4, 1))
+    for make in programs.PROGRAMS.values():
+        program = make(case, data_mesh())
+        program.function.trace(*program.arguments)
